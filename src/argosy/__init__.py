@@ -1,0 +1,72 @@
+"""Argosy: from training data to a service that many clients call, kept up to date while they call it.
+
+Importing it starts nothing, configures no logging and needs no framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from argosy.client import AdminClient, AsyncClient, Client, Prediction
+    from argosy.compress.base import CompressResult, Guard, compress
+    from argosy.deploy.spec import DeploymentSpec
+    from argosy.errors import ArgosyError
+    from argosy.serve.launch import Server, serve
+    from argosy.signature import Signature, TensorSpec
+    from argosy.store.local import Store
+    from argosy.store.manifest import Version
+    from argosy.train.run import TrainResult, train
+
+__all__ = [
+    "AdminClient",
+    "ArgosyError",
+    "AsyncClient",
+    "Client",
+    "CompressResult",
+    "DeploymentSpec",
+    "Guard",
+    "Prediction",
+    "Server",
+    "Signature",
+    "Store",
+    "TensorSpec",
+    "TrainResult",
+    "Version",
+    "compress",
+    "serve",
+    "train",
+]
+
+# Where each exported name lives; imported when it is first asked for. `train`, `compress` and `serve` are packages
+# that can be called.
+_HOMES: Final = {
+    "AdminClient": "argosy.client",
+    "ArgosyError": "argosy.errors",
+    "AsyncClient": "argosy.client",
+    "Client": "argosy.client",
+    "CompressResult": "argosy.compress.base",
+    "DeploymentSpec": "argosy.deploy.spec",
+    "Guard": "argosy.compress.base",
+    "Prediction": "argosy.client",
+    "Server": "argosy.serve.launch",
+    "Signature": "argosy.signature",
+    "Store": "argosy.store.local",
+    "TensorSpec": "argosy.signature",
+    "TrainResult": "argosy.train.run",
+    "Version": "argosy.store.manifest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("train", "compress", "serve"):
+        return importlib.import_module(f"argosy.{name}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'argosy' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

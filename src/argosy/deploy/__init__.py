@@ -1,0 +1,1 @@
+"""Say what should run where, and change it safely."""

@@ -1,0 +1,224 @@
+"""Make what runs what should run: the same loop on one machine and, later, on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import msgspec
+
+from argosy.deploy.ledger import Deployment, Ledger
+from argosy.deploy.local import LocalNode
+from argosy.deploy.rollout import Lane, build_worker_spec, roll_out
+from argosy.errors import ArgosyError
+from argosy.serve.router import Table, TableEntry
+from argosy.store.manifest import Version
+
+__all__ = ["Reconciler"]
+
+_PERIOD_S: Final = 1.0
+_RETRY_S: Final = 5.0
+
+Message = dict[str, Any]
+
+
+class Reconciler:
+    """Desired state (the ledger) against present state (the node).
+
+    Args:
+        ledger: deployments and rollouts.
+        node: workers and fronts.
+        name_series: gives a deployment's version the index of its counters.
+        num_fronts: fronts of this node.
+    """
+
+    def __init__(self, ledger: Ledger, node: LocalNode, name_series: Callable[[str, str], int], num_fronts: int) -> None:
+        self.ledger = ledger
+        self.node = node
+        self.wake = asyncio.Event()
+        self.is_settled = False
+        """The first table is made: before that, fronts keep the one that they have."""
+        self.problems: dict[str, str] = {}
+        self._num_fronts = num_fronts
+        self._name_series = name_series
+        self._lanes: dict[str, list[Lane]] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        # Epochs grow over restarts of this process, too.
+        self._epoch = time.time_ns() // 1_000_000
+        self._retry_at_s: dict[str, float] = {}
+
+    # what fronts are told
+
+    async def publish(self) -> None:
+        """Send the table to every front, and wait until all serve by it."""
+        await self.node.ask_fronts({"op": "table", "table": msgspec.to_builtins(self._build_table())})
+
+    def _build_table(self) -> Table:
+        self._epoch += 1
+        entries: list[TableEntry] = []
+        for name, lanes in self._lanes.items():
+            described = tuple(
+                lane.describe(self.node.workers, self._name_series(name, str(lane.version.number))) for lane in lanes
+            )
+            entries.append(TableEntry(name, lanes[-1].spec.model, described))
+        return Table(self._epoch, tuple(entries))
+
+    # lanes
+
+    def live_lane(self, name: str) -> Lane | None:
+        """The lane that holds a deployment's traffic."""
+        return next((lane for lane in self._lanes.get(name, []) if not lane.is_draining and lane.weight > 0), None)
+
+    def list_lanes(self, name: str) -> list[Lane]:
+        """All lanes of a deployment."""
+        return list(self._lanes.get(name, []))
+
+    def add_lane(self, lane: Lane) -> None:
+        """Tell fronts of this lane from the next table on."""
+        lanes = self._lanes.setdefault(lane.spec.name, [])
+        if lane not in lanes:
+            lanes.append(lane)
+
+    def drop_lane(self, lane: Lane) -> None:
+        """Forget a lane and stop its workers, but for those that another lane uses."""
+        lanes = self._lanes.get(lane.spec.name, [])
+        if lane in lanes:
+            lanes.remove(lane)
+        if not lanes:
+            self._lanes.pop(lane.spec.name, None)
+        used = {name for other in lanes for name in other.workers}
+        self.node.stop_workers(self.workers_of(lane) - used)
+
+    def workers_of(self, lane: Lane) -> set[str]:
+        """Every worker that was started for this deployment and version."""
+        key = (lane.spec.name, lane.version.digest)
+        return {name for name, w in self.node.workers.items() if (w.spec["deployment"], w.spec["digest"]) == key}
+
+    async def stop_lane_workers(self, lane: Lane) -> None:
+        """Stop a lane's workers and wait until their memory is back."""
+        names = self.workers_of(lane)
+        lane.workers = []
+        self.node.stop_workers(names)
+        while any(name in self.node.workers for name in names):
+            await self.node.wait_changed(_PERIOD_S)
+
+    def ensure_workers(self, lane: Lane) -> list[str]:
+        """The names of as many fitting workers as the lane wants; missing ones are started."""
+        spec = build_worker_spec(lane.spec, lane.version, lane.folder, self._num_fronts)
+        names = [name for name, worker in self.node.workers.items() if worker.spec["key"] == spec["key"] and not worker.is_gone]
+        names = names[: lane.spec.replicas]
+        for _ in range(lane.spec.replicas - len(names)):
+            names.append(self.node.start_worker(lane.spec.name, lane.version.number, spec))
+        return names
+
+    def keep_measurements(self, version: Version, report: Message) -> None:
+        """Record what a load has shown."""
+        values: dict[str, float] = {"load_s": report["load_s"], "memory_bytes": report["memory_bytes"]}
+        for rows, seconds in report.get("service_s", {}).items():
+            values[f"service_s_batch_{rows}"] = seconds
+        self.ledger.store.add_measurements(version, values)
+
+    # the loop
+
+    async def run_forever(self) -> None:
+        """Reconcile whenever something changed, and every second."""
+        while True:
+            self.wake.clear()
+            try:
+                await self._reconcile()
+            except ArgosyError as error:
+                self.log(f"reconcile: {error}")
+            try:
+                await asyncio.wait_for(self.wake.wait(), _PERIOD_S)
+            except TimeoutError:
+                pass
+
+    async def _reconcile(self) -> None:
+        deployments = {deployment.spec.name: deployment for deployment in self.ledger.list_deployments()}
+        is_changed = await self._add_missing_lanes(deployments)
+        gone = [name for name in self._lanes if name not in deployments and name not in self._running]
+        lost = [lane for name in gone for lane in self._lanes.pop(name)]
+        for name in [name for name in self._lanes if name not in self._running]:
+            is_changed |= self._keep_live(name)
+        if is_changed or lost or not self.is_settled:
+            self.is_settled = True
+            await self.publish()
+        for rollout in self.ledger.list_open_rollouts():
+            name = rollout.spec.name
+            if name not in self._running and name in deployments:
+                self._start(name, roll_out(self, rollout))
+        await self._stop_orphans()
+
+    async def _add_missing_lanes(self, deployments: dict[str, Deployment]) -> bool:
+        """Know every version that holds traffic; also after a restart of this process or of the server."""
+        is_changed = False
+        for name, deployment in deployments.items():
+            is_due = time.monotonic() >= self._retry_at_s.get(name, 0.0)
+            if not deployment.is_live or name in self._running or self._lanes.get(name) or not is_due:
+                continue
+            spec = deployment.spec
+            try:
+                version = self.ledger.store.get_version(f"{spec.model}@{spec.version}")
+                folder = await asyncio.to_thread(self.ledger.store.open_artifact, version)
+            except ArgosyError as error:
+                self._note_problem(name, str(error))
+                continue
+            self.add_lane(Lane(spec, version, folder, weight=1.0))
+            is_changed = True
+        return is_changed
+
+    def _keep_live(self, name: str) -> bool:
+        """Have a live version's replicas run; true when the fronts must be told."""
+        lane = self.live_lane(name)
+        if lane is None or time.monotonic() < self._retry_at_s.get(name, 0.0):
+            return False
+        missing = [worker for worker in lane.workers if worker not in self.node.workers]
+        if lane.workers and not missing:
+            return False
+        if missing:
+            # Refused when it loaded again: the file or the machine has changed under it.
+            self._note_problem(name, f"worker {missing[0]} cannot load any more; argosy logs {missing[0]} shows why")
+        lane.workers = self.ensure_workers(lane)
+        # Told now, so that requests wait rather than fail; and again when it is known whether rows may be joined.
+        self._start(name, self._await_ready(lane))
+        return True
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            finally:
+                del self._running[name]
+                self.wake.set()
+
+        self._running[name] = asyncio.create_task(run())
+
+    async def _await_ready(self, lane: Lane) -> None:
+        while not all(name in self.node.workers and self.node.workers[name].is_ready for name in lane.workers):
+            if any(name not in self.node.workers for name in lane.workers):
+                return
+            await self.node.wait_changed(_PERIOD_S)
+        self.problems.pop(lane.spec.name, None)
+        await self.publish()
+
+    async def _stop_orphans(self) -> None:
+        """Stop the workers that no lane uses, once they hold no batch."""
+        wanted = {worker for lanes in self._lanes.values() for lane in lanes for worker in lane.workers}
+        orphans = [n for n, w in self.node.workers.items() if n not in wanted and w.spec["deployment"] not in self._running]
+        if not orphans:
+            return
+        answers = await self.node.ask_fronts({"op": "busy", "lanes": [], "workers": orphans})
+        if not any(answer["busy"] for answer in answers.values()):
+            self.node.stop_workers(orphans)
+
+    def _note_problem(self, name: str, text: str) -> None:
+        self.problems[name] = text
+        self._retry_at_s[name] = time.monotonic() + _RETRY_S
+        self.log(f"deployment {name}: {text}")
+
+    def log(self, text: str) -> None:
+        """One line for the control process's log."""
+        print(time.strftime("%Y-%m-%dT%H:%M:%S"), text, file=sys.stderr, flush=True)

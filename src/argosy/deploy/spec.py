@@ -1,0 +1,49 @@
+"""What a user asks for: a deployment."""
+
+from __future__ import annotations
+
+import msgspec
+
+from argosy.errors import InputError
+from argosy.signature import check_name
+
+__all__ = ["DeploymentSpec"]
+
+
+class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Desired state of one deployment. Its name is the `{m}` of a URL."""
+
+    name: str
+    model: str
+    version: int
+    replicas: int = 1
+    """Loaded copies, each in a worker of its own."""
+    max_batch_rows: int = 64
+    """Rows that are joined at most."""
+    timeout_s: float = 30.0
+    """Deadline of a request that names none."""
+    max_queue_rows: int = 4096
+    """Rows that may wait, in all fronts together."""
+    max_queue_bytes: int = 256 << 20
+    """Bytes that may wait in one front."""
+    threads: int = 0
+    """Threads of one operator; 0 divides the cores among the replicas."""
+    share_weights: bool = False
+    """Replicas share the pages of weights that stand in files of their own; large batches are slower."""
+    allow_code: bool = False
+    """Allow a version that runs Python code from its artifact."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Deployment")
+        check_name(self.model)
+        for option, value, low, high in (
+            ("version", self.version, 1, 1 << 53),
+            ("replicas", self.replicas, 1, 256),
+            ("max_batch_rows", self.max_batch_rows, 1, 1 << 16),
+            ("timeout_s", self.timeout_s, 0.001, 3600.0),
+            ("max_queue_rows", self.max_queue_rows, 1, 1 << 24),
+            ("max_queue_bytes", self.max_queue_bytes, 1024, 1 << 40),
+            ("threads", self.threads, 0, 1024),
+        ):
+            if not low <= value <= high:
+                raise InputError("bad_option", option=option, got=value, expected=f"{low} to {high}")

@@ -1,0 +1,336 @@
+"""Every error that Argosy raises, and every text that it says.
+
+    ArgosyError
+    ├── RequestError            the caller's fault
+    │   ├── InputError          400  a body, tensor, name or option is wrong
+    │   ├── AuthError           401  no token, or a wrong one
+    │   ├── NotFoundError       404  no such model, version, alias, deployment
+    │   ├── ConflictError       409  the state forbids it now
+    │   ├── TooLargeError       413  a body or tensor over its limit
+    │   ├── PoisonError         422  the request kills workers
+    │   └── NotAllowedError     403  needs an opt-in that was not given
+    ├── LoadError               the server cannot take it now
+    │   ├── OverloadedError     429  a queue is full, or a deadline cannot be met
+    │   ├── UnavailableError    503  no replica is ready
+    │   └── DeadlineError       504  the deadline passed
+    └── FaultError              500  a fault of the server, the model or the machine
+        ├── ModelError          500  the model's own code failed on this request
+        └── StoreError          500  a file of the store is missing or damaged
+
+Texts live in `MESSAGES`: what was wrong, expected, got, then a hint. An error is raised by its key:
+
+    raise InputError("shape_mismatch", tensor="pixels", model="resnet50", version=3,
+                     got=(1, 224, 224), expected=(-1, 3, 224, 224))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+__all__ = [
+    "MESSAGES",
+    "ArgosyError",
+    "AuthError",
+    "ConflictError",
+    "DeadlineError",
+    "FaultError",
+    "GrpcCode",
+    "InputError",
+    "LoadError",
+    "Message",
+    "ModelError",
+    "NotAllowedError",
+    "NotFoundError",
+    "OverloadedError",
+    "PoisonError",
+    "RequestError",
+    "StoreError",
+    "TooLargeError",
+    "UnavailableError",
+    "list_choices",
+]
+
+
+class GrpcCode(IntEnum):
+    """The status codes of gRPC that Argosy answers with."""
+
+    OK = 0
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+class Message(NamedTuple):
+    """One text of the table: a `str.format` template, and a hint or nothing."""
+
+    text: str
+    hint: str = ""
+
+
+MESSAGES: dict[str, Message] = {
+    # names, references, options
+    "bad_name": Message(
+        "{kind} name {got!r} is not valid, expected [A-Za-z0-9][A-Za-z0-9._-]{{0,127}}",
+        "use letters, digits, dots, dashes and underscores, starting with a letter or digit",
+    ),
+    "bad_alias": Message(
+        "Alias {got!r} is not valid: an alias is a name that is not an integer",
+        "versions are numbers, aliases are words, such as champion",
+    ),
+    "bad_reference": Message(
+        "Reference {got!r} is not valid, expected NAME, NAME@VERSION or NAME@ALIAS",
+    ),
+    "unknown_choice": Message("Unknown {kind} {got!r}; known: {known}"),
+    "bad_option": Message("Option `{option}` is {got!r}, expected {expected}"),
+    "bad_config": Message("Configuration of {component} from {source} is not valid: {detail}"),
+    "missing_extra": Message(
+        "{feature} needs the package {package}, which is not installed",
+        "pip install 'argosy[{extra}]'",
+    ),
+    # store
+    "unknown_model": Message("Unknown model {name!r}; known: {known}", "argosy models lists them"),
+    "unknown_version": Message(
+        "Model {name!r} has no version {version}; it has: {known}", "argosy models {name} lists them"
+    ),
+    "unknown_alias": Message("Model {name!r} has no alias {alias!r}; it has: {known}"),
+    "missing_file": Message("File {path} does not exist or cannot be read: {detail}"),
+    "bad_onnx": Message("File {path} is not an ONNX model that can be served: {detail}"),
+    "bad_external_data": Message(
+        "ONNX file {path} names its weights file {location!r}, which is not a plain name beside it",
+        "export the model with its external data in the same folder",
+    ),
+    "unsupported_type": Message(
+        "Tensor {tensor!r} has element type {got}, which no V2 datatype stands for; known: {known}"
+    ),
+    "corrupt_blob": Message(
+        "Blob {digest} of {what} is damaged: its content has digest {got}",
+        "restore ARGOSY_HOME from a backup, or publish the version again",
+    ),
+    "missing_blob": Message("Blob {digest} of {what} is missing from the store"),
+    "disk_full": Message("The store could not write {what}: {detail}"),
+    "write_failed": Message("The store could not write {what}: {detail}", "check the disk and the permissions of ARGOSY_HOME"),
+    "no_hard_links": Message(
+        "The file system of {path} has no hard links, which the store needs: {detail}",
+        "set ARGOSY_HOME to a folder on a local disk",
+    ),
+    "store_busy": Message(
+        "The store's database {path} was locked by another process for {timeout_s:.0f} s", "see which process holds it, and try again"
+    ),
+    "store_too_new": Message(
+        "The store's database {path} has schema {got}, this Argosy knows them up to {known}", "use the newer Argosy that wrote it"
+    ),
+    "damaged_database": Message("The store's database {path} is damaged: {detail}", "restore ARGOSY_HOME from a backup"),
+    "bad_manifest": Message("The description of {what} cannot be used: {detail}"),
+    "bad_file_name": Message("File name {got!r} is not valid in an artifact: {detail}", "use a plain name, such as model.onnx"),
+    "missing_entry": Message("Entry file {entry!r} is not among the files of the artifact: {known}"),
+    "reserved_alias": Message("Alias {alias!r} always means the newest version and cannot be set", "use another word, such as champion"),
+    "bad_golden": Message("The golden examples of model {model!r} are not usable: {detail}"),
+    "no_golden": Message("Version {version} of model {name!r} has no golden examples: {detail}"),
+    "python_not_allowed": Message(
+        "Model {name!r} version {version} runs Python code from its artifact, which was not allowed",
+        "deploy it with --allow-code if you trust its publisher",
+    ),
+    "bad_python_model": Message("Python model {what} is not valid: {detail}"),
+    # training and compression
+    "not_finite": Message(
+        "Training stopped at step {step}: the {what} is not finite{where}",
+        "lower the learning rate (now {learning_rate}), clip gradients, or look for bad rows in the data",
+    ),
+    "bad_data": Message("Training data is not usable: {detail}"),
+    "export_differs": Message(
+        "The exported model answers differently from the trained one: largest difference {got:.3g}, allowed {allowed:.3g}"
+    ),
+    "guard_failed": Message(
+        "Compression lost too much: {metric} fell from {before:.4f} to {after:.4f}, allowed loss {allowed:.4f}",
+        "nothing was published; try another method or a larger guard",
+    ),
+    "needs_calibration": Message("Compression method {method} needs {what} of model {name!r}, and none was given"),
+    # requests
+    "no_path": Message("No {method} {path} here", "the inference API is under /v2"),
+    "method_not_allowed": Message("Method {method} is not allowed for {path}", "inference is POST, everything else is GET"),
+    "bad_http": Message("The request is not valid HTTP/1.1: {detail}"),
+    "bad_json": Message("The body is not valid: {detail}"),
+    "body_too_large": Message("The body has more than {limit} bytes", "send fewer rows a request, or raise max_body_bytes"),
+    "unknown_deployment": Message("Unknown model {name!r}; deployed: {known}", "argosy deploy NAME@VERSION makes one"),
+    "version_not_served": Message("Version {version} of model {name!r} is not served now; served: {known}"),
+    "missing_input": Message("Model {model!r} version {version} needs the input {tensor!r}, which is not in the request; got: {got}"),
+    "unknown_input": Message("Model {model!r} version {version} has no input {tensor!r}; it has: {known}"),
+    "unknown_output": Message("Model {model!r} version {version} has no output {tensor!r}; it has: {known}"),
+    "duplicate_tensor": Message("Tensor {tensor!r} stands twice in the request"),
+    "datatype_mismatch": Message(
+        "Input {tensor!r} of model {model!r} version {version} has datatype {got}, expected {expected}"
+    ),
+    "shape_mismatch": Message("Input {tensor!r} of model {model!r} version {version} has shape {got}, expected {expected}"),
+    "rows_differ": Message("The inputs of model {model!r} version {version} have different numbers of rows: {got}"),
+    "too_many_rows": Message("The request has {got} rows, at most {limit} are taken at once", "split it into several requests"),
+    "no_rows": Message("The request has no rows"),
+    "size_mismatch": Message("Input {tensor!r} has {got} elements of data, expected {expected} for shape {shape}"),
+    "bytes_mismatch": Message("Input {tensor!r} has {got} bytes of data, expected {expected} for shape {shape} of {datatype}"),
+    "too_many_elements": Message(
+        "Input {tensor!r} has {got} elements of {datatype}, at most {limit} are taken at once", "split it into several requests"
+    ),
+    "bad_value": Message("Input {tensor!r} holds a value that {datatype} cannot: {detail}"),
+    "bad_parameter": Message("Parameter `{name}` is {got!r}, expected {expected}"),
+    "not_finite_output": Message(
+        "Output {tensor!r} of model {model!r} version {version} holds a value that JSON cannot (NaN or infinity)",
+        "ask for binary outputs, which are exact",
+    ),
+    "needs_raw": Message("Output {tensor!r} has datatype {datatype}, which JSON cannot hold", "ask for binary outputs"),
+    "queue_full": Message("The queue of model {model!r} is full: {got} rows wait, at most {limit} may", "try again in {retry_s:.1f} s"),
+    "deadline_hopeless": Message(
+        "The request cannot be answered within its {timeout_s:.3f} s: {got} rows wait before it", "try again in {retry_s:.1f} s"
+    ),
+    "deadline_passed": Message("The deadline of {timeout_s:.3f} s passed before the answer was there"),
+    "no_replica": Message("Model {model!r} has no replica that is ready", "argosy status says why"),
+    "starting": Message("The server is starting"),
+    "draining": Message("The server is stopping"),
+    "model_failed": Message("Model {model!r} version {version} failed on this request: {detail}"),
+    "wrong_rows": Message("Model {model!r} version {version} answered {got} rows for {expected}", "the model must keep the first axis"),
+    "poison": Message(
+        "The request killed worker {worker} of model {model!r} version {version} when it ran alone, and was refused: {detail}",
+        "the request is at fault, not the load; do not send it again",
+    ),
+    "not_repeatable": Message(
+        "Worker {worker} of model {model!r} version {version} died while it ran the request, and the version is not declared repeatable",
+        "the request may have run; send it again only if that is safe",
+    ),
+    "worker_died": Message("Worker {worker} of {what} died with {how}; its log ends: {log}"),
+    "unauthorized": Message("The admin API needs the header Authorization: Bearer TOKEN", "the token stands in ARGOSY_HOME/run/serve.json"),
+    "unimplemented": Message("Method {method} is not offered"),
+    "internal": Message("Internal error: {detail}"),
+    # deployments
+    "no_server": Message("No server runs for this ARGOSY_HOME ({home})", "start one with: argosy serve"),
+    "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
+    "server_failed": Message("The server did not start: {detail}"),
+    "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
+    "rollout_running": Message("Deployment {name!r} is being rolled out to version {version}", "wait for it to end, then try again"),
+    "rollout_failed": Message("Rollout of {name!r} to version {version} failed at step {step}: {detail}"),
+    "does_not_fit": Message("Version {version} of {name!r} needs about {needed} of memory, {free} of the limit {limit} are free"),
+    "golden_differs": Message(
+        "Version {version} of {name!r} does not answer its golden examples as recorded: output {tensor!r} differs by {got:.3g}, allowed {allowed:.3g}"
+    ),
+}
+
+
+class ArgosyError(Exception):
+    """The root. `status` is the HTTP status, `grpc_code` the gRPC code that the fault answers with."""
+
+    status: int = 500
+    grpc_code: GrpcCode = GrpcCode.INTERNAL
+
+    def __init__(self, key: str, *, retry_after_s: float | None = None, **fields: object) -> None:
+        message = MESSAGES[key]
+        self.key = key
+        self.fields = fields
+        self.retry_after_s = retry_after_s
+        self.message = message.text.format(**fields)
+        self.hint = message.hint.format(**fields)
+        super().__init__(f"{self.message}\nhint: {self.hint}" if self.hint else self.message)
+
+
+class RequestError(ArgosyError):
+    """The caller's fault: the same request fails again."""
+
+    status = 400
+    grpc_code = GrpcCode.INVALID_ARGUMENT
+
+
+class InputError(RequestError):
+    """A body, tensor, name or option is wrong."""
+
+
+class AuthError(RequestError):
+    """No token, or a wrong one."""
+
+    status = 401
+    grpc_code = GrpcCode.UNAUTHENTICATED
+
+
+class NotAllowedError(RequestError):
+    """Needs an opt-in that was not given."""
+
+    status = 403
+    grpc_code = GrpcCode.PERMISSION_DENIED
+
+
+class NotFoundError(RequestError):
+    """No such model, version, alias, deployment or path."""
+
+    status = 404
+    grpc_code = GrpcCode.NOT_FOUND
+
+
+class ConflictError(RequestError):
+    """The present state forbids it."""
+
+    status = 409
+    grpc_code = GrpcCode.FAILED_PRECONDITION
+
+
+class TooLargeError(RequestError):
+    """A body or a tensor is over its limit."""
+
+    status = 413
+    grpc_code = GrpcCode.RESOURCE_EXHAUSTED
+
+
+class PoisonError(RequestError):
+    """The request kills the workers that run it."""
+
+    status = 422
+    grpc_code = GrpcCode.FAILED_PRECONDITION
+
+
+class LoadError(ArgosyError):
+    """The server cannot take the request now; a later try may succeed."""
+
+    status = 503
+    grpc_code = GrpcCode.UNAVAILABLE
+
+
+class OverloadedError(LoadError):
+    """A queue is full, or the deadline cannot be met."""
+
+    status = 429
+    grpc_code = GrpcCode.RESOURCE_EXHAUSTED
+
+
+class UnavailableError(LoadError):
+    """No replica is ready."""
+
+
+class DeadlineError(LoadError):
+    """The deadline passed before the answer was there."""
+
+    status = 504
+    grpc_code = GrpcCode.DEADLINE_EXCEEDED
+
+
+class FaultError(ArgosyError):
+    """A fault of the server, the model or the machine."""
+
+
+class ModelError(FaultError):
+    """The model's own code failed on this request."""
+
+
+class StoreError(FaultError):
+    """A file of the store is missing or damaged."""
+
+
+def list_choices(choices: Iterable[object], limit: int = 20) -> str:
+    """Render known names for a message: sorted, cut after `limit`, `none` when there are none."""
+    names = sorted(str(choice) for choice in choices)
+    if not names:
+        return "none"
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

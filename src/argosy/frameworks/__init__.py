@@ -1,0 +1,1 @@
+"""One file per training framework, each the sole importer of it."""

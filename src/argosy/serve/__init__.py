@@ -1,0 +1,5 @@
+"""Run models: fronts, workers, control process, supervisor. `argosy.serve(...)` starts a server."""
+
+from argosy.callables import make_callable
+
+make_callable(__name__, "launch:serve")

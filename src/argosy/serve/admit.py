@@ -1,0 +1,75 @@
+"""Take a request in, or refuse it at once: rows, queue bounds, deadline.
+
+A request that cannot meet its deadline is refused now rather than served late.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from argosy.errors import DeadlineError, InputError, OverloadedError, UnavailableError
+
+if TYPE_CHECKING:
+    from argosy.serve.call import Call
+    from argosy.serve.metrics import Counters
+    from argosy.serve.router import Lane
+
+__all__ = ["Admit"]
+
+
+class Admit:
+    """The gate of a front.
+
+    Args:
+        counters: the node's counters, for rows that wait in other fronts.
+        max_body_bytes: largest body that a protocol may accept.
+        num_fronts: fronts of this node; their queues share one bound.
+    """
+
+    def __init__(self, counters: Counters, max_body_bytes: int, num_fronts: int) -> None:
+        self.max_body_bytes = max_body_bytes
+        self.is_draining = False
+        self._counters = counters
+        self._has_others = num_fronts > 1
+
+    def submit(self, call: Call) -> None:
+        """Queue a request.
+
+        Raises:
+            InputError: it has more rows than may ever wait.
+            OverloadedError: the queue is full, or the deadline cannot be met.
+            UnavailableError: the server is stopping.
+            DeadlineError: the deadline has passed already.
+        """
+        lane = call.lane
+        try:
+            self._check(call, lane)
+        except (InputError, OverloadedError, UnavailableError, DeadlineError) as error:
+            lane.series.add_failure(error.status)
+            raise
+        lane.put(call)
+
+    def _check(self, call: Call, lane: Lane) -> None:
+        rows = call.num_rows
+        waiting = lane.queued_rows
+        if self._has_others:
+            lane.series.set_queued(waiting + rows)
+            waiting += int(self._counters.queued_elsewhere(lane.series_index))
+        if not waiting and rows <= lane.max_batch_rows and call.deadline_s > call.started_s and not self.is_draining:
+            return
+        if self.is_draining:
+            raise UnavailableError("draining", retry_after_s=1.0)
+        if rows > lane.max_queue_rows:
+            raise InputError("too_many_rows", got=rows, limit=lane.max_queue_rows)
+        if call.deadline_s <= call.started_s:
+            raise DeadlineError("deadline_passed", timeout_s=max(0.0, call.deadline_s - call.started_s))
+        rate = lane.rows_per_s * max(1, len(lane.links))
+        wait_s = waiting / rate if rate else 0.0
+        if waiting + rows > lane.max_queue_rows or lane.queued_bytes + call.size_bytes > lane.max_queue_bytes:
+            retry_s = max(0.1, wait_s)
+            raise OverloadedError(
+                "queue_full", model=lane.name, got=waiting, limit=lane.max_queue_rows, retry_s=retry_s, retry_after_s=retry_s
+            )
+        if lane.links and call.started_s + wait_s > call.deadline_s:
+            timeout_s = call.deadline_s - call.started_s
+            raise OverloadedError("deadline_hopeless", timeout_s=timeout_s, got=waiting, retry_s=wait_s, retry_after_s=wait_s)

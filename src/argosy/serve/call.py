@@ -1,0 +1,56 @@
+"""One inference request on its way through a front: made by a protocol, answered exactly once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from argosy.errors import ArgosyError
+
+if TYPE_CHECKING:
+    from argosy.serve.router import Lane
+
+__all__ = ["Call"]
+
+
+class Call:
+    """What admission, batcher and link know of a request. Protocols derive from it.
+
+    Attributes:
+        lane: the version that answers it; changes when a held request is routed again.
+        inputs: one array per input of the signature, in its order. The first axis is rows where the
+            signature is batched.
+        num_rows: rows, 1 where the signature is not batched.
+        size_bytes: size of the request as received, for the bound on bytes in the queue.
+        deadline_s: `time.monotonic()` after which nobody waits for the answer.
+        started_s: `time.monotonic()` when the request was complete.
+        attempts: how many workers died while they ran it.
+        is_done: answered, failed, or its client went away.
+    """
+
+    __slots__ = ("attempts", "deadline_s", "inputs", "is_done", "lane", "num_rows", "size_bytes", "started_s")
+
+    def __init__(
+        self, lane: Lane, inputs: list[NDArray[Any]], num_rows: int, size_bytes: int, started_s: float, deadline_s: float
+    ) -> None:
+        self.lane = lane
+        self.inputs = inputs
+        self.num_rows = num_rows
+        self.size_bytes = size_bytes
+        self.started_s = started_s
+        self.deadline_s = deadline_s
+        self.attempts = 0
+        self.is_done = False
+
+    def answer(self, outputs: list[NDArray[Any]]) -> None:
+        """Send the rows of this request, one array per output of the signature, in its order.
+
+        The arrays are views that are reused as soon as this returns: whatever is kept must be copied.
+        It never raises: what cannot be encoded is answered as an error.
+        """
+        raise NotImplementedError
+
+    def fail(self, error: ArgosyError) -> None:
+        """Send an error. It never raises."""
+        raise NotImplementedError

@@ -1,0 +1,193 @@
+"""A front process: accepts requests, and owns the loop on which they travel. It never runs a model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from importlib.metadata import version
+from typing import Any, Final
+
+import msgspec
+import uvloop
+
+from argosy.config import ServeConfig
+from argosy.serve.admit import Admit
+from argosy.serve.channel import Channel, open_channel, read_message, write_message
+from argosy.serve.grpc import make_grpc_protocol
+from argosy.serve.http import HttpServer, MetricsConnection
+from argosy.serve.link import Link
+from argosy.serve.metrics import Counters, render_metrics
+from argosy.serve.router import Router, Table
+from argosy.serve.v2 import prepare_front
+
+__all__ = ["Front", "main"]
+
+_EXPIRE_PERIOD_S: Final = 0.05
+_SWEEP_PERIOD_S: Final = 1.0
+_DRAIN_S: Final = 12.0
+
+Message = dict[str, Any]
+
+
+class Front:
+    """Wires the steps of a request's walk together, and follows the control process.
+
+    Args:
+        loop: this process' event loop.
+        channel: to the supervisor.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
+        self.loop = loop
+        self.channel = channel
+        self.is_started = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
+        self._hung: set[str] = set()
+        self._control: asyncio.StreamWriter | None = None
+        self.done = asyncio.Event()
+        channel.sock.setblocking(False)
+        loop.add_reader(channel.fileno(), self._on_channel)
+
+    def _on_channel(self) -> None:
+        received = self.channel.receive()
+        if received is None:
+            # The supervisor is gone; the kernel ends this process as well.
+            os._exit(1)
+        message, fds = received
+        if message["op"] == "start":
+            self._prepare(message, fds)
+        elif message["op"] == "link":
+            sock = socket.socket(fileno=fds[0])
+            if message["kind"] == "control":
+                self._spawn(self._follow_control(sock))
+            else:
+                Link(self.loop, sock, message["peer"], self.router.add_link, self.router.remove_link)
+
+    def _spawn(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _prepare(self, message: Message, fds: list[int]) -> None:
+        config = msgspec.convert({key: value for key, value in message["config"].items() if key != "counters_bytes"}, ServeConfig)
+        self.config = config
+        counters_fd, *listeners = fds
+        self.counters = Counters(counters_fd, message["index"])
+        self.router = Router(self.loop, self.counters)
+        self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts)
+        self.http = HttpServer(self.router, self.admit, version("argosy"), config.max_connections)
+        self.grpc, self._grpc_server = make_grpc_protocol(self.router, self.admit, max_connections=config.max_connections)
+        self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["listeners"], listeners, strict=True)}
+
+    async def _follow_control(self, sock: socket.socket) -> None:
+        """Serve by the tables that the control process sends; keep the last one while it is away."""
+        reader, writer = await asyncio.open_connection(sock=sock)
+        self._control = writer
+        while (message := await read_message(reader)) is not None:
+            reply: Message = {"id": message["id"]}
+            if message["op"] == "table":
+                self.router.apply(msgspec.convert(message["table"], Table))
+                await self._listen()
+            elif message["op"] == "busy":
+                reply["busy"] = self.router.is_busy([(name, version_) for name, version_ in message["lanes"]], message["workers"])
+            elif message["op"] == "stats":
+                reply["lanes"] = self._describe_lanes()
+            write_message(writer, reply)
+        if self._control is writer:
+            self._control = None
+        writer.close()
+
+    def _describe_lanes(self) -> list[Message]:
+        return [
+            {
+                "name": lane.name,
+                "version": lane.version,
+                "replicas": len(lane.links),
+                "queued_rows": lane.queued_rows,
+                "open_requests": lane.num_open,
+                "rows_per_s": lane.rows_per_s,
+                "can_join": lane.can_join,
+            }
+            for lane in self.router.list_lanes()
+        ]
+
+    async def _listen(self) -> None:
+        """Accept, once the first table is there: until then connections wait in the listeners' backlogs."""
+        if self.is_started:
+            return
+        self.is_started = True
+        factories: dict[str, Any] = {
+            "http": self.http.make_connection,
+            "grpc": self.grpc,
+            "metrics": lambda: MetricsConnection(lambda: render_metrics(self.counters, self.router.count_ready())),
+        }
+        for name, sock in self._sockets.items():
+            self._servers.append(await self.loop.create_server(factories[name], sock=sock))
+
+    async def run(self) -> None:
+        """Serve until told to stop, then finish what is under way."""
+        self.loop.add_signal_handler(signal.SIGTERM, self.done.set)
+        ticker = self.loop.create_task(self._tick())
+        await self.done.wait()
+        if self.is_started:
+            await self._drain()
+        ticker.cancel()
+
+    async def _tick(self) -> None:
+        """What no request triggers: deadlines in idle queues, silent clients, workers that hang."""
+        next_sweep = 0.0
+        while True:
+            await asyncio.sleep(_EXPIRE_PERIOD_S)
+            if not self.is_started:
+                continue
+            now = time.monotonic()
+            for lane in self.router.list_lanes():
+                if lane.queued_rows or lane.num_open:
+                    lane.expire(now)
+                lane.series.set_queued(lane.queued_rows)
+            if now < next_sweep:
+                continue
+            next_sweep = now + _SWEEP_PERIOD_S
+            self.http.sweep(now)
+            self._grpc_server.sweep(now)
+            self._report_hung()
+
+    def _report_hung(self) -> None:
+        hung = set(self.router.find_hung(self.loop.time(), self.config.hang_timeout_s))
+        for worker in hung - self._hung:
+            if self._control is not None:
+                write_message(self._control, {"op": "hung", "worker": worker})
+        self._hung = hung
+
+    async def _drain(self) -> None:
+        for server in self._servers:
+            server.close()
+        self.http.drain()
+        self._grpc_server.drain()
+        deadline = time.monotonic() + _DRAIN_S
+        while time.monotonic() < deadline:
+            is_open = any(lane.num_open for lane in self.router.list_lanes())
+            if not is_open and not self.http.connections and not self._grpc_server.connections:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def _serve() -> None:
+    front = Front(asyncio.get_running_loop(), open_channel())
+    await front.run()
+
+
+def main() -> None:
+    """Run as `python -m argosy.serve.front`, started by the supervisor."""
+    prepare_front()
+    uvloop.run(_serve())
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One file per runtime, each the sole importer of it."""

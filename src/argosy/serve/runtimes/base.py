@@ -1,0 +1,43 @@
+"""What a runtime is, and where to find it by name."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from numpy.typing import NDArray
+
+__all__ = ["RUNTIMES", "Runtime", "load_runtime_class"]
+
+RUNTIMES: Final = ("onnx", "python")
+
+
+class Runtime(Protocol):
+    """Executes one artifact in a worker. Imports its framework, and is the only one to do so."""
+
+    def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
+        """Load the artifact; whatever it raises is shown to the user as the reason.
+
+        Args:
+            folder: the version's files under their own names.
+            entry: the file to load.
+            options: `threads` and what the version's manifest adds.
+        """
+        ...
+
+    def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run a batch; the inputs are views that are reused after the answer. First axis = rows."""
+        ...
+
+
+def load_runtime_class(name: str) -> type[Runtime]:
+    """Import a runtime by name.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+        ImportError: its framework is not installed.
+    """
+    if name not in RUNTIMES:
+        raise ValueError(f"Unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
+    return importlib.import_module(f"argosy.serve.runtimes.{name}").RUNTIME

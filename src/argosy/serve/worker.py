@@ -1,0 +1,332 @@
+"""A worker: hosts one replica of a version, and runs the batches that fronts hand it.
+
+Run as `python -m argosy.serve.worker` it becomes a template: it imports a runtime once and forks workers
+at the supervisor's word. A worker loads its model, verifies and measures it, reports, and then answers
+batches one at a time in the order of their arrival. It needs NumPy and the standard library only.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.serve import link, warmup
+from argosy.serve.channel import Channel, die_with_parent, open_channel
+from argosy.serve.runtimes.base import Runtime, load_runtime_class
+
+__all__ = ["Worker", "main", "run_template"]
+
+EXIT_REFUSED: Final = 3
+NUM_CREDITS: Final = 2
+MAX_ERROR_BYTES: Final = 4000
+
+Arrays = dict[str, NDArray[Any]]
+Message = dict[str, Any]
+
+
+class AnswerError(Exception):
+    """The model's answer is not what its signature promises."""
+
+
+class _Front:
+    """The worker's end of a link: the arenas of each slot."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.inputs: list[mmap.mmap | None] = [None] * link.NUM_SLOTS
+        self.outputs: list[mmap.mmap | None] = [None] * link.NUM_SLOTS
+
+
+class Worker:
+    """One replica.
+
+    Args:
+        channel: to the supervisor.
+        spec: what to load, as the control process wrote it: `folder`, `entry`, `runtime`, `signature`,
+            `golden` (file name or nothing), `options`, `max_batch_rows`, `num_fronts`.
+    """
+
+    def __init__(self, channel: Channel, spec: Message) -> None:
+        self.channel = channel
+        self.spec = spec
+        self.inputs: list[Message] = spec["signature"]["inputs"]
+        self.outputs: list[Message] = spec["signature"]["outputs"]
+        shapes = [tensor["shape"] for tensor in self.inputs + self.outputs]
+        self.is_batched = all(shape and shape[0] == -1 for shape in shapes)
+        self.output_dtypes = [link.DTYPES[_DATATYPES.index(tensor["datatype"])] for tensor in self.outputs]
+        self.runtime: Runtime | None = None
+        self.poll = select.epoll()
+        self.fronts: dict[int, _Front] = {}
+
+    # load
+
+    def load(self) -> Message:
+        """Load, verify and measure the model; returns the report."""
+        started = time.perf_counter()
+        runtime = load_runtime_class(self.spec["runtime"])()
+        folder = Path(self.spec["folder"])
+        runtime.load(folder, self.spec["entry"], self.spec["options"])
+        self.runtime = runtime
+        report: Message = {"state": "ready", "load_s": time.perf_counter() - started}
+        golden = self.spec.get("golden")
+        inputs, outputs = warmup.load_golden(folder / golden) if golden else ({}, {})
+        if inputs:
+            report["golden_difference"] = warmup.verify_golden(self._infer, inputs, outputs, is_batched=self.is_batched)
+        if self.is_batched:
+            report["join_refusal"] = warmup.prove_joining(self._infer, inputs)
+            if inputs:
+                limit = self.spec["max_batch_rows"] if not report["join_refusal"] else 1
+                report["service_s"] = warmup.measure_service(self._infer, inputs, limit)
+        else:
+            report["join_refusal"] = "the signature has no axis of rows"
+        report["warm_s"] = time.perf_counter() - started - report["load_s"]
+        report["memory_bytes"] = _own_memory_bytes()
+        return report
+
+    def _infer(self, inputs: Arrays) -> Arrays:
+        assert self.runtime is not None
+        return self.runtime.infer(inputs)
+
+    # serve
+
+    def serve(self) -> None:
+        """Answer batches until the supervisor is gone."""
+        self.poll.register(self.channel.fileno(), select.EPOLLIN)
+        while True:
+            for fd, _ in self.poll.poll():
+                front = self.fronts.get(fd)
+                if front is not None:
+                    self._take(front)
+                elif not self._take_link():
+                    return
+
+    def _take_link(self) -> bool:
+        received = self.channel.receive()
+        if received is None:
+            return False
+        message, fds = received
+        if message.get("op") == "link" and fds:
+            front = _Front(socket.socket(fileno=fds[0]))
+            self.fronts[front.sock.fileno()] = front
+            self.poll.register(front.sock.fileno(), select.EPOLLIN)
+            # Two batches may be in flight in all: one runs, one stands ready.
+            credit = max(1, NUM_CREDITS // self.spec["num_fronts"])
+            self._send(front, link.HEADER.pack(link.Kind.HELLO, 0, 0, credit, 0))
+        return True
+
+    def _take(self, front: _Front) -> None:
+        try:
+            frame, fds = link.read_frame(front.sock)
+            if not frame:
+                raise link.LinkError("front is gone")
+            kind, _, slot, rows, sequence = link.HEADER.unpack_from(frame)
+            if slot >= link.NUM_SLOTS:
+                raise link.LinkError("unknown slot")
+            if kind == link.Kind.ARENA:
+                front.inputs[slot], front.outputs[slot] = (link.map_arena(fd) for fd in fds)
+            elif kind == link.Kind.BATCH:
+                self._run(front, frame, slot, rows, sequence)
+            else:
+                raise link.LinkError("unknown frame")
+        except (OSError, link.LinkError, struct.error, ValueError) as error:
+            print(f"link closed: {error}", file=sys.stderr, flush=True)
+            self._drop(front)
+
+    def _drop(self, front: _Front) -> None:
+        if self.fronts.pop(front.sock.fileno(), None) is not None:
+            self.poll.unregister(front.sock.fileno())
+            front.sock.close()
+
+    def _send(self, front: _Front, frame: bytes) -> None:
+        try:
+            front.sock.send(frame, socket.MSG_NOSIGNAL)
+        except OSError:
+            self._drop(front)
+
+    def _run(self, front: _Front, frame: bytes, slot: int, rows: int, sequence: int) -> None:
+        memory = front.inputs[slot]
+        if memory is None:
+            raise link.LinkError("a batch came before its arena")
+        tensors = link.unpack_tensors(frame, link.HEADER.size, len(memory))
+        inputs = {spec["name"]: link.read_tensor(memory, tensor) for spec, tensor in zip(self.inputs, tensors, strict=True)}
+        try:
+            before = time.perf_counter_ns()
+            answer = self._infer(inputs)
+            nanoseconds = time.perf_counter_ns() - before
+            arrays = self._check(answer, rows)
+        except Exception as error:  # the model's own code: whatever it raises belongs to this batch alone
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}".encode()[:MAX_ERROR_BYTES]
+            self._send(front, link.HEADER.pack(link.Kind.ERROR, 0, slot, 0, sequence) + text)
+            return
+        self._reply(front, slot, rows, sequence, nanoseconds, arrays)
+
+    def _check(self, answer: Arrays, rows: int) -> list[NDArray[Any]]:
+        """Put the outputs in the signature's order; datatypes and number of rows must be right."""
+        arrays: list[NDArray[Any]] = []
+        for spec, dtype in zip(self.outputs, self.output_dtypes, strict=True):
+            name, shape = spec["name"], spec["shape"]
+            got = answer.get(name)
+            if got is None:
+                raise AnswerError(f"output {name!r} is missing; got {', '.join(sorted(answer))}")
+            if got.dtype != dtype:
+                raise AnswerError(f"output {name!r} has type {got.dtype}, expected {dtype}")
+            if len(got.shape) != len(shape) or any(want not in (-1, dim) for want, dim in zip(shape, got.shape, strict=True)):
+                raise AnswerError(f"output {name!r} has shape {got.shape}, expected {tuple(shape)}")
+            if self.is_batched and got.shape[0] != rows:
+                raise AnswerError(f"output {name!r} has {got.shape[0]} rows for {rows}; the model must keep the first axis")
+            arrays.append(got)
+        return arrays
+
+    def _reply(
+        self, front: _Front, slot: int, rows: int, sequence: int, nanoseconds: int, arrays: list[NDArray[Any]]
+    ) -> None:
+        tensors: list[link.Tensor] = []
+        columns: list[NDArray[Any]] = []
+        offset = 0
+        for got in arrays:
+            code = link.CODES[got.dtype]
+            column = np.frombuffer(link.flatten_bytes(got), np.uint8) if code == link.OBJECT else got
+            tensors.append(link.Tensor(offset, column.nbytes, code, got.shape))
+            columns.append(column)
+            offset = link.align(offset + column.nbytes)
+        memory = front.outputs[slot]
+        assert memory is not None
+        fd = -1
+        if offset > len(memory):
+            fd, memory = _make_output(offset)
+        for tensor, column in zip(tensors, columns, strict=True):
+            as_bytes = tensor._replace(code=1, shape=(tensor.num_bytes,)) if tensor.code == link.OBJECT else tensor
+            link.write_tensor(memory, as_bytes, [column])
+        frame = b"".join(
+            (
+                link.HEADER.pack(link.Kind.REPLY, fd >= 0, slot, rows, sequence),
+                link.NANOSECONDS.pack(nanoseconds),
+                link.pack_tensors(tensors),
+            )
+        )
+        if fd < 0:
+            self._send(front, frame)
+            return
+        try:
+            front.sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))], socket.MSG_NOSIGNAL)
+        except OSError:
+            self._drop(front)
+        finally:
+            os.close(fd)
+
+
+# By link code; the same order as link.DTYPES.
+_DATATYPES: Final = (
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES",
+)  # fmt: skip
+
+
+def _make_output(size_bytes: int) -> tuple[int, mmap.mmap]:
+    """A memory file for an output that does not fit the arena; sealed, so that it cannot shrink under the front."""
+    fd = os.memfd_create("argosy-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size_bytes)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd, mmap.mmap(fd, size_bytes)
+
+
+def _own_memory_bytes() -> int:
+    """Memory that would be given back if this process ended: its private pages."""
+    total = 0
+    with open("/proc/self/smaps_rollup") as file:  # noqa: PTH123 - procfs, and pathlib is not imported for it elsewhere
+        for line in file:
+            if line.startswith(("Private_Clean:", "Private_Dirty:")):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def run_worker(channel: Channel, spec: Message) -> int:
+    """Load and serve; returns the exit code."""
+    channel.send({"op": "hello", "pid": os.getpid()})
+    worker = Worker(channel, spec)
+    try:
+        report = worker.load()
+    except Exception as error:  # the edge of the process: whatever the model raises is the reason it was refused
+        traceback.print_exc()
+        sys.stderr.flush()
+        failure: Message = {"state": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+        if isinstance(error, warmup.GoldenMismatch):
+            failure |= {"tensor": error.tensor, "got": error.got, "allowed": error.allowed}
+        channel.send({"op": "report", "report": failure})
+        return EXIT_REFUSED
+    channel.send({"op": "report", "report": report})
+    worker.serve()
+    return 0
+
+
+def run_template(channel: Channel) -> None:
+    """Import the runtime that this template stands for, and fork a worker at each word of the supervisor."""
+    runtime = os.environ.get("ARGOSY_RUNTIME", "")
+    if runtime:
+        # A failure is found again by the worker, which can report it.
+        with contextlib.suppress(Exception):
+            load_runtime_class(runtime)
+    while (received := channel.receive()) is not None:
+        message, fds = received
+        if message.get("op") == "fork":
+            _fork_worker(channel, message, fds)
+
+
+def _fork_worker(channel: Channel, message: Message, fds: list[int]) -> None:
+    child_fd, log_fd = fds
+    middle = os.fork()
+    if middle:
+        os.close(child_fd)
+        os.close(log_fd)
+        os.waitpid(middle, 0)
+        return
+    # Forked twice: the kernel gives an orphan to the supervisor, which then sees it die.
+    if os.fork():
+        os._exit(0)
+    code = 1
+    try:
+        channel.close()
+        _wait_for_parent(message["supervisor"])
+        os.dup2(log_fd, 1)
+        os.dup2(log_fd, 2)
+        os.close(log_fd)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        code = run_worker(Channel(socket.socket(fileno=child_fd)), message["spec"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait_for_parent(supervisor: int) -> None:
+    for _ in range(2000):
+        if os.getppid() == supervisor:
+            break
+        time.sleep(0.0005)
+    die_with_parent(supervisor)
+
+
+def main() -> None:
+    """Become a template."""
+    run_template(open_channel())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The store's SQLite database: the truth about versions, aliases, measurements and history.
+
+Every operation opens its own connection (0.25 ms) and closes it: nothing is shared between threads, and
+nothing crosses a fork, which SQLite does not survive.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from argosy.errors import StoreError
+
+__all__ = ["BUSY_TIMEOUT_S", "SCHEMA_VERSION", "Database"]
+
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_S: Final = 30.0
+"""How long a writer waits for another one. Commits take milliseconds; blobs are written before."""
+
+# `next_number` only ever grows, whatever happens to the rows of `versions`. The triggers keep history append-only.
+_SCHEMA: Final = """
+CREATE TABLE models (
+    name TEXT PRIMARY KEY,
+    next_number INTEGER NOT NULL CHECK (next_number >= 1)
+) STRICT;
+CREATE TABLE versions (
+    model TEXT NOT NULL REFERENCES models (name),
+    number INTEGER NOT NULL CHECK (number >= 1),
+    digest TEXT NOT NULL,
+    image_bytes INTEGER NOT NULL,
+    manifest BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    created TEXT NOT NULL,
+    PRIMARY KEY (model, number)
+) STRICT;
+CREATE TABLE aliases (
+    model TEXT NOT NULL,
+    alias TEXT NOT NULL CHECK (alias <> 'latest' AND alias GLOB '*[^0-9]*'),
+    number INTEGER NOT NULL,
+    PRIMARY KEY (model, alias),
+    FOREIGN KEY (model, number) REFERENCES versions (model, number)
+) STRICT;
+CREATE TABLE measurements (
+    model TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    value REAL NOT NULL,
+    PRIMARY KEY (model, number, name),
+    FOREIGN KEY (model, number) REFERENCES versions (model, number)
+) STRICT;
+CREATE TABLE history (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    created TEXT NOT NULL,
+    event TEXT NOT NULL,
+    model TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    detail TEXT NOT NULL
+) STRICT;
+CREATE INDEX history_by_model ON history (model, id);
+CREATE TRIGGER history_no_update BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END;
+CREATE TRIGGER history_no_delete BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END;
+"""
+
+_WRITE_FAULTS: Final = frozenset({"SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"})
+_BUSY_FAULTS: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED"})
+_DAMAGES: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
+
+
+class Database:
+    """One SQLite file, opened anew for each operation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._thread = threading.local()
+
+    def create(self) -> bool:
+        """Make the tables if they are not there. The caller holds the store's lock. Returns whether it made them.
+
+        Raises:
+            StoreError: `store_too_new`, `damaged_database`, or the disk refuses.
+        """
+        with self._connect() as connection:
+            (got,) = connection.execute("PRAGMA user_version").fetchone()
+            if got > SCHEMA_VERSION:
+                raise StoreError("store_too_new", path=self.path, got=got, known=SCHEMA_VERSION)
+            if got == SCHEMA_VERSION:
+                return False
+            # The journal's mode stays with the file; the script commits whole or not at all.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            return True
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection, None, None]:
+        """Give a connection inside BEGIN IMMEDIATE; commit at the end, or roll back if the block raises.
+
+        Raises:
+            StoreError: `store_busy` after `BUSY_TIMEOUT_S`, `disk_full`, `damaged_database`.
+            RuntimeError: this thread is inside another transaction and would wait for itself.
+        """
+        if getattr(self._thread, "is_inside", False):
+            raise RuntimeError("a transaction of the store is open in this thread; it cannot contain another one")
+        self._thread.is_inside = True
+        try:
+            with self._connect() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+        finally:
+            self._thread.is_inside = False
+
+    @contextmanager
+    def snapshot(self) -> Generator[sqlite3.Connection, None, None]:
+        """Give a connection that sees one moment of the database, for reading only."""
+        with self._connect() as connection:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("BEGIN")
+            yield connection
+
+    @contextmanager
+    def _connect(self) -> Generator[sqlite3.Connection, None, None]:
+        try:
+            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            try:
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA foreign_keys = ON")
+                yield connection
+            finally:
+                # Closing rolls back what is not committed.
+                connection.close()
+        except sqlite3.DatabaseError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: sqlite3.DatabaseError) -> Exception:
+        """Turn faults of the machine into StoreError; a wrong statement or a broken constraint stays as it is."""
+        name = str(getattr(error, "sqlite_errorname", ""))
+        fault = "_".join(name.split("_")[:2])
+        if fault == "SQLITE_FULL" or fault in _WRITE_FAULTS:
+            key = "disk_full" if fault == "SQLITE_FULL" else "write_failed"
+            return StoreError(key, what=self.path, detail=f"{error} ({name})")
+        if fault in _BUSY_FAULTS:
+            return StoreError("store_busy", path=self.path, timeout_s=BUSY_TIMEOUT_S)
+        if fault in _DAMAGES:
+            return StoreError("damaged_database", path=self.path, detail=f"{error} ({name})")
+        return error

@@ -1,0 +1,202 @@
+"""Make golden examples of an ONNX file: what ONNX Runtime on the CPU answers to each example alone."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError, ModelError, list_choices
+from argosy.signature import Arrays, Signature, TensorSpec
+from argosy.store.golden import Golden
+
+__all__ = ["NUM_SYNTHETIC", "open_session", "record_golden", "record_synthetic", "shapes_of_outputs"]
+
+NUM_SYNTHETIC: Final = 8
+"""Enough rows that a batch of them mixes values; few enough that a large model answers in seconds."""
+
+_ATTEMPTS: Final = ((16, 100), (16, 10), (16, 2), (224, 100))
+"""(length of free axes, bound of integers), tried in order: small vocabularies and types of two values follow,
+then networks over images, which pooling makes too small at 16."""
+
+_MAX_ELEMENTS: Final = 1 << 26
+"""Of one synthetic tensor, all examples together: 256 MiB of float32."""
+
+_RTOL: Final = 1e-3
+_ATOL: Final = 1e-4
+"""How far two runs of the same example may differ: threads may add floats in another order. A model that samples differs more."""
+
+
+def open_session(path: Path) -> Any:
+    """Load an ONNX file as it is served, on the CPU.
+
+    Raises:
+        InputError: `bad_onnx`, ONNX Runtime cannot load it.
+    """
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it has to say comes as the exception
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class of their own
+        raise InputError("bad_onnx", path=path.name, detail=f"ONNX Runtime says: {error}") from error
+
+
+def shapes_of_outputs(session: Any) -> dict[str, tuple[int, ...]]:
+    """Return the outputs' shapes as ONNX Runtime infers them; () also stands for an unknown number of axes."""
+    return {node.name: tuple(dim if isinstance(dim, int) else -1 for dim in node.shape) for node in session.get_outputs()}
+
+
+def record_golden(session: Any, inputs: Mapping[str, NDArray[Any]], signature: Signature, model: str) -> Golden:
+    """Run each example alone and record the answers.
+
+    Args:
+        session: of `open_session`.
+        inputs: the first axis counts examples, as in `Golden`.
+        signature: of the file.
+        model: its name, for messages.
+
+    Raises:
+        InputError: `bad_golden`, the inputs do not fit the signature, the model refuses one of them, or its
+            answers cannot be recorded.
+    """
+    arrays = {spec.name: _as_array(inputs, spec, model) for spec in signature.inputs}
+    unknown = set(inputs) - set(arrays)
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if unknown or len(set(lengths.values())) != 1 or not min(lengths.values()):
+        detail = f"examples are {lengths}, expected one number above 0 for each of {list_choices(arrays)} and no other"
+        raise InputError("bad_golden", model=model, detail=f"{detail}; unknown: {list_choices(unknown)}")
+    try:
+        return Golden(arrays, _run_each(session, arrays, signature))
+    except ModelError as error:
+        raise InputError("bad_golden", model=model, detail=error.fields["detail"]) from error
+
+
+def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple[Golden | None, str]:
+    """Run random examples and record the answers.
+
+    Returns:
+        The examples and "", or None and why there are none: the model refuses all that was tried, answers NaN,
+        or answers the same example differently.
+    """
+    axes = [dim for spec in signature.inputs for dim in (spec.shape[1:] if signature.is_batched else spec.shape)]
+    has_integers = any(spec.dtype.kind in "iu" for spec in signature.inputs)
+    # Attempts that this signature cannot tell apart count once.
+    attempts = dict.fromkeys((length if -1 in axes else 0, bound if has_integers else 0) for length, bound in _ATTEMPTS)
+    first_error = ""
+    for free_length, bound in attempts:
+        generator = np.random.default_rng(seed)
+        try:
+            inputs = {spec.name: _synthesise(spec, signature, generator, free_length, bound) for spec in signature.inputs}
+            outputs = _run_each(session, inputs, signature)
+            for name, array in outputs.items():
+                if array.dtype.kind == "f" and np.isnan(array).any():
+                    raise _failed(f"output {name!r} is NaN on random inputs")
+            return Golden(inputs, outputs), ""
+        except ModelError as error:
+            first_error = first_error or str(error.fields["detail"])
+    return None, first_error
+
+
+def _failed(detail: object) -> ModelError:
+    return ModelError("model_failed", model="?", version="?", detail=str(detail)[:500])
+
+
+def _as_array(inputs: Mapping[str, NDArray[Any]], spec: TensorSpec, model: str) -> NDArray[Any]:
+    """Return an input as the signature has it: not converted, except that text becomes BYTES."""
+    if spec.name not in inputs:
+        raise InputError("bad_golden", model=model, detail=f"input {spec.name!r} is missing; given: {list_choices(inputs)}")
+    array = np.asarray(inputs[spec.name])
+    if spec.datatype == "BYTES" and array.dtype.kind in "SUO":
+        return _map_elements(array, _to_bytes)
+    return array
+
+
+def _to_bytes(item: str | bytes) -> bytes:
+    return item.encode("utf-8", "surrogateescape") if isinstance(item, str) else bytes(item)
+
+
+def _to_text(item: bytes) -> str:
+    # ONNX Runtime takes strings as text only; escapes carry bytes that are no UTF-8 as far as the encoder.
+    return item.decode("utf-8", "surrogateescape")
+
+
+def _map_elements(array: NDArray[Any], function: Callable[[Any], bytes | str]) -> NDArray[Any]:
+    out = np.empty(array.shape, dtype=object)
+    out.ravel()[:] = [function(item) for item in array.ravel().tolist()]
+    return out
+
+
+def _run_each(session: Any, inputs: Arrays, signature: Signature) -> Arrays:
+    """Run the examples one by one, and the first one again, for a model that samples has no golden answers."""
+    golden = Golden(inputs, {})
+    answers = [_run_one(session, golden, index, signature) for index in range(golden.num_examples)]
+    again = _run_one(session, golden, 0, signature)
+    outputs: Arrays = {}
+    for spec in signature.outputs:
+        rows = [answer[spec.name] for answer in answers]
+        if not _is_close(rows[0], again[spec.name]):
+            raise _failed(f"output {spec.name!r} differs between two runs of the same example")
+        if any(row.shape != rows[0].shape for row in rows):
+            raise _failed(f"output {spec.name!r} has another shape for each example")
+        outputs[spec.name] = np.concatenate(rows) if signature.is_batched else np.stack(rows)
+    return outputs
+
+
+def _run_one(session: Any, golden: Golden, index: int, signature: Signature) -> Arrays:
+    example = golden.example(index, is_batched=signature.is_batched)
+    feed = {name: _map_elements(array, _to_text) if array.dtype.kind == "O" else array for name, array in example.inputs.items()}
+    names = [spec.name for spec in signature.outputs]
+    try:
+        answers = session.run(names, feed)
+    except Exception as error:  # whatever the model's operators raise is about this example
+        raise _failed(error) from error
+    outputs: Arrays = {}
+    for spec, answer in zip(signature.outputs, answers, strict=True):
+        array = np.asarray(answer)
+        if spec.datatype == "BYTES":
+            array = _map_elements(array, _to_bytes)
+        if not spec.accepts(array.shape) or (signature.is_batched and len(array) != 1):
+            raise _failed(f"output {spec.name!r} has shape {array.shape} for one example, declared is {spec.shape}")
+        outputs[spec.name] = array
+    return outputs
+
+
+def _name_example(number: int) -> bytes:
+    return f"example {number}".encode()
+
+
+def _is_close(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind == "f":
+        return bool(np.allclose(one, other, rtol=_RTOL, atol=_ATOL, equal_nan=True))
+    return bool(np.array_equal(one, other))
+
+
+def _synthesise(
+    spec: TensorSpec, signature: Signature, generator: np.random.Generator, free_length: int, bound: int
+) -> NDArray[Any]:
+    """Make random values of all examples for one input, in the range that its datatype and name suggest."""
+    axes = spec.shape[1:] if signature.is_batched else spec.shape
+    shape = (NUM_SYNTHETIC, *(free_length if dim == -1 else dim for dim in axes))
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise _failed(f"random examples of input {spec.name!r} would have shape {shape}")
+    kind = spec.dtype.kind
+    if kind == "f":
+        return generator.standard_normal(shape).astype(spec.dtype)
+    if kind == "O":
+        return _map_elements(generator.integers(0, 100, shape), _name_example)
+    name = spec.name.lower()
+    if kind == "b" or "mask" in name or "type" in name:
+        values = generator.integers(0, 2, shape)
+        if "mask" in name and values.ndim > 1:
+            values[..., 0] = 1  # a mask of zeros alone makes a softmax over nothing
+        return values.astype(spec.dtype)
+    return generator.integers(0, bound, shape).astype(spec.dtype)

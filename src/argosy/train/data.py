@@ -1,0 +1,148 @@
+"""Data for training: rows and targets as NumPy arrays, checked, split, shuffled, and named by their digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError
+from argosy.frameworks.base import import_extra
+
+__all__ = ["Dataset", "check_dataset", "check_rows", "digest_arrays", "iterate_batches", "load_digits", "split_rows", "split_test"]
+
+_DIGITS_MAX: Final = 16.0
+"""Largest grey value of scikit-learn's digits."""
+
+
+class Dataset(NamedTuple):
+    """Rows and their targets."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+
+def check_rows(x: object) -> NDArray[Any]:
+    """Check the rows that a model is to take.
+
+    Returns:
+        The array; floats as float32, the type that models compute in, other types as they are.
+
+    Raises:
+        InputError: `bad_data`, no rows, no numbers, or a NaN or infinity.
+    """
+    rows = np.asarray(x)
+    if rows.ndim == 0 or len(rows) == 0 or rows.size == 0:
+        raise InputError("bad_data", detail=f"x has shape {rows.shape}, expected at least one row")
+    if rows.dtype.kind not in "fiub":
+        raise InputError("bad_data", detail=f"x has type {rows.dtype}, expected numbers")
+    if rows.dtype.kind != "f":
+        return rows.astype(rows.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore"):  # What overflows is infinite, and found below.
+        rows = rows.astype(np.float32, copy=False)
+    if not np.isfinite(rows).all():
+        where = np.argwhere(~np.isfinite(rows))
+        detail = f"x holds {len(where)} values that are NaN, infinite or beyond float32, the first in row {where[0][0]}"
+        raise InputError("bad_data", detail=detail)
+    return rows
+
+
+def check_dataset(data: object) -> Dataset:
+    """Check a pair of arrays (x, y); y is checked further by `losses.prepare_targets`.
+
+    Raises:
+        InputError: `bad_data`, not a pair, x as `check_rows` says, or y has not one entry a row.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:  # pyright: ignore[reportUnknownArgumentType]
+        raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected a pair of arrays (x, y)")  # pyright: ignore[reportUnknownArgumentType]
+    x, y = check_rows(data[0]), np.asarray(data[1])  # pyright: ignore[reportUnknownArgumentType]
+    if y.ndim == 0 or len(y) != len(x):
+        raise InputError("bad_data", detail=f"x has {len(x)} rows, y has shape {y.shape}, expected one target a row")
+    if y.dtype.kind not in "fiub":
+        raise InputError("bad_data", detail=f"y has type {y.dtype}, expected numbers")
+    return Dataset(x, y)
+
+
+def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Take a random part of the rows away, for validation.
+
+    Args:
+        data: at least two rows.
+        fraction: of the rows to take, above 0 and below 1; at least one row is taken and one left.
+        seed: the same one takes the same rows.
+
+    Raises:
+        InputError: `bad_data`, fewer than two rows.
+    """
+    num_rows = len(data.x)
+    if num_rows < 2:
+        raise InputError("bad_data", detail=f"{num_rows} row cannot be split for validation")
+    num_taken = min(max(round(num_rows * fraction), 1), num_rows - 1)
+    order = np.random.default_rng(seed).permutation(num_rows)
+    taken, kept = np.sort(order[:num_taken]), np.sort(order[num_taken:])
+    return Dataset(data.x[kept], data.y[kept]), Dataset(data.x[taken], data.y[taken])
+
+
+def iterate_batches(num_rows: int, batch_size: int, *, shuffle: bool, seed: int, epoch: int) -> Generator[NDArray[np.int64]]:
+    """Give the row numbers of each mini-batch of an epoch; every row once, the last batch may be short.
+
+    The order follows from seed and epoch alone, not from the epochs before, so that a run can be resumed.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows) if shuffle else np.arange(num_rows)
+    for start in range(0, num_rows, batch_size):
+        yield order[start : start + batch_size]
+
+
+def digest_arrays(*arrays: NDArray[Any]) -> str:
+    """Name arrays by their content: `sha256:...` over each one's datatype, shape and elements in row-major order."""
+    content = hashlib.sha256()
+    for array in arrays:
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        content.update(f"{little.dtype.str} {little.shape}\n".encode())
+        content.update(little.data if little.size else b"")
+    return f"sha256:{content.hexdigest()}"
+
+
+def split_test(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out the same fraction of every class for testing.
+
+    Args:
+        data: y holds class numbers.
+        fraction: of each class's rows, rounded to whole rows.
+        seed: the same one holds out the same rows.
+
+    Returns:
+        The rows to train on and the rows to test on, both in the data's order.
+    """
+    random = np.random.default_rng(seed)
+    is_test = np.zeros(len(data.y), dtype=bool)
+    for label in np.unique(data.y):
+        rows = random.permutation(np.flatnonzero(data.y == label))
+        is_test[rows[: round(len(rows) * fraction)]] = True
+    return Dataset(data.x[~is_test], data.y[~is_test]), Dataset(data.x[is_test], data.y[is_test])
+
+
+def load_digits(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Load scikit-learn's handwritten digits, split for training and testing. Nothing is downloaded.
+
+    Args:
+        test_fraction: of every class, held out for testing.
+        seed: of the split alone. Keep it while versions are to be compared: they must be tested on rows that
+            none of them was trained on.
+
+    Returns:
+        1,797 images in all: x is float32 of shape (rows, 1, 8, 8) from 0 (paper) to 1 (ink), y int64 of shape
+        (rows,) from 0 to 9.
+
+    Raises:
+        InputError: `missing_extra`, scikit-learn is not installed.
+
+    Source: E. Alpaydin and C. Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI, CC BY 4.0.
+    """
+    datasets = import_extra("sklearn.datasets", feature="The digits data", extra="demo")
+    images, labels = datasets.load_digits(return_X_y=True)
+    x = (images / _DIGITS_MAX).astype(np.float32).reshape(-1, 1, 8, 8)
+    return split_test(Dataset(x, labels.astype(np.int64)), test_fraction, seed)

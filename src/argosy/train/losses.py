@@ -1,0 +1,142 @@
+"""Losses and metrics in plain NumPy: what validation, evaluation and compression are measured with.
+
+A framework computes the loss of a training step itself, by the same definition; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError, list_choices
+
+__all__ = ["LOSSES", "METRICS", "Loss", "Metric", "get_loss", "get_metric", "prepare_targets"]
+
+Array = NDArray[Any]
+
+
+class Loss(NamedTuple):
+    """What training makes small: a mean over rows (and over outputs, where a row has several)."""
+
+    compute: Callable[[Array, Array], float]
+    """From outputs (logits for the two entropies) and targets of `prepare_targets`."""
+    metrics: tuple[str, ...]
+    """Which metrics suit it; the first is the default."""
+
+
+class Metric(NamedTuple):
+    """What people judge a model by: a mean over rows."""
+
+    compute: Callable[[Array, Array], float]
+    is_higher_better: bool
+
+
+def _cross_entropy(outputs: Array, targets: Array) -> float:
+    logits = outputs.astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    picked = shifted[np.arange(len(targets)), targets]
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - picked))
+
+
+def _binary_cross_entropy(outputs: Array, targets: Array) -> float:
+    logits = outputs.astype(np.float64)
+    return float(np.mean(np.logaddexp(0.0, logits) - logits * targets))
+
+
+def _mse(outputs: Array, targets: Array) -> float:
+    return float(np.mean(np.square(outputs.astype(np.float64) - targets)))
+
+
+def _mae(outputs: Array, targets: Array) -> float:
+    return float(np.mean(np.abs(outputs.astype(np.float64) - targets)))
+
+
+def _accuracy(outputs: Array, targets: Array) -> float:
+    if np.issubdtype(targets.dtype, np.integer):
+        return float(np.mean(outputs.argmax(axis=1) == targets))
+    return float(np.mean((outputs > 0) == (targets > 0.5)))
+
+
+LOSSES: Final[dict[str, Loss]] = {
+    "binary_cross_entropy": Loss(_binary_cross_entropy, ("accuracy",)),
+    "cross_entropy": Loss(_cross_entropy, ("accuracy",)),
+    "mse": Loss(_mse, ("mae", "mse")),
+}
+
+METRICS: Final[dict[str, Metric]] = {
+    "accuracy": Metric(_accuracy, is_higher_better=True),
+    "mae": Metric(_mae, is_higher_better=False),
+    "mse": Metric(_mse, is_higher_better=False),
+}
+
+
+def get_loss(name: str) -> Loss:
+    """Give a loss by name.
+
+    Raises:
+        InputError: `unknown_choice`.
+    """
+    if name not in LOSSES:
+        raise InputError("unknown_choice", kind="loss", got=name, known=list_choices(LOSSES))
+    return LOSSES[name]
+
+
+def get_metric(name: str) -> Metric:
+    """Give a metric by name.
+
+    Raises:
+        InputError: `unknown_choice`.
+    """
+    if name not in METRICS:
+        raise InputError("unknown_choice", kind="metric", got=name, known=list_choices(METRICS))
+    return METRICS[name]
+
+
+def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array:
+    """Bring targets into the form that a loss takes them in, and check them against the model's outputs.
+
+    Args:
+        loss: a name of `LOSSES`.
+        y: targets, one a row. For `cross_entropy` class numbers, shape (rows,), of an integer type; otherwise
+            numbers of the outputs' shape, where (rows,) does for outputs of shape (rows, 1).
+        output_shape: what the model answers to any number of rows; its first axis is not looked at.
+
+    Returns:
+        int64 of shape (rows,) for `cross_entropy`, else float32 of shape (rows, *output_shape[1:]).
+
+    Raises:
+        InputError: `bad_data`, another shape or type, a label that is not a class of the model, a target
+            outside 0..1 for `binary_cross_entropy`, or one that is not finite.
+    """
+    if loss == "cross_entropy":
+        return _prepare_labels(y, output_shape)
+    shape = (len(y), *output_shape[1:])
+    if y.ndim == 1 and shape == (len(y), 1):
+        y = y[:, None]
+    if y.shape != shape:
+        # Left alone, NumPy and the frameworks would broadcast (rows,) against (rows, 1) and train on nonsense.
+        raise InputError("bad_data", detail=f"y has shape {y.shape}, but for as many rows the model gives {shape}")
+    targets = y.astype(np.float32)
+    if not np.isfinite(targets).all():
+        raise InputError("bad_data", detail="y holds NaN, infinity or a value beyond float32")
+    if loss == "binary_cross_entropy" and (targets.min() < 0 or targets.max() > 1):
+        detail = f"binary_cross_entropy needs targets from 0 to 1, y has {targets.min()} to {targets.max()}"
+        raise InputError("bad_data", detail=detail)
+    return targets
+
+
+def _prepare_labels(y: Array, output_shape: tuple[int, ...]) -> Array:
+    if len(output_shape) != 2:
+        detail = f"cross_entropy needs outputs of shape (rows, classes), the model gives (rows, *{output_shape[1:]})"
+        raise InputError("bad_data", detail=detail)
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        detail = f"cross_entropy needs labels of an integer type and shape (rows,), y has {y.dtype} and {y.shape}"
+        raise InputError("bad_data", detail=detail)
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= output_shape[1]:
+        detail = f"labels run from {low} to {high}, the model has {output_shape[1]} classes: 0 to {output_shape[1] - 1}"
+        raise InputError("bad_data", detail=detail)
+    return y.astype(np.int64)

@@ -1,0 +1,78 @@
+"""What a person sees of a running training: a bar on a terminal, a line an epoch elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from argosy.train.result import Epoch
+
+__all__ = ["Progress", "describe_epoch", "open_progress"]
+
+
+class Progress(Protocol):
+    """Told by the training loop how far it is."""
+
+    def end_step(self, loss: float) -> None:
+        """Count a mini-batch; `loss` is that of the epoch so far."""
+        ...
+
+    def end_epoch(self, epoch: Epoch) -> None:
+        """Show what an epoch came to."""
+        ...
+
+
+@contextmanager
+def open_progress(is_wanted: bool, num_epochs: int, num_steps: int) -> Generator[Progress]:
+    """Show progress within the block.
+
+    Args:
+        is_wanted: False shows nothing.
+        num_epochs: of the run.
+        num_steps: mini-batches of the run.
+    """
+    if not is_wanted:
+        yield _Silence()
+    elif not sys.stderr.isatty():
+        yield _Lines(num_epochs)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        with RichProgress(*columns, console=Console(stderr=True)) as bar:
+            yield _Bar(bar.add_task("training", total=num_steps), bar, num_epochs)
+
+
+def describe_epoch(epoch: Epoch, num_epochs: int) -> str:
+    """Give an epoch in one line."""
+    values = {"loss": epoch.loss, **epoch.metrics}
+    if epoch.validation_loss is not None:
+        values["validation loss"] = epoch.validation_loss
+        values |= {f"validation {name}": value for name, value in epoch.validation_metrics.items()}
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return f"epoch {epoch.number:>{len(str(num_epochs))}}/{num_epochs}  {shown}  {epoch.duration_s:.1f} s"
+
+
+class _Silence:
+    def end_step(self, loss: float) -> None:
+        pass
+
+    def end_epoch(self, epoch: Epoch) -> None:
+        pass
+
+
+class _Lines(_Silence):
+    def __init__(self, num_epochs: int) -> None:
+        self._num_epochs = num_epochs
+
+    def end_epoch(self, epoch: Epoch) -> None:
+        print(describe_epoch(epoch, self._num_epochs), file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _Bar:
+    def __init__(self, task: object, bar: object, num_epochs: int) -> None: ...
