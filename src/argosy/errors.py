@@ -179,6 +179,15 @@ MESSAGES: dict[str, Message] = {
     "too_many_elements": Message(
         "Input {tensor!r} has {got} elements of {datatype}, at most {limit} are taken at once", "split it into several requests"
     ),
+    "not_small": Message("Of a large request all but the tensor data must fit in {limit} bytes and {num_fields} fields"),
+    "typed_too_large": Message(
+        "The typed contents of the request have more than {limit} bytes", "send large tensors in raw_input_contents"
+    ),
+    "raw_count": Message("The request has {got} raw_input_contents for {expected} inputs", "raw contents stand for all inputs or none"),
+    "mixed_contents": Message("Input {tensor!r} has both contents and raw_input_contents", "use one of them for all inputs"),
+    "wrong_contents": Message("Input {tensor!r} of datatype {datatype} has values in {got}, expected {expected}"),
+    "no_typed_contents": Message("Input {tensor!r} has datatype {datatype}, which no typed contents hold", "use raw_input_contents"),
+    "bad_grpc": Message("The request is not valid gRPC: {detail}"),
     "bad_value": Message("Input {tensor!r} holds a value that {datatype} cannot: {detail}"),
     "bad_parameter": Message("Parameter `{name}` is {got!r}, expected {expected}"),
     "not_finite_output": Message(
@@ -208,6 +217,12 @@ MESSAGES: dict[str, Message] = {
     "unauthorized": Message("The admin API needs the header Authorization: Bearer TOKEN", "the token stands in ARGOSY_HOME/run/serve.json"),
     "unimplemented": Message("Method {method} is not offered"),
     "internal": Message("Internal error: {detail}"),
+    # clients
+    "server_said": Message("{text}", "{hint}"),
+    "no_connection": Message("No answer from {url}: {detail}", "start a server with: argosy serve; or give the URL of one that runs"),
+    "bad_answer": Message("The answer of {url} is not V2: {detail}", "give the URL of a server that speaks the V2 inference protocol"),
+    "bad_inputs": Message("File {path} does not hold inputs: {detail}"),
+    "needs_names": Message("Model {model!r} has {got} inputs: {known}", "give a dict of input name to array"),
     # deployments
     "no_server": Message("No server runs for this ARGOSY_HOME ({home})", "start one with: argosy serve"),
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),

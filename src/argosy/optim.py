@@ -49,7 +49,7 @@ class Optimizer(ABC):
             self._check("clip_norm", self.clip_norm, "a finite number above 0, or None", lowest=0.0, is_open=True)
 
     def _check(
-        self, option: str, value: object, expected: str, *, lowest: float, below: float = math.inf, is_open: bool = False
+        self, option: str, value: Any, expected: str, *, lowest: float, below: float = math.inf, is_open: bool = False
     ) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not lowest <= value < below or (is_open and value == lowest):
@@ -57,8 +57,7 @@ class Optimizer(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Give the name and every parameter, as JSON data for a lineage."""
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
-        return {"name": self.name, **values}
+        return {"name": self.name, **dataclasses.asdict(self)}
 
     @abstractmethod
     def init_state(self, weights: Arrays) -> OptimizerState:
@@ -165,7 +164,7 @@ def bias_correction(beta: float, step: int) -> float:
 OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {rule.name: rule for rule in (SGD, Adam)}
 
 
-def get_optimizer(optimizer: str | Optimizer, **options: object) -> Optimizer:
+def get_optimizer(optimizer: str | Optimizer, **options: Any) -> Optimizer:
     """Give an optimizer by name or as it is, with some parameters set.
 
     Args:

@@ -73,7 +73,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if type(rule) not in _RULES:
             known = list_choices(kind.name for kind in _RULES)
             raise InputError("unknown_choice", kind="optimizer of torch", got=rule.name, known=known)
-        super().__init__(weights, {})
+        super().__init__(weights, {})  # pyright: ignore[reportUnknownMemberType]
         self.rule = rule
 
     def measure_norm(self) -> float:

@@ -67,10 +67,12 @@ class Channel:
         Raises:
             BlockingIOError: nothing there, and the socket does not block.
         """
+        arguments = (MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
         try:
-            data, ancillary, _, _ = self.sock.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = self.sock.recvmsg(*arguments)
         except ConnectionResetError:
-            return None
+            # The peer ended without reading all that we sent. The kernel says so once; what it sent last comes after that.
+            data, ancillary, _, _ = self.sock.recvmsg(*arguments)
         if not data:
             return None
         fds = array.array("i")

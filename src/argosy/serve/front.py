@@ -47,7 +47,7 @@ class Front:
         self.is_started = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
-        self._hung: set[str] = set()
+        self._hung: set[tuple[str, float]] = set()
         self._control: asyncio.StreamWriter | None = None
         self.done = asyncio.Event()
         channel.sock.setblocking(False)
@@ -81,7 +81,9 @@ class Front:
         self.router = Router(self.loop, self.counters)
         self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts)
         self.http = HttpServer(self.router, self.admit, version("argosy"), config.max_connections)
-        self.grpc, self._grpc_server = make_grpc_protocol(self.router, self.admit, max_connections=config.max_connections)
+        self.grpc, self._grpc_server = make_grpc_protocol(
+            self.router, self.admit, version=version("argosy"), max_connections=config.max_connections
+        )
         self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["listeners"], listeners, strict=True)}
 
     async def _follow_control(self, sock: socket.socket) -> None:
@@ -158,8 +160,8 @@ class Front:
             self._report_hung()
 
     def _report_hung(self) -> None:
-        hung = set(self.router.find_hung(self.loop.time(), self.config.hang_timeout_s))
-        for worker in hung - self._hung:
+        hung = self.router.find_hung(self.loop.time(), self.config.hang_timeout_s)
+        for worker, _ in hung - self._hung:
             if self._control is not None:
                 write_message(self._control, {"op": "hung", "worker": worker})
         self._hung = hung

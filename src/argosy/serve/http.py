@@ -195,7 +195,6 @@ class HttpConnection(asyncio.Protocol):
         "_call",
         "_headers",
         "_is_busy",
-        "_is_closing",
         "_is_refused",
         "_keep_alive",
         "_num_header_bytes",
@@ -222,7 +221,6 @@ class HttpConnection(asyncio.Protocol):
         self._is_busy = False
         self._is_receiving = False
         self._is_refused = False
-        self._is_closing = False
         self._keep_alive = True
         self._last_s = time.monotonic()
         self._call: HttpCall | None = None
@@ -240,7 +238,6 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
-        self._is_closing = True
         self._waiting.clear()
         if self._call is not None:
             # Nobody waits for the answer any more: the batcher drops the request.
@@ -252,12 +249,6 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._transport.resume_reading()
-
-    def eof_received(self) -> bool:
-        # A client may close its sending side and still read the answers.
-        self._keep_alive = False
-        self._is_closing = True
-        return self._is_busy
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:

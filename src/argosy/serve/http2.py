@@ -443,7 +443,7 @@ class Http2Connection(asyncio.Protocol):
         out = self._out
         if out:
             self._out = []
-            if not self._transport.is_closing():
+            if not self._is_dead and not self._transport.is_closing():
                 self._transport.write(out[0] if len(out) == 1 else b"".join(out))
         if self._is_ending and not self._streams and not self._is_dead:
             self._linger()
@@ -613,7 +613,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
         # Decoding costs more than receiving: a flood of large blocks is a flood.
-        self._charge(len(block) >> 7)
+        self._charge(len(block) >> 6)
         if len(block) > self._limits.max_header_bytes:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, f"a header block over {self._limits.max_header_bytes} bytes")
         try:
@@ -952,6 +952,8 @@ class Http2Connection(asyncio.Protocol):
         In two steps, so that what a client sends before it hears of it is still answered: GOAWAY that names no last
         stream and a PING; when the PING comes back, GOAWAY with the last one.
         """
+        if self._is_dead:
+            return
         if not self._is_open:
             self._linger()
         elif not self._is_draining:

@@ -352,7 +352,8 @@ class Link:
             if not frame:
                 raise LinkError("worker is gone")
             self._take_frame(frame, fds)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionResetError):
+            # A reset is told before the replies that the worker sent last: they, or the end, come at the next call.
             return
         except (OSError, LinkError, struct.error):
             self.close()

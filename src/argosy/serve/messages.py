@@ -8,9 +8,13 @@ Source: kserve/open-inference-protocol, open_inference_grpc.proto; Triton's grpc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from argosy.errors import InputError
 
 __all__ = [
     "POOL",
@@ -29,9 +33,15 @@ __all__ = [
     "ServerMetadataResponse",
     "ServerReadyRequest",
     "ServerReadyResponse",
+    "parse_infer_request",
 ]
 
-from google.protobuf.message import DecodeError
+PLAIN_BYTES: Final = 64 << 10
+"""Requests up to this size are parsed as they are. Of a larger one, all that is not tensor data must fit in it."""
+MAX_FIELDS: Final = 4096
+"""Fields of a larger request, those of its inputs included."""
+MAX_TYPED_BYTES: Final = 4 << 20
+"""Typed contents of a request: they cost 50 ns an element and hold up the front meanwhile; raw contents do not."""
 
 # One line a message; a field is NUMBER NAME TYPE. `*` marks a repeated field, `=` a map from string, and fields after
 # `|` are alternatives, of which at most one is set.
@@ -88,7 +98,7 @@ def _build_pool() -> descriptor_pool.DescriptorPool:
         for field in fields.replace("|", "").split(",") if fields else ():
             _add_field(message, outer or path, *field.split())
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.AddSerializedFile(file.SerializeToString())
     return pool
 
 
@@ -136,3 +146,82 @@ ServerMetadataRequest: Final[Any] = _message("ServerMetadataRequest")
 ServerMetadataResponse: Final[Any] = _message("ServerMetadataResponse")
 ServerReadyRequest: Final[Any] = _message("ServerReadyRequest")
 ServerReadyResponse: Final[Any] = _message("ServerReadyResponse")
+
+
+def parse_infer_request(message: bytes | bytearray | memoryview) -> tuple[Any, list[Any]]:
+    """Parse a ModelInferRequest; return it and its raw tensors, which are views of `message` where that is large.
+
+    A parser makes up to 40 bytes of one byte of hostile input (an empty input is two bytes on the wire), and copies
+    raw tensors twice. So of large requests the raw tensors are cut out first, and what is left has to be small.
+
+    Raises:
+        DecodeError: it is no such message.
+        InputError: not_small or typed_too_large.
+    """
+    if len(message) <= PLAIN_BYTES:
+        request = ModelInferRequest.FromString(message)
+        return request, list(request.raw_input_contents)
+    view = memoryview(message)
+    raws: list[memoryview] = []
+    rest: list[memoryview] = []
+    num_fields = num_bytes = num_typed = 0
+    for tag, begin, start, end in _walk(view):
+        num_fields += 1
+        if tag == _TAG_RAW:
+            raws.append(view[start:end])
+        else:
+            rest.append(view[begin:end])
+            num_bytes += end - begin
+        if tag == _TAG_INPUT:
+            for inner_tag, inner_begin, _, inner_end in _walk(view[start:end]):
+                num_fields += 1
+                if inner_tag == _TAG_CONTENTS:
+                    num_bytes -= inner_end - inner_begin
+                    num_typed += inner_end - inner_begin
+                if num_fields > MAX_FIELDS:
+                    break
+        if num_fields > MAX_FIELDS or num_bytes > PLAIN_BYTES:
+            raise InputError("not_small", limit=PLAIN_BYTES, num_fields=MAX_FIELDS)
+        if num_typed > MAX_TYPED_BYTES:
+            raise InputError("typed_too_large", limit=MAX_TYPED_BYTES)
+    return ModelInferRequest.FromString(b"".join(rest)), raws
+
+
+_TAG_RAW: Final = 7 << 3 | 2
+_TAG_INPUT: Final = 5 << 3 | 2
+_TAG_CONTENTS: Final = 5 << 3 | 2
+
+
+def _walk(view: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Yield tag, begin, begin of the value and end of each field."""
+    pos, size = 0, len(view)
+    while pos < size:
+        begin = pos
+        tag, pos = _read_varint(view, pos)
+        start = pos
+        kind = tag & 7
+        if kind == 0:
+            _, pos = _read_varint(view, pos)
+        elif kind == 2:
+            length, start = _read_varint(view, pos)
+            pos = start + length
+        elif kind in (1, 5):
+            pos += 8 if kind == 1 else 4
+        else:
+            raise DecodeError(f"wire type {kind}")
+        if pos > size:
+            raise DecodeError("a field ends after its message")
+        yield tag, begin, start, pos
+
+
+def _read_varint(view: memoryview, pos: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if pos >= len(view):
+            break
+        byte = view[pos]
+        pos += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, pos
+    raise DecodeError("a number that does not end")

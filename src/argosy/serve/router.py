@@ -281,6 +281,7 @@ class Router:
                 # Its deployment or version has left the table meanwhile.
                 self._reroute(cast(Lane, lane))
 
-    def find_hung(self, now: float, limit_s: float) -> list[str]:
-        """Workers that have held a batch for longer than `limit_s`."""
-        return [w for w, link in self._links.items() if (sent := link.oldest_sent_s) is not None and now - sent > limit_s]
+    def find_hung(self, now: float, limit_s: float) -> set[tuple[str, float]]:
+        """Workers that have held a batch for longer than `limit_s`, and since when."""
+        held = {(worker, sent_s) for worker, link in self._links.items() if (sent_s := link.oldest_sent_s) is not None}
+        return {(worker, sent_s) for worker, sent_s in held if now - sent_s > limit_s}

@@ -111,6 +111,7 @@ class Blobs:
                     blob.path.replace(target)
                 else:
                     link_file(blob.path, target)
+                    staged.created.add(digest)
             except FileExistsError:
                 pass
             except OSError as error:
@@ -119,6 +120,10 @@ class Blobs:
             fsync_folder(self._blobs)
         except OSError as error:
             raise explain_write(self._blobs, error) from error
+
+    def remove(self, digest: str) -> None:
+        """Remove a blob. The caller is inside a transaction, in which no version refers to it."""
+        self._path(digest).unlink(missing_ok=True)
 
     def read(self, digest: str, what: str) -> bytes:
         """Read a small blob whole, checked.

@@ -21,7 +21,8 @@ SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a writer waits for another one. Commits take milliseconds; blobs are written before."""
 
-# `next_number` only ever grows, whatever happens to the rows of `versions`. The triggers keep history append-only.
+# `next_number` only ever grows, whatever happens to the rows of `versions`. `blobs` says which versions need a blob.
+# The triggers keep history append-only.
 _SCHEMA: Final = """
 CREATE TABLE models (
     name TEXT PRIMARY KEY,
@@ -37,6 +38,13 @@ CREATE TABLE versions (
     created TEXT NOT NULL,
     PRIMARY KEY (model, number)
 ) STRICT;
+CREATE TABLE blobs (
+    digest TEXT NOT NULL,
+    model TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (digest, model, number),
+    FOREIGN KEY (model, number) REFERENCES versions (model, number) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
 CREATE TABLE aliases (
     model TEXT NOT NULL,
     alias TEXT NOT NULL CHECK (alias <> 'latest' AND alias GLOB '*[^0-9]*'),
@@ -50,7 +58,7 @@ CREATE TABLE measurements (
     name TEXT NOT NULL,
     value REAL NOT NULL,
     PRIMARY KEY (model, number, name),
-    FOREIGN KEY (model, number) REFERENCES versions (model, number)
+    FOREIGN KEY (model, number) REFERENCES versions (model, number) ON DELETE CASCADE
 ) STRICT;
 CREATE TABLE history (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

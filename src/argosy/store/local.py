@@ -164,20 +164,38 @@ class Store:
         config = staged.add_blob(encode(build_config(name, manifest, staged.layers, records.now())))
         image = staged.add_blob(encode(build_image(Descriptor(CONFIG_TYPE, config.digest, config.size_bytes), staged.layers)))
         damaged = self._blobs.find_damaged(staged)
-        with self.transaction() as connection:
-            self._blobs.keep(staged, damaged)
-            number = records.insert_version(
-                connection,
-                name,
-                digest=image.digest,
-                image_bytes=image.size_bytes,
-                manifest=data,
-                size_bytes=sum(layer.size for layer in staged.layers),
-            )
-            records.upsert_measurements(connection, name, number, manifest.measurements)
-            (version,) = records.list_versions(connection, name, number)
+        try:
+            with self.transaction() as connection:
+                self._blobs.keep(staged, damaged)
+                number = records.insert_version(
+                    connection,
+                    name,
+                    digest=image.digest,
+                    image_bytes=image.size_bytes,
+                    manifest=data,
+                    size_bytes=sum(layer.size for layer in staged.layers),
+                    blobs=staged.blobs,
+                )
+                records.upsert_measurements(connection, name, number, manifest.measurements)
+                (version,) = records.list_versions(connection, name, number)
+        except BaseException:
+            self._take_back(staged)
+            raise
         self._refresh_index()
         return version
+
+    def _take_back(self, staged: Staged) -> None:
+        """Remove the blobs of a commit that failed, so that a full disk is not fuller than before."""
+        if not staged.created:
+            return
+        try:
+            # Another publisher may rely on them since; and a commit whose last fsync failed may stand nevertheless.
+            with self.transaction() as connection:
+                for digest in staged.created:
+                    if not records.is_needed(connection, digest):
+                        self._blobs.remove(digest)
+        except (StoreError, OSError) as error:
+            _LOG.warning("blobs of a version that was not published remain: %s", error)
 
     def get_version(self, reference: str) -> Version:
         """Return the version that NAME (the newest), NAME@3 or NAME@alias means now.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +32,7 @@ __all__ = [
     "build_index",
     "get_generation",
     "insert_version",
+    "is_needed",
     "list_models",
     "list_versions",
     "move_alias",
@@ -120,17 +121,33 @@ def resolve(connection: sqlite3.Connection, reference: Reference) -> int:
 
 
 def insert_version(
-    connection: sqlite3.Connection, name: str, *, digest: str, image_bytes: int, manifest: bytes, size_bytes: int
+    connection: sqlite3.Connection,
+    name: str,
+    *,
+    digest: str,
+    image_bytes: int,
+    manifest: bytes,
+    size_bytes: int,
+    blobs: Iterable[str],
 ) -> int:
-    """Record a new version under the model's next number, and return it. A number is never given twice."""
+    """Record a new version, which needs the blobs, under the model's next number, and return it.
+
+    A number is never given twice.
+    """
     connection.execute("INSERT INTO models VALUES (?, 1) ON CONFLICT DO NOTHING", (name,))
     take = "UPDATE models SET next_number = next_number + 1 WHERE name = ? RETURNING next_number - 1"
     (number,) = connection.execute(take, (name,)).fetchone()
     columns = "model, number, digest, image_bytes, manifest, size_bytes, created"
     row = (name, number, digest, image_bytes, manifest, size_bytes, now())
     connection.execute(f"INSERT INTO versions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608, a constant
+    connection.executemany("INSERT INTO blobs VALUES (?, ?, ?)", [(blob, name, number) for blob in blobs])
     append_history(connection, "published", name, number, {"digest": digest})
     return number
+
+
+def is_needed(connection: sqlite3.Connection, digest: str) -> bool:
+    """Say whether a version needs the blob."""
+    return connection.execute("SELECT 1 FROM blobs WHERE digest = ?", (digest,)).fetchone() is not None
 
 
 def list_versions(connection: sqlite3.Connection, name: str, number: int | None = None) -> list[Version]:

@@ -189,6 +189,8 @@ class Staged:
         self.layers: list[Descriptor] = []
         self.blobs: dict[str, StagedBlob] = {}
         """By digest; the config and the image manifest are among them in the end."""
+        self.created: set[str] = set()
+        """Digests that the store did not have before."""
         self._blobs_folder = blobs_folder
         self._names: set[str] = set()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
-from typing import Any, Final, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
 
-__all__ = ["Dataset", "check_dataset", "check_rows", "digest_arrays", "iterate_batches", "load_digits", "split_rows", "split_test"]
+__all__ = [
+    "Dataset",
+    "check_dataset",
+    "check_rows",
+    "digest_arrays",
+    "iterate_batches",
+    "load_digits",
+    "split_rows",
+    "split_test",
+]
 
 _DIGITS_MAX: Final = 16.0
 """Largest grey value of scikit-learn's digits."""
@@ -56,9 +65,11 @@ def check_dataset(data: object) -> Dataset:
     Raises:
         InputError: `bad_data`, not a pair, x as `check_rows` says, or y has not one entry a row.
     """
-    if not isinstance(data, tuple | list) or len(data) != 2:  # pyright: ignore[reportUnknownArgumentType]
-        raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected a pair of arrays (x, y)")  # pyright: ignore[reportUnknownArgumentType]
-    x, y = check_rows(data[0]), np.asarray(data[1])  # pyright: ignore[reportUnknownArgumentType]
+    pair = tuple(cast("Sequence[object]", data)) if isinstance(data, tuple | list) else ()
+    if len(pair) != 2:
+        raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected a pair of arrays (x, y)")
+    x = check_rows(pair[0])
+    y: NDArray[Any] = np.asarray(pair[1])
     if y.ndim == 0 or len(y) != len(x):
         raise InputError("bad_data", detail=f"x has {len(x)} rows, y has shape {y.shape}, expected one target a row")
     if y.dtype.kind not in "fiub":

@@ -37,8 +37,8 @@ class Metric(NamedTuple):
 def _cross_entropy(outputs: Array, targets: Array) -> float:
     logits = outputs.astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
-    picked = shifted[np.arange(len(targets)), targets]
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - picked))
+    losses: Array = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(targets)), targets]
+    return float(np.mean(losses))
 
 
 def _binary_cross_entropy(outputs: Array, targets: Array) -> float:
@@ -56,8 +56,10 @@ def _mae(outputs: Array, targets: Array) -> float:
 
 def _accuracy(outputs: Array, targets: Array) -> float:
     if np.issubdtype(targets.dtype, np.integer):
-        return float(np.mean(outputs.argmax(axis=1) == targets))
-    return float(np.mean((outputs > 0) == (targets > 0.5)))
+        is_right: Array = outputs.argmax(axis=1) == targets
+    else:
+        is_right = (outputs > 0) == (targets > 0.5)
+    return float(np.mean(is_right))
 
 
 LOSSES: Final[dict[str, Loss]] = {

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
     from argosy.train.result import Epoch
 
 __all__ = ["Progress", "describe_epoch", "open_progress"]
@@ -43,9 +45,15 @@ def open_progress(is_wanted: bool, num_epochs: int, num_steps: int) -> Generator
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+        )
         with RichProgress(*columns, console=Console(stderr=True)) as bar:
-            yield _Bar(bar.add_task("training", total=num_steps), bar, num_epochs)
+            yield _Bar(bar, num_epochs, num_steps)
 
 
 def describe_epoch(epoch: Epoch, num_epochs: int) -> str:
@@ -71,8 +79,19 @@ class _Lines(_Silence):
         self._num_epochs = num_epochs
 
     def end_epoch(self, epoch: Epoch) -> None:
-        print(describe_epoch(epoch, self._num_epochs), file=sys.stderr, flush=True)  # noqa: T201
+        print(describe_epoch(epoch, self._num_epochs), file=sys.stderr, flush=True)
 
 
-class _Bar:
-    def __init__(self, task: object, bar: object, num_epochs: int) -> None: ...
+class _Bar(_Silence):
+    def __init__(self, bar: RichProgress, num_epochs: int, num_steps: int) -> None:
+        self._bar = bar
+        self._num_epochs = num_epochs
+        self._epoch = 1
+        self._task = bar.add_task("", total=num_steps)
+
+    def end_step(self, loss: float) -> None:
+        self._bar.update(self._task, advance=1, description=f"epoch {self._epoch}/{self._num_epochs}  loss {loss:.4f}")
+
+    def end_epoch(self, epoch: Epoch) -> None:
+        self._bar.console.print(describe_epoch(epoch, self._num_epochs), highlight=False)
+        self._epoch = epoch.number + 1

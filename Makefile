@@ -1,0 +1,71 @@
+# One Makefile for people, hooks and CI. Every target sets up what it needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+# The exact versions that the project is tested with; `pip install argosy` takes ranges.
+CONSTRAINTS := constraints.txt
+# uv does not read pip's folder of local wheels: pass it on where there is one.
+LOCAL_WHEELS := $(wildcard $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)))
+ifneq ($(LOCAL_WHEELS),)
+export UV_FIND_LINKS := $(LOCAL_WHEELS)
+endif
+export UV_LINK_MODE ?= hardlink
+
+.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-rollout bench-publish bench-large clean
+
+define install
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) uv
+	@$(BIN)/uv pip install -q --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(1)]'
+	@touch $@
+endef
+
+.venv/.demo: pyproject.toml $(CONSTRAINTS)
+	$(call install,demo)
+
+.venv/.dev: pyproject.toml $(CONSTRAINTS)
+	$(call install,dev)
+
+setup: .venv/.dev
+setup-demo: .venv/.demo
+
+## The main job: train, compress, serve, roll out under load. Ends with a report page.
+demo: setup-demo
+	$(BIN)/argosy demo
+
+## What CI runs.
+test: lint types unit
+
+lint: setup
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: setup
+	$(RUN) pyright --warnings
+
+unit: setup
+	$(RUN) pytest
+
+format: setup
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+## Requests/s, CPU and latency beside rivals (needs wrk).
+bench-serve: setup
+	$(BIN)/python benchmarks/serve.py
+
+## Twenty rollouts and rollbacks under 32 clients.
+bench-rollout: setup
+	$(BIN)/python benchmarks/rollout.py
+
+## Kills of publishing processes at random moments.
+bench-publish: setup
+	$(BIN)/python benchmarks/publish_kill.py
+
+## A model of 2 GB: publish, deploy, update, share pages.
+bench-large: setup
+	$(BIN)/python benchmarks/large_model.py
+
+clean:
+	rm -rf .venv .bench .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,131 @@
+"""`argosy deploy`, `argosy undeploy`, `argosy rollback`: change what is served."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from argosy.cli.shell import Shell, command
+
+if TYPE_CHECKING:
+    from argosy.client import AdminClient
+    from argosy.deploy.ledger import Event, Rollout
+
+__all__ = ["deploy", "rollback", "undeploy"]
+
+
+@command("deploy")
+@click.argument("reference", metavar="NAME[@VERSION|@ALIAS]")
+@click.option("--as", "name", metavar="DEPLOYMENT", help="Name in URLs.  [default: the model's]")
+@click.option("--replicas", type=int, help="Loaded copies, each in a worker of its own.  [default: 1]")
+@click.option("--max-batch-rows", type=int, help="Rows that are joined at most.  [default: 64]")
+@click.option("--timeout-s", type=float, help="Deadline of a request that names none.  [default: 30]")
+@click.option("--max-queue-rows", type=int, help="Rows that may wait.  [default: 4096]")
+@click.option("--max-queue-bytes", type=int, help="Bytes that may wait in one front.  [default: 256 MiB]")
+@click.option("--threads", type=int, help="Threads of one operator; 0 divides the cores.  [default: 0]")
+@click.option("--share-weights/--no-share-weights", default=None, help="Replicas share the pages of their weights.")
+@click.option("--allow-code/--no-allow-code", default=None, help="Allow a version that runs Python code.")
+@click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
+def deploy(shell: Shell, reference: str, name: str | None, is_waiting: bool, **settings: Any) -> None:
+    """Deploy a version, or roll a deployment out to another one.
+
+    Settings that are not given stay as the deployment has them. Without a running server this records what the
+    next argosy serve will do.
+    """
+    from argosy.cli.snippet import build_snippet
+
+    ledger = shell.open_ledger()
+    spec = ledger.plan(reference, name=name, **settings)
+    admin = shell.find_admin()
+    if admin is None:
+        _show_recorded(shell, ledger.request_rollout(spec))
+        return
+    with admin:
+        rollout = admin.deploy(spec)
+        if not is_waiting:
+            _show_begun(shell, rollout)
+            return
+        rollout, events = _follow(shell, admin, rollout)
+    snippet = build_snippet(admin.url, spec.name, ledger.store, ledger.store.get_version(f"{spec.model}@{spec.version}"))
+    shell.show(
+        {"rollout": rollout, "events": events, "curl": snippet.curl, "python": snippet.python},
+        f"{spec.name} answers with {spec.model}@{spec.version} at {admin.url}/v2/models/{spec.name}",
+        f"\n{snippet.curl}\n\n{snippet.python}",
+    )
+
+
+@command("undeploy")
+@click.argument("name")
+def undeploy(shell: Shell, name: str) -> None:
+    """Forget a deployment and stop its workers; its versions stay in the store."""
+    admin = shell.find_admin()
+    if admin is None:
+        shell.open_ledger().remove_deployment(name)
+    else:
+        with admin:
+            admin.undeploy(name)
+    shell.show({"removed": name}, f"{name} is not deployed any more")
+
+
+@command("rollback")
+@click.argument("name")
+@click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
+def rollback(shell: Shell, name: str, is_waiting: bool) -> None:
+    """Roll a deployment back to the version that last held all of its traffic."""
+    admin = shell.find_admin()
+    if admin is None:
+        _show_recorded(shell, shell.open_ledger().request_rollback(name))
+        return
+    with admin:
+        rollout = admin.rollback(name)
+        if not is_waiting:
+            _show_begun(shell, rollout)
+            return
+        rollout, events = _follow(shell, admin, rollout)
+    shell.show({"rollout": rollout, "events": events}, f"{name} answers with {rollout.spec.model}@{rollout.spec.version}")
+
+
+def _show_recorded(shell: Shell, rollout: Rollout) -> None:
+    spec = rollout.spec
+    text = f"no server runs: recorded, the next `argosy serve` will deploy {spec.model}@{spec.version} as {spec.name}"
+    shell.show({"rollout": rollout, "events": []}, text)
+
+
+def _show_begun(shell: Shell, rollout: Rollout) -> None:
+    shell.show({"rollout": rollout, "events": []}, f"rollout {rollout.id} has begun; argosy status tells how it goes")
+
+
+def _follow(shell: Shell, admin: AdminClient, rollout: Rollout) -> tuple[Rollout, list[Event]]:
+    """Tell the reader a rollout's steps as they happen, until it is done.
+
+    Raises:
+        FaultError: it failed.
+    """
+    events: list[Event] = []
+    with _open_progress(shell, f"rolling out {rollout.spec.model}@{rollout.spec.version} as {rollout.spec.name}") as say:
+
+        def tell(event: Event) -> None:
+            events.append(event)
+            # A failure is told once, as the command's error.
+            if event.step != "failed":
+                say(f"{event.at[11:23]}  {event.step:<8}  {event.detail}")
+
+        return admin.wait(rollout.id, tell), events
+
+
+@contextlib.contextmanager
+def _open_progress(shell: Shell, title: str) -> Generator[Callable[[str], None], None, None]:
+    """Give what to tell steps to; on a terminal something turns below them meanwhile."""
+    if not sys.stderr.isatty():
+        yield shell.say
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    with console.status(Text(title)):
+        yield lambda text: console.print(Text(text))

@@ -1,0 +1,134 @@
+"""`argosy import` and `argosy models`: what is in the store, and how files come into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from argosy.cli.shell import Shell, Table, command, format_bytes, format_measurement
+from argosy.cli.train import show_version
+
+if TYPE_CHECKING:
+    from argosy.signature import Signature
+    from argosy.store.manifest import Version
+
+__all__ = ["import_model", "models"]
+
+_EXAMPLE: Final = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}], "outputs": [...]}; -1 is any length.'
+_CREATED_LENGTH: Final = len("2025-01-31T12:00")
+
+
+@command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="Model to make a version of.")
+@click.option("--signature", type=click.Path(path_type=Path), help=f"JSON file with the tensors of a Python model: {_EXAMPLE}")
+@click.option("--repeatable", is_flag=True, help="A Python model may run twice for one request, after a crash.")
+def import_model(shell: Shell, path: Path, name: str, signature: Path | None, repeatable: bool) -> None:
+    """Publish an .onnx file, or a .py file with a class Model, as the next version of a model."""
+    if path.suffix == ".py":
+        from argosy.store.python_file import publish_python
+
+        if signature is None:
+            raise click.UsageError("A Python model needs --signature FILE.json: code does not tell its tensors.")
+        tensors = _read_signature(signature)
+        version = publish_python(shell.open_store(), path, name, signature=tensors, repeatable=repeatable)
+    elif path.suffix == ".onnx":
+        from argosy.store.onnx_file import import_onnx
+
+        if signature is not None or repeatable:
+            raise click.UsageError("--signature and --repeatable are for .py files: an ONNX file tells its tensors.")
+        version = import_onnx(shell.open_store(), path, name)
+    else:
+        raise click.UsageError(f"{path.name} is neither an .onnx nor a .py file.")
+    show_version(shell, version)
+
+
+def _read_signature(path: Path) -> Signature:
+    import msgspec
+
+    from argosy.errors import InputError
+    from argosy.signature import Signature
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Signature)
+    except OSError as error:
+        raise InputError("missing_file", path=path, detail=error.strerror) from error
+    except msgspec.DecodeError as error:
+        raise InputError("bad_config", component="signature", source=path, detail=str(error)) from error
+
+
+@command("models")
+@click.argument("name", required=False)
+@click.option("--alias", "alias", metavar="ALIAS=VERSION", help="Point an alias of NAME to a version, such as champion=3.")
+def models(shell: Shell, name: str | None, alias: str | None) -> None:
+    """List the models; or one model's versions, with what is known of them."""
+    if alias is not None:
+        if name is None:
+            raise click.UsageError("--alias needs the NAME of a model.")
+        word, number = _parse_alias(alias)
+        shell.open_store().set_alias(name, word, number)
+    if name is None:
+        found = shell.open_store().list_models()
+        rows = [(model.name, str(len(model.versions)), _list_aliases(model.aliases)) for model in found]
+        shell.show(found, Table(("name", "versions", "aliases"), rows))
+        return
+    versions = shell.open_store().list_versions(name)
+    columns = ("version", "aliases", "size", "runtime", "created", "measurements", "lineage")
+    shell.show([_describe(version) for version in versions], Table(columns, [_build_row(version) for version in versions]))
+
+
+def _parse_alias(text: str) -> tuple[str, int]:
+    alias, _, number = text.partition("=")
+    if not alias or not number.isdecimal():
+        raise click.UsageError(f"--alias is {text!r}, expected ALIAS=VERSION, such as champion=3.")
+    return alias, int(number)
+
+
+def _list_aliases(aliases: dict[str, int]) -> str:
+    return ", ".join(f"{alias}={number}" for alias, number in aliases.items())
+
+
+def _describe(version: Version) -> dict[str, Any]:
+    manifest = version.manifest
+    return {
+        "name": version.name,
+        "version": version.number,
+        "aliases": version.aliases,
+        "digest": version.digest,
+        "size_bytes": version.size_bytes,
+        "runtime": manifest.runtime,
+        "created": version.created,
+        "signature": manifest.signature,
+        "num_golden": manifest.num_golden,
+        "golden_is_synthetic": manifest.golden_is_synthetic,
+        "measurements": version.measurements,
+        "lineage": manifest.lineage,
+    }
+
+
+def _build_row(version: Version) -> tuple[str, ...]:
+    # One column for each batch size would drown the others; --json has them.
+    shown = {name: value for name, value in version.measurements.items() if not name.startswith("service_s_batch_")}
+    return (
+        str(version.number),
+        ", ".join(version.aliases),
+        format_bytes(version.size_bytes),
+        version.manifest.runtime,
+        version.created[:_CREATED_LENGTH].replace("T", " "),
+        ", ".join(f"{name} {format_measurement(name, value)}" for name, value in shown.items()),
+        summarise_lineage(version.manifest.lineage),
+    )
+
+
+def summarise_lineage(lineage: dict[str, Any]) -> str:
+    """Give where a version comes from in a line: plain values, and the names of what is described at length."""
+    parts: list[str] = []
+    for key, value in lineage.items():
+        if isinstance(value, dict):
+            name: Any = value.get("name")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            parts += [f"{key} {name}"] if name else []
+        elif value and not isinstance(value, list):
+            parts.append(f"{key} {value}")
+    return ", ".join(parts)

@@ -1,0 +1,80 @@
+"""`argosy serve` and `argosy config show`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from argosy.cli.shell import Shell, Table, command
+
+if TYPE_CHECKING:
+    from argosy.deploy.ledger import Ledger
+
+__all__ = ["config", "serve"]
+
+
+@command("serve")
+@click.option("--host", help="Address of the HTTP, gRPC and metrics listeners.  [default: 127.0.0.1]")
+@click.option("--http-port", type=int, help="V2 over HTTP; 0 takes a free port.  [default: 8000]")
+@click.option("--grpc-port", type=int, help="V2 over gRPC; 0 takes a free port.  [default: 8001]")
+@click.option("--metrics-port", type=int, help="Prometheus; 0 takes a free port.  [default: 8002]")
+@click.option("--admin-port", type=int, help="Admin API, on 127.0.0.1 alone; 0 takes a free port.  [default: 8003]")
+@click.option("--num-fronts", type=int, help="Processes that accept requests.  [default: 1]")
+@click.option("--max-body-bytes", type=int, help="Largest request body.  [default: 64 MiB]")
+@click.option("--max-connections", type=int, help="Connections that one front holds, for each protocol.  [default: 4096]")
+@click.option("--memory-limit-bytes", type=int, help="What all workers may use together.  [default: 90 % of the machine's]")
+@click.option("--hang-timeout-s", type=float, help="A worker that holds a batch for longer is replaced.  [default: 120]")
+@click.option("--deploy", "references", multiple=True, metavar="NAME[@VERSION]", help="Deploy at the start; may be repeated.")
+def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:
+    """Serve the deployments of this ARGOSY_HOME until told to stop.
+
+    Settings come from here, else from the environment (ARGOSY_HTTP_PORT ...), else from the table [serve] of
+    config.toml in ARGOSY_HOME; argosy config show says which source won.
+    """
+    from argosy.config import load_serve_config
+    from argosy.errors import ConflictError
+    from argosy.serve.launch import exec_server, find_server
+
+    chosen, _ = load_serve_config(settings, home=shell.given_home)
+    running = find_server(shell.home)
+    if running is not None:
+        raise ConflictError("server_running", pid=running["pid"], home=shell.home)
+    ledger = shell.open_ledger()
+    rollouts = [_request(ledger, reference) for reference in references]
+    shell.show({"pid": os.getpid(), "settings": chosen, "rollouts": [rollout for rollout in rollouts if rollout]})
+    # What Python holds back is lost when this process becomes another.
+    sys.stdout.flush()
+    exec_server(chosen)
+
+
+def _request(ledger: Ledger, reference: str) -> object:
+    """Record that a version is to be deployed; None where it is live with these settings already."""
+    spec = ledger.plan(reference)
+    if any(deployment.is_live and deployment.spec == spec for deployment in ledger.list_deployments()):
+        return None
+    return ledger.request_rollout(spec)
+
+
+@click.group("config")
+def config() -> None:
+    """Settings of the server."""
+
+
+@command("show")
+def show(shell: Shell) -> None:
+    """Show every setting of the server, and which source won."""
+    import msgspec
+
+    from argosy.config import load_serve_config
+
+    chosen, sources = load_serve_config(home=shell.given_home)
+    values = msgspec.to_builtins(chosen)
+    data = {name: {"value": value, "source": sources[name]} for name, value in values.items()}
+    rows = [(name, str(value), sources[name]) for name, value in values.items()]
+    shell.show(data, Table(("setting", "value", "source"), rows))
+
+
+config.add_command(show)

@@ -1,0 +1,92 @@
+"""`argosy status` and `argosy stats`: what a server runs, and how it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from argosy.cli.shell import Shell, Table, command, format_bytes, format_seconds
+
+__all__ = ["stats", "status"]
+
+
+@command("status")
+def status(shell: Shell) -> None:
+    """Show the server's deployments, their versions, workers and problems."""
+    from argosy.client import AdminClient
+
+    with AdminClient(shell.home) as admin:
+        found = admin.status()
+    rows = [row for deployment in found["deployments"] for row in _build_status_rows(deployment)]
+    notes = [note for deployment in found["deployments"] for note in _list_notes(deployment)]
+    columns = ("name", "model", "version", "ready", "traffic", "replicas", "memory", "runtime", "golden")
+    shell.show(
+        {"pid": admin.pid, "addresses": admin.addresses, **found},
+        f"server: process {admin.pid}, " + ", ".join(f"{name} {address}" for name, address in admin.addresses.items()),
+        f"memory: {format_bytes(found['memory_free_bytes'])} free of {format_bytes(found['memory_limit_bytes'])}",
+        Table(columns, rows) if rows else "nothing is deployed; argosy deploy NAME deploys a model",
+        *notes,
+    )
+
+
+def _build_status_rows(deployment: dict[str, Any]) -> list[tuple[str, ...]]:
+    spec = deployment["spec"]
+    if not deployment["lanes"]:
+        return [(spec["name"], spec["model"], str(spec["version"]), "no", "", f"0/{spec['replicas']}", "", "", "")]
+    return [
+        (
+            spec["name"],
+            spec["model"],
+            f"{lane['version']} (drains)" if lane["is_draining"] else str(lane["version"]),
+            "yes" if lane["ready_replicas"] else "no",
+            f"{lane['weight']:.0%}",
+            f"{lane['ready_replicas']}/{spec['replicas']}",
+            format_bytes(sum(worker["memory_bytes"] for worker in lane["workers"])),
+            lane["runtime"],
+            f"{lane['num_golden']}{' synthetic' if lane['golden_is_synthetic'] else ''}",
+        )
+        for lane in deployment["lanes"]
+    ]
+
+
+def _list_notes(deployment: dict[str, Any]) -> list[str]:
+    """What a table has no column for: problems, deaths, why rows are not joined, rollouts under way or failed."""
+    name = deployment["spec"]["name"]
+    notes = [f"{name}: {deployment['problem']}"] if deployment["problem"] else []
+    for lane in deployment["lanes"]:
+        if lane["join_refusal"]:
+            notes.append(f"{name} version {lane['version']}: rows are not joined: {lane['join_refusal']}")
+        for worker in lane["workers"]:
+            if worker["deaths"]:
+                notes.append(f"{name}: worker {worker['name']} died {worker['deaths']} times, last: {worker['last_death']}")
+    latest = deployment["rollouts"][:1]
+    notes += [
+        f"{name}: rollout {rollout['id']} to version {rollout['spec']['version']} is {rollout['state']}"
+        for rollout in latest
+        if rollout["state"] != "done"
+    ]
+    return notes
+
+
+@command("stats")
+def stats(shell: Shell) -> None:
+    """Show counters since the server's start: answers, refusals, batches, latency."""
+    from argosy.client import AdminClient
+
+    with AdminClient(shell.home) as admin:
+        found = admin.stats()
+    columns = (
+        *("name", "version", "ok", "bad", "fault", "refused", "queued"),
+        *("batches", "rows/batch", "service", "p50", "p99"),
+    )
+    shell.show(found, Table(columns, [_build_stats_row(series) for series in found["series"]]))
+
+
+def _build_stats_row(series: dict[str, Any]) -> tuple[str, ...]:
+    counts = ("ok", "bad_request", "fault", "refused", "queued_rows", "batches")
+    return (
+        series["name"],
+        series["version"],
+        *(str(series[name]) for name in counts),
+        f"{series['mean_batch_rows']:.1f}",
+        *(format_seconds(series[name]) for name in ("mean_service_s", "p50_s", "p99_s")),
+    )

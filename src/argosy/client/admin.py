@@ -1,0 +1,252 @@
+"""`AdminClient`: deploy, roll back and look into the server that runs for an ARGOSY_HOME."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, overload
+from urllib.parse import quote
+
+import msgspec
+
+from argosy.client.wire import accept, make_error
+from argosy.config import find_home
+from argosy.errors import FaultError, InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from argosy.deploy.ledger import Event, Rollout
+    from argosy.deploy.spec import DeploymentSpec
+
+__all__ = ["AdminClient", "RolloutProgress"]
+
+_TIMEOUT_S: Final = 30.0
+_PUBLISH_TIMEOUT_S: Final = 600.0
+_FOLLOW_WAIT_S: Final = 20.0
+_RESTART_S: Final = 15.0
+"""How long a control process that starts anew is waited for."""
+_RETRY_S: Final = 0.1
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class RolloutProgress(NamedTuple):
+    """How far a rollout is."""
+
+    rollout: Rollout
+    is_over: bool
+    events: list[Event]
+    """Its steps, oldest first, after the one that was asked for."""
+
+
+def _url_of(host: str, port: int) -> str:
+    """The URL under which this machine reaches a listener."""
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+class AdminClient:
+    """Speaks to the admin API of the server that runs for a home.
+
+    Attributes:
+        home: the server's ARGOSY_HOME.
+        pid: of its supervisor.
+        url: of its V2 API.
+        addresses: of its listeners: `http`, `grpc`, `metrics`, `admin`.
+
+    Args:
+        home: default: ARGOSY_HOME.
+
+    Raises:
+        UnavailableError: `no_server`, none runs.
+    """
+
+    def __init__(self, home: Path | str | None = None) -> None:
+        import httpx
+
+        self.home = find_home(home)
+        state = self._find_server()
+        if state is None:
+            raise UnavailableError("no_server", home=self.home)
+        self.pid: int = state["pid"]
+        self.url = _url_of(state["host"], state["http_port"])
+        self._admin_url = _url_of("127.0.0.1", state["admin_port"])
+        self.addresses = {
+            "http": self.url,
+            "grpc": _url_of(state["host"], state["grpc_port"]).removeprefix("http://"),
+            "metrics": _url_of(state["host"], state["metrics_port"]) + "/metrics",
+            "admin": self._admin_url,
+        }
+        # A proxy of the environment cannot reach this machine's own addresses. They are spoken to without TLS, so
+        # that there are no certificates to read, which would take 0.1 s.
+        headers = {"Authorization": f"Bearer {state['token']}"}
+        self._http = httpx.Client(trust_env=False, verify=False, headers=headers)  # noqa: S501
+
+    def _find_server(self) -> dict[str, Any] | None:
+        from argosy.serve.launch import find_server
+
+        return find_server(self.home)
+
+    # what runs
+
+    def status(self) -> dict[str, Any]:
+        """Deployments with their versions, workers, latest rollouts and problems."""
+        return self._ask("GET", "/v1/status")
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, and queues now."""
+        return self._ask("GET", "/v1/stats")
+
+    @overload
+    def logs(self, name: None = None, *, max_bytes: int = 16384) -> list[str]: ...
+    @overload
+    def logs(self, name: str, *, max_bytes: int = 16384) -> str: ...
+    def logs(self, name: str | None = None, *, max_bytes: int = 16384) -> list[str] | str:
+        """Give the names of the processes' logs; or the end of one of them.
+
+        Raises:
+            NotFoundError: there is no such log.
+        """
+        if name is None:
+            return self._ask("GET", "/v1/logs")["names"]
+        return self._ask("GET", "/v1/logs", params={"name": name, "max_bytes": max_bytes})["text"]
+
+    # changes
+
+    def deploy(self, spec: DeploymentSpec) -> Rollout:
+        """Make a deployment, or roll it out to another version; `follow` and `wait` tell how it goes.
+
+        Raises:
+            InputError: a setting is out of range.
+            NotFoundError: no such version.
+            ConflictError: another rollout of this deployment has not ended.
+        """
+        body = msgspec.json.encode(spec)
+        return _read_rollout(self._ask("PUT", f"/v1/deployments/{quote(spec.name, safe='')}", content=body)["rollout"])
+
+    def undeploy(self, name: str) -> None:
+        """Forget a deployment and stop its workers.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        self._ask("DELETE", f"/v1/deployments/{quote(name, safe='')}")
+
+    def rollback(self, name: str) -> Rollout:
+        """Roll back to the version that last held all of the traffic.
+
+        Raises:
+            NotFoundError: no such deployment.
+            ConflictError: no other version ever held it, or a rollout has not ended.
+        """
+        return _read_rollout(self._ask("POST", f"/v1/deployments/{quote(name, safe='')}/rollback")["rollout"])
+
+    def publish(self, name: str, path: Path) -> dict[str, Any]:
+        """Publish an ONNX file, without external data, as the next version of a model.
+
+        Returns:
+            `name`, `version` and `digest`.
+
+        Raises:
+            InputError: `missing_file`; it is not an ONNX model that can be served.
+        """
+        try:
+            with path.open("rb") as file:
+                chunks = iter(lambda: file.read(_CHUNK_BYTES), b"")
+                target = f"/v1/models/{quote(name, safe='')}/versions"
+                return self._ask("POST", target, content=chunks, timeout_s=_PUBLISH_TIMEOUT_S)
+        except OSError as error:
+            raise InputError("missing_file", path=path, detail=error.strerror) from error
+
+    # rollouts
+
+    def rollout(self, rollout_id: int, *, after: int = 0, wait_s: float = 0.0) -> RolloutProgress:
+        """Look at a rollout.
+
+        Args:
+            rollout_id: its number.
+            after: number of the last step that is known already.
+            wait_s: how long to wait for a new step.
+
+        Raises:
+            NotFoundError: there is none of this number.
+        """
+        from argosy.deploy.ledger import Event
+
+        parameters = {"after": after, "wait_s": wait_s}
+        found = self._ask("GET", f"/v1/rollouts/{rollout_id}", params=parameters, timeout_s=_TIMEOUT_S + wait_s)
+        events = msgspec.convert(found["events"], list[Event])
+        return RolloutProgress(_read_rollout(found["rollout"]), found["is_over"], events)
+
+    def follow(self, rollout_id: int) -> Iterator[Event]:
+        """Give a rollout's steps as they happen, until it is over; then `rollout` tells its final state.
+
+        Raises:
+            NotFoundError: there is none of this number.
+            UnavailableError: the server has stopped. The rollout goes on when it starts again.
+        """
+        after, answered_s = 0, time.monotonic()
+        while True:
+            try:
+                progress = self.rollout(rollout_id, after=after, wait_s=_FOLLOW_WAIT_S)
+            except UnavailableError:
+                # The control process may die and start anew, and the rollout goes on then.
+                if self._find_server() is None or time.monotonic() - answered_s > _RESTART_S:
+                    raise
+                time.sleep(_RETRY_S)
+                continue
+            answered_s = time.monotonic()
+            for event in progress.events:
+                after = event.number
+                yield event
+            if progress.is_over:
+                return
+
+    def wait(self, rollout_id: int, on_event: Callable[[Event], None] | None = None) -> Rollout:
+        """Wait until a rollout is done.
+
+        Args:
+            rollout_id: its number.
+            on_event: told each step as it happens.
+
+        Raises:
+            FaultError: `rollout_failed`, with what the server says of it.
+            UnavailableError: as `follow`.
+        """
+        reason = ""
+        for event in self.follow(rollout_id):
+            reason = event.detail if event.step == "failed" else ""
+            if on_event is not None:
+                on_event(event)
+        rollout = self.rollout(rollout_id).rollout
+        if rollout.state == "done":
+            return rollout
+        if reason:
+            raise make_error(FaultError, reason, "rollout_failed")
+        detail = "a newer one took its place, or the deployment was removed"
+        raise FaultError("rollout_failed", name=rollout.spec.name, version=rollout.spec.version, step="pending", detail=detail)
+
+    def _ask(self, method: str, path: str, *, timeout_s: float = _TIMEOUT_S, **more: Any) -> dict[str, Any]:
+        import httpx
+
+        try:
+            reply = self._http.request(method, self._admin_url + path, timeout=timeout_s, **more)
+        except httpx.RequestError as error:
+            reply = error
+        return msgspec.json.decode(accept(reply, self._admin_url, timeout_s).content)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _read_rollout(found: Any) -> Rollout:
+    from argosy.deploy.ledger import Rollout
+
+    return msgspec.convert(found, Rollout)

@@ -1,0 +1,275 @@
+"""Kill what can be killed, while clients send: what is lost, what is refused, what comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+
+import argosy
+from argosy.errors import FaultError, PoisonError
+from tests.conftest import Home, Load, find_child, find_workers, golden_scale, is_alive, list_children, row, wait_until
+
+POISON = "if (x == 666).any(): os.kill(os.getpid(), 9)\nreturn {'y': x * 2}"
+
+
+def is_double(value: float, answer: np.ndarray, version: str) -> bool:
+    return bool((answer == row(value) * 2).all())
+
+
+def test_killed_worker_loses_no_request_and_is_replaced(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server:
+        seen: set[int] = set()
+        with Load(server, "scale", is_double) as load:
+            for _ in range(5):
+                time.sleep(0.3)
+                (pid,) = wait_until(lambda: find_workers(server, "scale"))
+                seen.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.5)
+        assert load.failures == []
+        assert load.sent > 200
+        assert len(seen) == 5
+
+
+def test_two_replicas_carry_on_while_one_is_killed(home: Home) -> None:
+    home.publish_scale()
+    with home.serve() as server:
+        server.deploy("scale", replicas=2)
+        with Load(server, "scale", is_double) as load:
+            time.sleep(0.3)
+            pids = find_workers(server, "scale")
+            os.kill(pids[0], signal.SIGKILL)
+            wait_until(lambda: len(find_workers(server, "scale")) == 2 and pids[0] not in find_workers(server, "scale"))
+        assert load.failures == []
+        assert len(pids) == 2
+
+
+def test_request_that_kills_workers_is_refused_and_its_neighbours_are_answered(home: Home) -> None:
+    home.publish_code(POISON, golden=golden_scale())
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+
+        def ask(value: float) -> object:
+            with server.client() as client:
+                try:
+                    return client.predict("code", {"x": row(value)})["y"]
+                except argosy.ArgosyError as error:
+                    return error
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(ask, [666.0 if index == 7 else float(index) for index in range(16)]))
+        refused = answers.pop(7)
+        assert isinstance(refused, PoisonError), refused
+        assert refused.status == 422
+        assert "killed worker" in str(refused)
+        for index, answer in zip([*range(7), *range(8, 16)], answers, strict=True):
+            assert isinstance(answer, np.ndarray), answer
+            np.testing.assert_array_equal(answer, row(index) * 2)
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("code", {"x": row(5)})["y"], row(10))
+
+
+def test_request_is_not_sent_twice_to_a_version_that_is_not_repeatable(home: Home) -> None:
+    home.publish_code(POISON, repeatable=False, golden=golden_scale())
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        with server.client() as client:
+            with pytest.raises(FaultError, match="not declared repeatable"):
+                client.predict("code", {"x": row(666)})
+            wait_until(lambda: client.is_ready("code"))
+            np.testing.assert_array_equal(client.predict("code", {"x": row(1)})["y"], row(2))
+
+
+def test_row_that_raises_fails_alone(home: Home) -> None:
+    home.publish_code("if (x == 13).any(): raise ValueError('unlucky')\nreturn {'y': x * 2}", golden=golden_scale(rows=3))
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+
+        def ask(value: float) -> object:
+            with server.client() as client:
+                try:
+                    return client.predict("code", {"x": row(value)})["y"]
+                except argosy.ArgosyError as error:
+                    return error
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(ask, [13.0 if index == 3 else 100.0 + index for index in range(32)]))
+        failed = answers.pop(3)
+        assert isinstance(failed, FaultError)
+        assert "ValueError: unlucky" in str(failed)
+        assert all(isinstance(answer, np.ndarray) for answer in answers)
+
+
+def test_model_that_answers_other_rows_than_it_got_is_refused(home: Home) -> None:
+    home.publish_code("return {'y': np.zeros((len(x) + (x[0, 0] == 99), 4), 'f4')}")
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        with server.client() as client:
+            assert client.predict("code", {"x": row(1)})["y"].shape == (1, 4)
+            with pytest.raises(FaultError, match="has 2 rows for 1"):
+                client.predict("code", {"x": row(99)})
+
+
+def test_worker_that_hangs_is_killed_and_replaced(home: Home) -> None:
+    home.publish_code("if (x == 77).any(): time.sleep(600)\nreturn {'y': x * 2}", golden=golden_scale())
+    with home.serve(hang_timeout_s=0.5) as server:
+        server.deploy("code", allow_code=True)
+        (before,) = find_workers(server, "code")
+        with server.client() as client, pytest.raises(PoisonError):
+            client.predict("code", {"x": row(77)})
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
+        (after,) = wait_until(lambda: find_workers(server, "code"))
+        assert after != before
+
+
+def test_killed_front_is_replaced(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server:
+        front = find_child(server, "argosy.serve.front")
+        os.kill(front, signal.SIGKILL)
+        # The listener is the supervisor's: a connection made now waits in its backlog.
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("scale", {"x": row(4)})["y"], row(8))
+        assert find_child(server, "argosy.serve.front") != front
+
+
+def test_requests_go_on_while_the_control_process_is_away(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server:
+        with Load(server, "scale", is_double) as load:
+            for _ in range(3):
+                control = find_child(server, "argosy.serve.control")
+                os.kill(control, signal.SIGKILL)
+                wait_until(lambda old=control: find_child(server, "argosy.serve.control") not in (0, old))
+                time.sleep(0.7)
+        assert load.failures == []
+        home.publish_scale(factor=3.0)
+        wait_until(lambda: server_status_works(server))
+        server.deploy("scale@2")
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("scale", {"x": row(4)})["y"], row(12))
+
+
+def server_status_works(server: argosy.Server) -> bool:
+    try:
+        with server.admin() as admin:
+            return bool(admin.status())
+    except argosy.ArgosyError:
+        return False
+
+
+def test_worker_is_replaced_while_the_control_process_is_away(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server:
+        (worker,) = find_workers(server, "scale")
+        os.kill(find_child(server, "argosy.serve.control"), signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("scale", {"x": row(4)})["y"], row(8))
+        os.kill(find_child(server, "argosy.serve.control"), signal.SIGCONT)
+
+
+def test_killed_supervisor_takes_all_with_it(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server:
+        family = list_children(server.pid)
+        assert len(family) >= 4
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not any(is_alive(pid) for pid in family))
+    # The next server starts from what is on disk, and has the deployment again.
+    with home.serve() as server, server.client() as client:
+        np.testing.assert_array_equal(client.predict("scale", {"x": row(4)})["y"], row(8))
+
+
+def test_second_server_of_one_home_is_refused(home: Home) -> None:
+    with home.serve(), pytest.raises(argosy.ArgosyError, match="runs already"), home.serve():
+        pass
+
+
+def test_stopping_server_answers_what_it_has_taken(home: Home) -> None:
+    home.publish_code("time.sleep(0.5)\nreturn {'y': x * 2}")
+    answers: list[np.ndarray] = []
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        client = server.client()
+
+        def ask() -> None:
+            answers.append(client.predict("code", {"x": row(4)})["y"])
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.2)
+    thread.join()
+    client.close()
+    np.testing.assert_array_equal(answers[0], row(8))
+
+
+def test_request_of_a_client_that_left_is_dropped(home: Home) -> None:
+    home.publish_code("time.sleep(0.4)\nself.count += 1\nreturn {'y': x * 0 + self.count}")
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        body = b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,1,1,1]}]}'
+        head = b"POST /v2/models/code/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        host, port = server.url.removeprefix("http://").split(":")
+        sockets = [socket.create_connection((host, int(port))) for _ in range(6)]
+        for sock in sockets:
+            sock.sendall(head + body)
+        time.sleep(0.1)
+        for sock in sockets:
+            sock.close()
+        time.sleep(0.1)
+        with server.client() as client:
+            # At most the one that ran and the one that stood ready were run before this one.
+            assert client.predict("code", {"x": row(1)})["y"][0, 0] <= 3
+
+
+def test_full_queue_refuses_at_once_with_retry_after(home: Home) -> None:
+    home.publish_code("time.sleep(0.3)\nreturn {'y': x * 2}")
+    with home.serve() as server:
+        server.deploy("code", allow_code=True, max_queue_rows=4)
+
+        def ask(_: int) -> httpx.Response:
+            body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
+            return httpx.post(f"{server.url}/v2/models/code/infer", json=body, timeout=30)
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(ask, range(16)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert 8 <= len(refused) <= 11
+        for answer in refused:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "queue" in answer.json()["error"]
+
+
+def test_deadline_is_kept(home: Home) -> None:
+    home.publish_code("time.sleep(0.3)\nreturn {'y': x * 2}")
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+
+        def ask(timeout_s: float) -> tuple[int, float]:
+            body = {
+                "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}],
+                "parameters": {"timeout": int(timeout_s * 1e6)},
+            }
+            before = time.monotonic()
+            answer = httpx.post(f"{server.url}/v2/models/code/infer", json=body, timeout=30)
+            return answer.status_code, time.monotonic() - before
+
+        with ThreadPoolExecutor(8) as pool:
+            slow = [pool.submit(ask, 10.0) for _ in range(3)]
+            time.sleep(0.1)
+            late = ask(0.25)
+            assert [future.result()[0] for future in slow] == [200, 200, 200]
+        assert late[0] in (429, 504)
+        assert late[1] < 0.5

@@ -1,0 +1,113 @@
+"""The message table against the public description, and the parser of large requests against hostile ones."""
+
+import struct
+
+import pytest
+from tritonclient.grpc import service_pb2
+
+from argosy.errors import InputError
+from argosy.serve import messages
+
+NAMES = [name for name in messages.__all__ if name[0].isupper() and name not in ("POOL", "DecodeError")]
+EXTRA = "properties"  # a field of KServe's description that Triton's lacks; we have neither
+
+
+def list_fields(descriptor):
+    return {
+        field.name: (
+            field.number,
+            field.type,
+            field.is_repeated,
+            field.message_type.full_name if field.message_type else None,
+            field.containing_oneof.name if field.containing_oneof else None,
+        )
+        for field in descriptor.fields
+    }
+
+
+def compare(ours, theirs):
+    assert ours.full_name == theirs.full_name
+    assert list_fields(ours) == list_fields(theirs)
+    assert ours.GetOptions().map_entry == theirs.GetOptions().map_entry
+    assert {one.name for one in ours.nested_types} == {one.name for one in theirs.nested_types}
+    for nested in ours.nested_types:
+        compare(nested, theirs.nested_types_by_name[nested.name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_message_has_the_public_fields(name):
+    compare(getattr(messages, name).DESCRIPTOR, service_pb2.DESCRIPTOR.message_types_by_name[name])
+
+
+def test_pool_is_not_the_default_one():
+    assert messages.ModelInferRequest.DESCRIPTOR.file.pool is not service_pb2.DESCRIPTOR.pool
+    assert messages.ModelInferRequest is not service_pb2.ModelInferRequest
+
+
+def make_request(num_bytes, count=1):
+    request = service_pb2.ModelInferRequest(model_name="m", id="é")
+    request.parameters["timeout"].int64_param = 5
+    for index in range(count):
+        request.inputs.add(name=f"x{index}", datatype="UINT8", shape=[1, num_bytes])
+        request.raw_input_contents.append(bytes([index]) * num_bytes)
+    request.outputs.add(name="y")
+    return request
+
+
+@pytest.mark.parametrize("size", [0, 100, 70_000, 1 << 20], ids=["empty", "small", "large", "larger"])
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
+def test_request_is_parsed_as_the_public_client_wrote_it(size, wrap):
+    sent = make_request(size, count=3)
+    request, raws = messages.parse_infer_request(wrap(sent.SerializeToString()))
+    assert [bytes(raw) for raw in raws] == list(sent.raw_input_contents)
+    del sent.raw_input_contents[:]
+    if size > messages.PLAIN_BYTES:
+        assert all(isinstance(raw, memoryview) for raw in raws)
+        assert not request.raw_input_contents
+        assert request.SerializeToString() == sent.SerializeToString()
+    assert (request.model_name, request.id, len(request.inputs), len(request.outputs)) == ("m", "é", 3, 1)
+
+
+def test_large_typed_contents_are_taken_up_to_a_limit():
+    request = service_pb2.ModelInferRequest(model_name="m")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 100_000]).contents.fp32_contents.extend(range(100_000))
+    parsed, raws = messages.parse_infer_request(request.SerializeToString())
+    assert not raws
+    assert len(parsed.inputs[0].contents.fp32_contents) == 100_000
+    request.inputs[0].contents.fp32_contents.extend(range(1_000_000))
+    with pytest.raises(InputError, match="raw_input_contents"):
+        messages.parse_infer_request(request.SerializeToString())
+
+
+BIG = 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        pytest.param(b"\x2a\x00" * BIG, InputError, id="empty inputs"),
+        pytest.param(b"\x32\x00" * BIG, InputError, id="empty outputs"),
+        pytest.param(b"\x3a\x00" * BIG, InputError, id="empty raw contents"),
+        pytest.param(b"\x22\x00" * BIG, InputError, id="empty parameters"),
+        pytest.param(b"\x0a" + b"\xff\xff\x7f" + b"m" * (1 << 21), InputError, id="long name"),
+        pytest.param(b"\x2a\xfe\xff\x7f" + b"\x22\x00" * (1 << 20), InputError, id="parameters of an input"),
+        pytest.param(b"\x2a\xff\xff\x7f" + b"\x1a\xfb\xff\x7f" + b"\x01" * ((1 << 21) - 5), InputError, id="long shape"),
+        pytest.param(b"\x0b" * BIG, messages.DecodeError, id="groups"),
+        pytest.param(b"\x0a\xff\xff\xff\xff\x07" + bytes(BIG), messages.DecodeError, id="field ends after the message"),
+        pytest.param(b"\xff" * BIG, messages.DecodeError, id="number that does not end"),
+        pytest.param(bytes(BIG), InputError, id="zeros"),
+    ],
+)
+def test_hostile_request_is_refused_before_it_is_built(data, error):
+    with pytest.raises(error):
+        messages.parse_infer_request(data)
+
+
+def test_cut_requests_are_refused_or_parsed_but_never_fail_otherwise():
+    data = make_request(70_000, count=2).SerializeToString()
+    for end in [*range(200), *range(69_900, 70_300), len(data) - 1]:
+        for piece in (data[:end], struct.pack(">I", end) + data[end:]):
+            try:
+                messages.parse_infer_request(piece)
+            except (InputError, messages.DecodeError):
+                continue

@@ -1,0 +1,206 @@
+"""Change versions under load; versions that must not come up; memory that is not there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import argosy
+from argosy.errors import ConflictError, FaultError, NotAllowedError, NotFoundError
+from argosy.store.golden import Golden
+from tests.conftest import SIGNATURE, Home, Load, find_workers, golden_scale, row, wait_until
+
+
+def is_scaled(value: float, answer: np.ndarray, version: str) -> bool:
+    return bool((answer == row(value) * (int(version) + 1)).all())
+
+
+@pytest.fixture
+def two_versions(home: Home) -> Home:
+    """Version n answers y = (n + 1) * x."""
+    home.publish_scale(factor=2.0)
+    home.publish_scale(factor=3.0)
+    return home
+
+
+def test_rollouts_and_rollbacks_under_load_lose_nothing(two_versions: Home) -> None:
+    with two_versions.serve("scale@1") as server, Load(server, "scale", is_scaled) as load:
+        for _ in range(3):
+            time.sleep(0.2)
+            server.deploy("scale@2")
+            with server.admin() as admin:
+                rollout = admin.rollback("scale")
+                events = list(admin.follow(rollout.id))
+            assert events[-1].step == "done", events
+        time.sleep(0.2)
+    assert load.failures == []
+    assert load.versions == {"1", "2"}
+    assert load.sent > 300
+
+
+def test_old_version_is_unloaded_after_the_rollout(two_versions: Home) -> None:
+    with two_versions.serve("scale@1") as server:
+        before = find_workers(server, "scale")
+        server.deploy("scale@2")
+        after = find_workers(server, "scale")
+        assert len(after) == 1 and after != before
+        wait_until(lambda: not Path(f"/proc/{before[0]}").exists())
+
+
+def test_version_that_cannot_load_leaves_the_live_one(two_versions: Home) -> None:
+    two_versions.store.publish("scale", {"model.onnx": b"not a model"}, signature=SIGNATURE, entry="model.onnx")
+    with two_versions.serve("scale@1") as server, Load(server, "scale", is_scaled) as load:
+        with pytest.raises(FaultError, match="failed at step load") as caught:
+            server.deploy("scale@3")
+        assert "INVALID_PROTOBUF" in str(caught.value) or "Protobuf" in str(caught.value)
+    assert load.failures == []
+    assert load.versions == {"1"}
+
+
+def test_version_that_answers_wrongly_leaves_the_live_one(home: Home) -> None:
+    home.publish_scale("scale", 2.0)
+    path = home.files / "2.0.onnx"
+    wrong = golden_scale(5.0)
+    home.store.publish("scale", {"model.onnx": path}, signature=SIGNATURE, entry="model.onnx", golden=wrong)
+    with home.serve("scale@1") as server:
+        with pytest.raises(FaultError, match="golden examples"):
+            server.deploy("scale@2")
+        with server.client() as client:
+            answer = client.predict("scale", {"x": row(1)})
+        assert answer.version == "1"
+        np.testing.assert_array_equal(answer["y"], row(2))
+
+
+def test_worker_that_dies_while_it_loads_fails_the_rollout_with_its_log(home: Home) -> None:
+    home.publish_scale("scale", 2.0)
+    home.files.joinpath("m.py").write_text(
+        "import os, sys\nclass Model:\n    def load(self, folder):\n        print('about to die', file=sys.stderr, flush=True)\n"
+        "        os.kill(os.getpid(), 9)\n    def infer(self, inputs):\n        return inputs\n"
+    )
+    from argosy.store.python_file import publish_python
+
+    publish_python(home.store, home.files / "m.py", "scale", signature=SIGNATURE)
+    with home.serve("scale@1") as server:
+        with pytest.raises(FaultError, match="SIGKILL") as caught:
+            server.deploy("scale@2", allow_code=True)
+        assert "about to die" in str(caught.value)
+        with server.client() as client:
+            assert client.predict("scale", {"x": row(1)}).version == "1"
+
+
+def test_python_code_needs_an_opt_in(home: Home) -> None:
+    home.publish_code("return {'y': x * 2}")
+    with home.serve() as server:
+        with pytest.raises(FaultError, match="--allow-code"):
+            server.deploy("code")
+        assert NotAllowedError.status == 403
+        server.deploy("code", allow_code=True)
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("code", {"x": row(1)})["y"], row(2))
+
+
+def test_rollback_goes_to_the_version_that_last_held_the_traffic(two_versions: Home) -> None:
+    two_versions.publish_scale(factor=4.0)
+    with two_versions.serve("scale@1") as server, server.admin() as admin, server.client() as client:
+        with pytest.raises(ConflictError, match="nothing to roll back"):
+            admin.rollback("scale")
+        server.deploy("scale@2")
+        server.deploy("scale@3")
+        for expected in ("2", "3"):
+            rollout = admin.rollback("scale")
+            assert [event.step for event in admin.follow(rollout.id)][-1] == "done"
+            assert client.predict("scale", {"x": row(1)}).version == expected
+
+
+def test_replicas_grow_and_shrink_without_loss(two_versions: Home) -> None:
+    with two_versions.serve("scale@1") as server, Load(server, "scale", is_scaled) as load:
+        server.deploy("scale@1", replicas=3)
+        assert len(find_workers(server, "scale")) == 3
+        server.deploy("scale@1", replicas=1)
+        wait_until(lambda: len(find_workers(server, "scale")) == 1)
+    assert load.failures == []
+
+
+def test_undeploy_ends_workers_and_answers_404(two_versions: Home) -> None:
+    with two_versions.serve("scale@1") as server, server.admin() as admin, server.client() as client:
+        (pid,) = find_workers(server, "scale")
+        admin.undeploy("scale")
+        wait_until(lambda: not Path(f"/proc/{pid}").exists())
+        with pytest.raises(NotFoundError, match="Unknown model 'scale'"):
+            client.predict("scale", {"x": row(1)})
+
+
+def test_versions_that_do_not_fit_together_are_swapped_and_requests_wait(home: Home) -> None:
+    hold = "if not hasattr(self, 'held'): self.held = np.ones(60 << 20, 'u1')\nreturn {'y': x * %d}"
+    for factor in (2, 3):
+        x = golden_scale().inputs["x"]
+        home.publish_code(hold % factor, golden=Golden({"x": x}, {"y": x * factor}))
+    with home.serve(memory_limit_bytes=120 << 20) as server:
+        server.deploy("code@1", allow_code=True)
+        # The second version's need is known only from a load; the first one's stands for it.
+        version = home.store.get_version("code@2")
+        home.store.add_measurements(version, {"memory_bytes": 70 << 20})
+        with Load(server, "code", is_scaled) as load:
+            time.sleep(0.3)
+            with server.admin() as admin:
+                rollout = admin.deploy(_spec(home, "code@2"))
+                events = list(admin.follow(rollout.id))
+            time.sleep(0.3)
+        steps = [event.step for event in events]
+        assert "swap" in steps and steps[-1] == "done", events
+        assert load.failures == []
+        assert load.versions == {"1", "2"}
+
+
+def test_swap_that_fails_brings_the_old_version_back_and_loses_nothing(home: Home) -> None:
+    hold = "if not hasattr(self, 'held'): self.held = np.ones(60 << 20, 'u1')\nreturn {'y': x * %d}"
+    x = golden_scale().inputs["x"]
+    home.publish_code(hold % 2, golden=Golden({"x": x}, {"y": x * 2}))
+    home.publish_code(hold % 3, golden=Golden({"x": x}, {"y": x * 9}))
+    with home.serve(memory_limit_bytes=120 << 20) as server:
+        server.deploy("code@1", allow_code=True)
+        home.store.add_measurements(home.store.get_version("code@2"), {"memory_bytes": 70 << 20})
+        with Load(server, "code", is_scaled) as load:
+            time.sleep(0.2)
+            with pytest.raises(FaultError, match="golden examples"):
+                server.deploy("code@2")
+            time.sleep(0.2)
+        assert load.failures == []
+        assert load.versions == {"1"}
+
+
+def test_version_that_never_fits_is_refused(home: Home) -> None:
+    home.publish_scale(factor=2.0)
+    home.publish_scale(factor=3.0)
+    home.store.add_measurements(home.store.get_version("scale@2"), {"memory_bytes": 1 << 40})
+    with home.serve("scale@1") as server:
+        with pytest.raises(FaultError, match="needs about"):
+            server.deploy("scale@2")
+        with server.client() as client:
+            assert client.predict("scale", {"x": row(1)}).version == "1"
+
+
+def test_deploy_without_a_server_is_done_by_the_next(two_versions: Home) -> None:
+    from argosy.deploy.ledger import Ledger
+
+    ledger = Ledger(two_versions.store)
+    ledger.request_rollout(ledger.plan("scale@1"))
+    with two_versions.serve() as server, server.client() as client:
+        wait_until(lambda: _ready(client))
+        assert client.predict("scale", {"x": row(1)}).version == "1"
+
+
+def _ready(client: argosy.Client) -> bool:
+    try:
+        return client.is_ready("scale")
+    except NotFoundError:
+        return False
+
+
+def _spec(home: Home, reference: str) -> argosy.DeploymentSpec:
+    from argosy.deploy.ledger import Ledger
+
+    return Ledger(home.store).plan(reference)
