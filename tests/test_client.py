@@ -57,7 +57,7 @@ TYPES_BODY = (
     "text = np.array([t[::-1] for t in inputs['text']], dtype=object)\n"
     "return {'text': text, 'number': inputs['number'] * 2, 'half': inputs['half']}"
 )
-SLOW_BODY = "time.sleep(0.4)\nreturn {'y': x}"
+SLOW_BODY = "time.sleep(0.6)\nreturn {'y': x}"
 
 
 def ask(kind: str, url: str, method: str, *args: Any, client_timeout_s: float = 30.0, **more: Any) -> Any:
@@ -282,7 +282,7 @@ def test_client_refuses_what_is_no_url(url: str) -> None:
 
 @KINDS
 def test_unknown_model_is_not_found(kind: str, server: Server) -> None:
-    with pytest.raises(NotFoundError, match="Unknown model 'nothing'; deployed: .*scale") as caught:
+    with pytest.raises(NotFoundError, match=r"Unknown model 'nothing'; deployed: .*scale") as caught:
         ask(kind, server.url, "predict", "nothing", row(1.0))
     assert caught.value.hint == "argosy deploy NAME@VERSION makes one"
     with pytest.raises(NotFoundError, match="Version 9"):
@@ -300,10 +300,9 @@ def test_server_refusal_keeps_its_text(server: Server) -> None:
 
 
 @KINDS
-def test_deadline_of_a_request_is_kept_by_the_server(kind: str, server: Server) -> None:
-    with pytest.raises(DeadlineError, match=r"0\.100 s") as caught:
+def test_deadline_of_a_request_ends_it(kind: str, server: Server) -> None:
+    with pytest.raises(DeadlineError, match=r"0\.100 s"):
         ask(kind, server.url, "predict", "slow", row(1.0), timeout_s=0.1)
-    assert caught.value.key == "server_said"
 
 
 @KINDS
@@ -358,29 +357,25 @@ def test_answer_without_binary_tensors_is_read() -> None:
     assert prediction.version == ""
 
 
-METADATA = {"name": "m", "versions": ["1"], "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}], "outputs": []}
+METADATA = b'{"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}], "outputs": []}'
+
+
+def answer_with(**output: object) -> bytes:
+    return json.dumps({"model_name": "m", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], **output}]}).encode()
 
 
 @pytest.mark.parametrize(
     ("metadata", "answer"),
     [
         (b"hello", b""),
-        (b'{"name": "m", "inputs": [{"name": "x", "datatype": "FP12", "shape": [1]}], "outputs": []}', b""),
-        (json.dumps(METADATA).encode(), b"{}"),
-        (
-            json.dumps(METADATA).encode(),
-            b'{"model_name": "m", "outputs": [{"name": "y", "datatype": "FP32", "shape": [3], "data": [1]}]}',
-        ),
-        (
-            json.dumps(METADATA).encode(),
-            b'{"model_name": "m", "outputs": [{"name": "y", "datatype": "?", "shape": [1], "data": [1]}]}',
-        ),
-        (
-            json.dumps(METADATA).encode(),
-            b'{"model_name": "m", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}]}',
-        ),
+        (METADATA.replace(b"FP32", b"FP12"), b""),
+        (METADATA, b"{}"),
+        (METADATA, answer_with(shape=[3], data=[1])),
+        (METADATA, answer_with(datatype="?", data=[1])),
+        (METADATA, answer_with(parameters={"binary_data_size": 4})),
+        (METADATA, answer_with(parameters={"binary_data_size": "4"})),
     ],
-    ids=["no JSON", "unknown datatype", "no outputs", "wrong size", "unknown output type", "bytes missing"],
+    ids=["no JSON", "unknown datatype", "no outputs", "wrong size", "unknown output type", "bytes missing", "size as text"],
 )
 def test_what_is_no_v2_answer_is_a_fault_that_names_the_url(metadata: bytes, answer: bytes) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -455,7 +450,7 @@ def test_admin_rolls_out_and_back(filled: Home, server: Server) -> None:
             admin.wait(admin.rollback("moving").id)
             assert client.predict("moving", row(1.0))["y"][0, 0] == 3.0
         progress = admin.rollout(second.id, after=2)
-        assert progress.is_over and [event.number for event in progress.events][0] == 3
+        assert progress.is_over and progress.events[0].number == 3
 
 
 def test_admin_wait_tells_why_a_rollout_failed(filled: Home, server: Server) -> None:

@@ -124,16 +124,20 @@ MESSAGES: dict[str, Message] = {
         "set ARGOSY_HOME to a folder on a local disk",
     ),
     "store_busy": Message(
-        "The store's database {path} was locked by another process for {timeout_s:.0f} s", "see which process holds it, and try again"
+        "The store's database {path} was locked by another process for {timeout_s:.0f} s",
+        "see which process holds it, and try again",
     ),
     "store_too_new": Message(
-        "The store's database {path} has schema {got}, this Argosy knows them up to {known}", "use the newer Argosy that wrote it"
+        "The store's database {path} has schema {got}, this Argosy knows them up to {known}",
+        "use the newer Argosy that wrote it",
     ),
     "damaged_database": Message("The store's database {path} is damaged: {detail}", "restore ARGOSY_HOME from a backup"),
     "bad_manifest": Message("The description of {what} cannot be used: {detail}"),
     "bad_file_name": Message("File name {got!r} is not valid in an artifact: {detail}", "use a plain name, such as model.onnx"),
     "missing_entry": Message("Entry file {entry!r} is not among the files of the artifact: {known}"),
-    "reserved_alias": Message("Alias {alias!r} always means the newest version and cannot be set", "use another word, such as champion"),
+    "reserved_alias": Message(
+        "Alias {alias!r} always means the newest version and cannot be set", "use another word, such as champion"
+    ),
     "bad_golden": Message("The golden examples of model {model!r} are not usable: {detail}"),
     "no_golden": Message("Version {version} of model {name!r} has no golden examples: {detail}"),
     "python_not_allowed": Message(

@@ -106,6 +106,33 @@ def test_threads_that_open_one_artifact_at_once_get_one_folder(store: Store, pub
     assert_sound(store.home)
 
 
+DIE_BEFORE_COMMIT = """
+import os, signal, sys
+from pathlib import Path
+from argosy.signature import Signature, TensorSpec
+from argosy.store import records
+from argosy.store.local import Store
+store = Store(Path(sys.argv[1]))
+signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
+records.insert_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+store.publish("iris", {"model.onnx": b"new", "shared.bin": b"shared"}, signature=signature, entry="model.onnx")
+"""
+
+
+def test_blobs_of_a_publisher_that_died_before_its_commit_are_removed(
+    store: Store, publish: Publish, start_python: Callable
+) -> None:
+    publish(files={"model.onnx": b"old", "shared.bin": b"shared"})
+    blobs = store.home / "store" / "blobs" / "sha256"
+    before = set(blobs.iterdir())
+    process = start_python(DIE_BEFORE_COMMIT, store.home)
+    process.communicate(timeout=60)
+    assert process.returncode == -9
+    assert len({path for path in blobs.iterdir() if not path.name.startswith(".")} - before) == 3
+    assert assert_sound(store.home) == [1]
+    assert set(blobs.iterdir()) == before
+
+
 def test_kill_at_any_moment_breaks_nothing() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "publish_kill.py"
     source = Path(sys.modules["argosy.store.local"].__file__ or "").parents[2]

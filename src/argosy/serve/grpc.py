@@ -91,6 +91,9 @@ def encode_status(error: ArgosyError, code: GrpcCode | None = None) -> bytes:
     return block
 
 
+_Message = bytes | bytearray | memoryview
+
+
 class _GrpcHead(Head):
     """What the headers of a call say: its method, or a refusal that needs no message."""
 
@@ -175,6 +178,8 @@ def make_grpc_protocol(
 class GrpcConnection(Http2Connection):
     """One client's connection."""
 
+    __slots__ = ("server",)
+
     def __init__(self, server: GrpcServer) -> None:
         super().__init__(server)
         self.server = server
@@ -216,7 +221,8 @@ class GrpcConnection(Http2Connection):
         try:
             if len(body) < _PREFIX_BYTES or int.from_bytes(body[1:_PREFIX_BYTES], "big") != len(body) - _PREFIX_BYTES:
                 raise InputError("bad_grpc", detail=f"a body of {len(body)} bytes that is not exactly one message")
-            message = memoryview(body)[_PREFIX_BYTES:]
+            # A body of one frame is small, and its copy cheaper than a view; any other is large.
+            message = body[_PREFIX_BYTES:] if type(body) is bytes else memoryview(body)[_PREFIX_BYTES:]
             if body[0]:
                 message = _inflate(message, body[0], head.encoding, self.server.admit.max_body_bytes)
             assert head.method is not None  # noqa: S101 - there is no refusal
@@ -245,7 +251,7 @@ class GrpcConnection(Http2Connection):
 
     # methods
 
-    def infer(self, stream_id: int, head: _GrpcHead, message: memoryview) -> GrpcCall:
+    def infer(self, stream_id: int, head: _GrpcHead, message: _Message) -> GrpcCall:
         now = time.monotonic()
         server = self.server
         request, raws = messages.parse_infer_request(message)
@@ -264,16 +270,16 @@ class GrpcConnection(Http2Connection):
         data = reply.SerializeToString()
         self.respond(stream_id, _HEADERS, b"\x00" + len(data).to_bytes(4, "big") + data, _TRAILERS)
 
-    def server_live(self, stream_id: int, head: _GrpcHead, message: memoryview) -> None:
+    def server_live(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
         messages.ServerLiveRequest.FromString(message)
         self.send_reply(stream_id, messages.ServerLiveResponse(live=True))
 
-    def server_ready(self, stream_id: int, head: _GrpcHead, message: memoryview) -> None:
+    def server_ready(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
         messages.ServerReadyRequest.FromString(message)
         is_ready = self.server.router.is_server_ready and not self.server.is_draining
         self.send_reply(stream_id, messages.ServerReadyResponse(ready=is_ready))
 
-    def model_ready(self, stream_id: int, head: _GrpcHead, message: memoryview) -> None:
+    def model_ready(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
         request = messages.ModelReadyRequest.FromString(message)
         try:
             is_ready = self.server.router.is_ready(request.name, request.version)
@@ -282,11 +288,11 @@ class GrpcConnection(Http2Connection):
             is_ready = False
         self.send_reply(stream_id, messages.ModelReadyResponse(ready=is_ready))
 
-    def server_metadata(self, stream_id: int, head: _GrpcHead, message: memoryview) -> None:
+    def server_metadata(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
         messages.ServerMetadataRequest.FromString(message)
         self.send_reply(stream_id, messages.ServerMetadataResponse(name="argosy", version=self.server.version))
 
-    def model_metadata(self, stream_id: int, head: _GrpcHead, message: memoryview) -> None:
+    def model_metadata(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
         request = messages.ModelMetadataRequest.FromString(message)
         lane = self.server.router.describe(request.name, request.version)
         reply = messages.ModelMetadataResponse(name=lane.name, versions=lane.versions, platform=lane.platform)
@@ -296,7 +302,7 @@ class GrpcConnection(Http2Connection):
         self.send_reply(stream_id, reply)
 
 
-_Method = Callable[[GrpcConnection, int, _GrpcHead, memoryview], object]
+_Method = Callable[[GrpcConnection, int, _GrpcHead, _Message], object]
 # A streaming call will stand here too, with `is_early` in its head, so that it begins before its client has ended.
 _METHODS: Final[dict[bytes, _Method]] = {
     _SERVICE + b"ModelInfer": GrpcConnection.infer,
@@ -312,7 +318,7 @@ def _show(value: bytes) -> str:
     return value[:_MAX_SHOWN].decode("ascii", "replace")
 
 
-def _inflate(message: memoryview, flag: int, window_bits: int, limit: int) -> memoryview:
+def _inflate(message: _Message, flag: int, window_bits: int, limit: int) -> bytes:
     """Unpack a compressed message, never to more than `limit` bytes."""
     if flag != 1 or not window_bits:
         raise RequestError("unimplemented", method=f"compressed message (flag {flag}) without a grpc-encoding")
@@ -325,7 +331,7 @@ def _inflate(message: memoryview, flag: int, window_bits: int, limit: int) -> me
         raise TooLargeError("body_too_large", limit=limit)
     if not unpacker.eof or unpacker.unused_data:
         raise InputError("bad_grpc", detail="the compressed message is cut, or followed by other bytes")
-    return memoryview(data)
+    return data
 
 
 # requests
@@ -368,7 +374,7 @@ def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDA
         name: str = tensor.name
         if name in named:
             raise InputError("duplicate_tensor", tensor=name)
-        shape = tuple(tensor.shape)
+        shape = tuple(tensor.shape[:])
         spec = check_tensor(lane, name, tensor.datatype, shape)
         if tensor.parameters:
             _check_tensor_parameters(tensor.parameters)

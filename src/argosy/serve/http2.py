@@ -279,6 +279,49 @@ class Http2Server:
 class Http2Connection(asyncio.Protocol):
     """One client's connection. A subclass has `read_head`, `on_request`, `on_too_large` and `on_cancel`."""
 
+    __slots__ = (
+        "_aborts_left",
+        "_active_s",
+        "_block",
+        "_block_flags",
+        "_decoder",
+        "_drain_s",
+        "_expected",
+        "_frames_left",
+        "_goaway_id",
+        "_granted",
+        "_heads",
+        "_is_dead",
+        "_is_draining",
+        "_is_ending",
+        "_is_flush_due",
+        "_is_open",
+        "_is_paused",
+        "_is_shrink_due",
+        "_last_id",
+        "_limits",
+        "_max_single",
+        "_muted",
+        "_num_continuations",
+        "_out",
+        "_paused_s",
+        "_peer_frame_bytes",
+        "_peer_window",
+        "_progress",
+        "_recv_window",
+        "_rest",
+        "_seen_id",
+        "_seen_progress",
+        "_send_window",
+        "_sending",
+        "_server",
+        "_streams",
+        "_stuck_s",
+        "_transport",
+        "_unsent_bytes",
+        "_uploads",
+    )
+
     def __init__(self, server: Http2Server) -> None:
         limits = server.limits
         self._server = server

@@ -16,7 +16,6 @@ The worker's side (`worker.py`) imports the frame functions from here: NumPy and
 from __future__ import annotations
 
 import array
-import contextlib
 import fcntl
 import math
 import mmap
@@ -346,21 +345,33 @@ class Link:
             os.close(input_fd)
 
     def _on_readable(self) -> None:
-        fds: list[int] = []
         try:
-            frame, fds = read_frame(self._sock)
+            self._read_one()
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            # The worker died with frames unread. The kernel tells that first, and the loop calls only once:
+            # the replies that the worker sent before are still there, and then the end.
+            self._read_rest()
+        except (OSError, LinkError, struct.error):
+            self.close()
+
+    def _read_rest(self) -> None:
+        try:
+            while True:
+                self._read_one()
+        except (OSError, LinkError, struct.error):
+            self.close()
+
+    def _read_one(self) -> None:
+        frame, fds = read_frame(self._sock)
+        try:
             if not frame:
                 raise LinkError("worker is gone")
             self._take_frame(frame, fds)
-        except (BlockingIOError, ConnectionResetError):
-            # A reset is told before the replies that the worker sent last: they, or the end, come at the next call.
-            return
-        except (OSError, LinkError, struct.error):
-            self.close()
         finally:
             for fd in fds:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+                os.close(fd)
 
     def _take_frame(self, frame: bytes, fds: list[int]) -> None:
         kind, flags, slot_index, count, sequence = HEADER.unpack_from(frame)

@@ -160,7 +160,7 @@ def parse_infer_request(message: bytes | bytearray | memoryview) -> tuple[Any, l
     """
     if len(message) <= PLAIN_BYTES:
         request = ModelInferRequest.FromString(message)
-        return request, list(request.raw_input_contents)
+        return request, request.raw_input_contents[:]
     view = memoryview(message)
     raws: list[memoryview] = []
     rest: list[memoryview] = []

@@ -13,24 +13,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
 from argosy.errors import InputError, StoreError
 from argosy.store.manifest import FILE_PATH, Descriptor, ImageManifest
-from argosy.store.staging import (
-    Staged,
-    check_file_name,
-    copy_hashed,
-    explain_write,
-    fsync_folder,
-    hold_lock,
-    link_file,
-    sweep_dead,
-    temp_folder,
-)
+from argosy.store.staging import Staged, check_file_name, copy_hashed, digest_of_temp
+from argosy.store.temporary import explain_write, fsync_folder, hold_lock, link_file, list_dead, remove, temp_folder
 
 __all__ = ["Blobs", "list_files"]
 
@@ -66,9 +57,20 @@ class Blobs:
         # Last, since its presence says that the rest is there.
         self.replace("oci-layout", _LAYOUT)
 
-    def sweep(self) -> int:
-        """Remove what dead writers left under temporary names. Returns how many files and folders."""
-        return sweep_dead(self._blobs) + sweep_dead(self._unpacked)
+    def sweep(self, take_back: Callable[[set[str]], bool]) -> None:
+        """Remove what dead writers left under temporary names.
+
+        Args:
+            take_back: removes blobs that no version needs, if it can; called with a blob that a writer gave its
+                name before it died, perhaps before it committed.
+        """
+        for path in list_dead(self._unpacked):
+            remove(path)
+        for path in list_dead(self._blobs):
+            digest = digest_of_temp(path)
+            # Its name stays when the blob could not be removed, so that the next one to open the store tries again.
+            if not digest or not self._is_same(digest, path) or take_back({digest}):
+                remove(path)
 
     def lock(self) -> AbstractContextManager[None]:
         """Give the lock of this layout, for all threads and processes."""
@@ -220,6 +222,12 @@ class Blobs:
         if not _DIGEST.fullmatch(digest):
             raise StoreError("missing_blob", digest=digest[:200], what="an artifact")
         return self._blobs / digest.removeprefix("sha256:")
+
+    def _is_same(self, digest: str, path: Path) -> bool:
+        try:
+            return self._path(digest).samefile(path)
+        except (OSError, StoreError):
+            return False
 
     def _check(self, digest: str, size_bytes: int, what: str) -> _Inode:
         try:

@@ -43,7 +43,8 @@ from argosy.store.manifest import (
     encode,
 )
 from argosy.store.records import Event
-from argosy.store.staging import Staged, explain_write, fsync_folder
+from argosy.store.staging import Staged
+from argosy.store.temporary import explain_write, fsync_folder
 
 __all__ = ["Event", "Golden", "Manifest", "ModelInfo", "Staged", "Store", "Version"]
 
@@ -79,7 +80,7 @@ class Store:
             self._blobs.create()
             if self._database.create():
                 fsync_folder(self.home)
-        self._blobs.sweep()
+        self._blobs.sweep(self._take_back)
         if not self._is_index_current():
             self._refresh_index()
 
@@ -179,23 +180,24 @@ class Store:
                 records.upsert_measurements(connection, name, number, manifest.measurements)
                 (version,) = records.list_versions(connection, name, number)
         except BaseException:
-            self._take_back(staged)
+            # So that a full disk is not fuller than before.
+            self._take_back(staged.created)
             raise
         self._refresh_index()
         return version
 
-    def _take_back(self, staged: Staged) -> None:
-        """Remove the blobs of a commit that failed, so that a full disk is not fuller than before."""
-        if not staged.created:
-            return
+    def _take_back(self, digests: set[str]) -> bool:
+        """Remove blobs of a commit that failed or whose writer died. Returns whether that could be done."""
         try:
             # Another publisher may rely on them since; and a commit whose last fsync failed may stand nevertheless.
             with self.transaction() as connection:
-                for digest in staged.created:
+                for digest in digests:
                     if not records.is_needed(connection, digest):
                         self._blobs.remove(digest)
         except (StoreError, OSError) as error:
             _LOG.warning("blobs of a version that was not published remain: %s", error)
+            return False
+        return True
 
     def get_version(self, reference: str) -> Version:
         """Return the version that NAME (the newest), NAME@3 or NAME@alias means now.

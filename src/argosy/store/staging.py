@@ -1,56 +1,28 @@
-"""Files on their way into the store, under temporary names until the commit.
-
-A temporary name starts with `.incoming-`; its writer holds a lock (flock) on it as long as it lives. So whoever
-gets that lock knows that the writer is dead, and may remove what it left: `sweep_dead`.
-"""
+"""Files on their way into the store: copied, hashed and durable, but under temporary names until the commit."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import msgspec
 
-from argosy.errors import InputError, StoreError
+from argosy.errors import InputError
 from argosy.store.manifest import FILE_PATH, OWN_FILES, Descriptor, media_type_of
+from argosy.store.temporary import PREFIX, explain_write, link_file, temp_file
 
-__all__ = [
-    "Staged",
-    "StagedBlob",
-    "check_file_name",
-    "copy_hashed",
-    "explain_write",
-    "fsync_folder",
-    "hold_lock",
-    "link_file",
-    "sweep_dead",
-    "temp_folder",
-]
+__all__ = ["Staged", "StagedBlob", "check_file_name", "copy_hashed", "digest_of_temp"]
 
 CHUNK_BYTES: Final = 4 << 20
 """Large enough that hashing, which releases the GIL, outweighs the call; small enough to stay in cache."""
 
-_PREFIX: Final = ".incoming-"
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_RANGE_COPY: Final = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
 _MAX_COMPONENT_BYTES: Final = 255
 _MAX_NAME_BYTES: Final = 1024
-
-
-def explain_write(what: object, error: OSError) -> StoreError:
-    """Turn a failed write into `disk_full` or `write_failed`."""
-    key = "disk_full" if error.errno in _FULL else "write_failed"
-    return StoreError(key, what=what, detail=error.strerror or error)
 
 
 def check_file_name(name: str) -> str:
@@ -62,109 +34,13 @@ def check_file_name(name: str) -> str:
     parts = name.split("/")
     if not name.isprintable() or "\\" in name:
         detail = "it holds a control character, a backslash or an unpaired surrogate"
-    elif any(part in ("", ".", "..") or part.startswith(_PREFIX) for part in parts):
+    elif any(part in ("", ".", "..") or part.startswith(PREFIX) for part in parts):
         detail = "an absolute path, an empty component, `.` and `..` are refused"
     elif len(name.encode()) > _MAX_NAME_BYTES or any(len(part.encode()) > _MAX_COMPONENT_BYTES for part in parts):
         detail = f"a component has at most {_MAX_COMPONENT_BYTES} bytes, the whole at most {_MAX_NAME_BYTES}"
     else:
         return name
     raise InputError("bad_file_name", got=name[:200], detail=detail)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def hold_lock(path: Path) -> Generator[None, None, None]:
-    """Hold the lock file `path` alone among all threads and processes; a holder's death frees it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name.
-
-    Raises:
-        FileExistsError: `target` exists.
-        StoreError: `no_hard_links`, the file system has none; `disk_full`.
-    """
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno in _NO_LINKS:
-            raise StoreError("no_hard_links", path=target.parent, detail=error.strerror) from error
-        raise explain_write(target, error) from error
-
-
-def _new_temp(folder: Path, *, is_folder: bool) -> tuple[Path, int]:
-    """Make a locked temporary file or folder; its lock lasts as long as the descriptor."""
-    flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
-    while True:
-        path = folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-        try:
-            if is_folder:
-                path.mkdir(mode=0o700)
-            fd = os.open(path, flags, 0o600)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and is_folder and folder.exists():
-                continue  # swept between the two calls
-            raise explain_write(folder, error) from error
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # A sweeper may have had the lock first and removed the name: then nobody else knows it, take another.
-        if path.exists():
-            return path, fd
-        os.close(fd)
-
-
-def sweep_dead(folder: Path) -> int:
-    """Remove the temporary files and folders of dead writers. Returns how many there were."""
-    num_swept = 0
-    for entry in os.scandir(folder):
-        if not entry.name.startswith(_PREFIX):
-            continue
-        try:
-            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError:
-            continue  # its writer has just finished
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(Path(entry.path))
-            num_swept += 1
-        except BlockingIOError:
-            pass  # its writer lives
-        finally:
-            os.close(fd)
-    return num_swept
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def temp_folder(parent: Path) -> Generator[Path, None, None]:
-    """Give an empty folder that is removed at the end, unless it was renamed away."""
-    path, fd = _new_temp(parent, is_folder=True)
-    try:
-        yield path
-    finally:
-        _remove(path)
-        os.close(fd)
 
 
 class StagedBlob(msgspec.Struct, frozen=True):
@@ -234,12 +110,13 @@ class Staged:
 
     def add_blob(self, source: Path | bytes) -> StagedBlob:
         """Write content under a temporary name, hash what was written, and make it durable."""
-        path, fd = _new_temp(self._blobs_folder, is_folder=False)
+        path, fd = temp_file(self._blobs_folder)
         try:
             digest, size_bytes = _write(source, fd)
             try:
                 os.fchmod(fd, 0o444)
                 os.fsync(fd)
+                path = path.rename(path.with_name(f"{path.name}-{digest}"))
             except OSError as error:
                 raise explain_write(path, error) from error
         except BaseException:
@@ -260,6 +137,15 @@ class Staged:
             blob.path.unlink(missing_ok=True)
             os.close(blob.fd)
         self.blobs.clear()
+
+
+def digest_of_temp(path: Path) -> str:
+    """Return the digest in the name of a complete staged blob, "" of an incomplete one.
+
+    With it can be found whether a writer died between giving the blob its name and committing its version.
+    """
+    _, found, digest = path.name.partition("-sha256:")
+    return f"sha256:{digest}" if found else ""
 
 
 def _write(source: Path | bytes, target_fd: int) -> tuple[str, int]:

@@ -1,0 +1,150 @@
+"""Names that last as long as their writer: temporary files, folders and locks.
+
+A temporary name starts with `.incoming-`; its writer holds a lock (flock) on it as long as it lives. So whoever
+gets that lock knows that the writer is dead, and may remove what it left: `list_dead`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from argosy.errors import StoreError
+
+__all__ = [
+    "PREFIX",
+    "explain_write",
+    "fsync_folder",
+    "hold_lock",
+    "link_file",
+    "list_dead",
+    "remove",
+    "temp_file",
+    "temp_folder",
+]
+
+PREFIX: Final = ".incoming-"
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
+
+
+def explain_write(what: object, error: OSError) -> StoreError:
+    """Turn a failed write into `disk_full` or `write_failed`."""
+    key = "disk_full" if error.errno in _FULL else "write_failed"
+    return StoreError(key, what=what, detail=error.strerror or error)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def hold_lock(path: Path) -> Generator[None, None, None]:
+    """Hold the lock file `path` alone among all threads and processes; a holder's death frees it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name.
+
+    Raises:
+        FileExistsError: `target` exists.
+        StoreError: `no_hard_links`, the file system has none; `disk_full`.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise StoreError("no_hard_links", path=target.parent, detail=error.strerror) from error
+        raise explain_write(target, error) from error
+
+
+def list_dead(folder: Path) -> Generator[Path, None, None]:
+    """Give each temporary file and folder whose writer is dead, to remove; it is locked until the next one."""
+    for entry in os.scandir(folder):
+        if not entry.name.startswith(PREFIX):
+            continue
+        try:
+            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # its writer has just finished
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # its writer lives
+        else:
+            yield Path(entry.path)
+        finally:
+            os.close(fd)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temp_folder(parent: Path) -> Generator[Path, None, None]:
+    """Give an empty folder that is removed at the end, unless it was renamed away.
+
+    Raises:
+        StoreError: `disk_full`, `write_failed`.
+    """
+    path, fd = _new_temp(parent, is_folder=True)
+    try:
+        yield path
+    finally:
+        remove(path)
+        os.close(fd)
+
+
+def temp_file(parent: Path) -> tuple[Path, int]:
+    """Make an empty file; whoever closes the descriptor removes the name before.
+
+    Raises:
+        StoreError: `disk_full`, `write_failed`.
+    """
+    return _new_temp(parent, is_folder=False)
+
+
+def _new_temp(folder: Path, *, is_folder: bool) -> tuple[Path, int]:
+    """Make a locked temporary file or folder; its lock lasts as long as the descriptor."""
+    flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
+    while True:
+        path = folder / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            if is_folder:
+                path.mkdir(mode=0o700)
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and is_folder and folder.exists():
+                continue  # swept between the two calls
+            raise explain_write(folder, error) from error
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # A sweeper may have had the lock first and removed the name: then nobody else knows it, take another.
+        if path.exists():
+            return path, fd
+        os.close(fd)
