@@ -19,7 +19,6 @@ from http2_frames import (
     BLOCK,
     CONTINUATION,
     DATA,
-    END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADERS,
@@ -230,5 +229,3 @@ def read_status(block: bytes) -> str:
 
 if __name__ == "__main__":
     main(run_flood, CASES)
-
-__all__ = ["CASES", "END_HEADERS", "run_flood"]

@@ -63,6 +63,7 @@ def make_lanes() -> dict[str, FakeLane]:
         "mlp": Signature((x,), (TensorSpec("y", "FP32", (-1, 64)),)),
         "any": Signature((free,), (TensorSpec("y", "FP32", (-1, -1)),)),
         "slow": Signature((free,), (TensorSpec("y", "FP32", (-1, -1)),)),
+        "wrong": Signature((free,), (TensorSpec("y", "FP32", (-1, -1)),)),
         "fails": Signature((free,), (TensorSpec("y", "FP32", (-1, -1)),)),
         "raises": Signature((free,), (TensorSpec("y", "FP32", (-1, -1)),)),
         "pair": Signature(
@@ -142,6 +143,9 @@ class FakeAdmit:
             error: ArgosyError = ModelError("model_failed", model="fails", version="1", detail="100 % of it: a\nb é")
             call.fail(error)
             return
+        if call.lane.name == "wrong":
+            call.answer([array.astype(np.float64) for array in call.inputs])
+            return
         call.answer([array if array.dtype.kind in "Ob" else array + array for array in call.inputs])
 
 
@@ -199,6 +203,17 @@ def make_body(num_floats: int) -> bytes:
     request.raw_input_contents.append(np.ones((1, num_floats), np.float32).tobytes())
     data = request.SerializeToString()
     return b"\0" + struct.pack(">I", len(data)) + data
+
+
+def check_answer(port: int, num_floats: int) -> None:
+    """Refuse to measure a server whose answer is wrong."""
+    import tritonclient.grpc as triton
+
+    x = np.ones((1, num_floats), np.float32)
+    tensor = triton.InferInput("x", x.shape, "FP32")
+    tensor.set_data_from_numpy(x)
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        assert np.array_equal(client.infer("mlp" if num_floats == 64 else "any", [tensor]).as_numpy("y"), x * 2)
 
 
 async def serve(port: int) -> None:
@@ -275,6 +290,7 @@ def main() -> None:
         body.write_bytes(make_body(args.floats))
         try:
             server.stdout.readline()
+            check_answer(port, args.floats)
             run_load(args, port, str(body), server.pid)
         finally:
             server.send_signal(signal.SIGTERM)

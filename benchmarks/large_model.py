@@ -31,12 +31,17 @@ def make_model(folder: Path, layers: int, width: int, seed: int) -> Path:
     with (folder / "weights.bin").open("wb") as file:
         for index in range(layers):
             file.write((random.standard_normal((width, width), dtype=np.float32) / width**0.5).tobytes())
-            tensor = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[width, width], data_location=TensorProto.EXTERNAL)
+            tensor = TensorProto(
+                name=f"w{index}", data_type=TensorProto.FLOAT, dims=[width, width], data_location=TensorProto.EXTERNAL
+            )
             for key, value in (("location", "weights.bin"), ("offset", str(offset)), ("length", str(size))):
                 tensor.external_data.add(key=key, value=value)
             weights.append(tensor)
             offset += size
-            nodes += [helper.make_node("MatMul", [current, f"w{index}"], [f"m{index}"]), helper.make_node("Tanh", [f"m{index}"], [f"t{index}"])]
+            nodes += [
+                helper.make_node("MatMul", [current, f"w{index}"], [f"m{index}"]),
+                helper.make_node("Tanh", [f"m{index}"], [f"t{index}"]),
+            ]
             current = f"t{index}"
     nodes[-1].output[0] = "y"
     graph = helper.make_graph(
@@ -62,8 +67,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096)
     options = parser.parse_args()
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores; {options.layers} layers of {options.width} x {options.width}, "
-          f"{options.layers * options.width**2 * 4 / 2**30:.2f} GiB of weights")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores; {options.layers} layers of {options.width} x {options.width}, "
+        f"{options.layers * options.width**2 * 4 / 2**30:.2f} GiB of weights"
+    )
 
     def timed(label: str, action) -> object:
         before = time.perf_counter()
@@ -94,7 +101,12 @@ def main() -> None:
                         times.append(time.perf_counter() - before)
                     print(f"request of {rows} row(s): median {np.median(times) * 1e3:.0f} ms")
                 timed("update to version 2, two replicas", lambda: server.deploy("large@2"))
-                print("after the update:", memory_mb(server), "answered by version", client.predict("large", {"x": x}, timeout_s=120).version)
+                print(
+                    "after the update:",
+                    memory_mb(server),
+                    "answered by version",
+                    client.predict("large", {"x": x}, timeout_s=120).version,
+                )
                 with server.admin() as admin:
                     admin.undeploy("large")
                 time.sleep(2)

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from argosy.demo.run import answer_alone, prepare_versions
 
 import argosy
 from argosy.demo.crowd import Crowd
-from argosy.demo.run import answer_alone, prepare_versions
 
 
 def pss_bytes(pid: int) -> int:
@@ -41,7 +41,9 @@ def main() -> None:
         store = argosy.Store(folder / "home")
         prepared = prepare_versions(store, "digits")
         images = prepared.images
-        expected = {str(version.number): answer_alone(store, version, images) for version in (prepared.original, prepared.compressed)}
+        expected = {
+            str(version.number): answer_alone(store, version, images) for version in (prepared.original, prepared.compressed)
+        }
         during: list[tuple[float, float]] = []
         memory: list[int] = []
         with argosy.serve("digits@1", home=store.home) as server:
@@ -69,11 +71,19 @@ def main() -> None:
     before, inside = latencies(quiet), latencies(during)
     ratio = float(np.quantile(inside, 0.99) / np.quantile(before, 0.99))
     growth = memory[-1] / memory[1] - 1
-    print(f"requests {len(seen.rows)}, failed {seen.num_failed}, wrong {seen.num_wrong}; rollouts {len(during)}, "
-          f"median {np.median([b - a for a, b in during]):.2f} s, slowest {max(b - a for a, b in during):.2f} s")
-    print(f"between rollouts: {len(before)} requests, p50 {np.quantile(before, 0.5):.2f} ms, p99 {np.quantile(before, 0.99):.2f} ms")
-    print(f"during rollouts:  {len(inside)} requests, p50 {np.quantile(inside, 0.5):.2f} ms, p99 {np.quantile(inside, 0.99):.2f} ms, ratio of p99 {ratio:.2f}")
-    print(f"memory (PSS of all processes) after the second {memory[1] / 2**20:.1f} MB, after the last {memory[-1] / 2**20:.1f} MB: {growth:+.1%}")
+    print(
+        f"requests {len(seen.rows)}, failed {seen.num_failed}, wrong {seen.num_wrong}; rollouts {len(during)}, "
+        f"median {np.median([b - a for a, b in during]):.2f} s, slowest {max(b - a for a, b in during):.2f} s"
+    )
+    print(
+        f"between rollouts: {len(before)} requests, p50 {np.quantile(before, 0.5):.2f} ms, p99 {np.quantile(before, 0.99):.2f} ms"
+    )
+    print(
+        f"during rollouts:  {len(inside)} requests, p50 {np.quantile(inside, 0.5):.2f} ms, p99 {np.quantile(inside, 0.99):.2f} ms, ratio of p99 {ratio:.2f}"
+    )
+    print(
+        f"memory (PSS of all processes) after the second {memory[1] / 2**20:.1f} MB, after the last {memory[-1] / 2**20:.1f} MB: {growth:+.1%}"
+    )
     for problem in seen.problems[:5]:
         print("problem:", problem)
     is_good = not seen.num_failed and not seen.num_wrong and not seen.problems and ratio <= 2.0 and growth <= 0.1

@@ -28,18 +28,50 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import psutil
-from models import make_bodies, make_mlp
 
 import argosy
 from argosy.store.onnx_file import import_onnx
+from models import make_bodies, make_mlp
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent / ".bench"
 RIVALS = {
-    "mosec": (["mosec==0.9.8", "orjson==3.13.0"], ["{python}", "{here}/rivals/mosec_mlp.py", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning", "--timeout", "30000"]),
+    "mosec": (
+        ["mosec==0.9.8", "orjson==3.13.0"],
+        [
+            "{python}",
+            "{here}/rivals/mosec_mlp.py",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+            "--log-level",
+            "warning",
+            "--timeout",
+            "30000",
+        ],
+    ),
     "fastapi": (
         ["fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.22.1", "httptools==0.9.0", "orjson==3.13.0"],
-        ["{python}", "-m", "uvicorn", "--app-dir", "{here}/rivals", "fastapi_mlp:app", "--port", "{port}", "--workers", "2", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "--log-level", "warning"],
+        [
+            "{python}",
+            "-m",
+            "uvicorn",
+            "--app-dir",
+            "{here}/rivals",
+            "fastapi_mlp:app",
+            "--port",
+            "{port}",
+            "--workers",
+            "2",
+            "--no-access-log",
+            "--loop",
+            "uvloop",
+            "--http",
+            "httptools",
+            "--log-level",
+            "warning",
+        ],
     ),
 }
 
@@ -68,8 +100,13 @@ def run_rival(name: str, model: Path):
     packages, command = RIVALS[name]
     python, port = make_environment(name, packages), free_port()
     filled = [part.format(python=python, here=HERE, port=port) for part in command]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")} | {"MODEL": str(model), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(filled, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")} | {
+        "MODEL": str(model),
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        filled, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield process.pid, f"http://127.0.0.1:{port}" + ("/inference" if name == "mosec" else "/v2/models/mlp/infer")
     finally:
@@ -121,7 +158,19 @@ def pss_bytes(pid: int) -> int:
 
 def load(pid: int, url: str, bodies: Path, connections: int, seconds: float) -> dict:
     before = cpu_seconds(pid)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(HERE / "post.lua"), url, "--", str(bodies)]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{round(seconds)}s",
+        "--timeout",
+        "10s",
+        "-s",
+        str(HERE / "post.lua"),
+        url,
+        "--",
+        str(bodies),
+    ]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result = json.loads(next(line for line in output.splitlines() if line.startswith("JSON"))[5:])
     result["rps"] = result["requests"] / result["seconds"]
@@ -132,12 +181,14 @@ def load(pid: int, url: str, bodies: Path, connections: int, seconds: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rivals", default="mosec,fastapi")
     options = parser.parse_args()
     rivals = [name for name in options.rivals.split(",") if name]
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-          f"onnxruntime {onnxruntime.__version__}; {options.rounds} rounds of {options.seconds:g} s; medians")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"onnxruntime {onnxruntime.__version__}; {options.rounds} rounds of {options.seconds:g} s; medians"
+    )
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         model, rows = make_mlp(folder / "mlp.onnx"), make_bodies(folder)
@@ -165,12 +216,16 @@ def print_table(results: dict[tuple[str, int], list[dict]], memory: dict[str, in
     for server, connections in results:
         errors = sum(result["errors"] for result in results[server, connections])
         figures = [median(server, connections, key) for key in ("rps", "cpu_us", "p50_ms", "p99_ms")]
-        print(f"{server:<10}{connections:>6}{figures[0]:>12,.0f}{figures[1]:>8.1f}{figures[2]:>8.3f}{figures[3]:>8.3f}{errors:>8}{memory[server] / 2**20:>8.0f}")
+        print(
+            f"{server:<10}{connections:>6}{figures[0]:>12,.0f}{figures[1]:>8.1f}{figures[2]:>8.3f}{figures[3]:>8.3f}{errors:>8}{memory[server] / 2**20:>8.0f}"
+        )
     for rival in [server for server in memory if server != "argosy"]:
         pairs = list(zip(results["argosy", 64], results[rival, 64], strict=True))
         speed = statistics.median(a["rps"] / b["rps"] for a, b in pairs)
         cpu = statistics.median(a["cpu_us"] / b["cpu_us"] for a, b in pairs)
-        print(f"argosy / {rival} at 64 connections, median of {len(pairs)} pairs: {speed:.2f} of its requests/s, {cpu:.2f} of its CPU per request")
+        print(
+            f"argosy / {rival} at 64 connections, median of {len(pairs)} pairs: {speed:.2f} of its requests/s, {cpu:.2f} of its CPU per request"
+        )
 
 
 if __name__ == "__main__":

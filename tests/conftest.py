@@ -57,7 +57,13 @@ class Home:
         return import_onnx(self.store, make_scale_model(self.files / f"{factor}.onnx", factor), name)
 
     def publish_code(
-        self, body: str, name: str = "code", *, repeatable: bool = True, golden: Golden | None = None, signature: Signature = SIGNATURE
+        self,
+        body: str,
+        name: str = "code",
+        *,
+        repeatable: bool = True,
+        golden: Golden | None = None,
+        signature: Signature = SIGNATURE,
     ) -> argosy.Version:
         """Publish a Python model whose `infer` has this body; `x` is its input."""
         lines = "\n        ".join(body.strip().splitlines())

@@ -19,4 +19,6 @@ async def infer(request: Request) -> Response:
     feed = {item["name"]: np.array(item["data"], np.float32).reshape(item["shape"]) for item in body["inputs"]}
     y = session.run(None, feed)[0]
     outputs = [{"name": "y", "shape": y.shape, "datatype": "FP32", "data": y.ravel()}]
-    return Response(orjson.dumps({"model_name": "mlp", "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+    return Response(
+        orjson.dumps({"model_name": "mlp", "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
+    )

@@ -99,9 +99,7 @@ MESSAGES: dict[str, Message] = {
     ),
     # store
     "unknown_model": Message("Unknown model {name!r}; known: {known}", "argosy models lists them"),
-    "unknown_version": Message(
-        "Model {name!r} has no version {version}; it has: {known}", "argosy models {name} lists them"
-    ),
+    "unknown_version": Message("Model {name!r} has no version {version}; it has: {known}", "argosy models {name} lists them"),
     "unknown_alias": Message("Model {name!r} has no alias {alias!r}; it has: {known}"),
     "missing_file": Message("File {path} does not exist or cannot be read: {detail}"),
     "bad_onnx": Message("File {path} is not an ONNX model that can be served: {detail}"),
@@ -109,9 +107,7 @@ MESSAGES: dict[str, Message] = {
         "ONNX file {path} names its weights file {location!r}, which is not a plain name beside it",
         "export the model with its external data in the same folder",
     ),
-    "unsupported_type": Message(
-        "Tensor {tensor!r} has element type {got}, which no V2 datatype stands for; known: {known}"
-    ),
+    "unsupported_type": Message("Tensor {tensor!r} has element type {got}, which no V2 datatype stands for; known: {known}"),
     "corrupt_blob": Message(
         "Blob {digest} of {what} is damaged: its content has digest {got}",
         "restore ARGOSY_HOME from a backup, or publish the version again",
@@ -167,13 +163,13 @@ MESSAGES: dict[str, Message] = {
     "body_too_large": Message("The body has more than {limit} bytes", "send fewer rows a request, or raise max_body_bytes"),
     "unknown_deployment": Message("Unknown model {name!r}; deployed: {known}", "argosy deploy NAME@VERSION makes one"),
     "version_not_served": Message("Version {version} of model {name!r} is not served now; served: {known}"),
-    "missing_input": Message("Model {model!r} version {version} needs the input {tensor!r}, which is not in the request; got: {got}"),
+    "missing_input": Message(
+        "Model {model!r} version {version} needs the input {tensor!r}, which is not in the request; got: {got}"
+    ),
     "unknown_input": Message("Model {model!r} version {version} has no input {tensor!r}; it has: {known}"),
     "unknown_output": Message("Model {model!r} version {version} has no output {tensor!r}; it has: {known}"),
     "duplicate_tensor": Message("Tensor {tensor!r} stands twice in the request"),
-    "datatype_mismatch": Message(
-        "Input {tensor!r} of model {model!r} version {version} has datatype {got}, expected {expected}"
-    ),
+    "datatype_mismatch": Message("Input {tensor!r} of model {model!r} version {version} has datatype {got}, expected {expected}"),
     "shape_mismatch": Message("Input {tensor!r} of model {model!r} version {version} has shape {got}, expected {expected}"),
     "rows_differ": Message("The inputs of model {model!r} version {version} have different numbers of rows: {got}"),
     "too_many_rows": Message("The request has {got} rows, at most {limit} are taken at once", "split it into several requests"),
@@ -187,10 +183,14 @@ MESSAGES: dict[str, Message] = {
     "typed_too_large": Message(
         "The typed contents of the request have more than {limit} bytes", "send large tensors in raw_input_contents"
     ),
-    "raw_count": Message("The request has {got} raw_input_contents for {expected} inputs", "raw contents stand for all inputs or none"),
+    "raw_count": Message(
+        "The request has {got} raw_input_contents for {expected} inputs", "raw contents stand for all inputs or none"
+    ),
     "mixed_contents": Message("Input {tensor!r} has both contents and raw_input_contents", "use one of them for all inputs"),
     "wrong_contents": Message("Input {tensor!r} of datatype {datatype} has values in {got}, expected {expected}"),
-    "no_typed_contents": Message("Input {tensor!r} has datatype {datatype}, which no typed contents hold", "use raw_input_contents"),
+    "no_typed_contents": Message(
+        "Input {tensor!r} has datatype {datatype}, which no typed contents hold", "use raw_input_contents"
+    ),
     "bad_grpc": Message("The request is not valid gRPC: {detail}"),
     "bad_value": Message("Input {tensor!r} holds a value that {datatype} cannot: {detail}"),
     "bad_parameter": Message("Parameter `{name}` is {got!r}, expected {expected}"),
@@ -199,7 +199,9 @@ MESSAGES: dict[str, Message] = {
         "ask for binary outputs, which are exact",
     ),
     "needs_raw": Message("Output {tensor!r} has datatype {datatype}, which JSON cannot hold", "ask for binary outputs"),
-    "queue_full": Message("The queue of model {model!r} is full: {got} rows wait, at most {limit} may", "try again in {retry_s:.1f} s"),
+    "queue_full": Message(
+        "The queue of model {model!r} is full: {got} rows wait, at most {limit} may", "try again in {retry_s:.1f} s"
+    ),
     "deadline_hopeless": Message(
         "The request cannot be answered within its {timeout_s:.3f} s: {got} rows wait before it", "try again in {retry_s:.1f} s"
     ),
@@ -208,23 +210,32 @@ MESSAGES: dict[str, Message] = {
     "starting": Message("The server is starting"),
     "draining": Message("The server is stopping"),
     "model_failed": Message("Model {model!r} version {version} failed on this request: {detail}"),
-    "wrong_rows": Message("Model {model!r} version {version} answered {got} rows for {expected}", "the model must keep the first axis"),
+    "wrong_rows": Message(
+        "Model {model!r} version {version} answered {got} rows for {expected}", "the model must keep the first axis"
+    ),
     "poison": Message(
         "The request killed worker {worker} of model {model!r} version {version} when it ran alone, and was refused: {detail}",
         "the request is at fault, not the load; do not send it again",
     ),
     "not_repeatable": Message(
-        "Worker {worker} of model {model!r} version {version} died while it ran the request, and the version is not declared repeatable",
+        "Worker {worker} of model {model!r} version {version} died while it ran the request, "
+        "and the version is not declared repeatable",
         "the request may have run; send it again only if that is safe",
     ),
     "worker_died": Message("Worker {worker} of {what} died with {how}; its log ends: {log}"),
-    "unauthorized": Message("The admin API needs the header Authorization: Bearer TOKEN", "the token stands in ARGOSY_HOME/run/serve.json"),
+    "unauthorized": Message(
+        "The admin API needs the header Authorization: Bearer TOKEN", "the token stands in ARGOSY_HOME/run/serve.json"
+    ),
     "unimplemented": Message("Method {method} is not offered"),
     "internal": Message("Internal error: {detail}"),
     # clients
     "server_said": Message("{text}", "{hint}"),
-    "no_connection": Message("No answer from {url}: {detail}", "start a server with: argosy serve; or give the URL of one that runs"),
-    "bad_answer": Message("The answer of {url} is not V2: {detail}", "give the URL of a server that speaks the V2 inference protocol"),
+    "no_connection": Message(
+        "No answer from {url}: {detail}", "start a server with: argosy serve; or give the URL of one that runs"
+    ),
+    "bad_answer": Message(
+        "The answer of {url} is not V2: {detail}", "give the URL of a server that speaks the V2 inference protocol"
+    ),
     "bad_inputs": Message("File {path} does not hold inputs: {detail}"),
     "needs_names": Message("Model {model!r} has {got} inputs: {known}", "give a dict of input name to array"),
     # deployments
@@ -232,11 +243,14 @@ MESSAGES: dict[str, Message] = {
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
     "server_failed": Message("The server did not start: {detail}"),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
-    "rollout_running": Message("Deployment {name!r} is being rolled out to version {version}", "wait for it to end, then try again"),
+    "rollout_running": Message(
+        "Deployment {name!r} is being rolled out to version {version}", "wait for it to end, then try again"
+    ),
     "rollout_failed": Message("Rollout of {name!r} to version {version} failed at step {step}: {detail}"),
     "does_not_fit": Message("Version {version} of {name!r} needs about {needed} of memory, {free} of the limit {limit} are free"),
     "golden_differs": Message(
-        "Version {version} of {name!r} does not answer its golden examples as recorded: output {tensor!r} differs by {got:.3g}, allowed {allowed:.3g}"
+        "Version {version} of {name!r} does not answer its golden examples as recorded: "
+        "output {tensor!r} differs by {got:.3g}, allowed {allowed:.3g}"
     ),
 }
 

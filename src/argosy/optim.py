@@ -41,12 +41,16 @@ class Optimizer(ABC):
     """Factor of the L2 penalty: weight_decay * w is added to the gradient, after clipping."""
     clip_norm: float | None = None
     """All gradients together are scaled down to this Euclidean norm when theirs is larger."""
+    decay_steps: int | None = None
+    """Steps over which the learning rate falls linearly to zero, where it stays; None: it never falls."""
 
     def __post_init__(self) -> None:
         self._check("learning_rate", self.learning_rate, "a finite number above 0", lowest=0.0, is_open=True)
         self._check("weight_decay", self.weight_decay, "a finite number, at least 0", lowest=0.0)
         if self.clip_norm is not None:
             self._check("clip_norm", self.clip_norm, "a finite number above 0, or None", lowest=0.0, is_open=True)
+        if self.decay_steps is not None:
+            self._check("decay_steps", self.decay_steps, "a number of steps, at least 1, or None", lowest=1)
 
     def _check(
         self, option: str, value: Any, expected: str, *, lowest: float, below: float = math.inf, is_open: bool = False
@@ -76,6 +80,16 @@ class Optimizer(ABC):
             The new weights and the new state.
         """
 
+    def rate_at(self, step: int) -> float:
+        """Give the learning rate of a step, counted from 1.
+
+        It is applied to the finished direction, never kept in a running mean: frameworks that do keep it there
+        train otherwise as soon as it changes.
+        """
+        if self.decay_steps is None:
+            return self.learning_rate
+        return self.learning_rate * max(0.0, 1.0 - (step - 1) / self.decay_steps)
+
     def _prepare(self, weights: Arrays, gradients: Arrays) -> Arrays:
         """Clip the gradients by their common norm, then add the L2 penalty's."""
         scale = 1.0
@@ -103,8 +117,9 @@ class SGD(Optimizer):
         return OptimizerState()
 
     def update(self, weights: Arrays, gradients: Arrays, state: OptimizerState) -> tuple[Arrays, OptimizerState]:
-        prepared = self._prepare(weights, gradients)
-        return {name: w - self.learning_rate * prepared[name] for name, w in weights.items()}, OptimizerState(state.step + 1)
+        step = state.step + 1
+        rate, prepared = self.rate_at(step), self._prepare(weights, gradients)
+        return {name: w - rate * prepared[name] for name, w in weights.items()}, OptimizerState(step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +156,12 @@ class Adam(Optimizer):
     def update(self, weights: Arrays, gradients: Arrays, state: OptimizerState) -> tuple[Arrays, OptimizerState]:
         beta1, beta2 = self.betas
         step = state.step + 1
-        prepared = self._prepare(weights, gradients)
+        rate, prepared = self.rate_at(step), self._prepare(weights, gradients)
         m = {name: beta1 * state.slots["m"][name] + (1 - beta1) * g for name, g in prepared.items()}
         v = {name: beta2 * state.slots["v"][name] + (1 - beta2) * g * g for name, g in prepared.items()}
         correction1, correction2 = bias_correction(beta1, step), bias_correction(beta2, step)
         moved = {
-            name: w - self.learning_rate * (m[name] / correction1) / (np.sqrt(v[name] / correction2) + self.epsilon)
+            name: w - rate * (m[name] / correction1) / (np.sqrt(v[name] / correction2) + self.epsilon)
             for name, w in weights.items()
         }
         return moved, OptimizerState(step, {"m": m, "v": v})
@@ -175,7 +190,7 @@ def get_optimizer(optimizer: str | Optimizer, **options: Any) -> Optimizer:
         InputError: `unknown_choice`, no such name; `bad_option`, no such parameter or not a value for it.
 
     >>> get_optimizer("sgd", learning_rate=0.1)
-    SGD(learning_rate=0.1, weight_decay=0.0, clip_norm=None)
+    SGD(learning_rate=0.1, weight_decay=0.0, clip_norm=None, decay_steps=None)
     """
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:

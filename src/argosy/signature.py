@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
 
-__all__ = ["DATATYPES", "MAX_RANK", "Arrays", "Signature", "TensorSpec", "check_name", "datatype_of", "pack_bytes", "unpack_bytes"]
+__all__ = [
+    "DATATYPES",
+    "MAX_RANK",
+    "Arrays",
+    "Signature",
+    "TensorSpec",
+    "check_name",
+    "datatype_of",
+    "pack_bytes",
+    "unpack_bytes",
+]
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -178,7 +178,12 @@ def test_bytes_are_shown_in_their_unit(count: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "text"),
-    [("load_s", 0.0125, "12.50 ms"), ("train_s", 12.5, "12.50 s"), ("size_bytes", 2048, "2.0 KiB"), ("accuracy", 0.98765, "0.9877")],
+    [
+        ("load_s", 0.0125, "12.50 ms"),
+        ("train_s", 12.5, "12.50 s"),
+        ("size_bytes", 2048, "2.0 KiB"),
+        ("accuracy", 0.98765, "0.9877"),
+    ],
 )
 def test_measurements_are_shown_in_their_unit(name: str, value: float, text: str) -> None:
     assert shell.format_measurement(name, value) == text

@@ -273,3 +273,16 @@ def test_deadline_is_kept(home: Home) -> None:
             assert [future.result()[0] for future in slow] == [200, 200, 200]
         assert late[0] in (429, 504)
         assert late[1] < 0.5
+
+
+def test_client_of_a_slow_batch_does_not_wait_beyond_its_deadline(home: Home) -> None:
+    home.publish_code("time.sleep(3 if (x == 5).any() else 0)\nreturn {'y': x * 2}")
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        before = time.monotonic()
+        with server.client() as client, pytest.raises(argosy.ArgosyError) as caught:
+            client.predict("code", {"x": row(5)}, timeout_s=0.3)
+        assert caught.value.status == 504
+        assert time.monotonic() - before < 1.5
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))

@@ -8,8 +8,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import grpc
+import hpack
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -17,6 +19,8 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from argosy.errors import ModelError
+from argosy.serve.grpc import encode_status
 from argosy.signature import DATATYPES
 
 _spec = importlib.util.spec_from_file_location("grpc_echo", Path(__file__).parents[2] / "benchmarks" / "grpc_echo.py")
@@ -412,6 +416,23 @@ def test_message_over_the_limit(server):
                 client.infer("any", [make_input(np.zeros((1, 1 << 20), np.float32))], compression_algorithm="gzip")
     finally:
         small.stop()
+
+
+def test_answer_that_cannot_be_encoded_is_internal_and_reported(server, stub):
+    refuse(stub, make_request(X, "wrong"), grpc.StatusCode.INTERNAL, "Internal error: TypeError")
+    assert [str(context["exception"]) for context in server.errors] == ["output y is float64"]
+    server.errors.clear()
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f6a2" * 3000, "x" * 3999 + "%", "é%" * 3000, "\n" * 5000], ids=["emoji", "long", "mixed", "lines"]
+)
+def test_status_block_fits_in_a_frame_whatever_the_text(text):
+    block = encode_status(ModelError("model_failed", model="m", version="1", detail=text))
+    fields = dict(hpack.Decoder().decode(block, raw=True))
+    assert len(block) < 4200
+    message = unquote(fields[b"grpc-message"].decode("ascii"), errors="strict" if text[0] in "x\n" else "replace")
+    assert message.startswith("Model 'm' version 1 failed on this request: " + text[:20])
 
 
 # gRPC itself

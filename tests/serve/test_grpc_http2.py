@@ -337,3 +337,55 @@ def test_muted_streams_are_forgotten_in_the_end():
     assert len(connection._muted) <= 4096
     connection.data_received(frame(0, 1, 19_999, b"late"))
     assert not connection._is_dead
+
+
+@in_loop
+def test_window_of_the_connection_is_filled_up_again(monkeypatch):
+    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", 100_000)
+    connection = connect()
+    for number in range(1, 41, 2):
+        connection.data_received(frame(1, 4, number, b"\x83\x86\x84") + frame(0, 0, number, bytes(3000)))
+        connection.data_received(frame(0, 1, number, bytes(3000)))
+    updates = connection._transport.data.count(struct.pack(">IBI", 4 << 8 | 8, 0, 0))
+    assert updates == 1 + 2
+    assert len(connection.requests) == 20
+    assert connection._recv_window + 20 * 6000 - 2 * 51_000 == 100_000
+
+
+class BrokenConnection(Connection):
+    def on_request(self, stream_id, head, body):
+        raise RuntimeError("a fault of ours")
+
+
+@in_loop
+def test_fault_of_ours_ends_the_connection_and_is_raised():
+    connection = connect(cls=BrokenConnection)
+    with pytest.raises(RuntimeError):
+        connection.data_received(frame(1, 5, 1, b"\x83\x86\x84"))
+    assert connection._transport.data.endswith(struct.pack(">II", 1, 2) + b"internal error")
+    assert connection._transport.is_ended
+    connection.data_received(frame(6, 0, 0, bytes(8)))
+
+
+@in_loop
+def test_client_that_greets_a_draining_server_is_told():
+    connection = connect(is_greeted=False)
+    connection._server.is_draining = True
+    connection.data_received(http2.PREFACE + frame(4) + frame(1, 5, 1, b"\x83\x86\x84"))
+    assert struct.pack(">IBIII", 8 << 8 | 7, 0, 0, (1 << 31) - 1, 0) in connection._transport.data
+    assert len(connection.requests) == 1
+    connection.data_received(frame(6, 1, 0, b"argosy:d"))
+    assert connection._transport.data.endswith(struct.pack(">IBIII", 8 << 8 | 7, 0, 0, 1, 0))
+    assert connection._transport.is_ended
+
+
+@in_loop
+def test_answer_to_a_stream_that_is_gone_is_dropped():
+    connection = connect(cls=LateConnection)
+    connection.data_received(frame(1, 5, 1, b"\x83\x86\x84") + frame(3, 0, 1, bytes(4)))
+    before = connection._transport.data
+    connection.respond(1, HEADERS, b"late", HEADERS)
+    connection.respond(9, HEADERS, b"never asked", HEADERS)
+    connection.flush()
+    assert connection._transport.data == before
+    assert connection.cancelled == [1]

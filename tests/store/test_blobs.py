@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,13 @@ def test_changed_unpacked_folder_is_made_anew(store: Store, publish: Publish, tm
     assert (store.open_artifact(version) / "model.onnx").read_bytes() == b"weights"
     assert (path.parent / "sub" / "vocab.txt").read_bytes() == b"v"
     assert len(list((store.home / "store" / "unpacked").iterdir())) == 1
+
+
+def test_unpacked_folders_may_be_deleted(store: Store, publish: Publish) -> None:
+    version = publish()
+    store.open_artifact(version)
+    shutil.rmtree(store.home / "store" / "unpacked")
+    assert (Store(store.home).open_artifact(version) / "model.onnx").read_bytes() == b"weights"
 
 
 def test_copied_artifact_can_be_changed_without_harm(store: Store, publish: Publish, tmp_path: Path) -> None:

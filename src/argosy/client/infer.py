@@ -48,8 +48,7 @@ class _Ask(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-# A reply, or why there is none. Which httpx errors mean what is decided in one place, `_accept`.
-_Reply = "httpx.Response | httpx.RequestError"
+# It is sent the replies, or why there is none; `accept` decides which of httpx's errors means what.
 _Plan = Generator[_Ask, "httpx.Response | httpx.RequestError", T]
 
 

@@ -71,20 +71,21 @@ def _make_triton(job: dict[str, Any], module: str, address: str) -> Ask:
         tensor = triton.InferInput(job["input"], list(image.shape), "FP32")
         tensor.set_data_from_numpy(image)
         answer = client.infer(job["model"], [tensor])
-        response = answer.get_response()
-        version = response["model_version"] if isinstance(response, dict) else response.model_version
+        response: Any = answer.get_response()
+        # Over HTTP it is the JSON, over gRPC the message.
+        version: str = response["model_version"] if module.endswith("http") else response.model_version
         return answer.as_numpy(job["output"]), version
 
     return ask
 
 
 def _make_triton_http(job: dict[str, Any]) -> Ask:
-    """tritonclient over HTTP, binary tensors."""
+    """Tritonclient over HTTP, binary tensors."""
     return _make_triton(job, "tritonclient.http", job["http"])
 
 
 def _make_triton_grpc(job: dict[str, Any]) -> Ask:
-    """tritonclient over gRPC."""
+    """Tritonclient over gRPC."""
     return _make_triton(job, "tritonclient.grpc", job["grpc"])
 
 
@@ -99,7 +100,9 @@ KINDS: Final[dict[str, Callable[[dict[str, Any]], Ask]]] = {
 class _Client(threading.Thread):
     """One client: sends, waits, checks, notes."""
 
-    def __init__(self, kind: str, job: dict[str, Any], seed: int, images: NDArray[Any], expected: dict[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, kind: str, job: dict[str, Any], seed: int, images: NDArray[Any], expected: dict[str, NDArray[Any]]
+    ) -> None:
         super().__init__(daemon=True)
         self.rows: list[tuple[float, ...]] = []
         self.problems: list[str] = []

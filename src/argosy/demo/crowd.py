@@ -96,7 +96,8 @@ class Crowd:
             "data": str(folder / "data.npz"),
             "timeout_s": timeout_s,
         }
-        np.savez(folder / "data.npz", images=images, **{f"version_{name}": array for name, array in expected.items()})
+        arrays: dict[str, Any] = {"images": images, **{f"version_{name}": array for name, array in expected.items()}}
+        np.savez(folder / "data.npz", **arrays)
         self._processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Crowd:

@@ -28,7 +28,8 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS rollout_events (
         rollout INTEGER NOT NULL, number INTEGER NOT NULL, at TEXT NOT NULL, step TEXT NOT NULL, detail TEXT NOT NULL,
         PRIMARY KEY (rollout, number))""",
-    "CREATE TABLE IF NOT EXISTS held (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, spec TEXT NOT NULL, at TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS held (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, spec TEXT NOT NULL, at TEXT NOT NULL)""",
 )
 
 
@@ -123,7 +124,8 @@ class Ledger:
             db.execute("DELETE FROM deployments WHERE name = ?", (name,))
             db.execute("DELETE FROM held WHERE name = ?", (name,))
             db.execute(
-                "UPDATE rollouts SET state = 'failed', ended = ? WHERE name = ? AND state IN ('pending', 'running')", (_now(), name)
+                "UPDATE rollouts SET state = 'failed', ended = ? WHERE name = ? AND state IN ('pending', 'running')",
+                (_now(), name),
             )
 
     # rollouts
@@ -142,7 +144,8 @@ class Ledger:
         """
         version = self.store.get_version(reference)
         chosen = name or version.name
-        kept = next((msgspec.to_builtins(d.spec) for d in self.list_deployments() if d.spec.name == chosen), {})
+        present = [deployment.spec for deployment in self.list_deployments() if deployment.spec.name == chosen]
+        kept: dict[str, Any] = msgspec.to_builtins(present[0]) if present else {}
         given = {key: value for key, value in settings.items() if value is not None}
         try:
             return msgspec.convert(
@@ -166,7 +169,9 @@ class Ledger:
             if running is not None:
                 raise ConflictError("rollout_running", name=spec.name, version=_read_spec(running[0]).version)
             # One that nobody has begun yet is replaced by the newer wish.
-            db.execute("UPDATE rollouts SET state = 'failed', ended = ? WHERE name = ? AND state = 'pending'", (_now(), spec.name))
+            db.execute(
+                "UPDATE rollouts SET state = 'failed', ended = ? WHERE name = ? AND state = 'pending'", (_now(), spec.name)
+            )
             current = db.execute("SELECT spec, is_live FROM deployments WHERE name = ?", (spec.name,)).fetchone()
             from_version = _read_spec(current[0]).version if current is not None and current[1] else None
             if current is None:
@@ -220,7 +225,8 @@ class Ledger:
         return self._read_rollouts("WHERE state IN ('pending', 'running') ORDER BY id")
 
     def _read_rollouts(self, where: str, *values: Any) -> list[Rollout]:
-        query = "SELECT id, spec, from_version, state, created, ended FROM rollouts " + where
+        # `where` is one of the constants above; values are bound.
+        query = f"SELECT id, spec, from_version, state, created, ended FROM rollouts {where}"  # noqa: S608
         with self._transaction() as db:
             rows = db.execute(query, values).fetchall()
         return [Rollout(row[0], _read_spec(row[1]), *row[2:]) for row in rows]

@@ -38,23 +38,22 @@ _EXPORTER_DEPRECATIONS: Final = (
 )
 
 
-def _step_sgd(rule: SGD, weight: Any, gradient: Any, state: dict[str, Any]) -> None:
-    weight.add_(gradient, alpha=-rule.learning_rate)
+def _step_sgd(rule: SGD, rate: float, weight: Any, gradient: Any, state: dict[str, Any]) -> None:
+    weight.add_(gradient, alpha=-rate)
 
 
-def _step_adam(rule: Adam, weight: Any, gradient: Any, state: dict[str, Any]) -> None:
-    if not state:
-        state.update(step=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
-    state["step"] += 1
+def _step_adam(rule: Adam, rate: float, weight: Any, gradient: Any, state: dict[str, Any]) -> None:
+    if "m" not in state:
+        state.update(m=torch.zeros_like(weight), v=torch.zeros_like(weight))
     beta1, beta2 = rule.betas
     state["m"].mul_(beta1).add_(gradient, alpha=1 - beta1)
     state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     correction1, correction2 = (bias_correction(beta, state["step"]) for beta in rule.betas)
     root = (state["v"] / correction2).sqrt_().add_(rule.epsilon)
-    weight.addcdiv_(state["m"], root, value=-rule.learning_rate / correction1)
+    weight.addcdiv_(state["m"], root, value=-rate / correction1)
 
 
-_RULES: Final[dict[type[Optimizer], Callable[[Any, Any, Any, dict[str, Any]], None]]] = {SGD: _step_sgd, Adam: _step_adam}
+_RULES: Final[dict[type[Optimizer], Callable[[Any, float, Any, Any, dict[str, Any]], None]]] = {SGD: _step_sgd, Adam: _step_adam}
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -103,7 +102,10 @@ class RuleOptimizer(torch.optim.Optimizer):
                     gradient = weight.grad * scale if scale != 1.0 else weight.grad
                     if rule.weight_decay:
                         gradient = gradient.add(weight, alpha=rule.weight_decay)
-                    _RULES[type(rule)](rule, weight, gradient, self.state[weight])
+                    state = self.state[weight]
+                    # Counted for each weight: one that gets no gradient for a while must be corrected by its own steps.
+                    state["step"] = state.get("step", 0) + 1
+                    _RULES[type(rule)](rule, rule.rate_at(state["step"]), weight, gradient, state)
 
     def _gradients(self) -> list[Any]:
         weights = (weight for group in self.param_groups for weight in group["params"])

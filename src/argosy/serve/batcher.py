@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, DeadlineError, FaultError, ModelError, PoisonError
-from argosy.serve.link import DTYPES, LinkError, Tensor
+from argosy.serve.frames import DTYPES, LinkError, Tensor
 from argosy.signature import Signature
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ class Batcher:
     Args:
         loop: the front's event loop.
         signature: of the version.
-        label: deployment and version, for messages.
+        name: of the deployment, the {m} of a URL.
+        version: its number.
         series: where the version's counters live.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, signature: Signature, label: dict[str, object], series: Series) -> None:
-        self.label = label
+    def __init__(self, loop: asyncio.AbstractEventLoop, signature: Signature, name: str, version: str, series: Series) -> None:
+        self.name = name
+        self.version = version
         self.series = series
         self.signature = signature
         self.links: list[Link] = []
@@ -203,7 +205,7 @@ class Batcher:
         """The model raised an error: halve the batch until the request at fault stands alone."""
         calls = [call for call in batch.calls if not self._close_if_done(call)]
         if len(calls) == 1:
-            self._fail(calls[0], ModelError("model_failed", **self.label, detail=detail))
+            self._fail(calls[0], ModelError("model_failed", model=self.name, version=self.version, detail=detail))
         elif calls:
             middle = len(calls) // 2
             for half in (calls[:middle], calls[middle:]):
@@ -220,9 +222,9 @@ class Batcher:
                 if index > 0:
                     self._resend(call)
                 elif not self.is_repeatable:
-                    self._fail(call, FaultError("not_repeatable", **self.label, worker=worker))
+                    self._fail(call, FaultError("not_repeatable", model=self.name, version=self.version, worker=worker))
                 elif call.attempts:
-                    self._fail(call, PoisonError("poison", **self.label, worker=worker, detail=how))
+                    self._fail(call, PoisonError("poison", model=self.name, version=self.version, worker=worker, detail=how))
                 else:
                     call.attempts = 1
                     self._resend(call)
@@ -232,14 +234,22 @@ class Batcher:
         self._resends.append(Batch(self, [call], call.num_rows))
 
     def expire(self, now: float) -> None:
-        """Fail queued requests whose deadline has passed or whose client left; for when no replica takes batches."""
+        """Fail requests whose deadline has passed, wherever they are, and drop queued ones whose client left."""
         if self.queued_rows:
             for key, queue in list(self._queues.items()):
                 self._queues[key] = deque(call for call in queue if not self._drop_late(call, now, is_queued=True))
                 if not self._queues[key]:
                     del self._queues[key]
-        if self._resends:
-            self._resends = deque(batch for batch in self._resends if not all([self._drop_late(c, now) for c in batch.calls]))
+        for _ in range(len(self._resends)):
+            calls = [call for call in self._resends.popleft().calls if not self._drop_late(call, now)]
+            if calls:
+                self._resends.append(Batch(self, calls, sum(call.num_rows for call in calls)))
+        for link in self.links:
+            for batch in link.batches_in_flight:
+                for call in batch.calls:
+                    if not call.is_done and call.deadline_s < now:
+                        # It stays open until the worker has answered; its client does not wait for that.
+                        self._refuse_late(call)
 
     def _drop_late(self, call: Call, now: float, *, is_queued: bool = False) -> bool:
         if not call.is_done and call.deadline_s >= now:
@@ -254,10 +264,17 @@ class Batcher:
         return True
 
     def _expire(self, call: Call) -> None:
-        self._fail(call, DeadlineError("deadline_passed", timeout_s=call.deadline_s - call.started_s))
+        self._close(call)
+        self._refuse_late(call)
+
+    def _refuse_late(self, call: Call) -> None:
+        self._refuse(call, DeadlineError("deadline_passed", timeout_s=call.deadline_s - call.started_s))
 
     def _fail(self, call: Call, error: ArgosyError) -> None:
         self._close(call)
+        self._refuse(call, error)
+
+    def _refuse(self, call: Call, error: ArgosyError) -> None:
         call.is_done = True
         self.series.add_failure(error.status)
         call.fail(error)

@@ -47,7 +47,9 @@ __all__ = ["GrpcCall", "GrpcConnection", "GrpcServer", "make_grpc_protocol"]
 MAX_TIMEOUT_S: Final = 3600.0
 _PREFIX_BYTES: Final = 5  # of a gRPC message: one flag, four of length
 _MAX_SHOWN: Final = 200
-_MAX_STATUS_TEXT: Final = 2000
+# Clients refuse headers beyond 8 KiB, and a header block has to fit in one frame.
+_MAX_STATUS_BYTES: Final = 4000
+_LARGE_BYTES: Final = 4096  # below that, copying an array twice is cheaper than making a view of it
 _MAX_SHAPES: Final = 256
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 _ENCODINGS: Final = {b"identity": 0, b"gzip": 31, b"deflate": 15}  # window bits for zlib
@@ -84,8 +86,14 @@ _PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 def encode_status(error: ArgosyError, code: GrpcCode | None = None) -> bytes:
     """Write an error as the header block that ends a call."""
-    text = quote(str(error)[:_MAX_STATUS_TEXT], safe=_PLAIN).encode()
-    block = _HEADERS + _field(b"grpc-status", b"%d" % (error.grpc_code if code is None else code)) + _field(b"grpc-message", text)
+    text = quote(str(error)[:_MAX_STATUS_BYTES], safe=_PLAIN)[:_MAX_STATUS_BYTES]
+    if "%" in text[-2:]:
+        text = text[: text.rindex("%")]
+    block = (
+        _HEADERS
+        + _field(b"grpc-status", b"%d" % (error.grpc_code if code is None else code))
+        + _field(b"grpc-message", text.encode())
+    )
     if error.retry_after_s is not None:
         block += _field(b"grpc-retry-pushback-ms", b"%d" % max(1, round(error.retry_after_s * 1000)))
     return block
@@ -214,7 +222,7 @@ class GrpcConnection(Http2Connection):
 
     def on_request(self, stream_id: int, head: Head, body: bytes | bytearray) -> object:
         """Run a call; an inference answers later, and is returned."""
-        assert isinstance(head, _GrpcHead)  # noqa: S101 - read_head made it
+        assert isinstance(head, _GrpcHead)
         if head.refusal:
             self.respond(stream_id, head.refusal)
             return None
@@ -225,7 +233,7 @@ class GrpcConnection(Http2Connection):
             message = body[_PREFIX_BYTES:] if type(body) is bytes else memoryview(body)[_PREFIX_BYTES:]
             if body[0]:
                 message = _inflate(message, body[0], head.encoding, self.server.admit.max_body_bytes)
-            assert head.method is not None  # noqa: S101 - there is no refusal
+            assert head.method is not None
             return head.method(self, stream_id, head, message)
         except ArgosyError as error:
             code = GrpcCode.UNIMPLEMENTED if error.key == "unimplemented" else None
@@ -238,10 +246,11 @@ class GrpcConnection(Http2Connection):
         return None
 
     def on_too_large(self, stream_id: int, head: Head) -> None:
+        """Refuse the message, before all of it has come."""
         self.respond(stream_id, encode_status(TooLargeError("body_too_large", limit=self.server.admit.max_body_bytes)))
 
     def on_cancel(self, token: Any) -> None:
-        # Nobody waits for the answer any more: the batcher drops the request.
+        """Nobody waits for the answer any more: the batcher drops the request."""
         token.is_done = True
 
     def report(self, error: Exception) -> None:
@@ -252,6 +261,7 @@ class GrpcConnection(Http2Connection):
     # methods
 
     def infer(self, stream_id: int, head: _GrpcHead, message: _Message) -> GrpcCall:
+        """Decode and submit an inference; its answer comes later."""
         now = time.monotonic()
         server = self.server
         request, raws = messages.parse_infer_request(message)
@@ -271,15 +281,18 @@ class GrpcConnection(Http2Connection):
         self.respond(stream_id, _HEADERS, b"\x00" + len(data).to_bytes(4, "big") + data, _TRAILERS)
 
     def server_live(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
+        """Say that the process answers."""
         messages.ServerLiveRequest.FromString(message)
         self.send_reply(stream_id, messages.ServerLiveResponse(live=True))
 
     def server_ready(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
+        """Say whether requests are taken."""
         messages.ServerReadyRequest.FromString(message)
         is_ready = self.server.router.is_server_ready and not self.server.is_draining
         self.send_reply(stream_id, messages.ServerReadyResponse(ready=is_ready))
 
     def model_ready(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
+        """Say whether a model, or one version of it, is ready."""
         request = messages.ModelReadyRequest.FromString(message)
         try:
             is_ready = self.server.router.is_ready(request.name, request.version)
@@ -289,10 +302,12 @@ class GrpcConnection(Http2Connection):
         self.send_reply(stream_id, messages.ModelReadyResponse(ready=is_ready))
 
     def server_metadata(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
+        """Say what answers, and its version."""
         messages.ServerMetadataRequest.FromString(message)
         self.send_reply(stream_id, messages.ServerMetadataResponse(name="argosy", version=self.server.version))
 
     def model_metadata(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
+        """Describe a model's inputs and outputs."""
         request = messages.ModelMetadataRequest.FromString(message)
         lane = self.server.router.describe(request.name, request.version)
         reply = messages.ModelMetadataResponse(name=lane.name, versions=lane.versions, platform=lane.platform)
@@ -512,11 +527,11 @@ def encode_reply(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, w
     parts: _ReplyParts | None = lane.cache.get("grpc")
     if parts is None:
         parts = lane.cache["grpc"] = _ReplyParts(lane)
-    reply = [b"", parts.open]
+    reply: list[bytes | memoryview] = [b"", parts.open]
     if request_id:
         encoded = request_id.encode()
         reply += (b"\x1a", _varint(len(encoded)), encoded)
-    raws: list[bytes] = []
+    raws: list[bytes | memoryview] = []
     for index in range(len(outputs)) if wanted is None else wanted:
         array = outputs[index]
         if array.dtype != parts.dtypes[index]:
@@ -526,6 +541,8 @@ def encode_reply(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, w
         if array.dtype.kind == "O":
             raw = pack_bytes(array)
             raw_head = b"\x32" + _varint(len(raw))
+        elif array.nbytes > _LARGE_BYTES and array.flags.c_contiguous:
+            raw = array.data.cast("B")
         else:
             raw = array.tobytes()
         raws += (raw_head, raw)

@@ -912,7 +912,7 @@ class Http2Connection(asyncio.Protocol):
     def _pump(self, stream: _Stream) -> None:
         """Send what the windows allow of an answer."""
         unsent = stream.unsent
-        assert unsent is not None  # noqa: S101 - it is in _sending
+        assert unsent is not None
         before = left = len(unsent)
         out = self._out
         room = min(left, self._send_window, stream.send_window)

@@ -41,7 +41,7 @@ class Series:
 
     __slots__ = ("_base", "_cells")
 
-    def __init__(self, cells: memoryview, base: int) -> None:
+    def __init__(self, cells: memoryview[float], base: int) -> None:
         self._cells = cells
         self._base = base
 

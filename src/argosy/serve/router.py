@@ -64,11 +64,8 @@ class Lane(Batcher):
     """One version of one deployment, as a front sees it: its description, queue and replicas."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, entry: TableEntry, lane: LaneEntry, counters: Counters) -> None:
-        label: dict[str, object] = {"model": entry.name, "version": lane.version}
-        super().__init__(loop, lane.signature, label, counters.series(lane.series))
-        self.name = entry.name
+        super().__init__(loop, lane.signature, entry.name, lane.version, counters.series(lane.series))
         self.model = entry.model
-        self.version = lane.version
         self.series_index = lane.series
         self.platform = lane.platform
         self.input_index = {spec.name: index for index, spec in enumerate(lane.signature.inputs)}

@@ -161,7 +161,7 @@ class Supervisor:
         signal.set_wakeup_fd(writer.fileno())
         self._signal_pair = (reader, writer)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, _ignore)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.selector.register(reader, selectors.EVENT_READ, self._take_signals)
 
@@ -261,7 +261,12 @@ class Supervisor:
     def _spawn(self, child: Child, theirs: Channel, log: int) -> None:
         python = child.spec.get("python", sys.executable)
         fd = theirs.fileno()
-        environment = {**os.environ, **child.spec.get("env", {}), CHANNEL_VARIABLE: str(fd), "ARGOSY_SUPERVISOR": str(os.getpid())}
+        environment = {
+            **os.environ,
+            **child.spec.get("env", {}),
+            CHANNEL_VARIABLE: str(fd),
+            "ARGOSY_SUPERVISOR": str(os.getpid()),
+        }
         # -P: no module of the folder where the server was started may shadow a library.
         process = subprocess.Popen(
             [python, "-P", "-m", child.spec["module"]],
@@ -294,7 +299,12 @@ class Supervisor:
             if "python" in spec:
                 template_spec["python"] = spec["python"]
             # One thread for BLAS: its pool would not survive the fork, and the runtime has its own.
-            template_spec["env"] = {"ARGOSY_RUNTIME": spec["runtime"], "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            template_spec["env"] = {
+                "ARGOSY_RUNTIME": spec["runtime"],
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+            }
             template = Child(name, "template", template_spec)
             self._start_child(template)
         return template
@@ -302,9 +312,9 @@ class Supervisor:
     def _greet(self, child: Child) -> None:
         """Give a child what it needs to work: listeners, links, the table of its siblings."""
         if child.kind == "front":
-            index = child.spec["index"]
+            index: int = child.spec["index"]
             names = [name for name in LISTENERS if index < len(self.listeners[name])]
-            fds = [self.counters_fd, *(self.listeners[name][index].fileno() for name in names)]
+            fds: list[int] = [self.counters_fd, *(self.listeners[name][index].fileno() for name in names)]
             self._send(child, {"op": "start", "config": self.config, "index": index, "listeners": names}, fds)
             for other in list(self.children.values()):
                 if other.kind in ("control", "worker") and other.pid:
@@ -465,6 +475,10 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         print(f"argosy: {text}", file=sys.stderr, flush=True)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Nothing: the wake-up descriptor has told the loop."""
 
 
 def _fail(text: str) -> NoReturn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ from argosy.signature import TensorSpec, pack_bytes
 if TYPE_CHECKING:
     from argosy.serve.router import Lane
 
-__all__ = ["Wanted", "decode_request", "describe_lane", "encode_binary", "encode_json", "prepare_front"]
+__all__ = ["Request", "Wanted", "decode_request", "describe_lane", "encode_binary", "encode_json", "prepare_front"]
 
 MAX_TENSORS: Final = 256
 MAX_TIMEOUT_S: Final = 3600.0
@@ -52,9 +52,9 @@ class _RequestJson(msgspec.Struct, gc=False):
 
 
 class Wanted(NamedTuple):
-    """An output that the request asked for: its index in the signature, and whether it goes as binary."""
+    """An output that the request asked for: its place in the signature, and whether it goes as binary."""
 
-    index: int
+    place: int
     is_binary: bool
 
 
@@ -145,7 +145,7 @@ def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[
         raise InputError("size_mismatch", tensor=item.name, got=len(values), expected=expected, shape=item.shape)
     try:
         if dtype.kind == "O":
-            return np.array([value.encode() for value in values] or None, dtype=object).reshape(item.shape)
+            return np.array([value.encode() for value in values], dtype=object).reshape(item.shape)
         return np.fromiter(values, dtype, expected).reshape(item.shape)
     except (OverflowError, FloatingPointError, UnicodeEncodeError) as error:
         raise InputError("bad_value", tensor=item.name, datatype=spec.datatype, detail=str(error)) from None
@@ -159,14 +159,14 @@ def _flatten(spec: TensorSpec, item: _InputJson) -> list[Any]:
         raise InputError("bad_json", detail=str(error)) from None
     if not isinstance(level, list):
         raise InputError("bad_json", detail=f"data of input `{item.name}` is not a list")
-    values: list[Any] = level
+    values = cast(list[Any], level)
     if values and isinstance(values[0], list):
         for axis, dim in enumerate(item.shape[:-1]):
             if len(values) != prod(item.shape[: axis + 1]) or not all(isinstance(value, list) for value in values):
                 raise InputError("size_mismatch", tensor=item.name, got=len(values), expected=dim, shape=item.shape)
             if axis + 1 < len(item.shape) and any(len(value) != item.shape[axis + 1] for value in values):
                 raise InputError("bad_json", detail=f"nesting of input `{item.name}` does not follow its shape {item.shape}")
-            values = [leaf for value in values for leaf in value]
+            values = [leaf for value in cast(list[list[Any]], values) for leaf in value]
     try:
         return msgspec.convert(values, _LISTS[spec.dtype.kind], strict=True)
     except msgspec.ValidationError as error:
@@ -195,7 +195,7 @@ def _read_outputs(lane: Lane, request: _RequestJson) -> list[Wanted] | None:
         if index is None:
             known = list_choices(lane.output_index)
             raise InputError("unknown_output", model=lane.name, version=lane.version, tensor=item.name[:128], known=known)
-        if any(other.index == index for other in wanted):
+        if any(other.place == index for other in wanted):
             raise InputError("duplicate_tensor", tensor=item.name)
         is_binary = (item.parameters or {}).get("binary_data", default)
         if type(is_binary) is not bool:
@@ -250,10 +250,17 @@ def encode_json(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wa
     if wanted is None and len(outputs) == 1:
         array = outputs[0]
         return b"".join(
-            (heads.open, _id_json(request_id), heads.outputs[0], _shape_json(heads, array.shape), _data_json(lane, 0, array), b"]}")
+            (
+                heads.open,
+                _id_json(request_id),
+                heads.outputs[0],
+                _shape_json(heads, array.shape),
+                _data_json(lane, 0, array),
+                b"]}",
+            )
         )
     parts = [heads.open, _id_json(request_id)]
-    for number, index in enumerate(range(len(outputs)) if wanted is None else [want.index for want in wanted]):
+    for number, index in enumerate(range(len(outputs)) if wanted is None else [want.place for want in wanted]):
         array = outputs[index]
         parts += (b"," if number else b"", heads.outputs[index], _shape_json(heads, array.shape), _data_json(lane, index, array))
     parts.append(b"]}")
@@ -275,7 +282,9 @@ def _data_json(lane: Lane, index: int, array: NDArray[Any]) -> bytes:
     return b',"data":' + data + b"}"
 
 
-def encode_binary(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wanted: list[Wanted]) -> tuple[bytes, list[bytes]]:
+def encode_binary(
+    lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wanted: list[Wanted]
+) -> tuple[bytes, list[bytes]]:
     """Write an answer with binary outputs: the JSON, and the tensors that follow it.
 
     Raises:
@@ -285,14 +294,14 @@ def encode_binary(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, 
     parts = [heads.open, _id_json(request_id)]
     tail: list[bytes] = []
     for number, want in enumerate(wanted):
-        array = outputs[want.index]
-        parts += (b"," if number else b"", heads.outputs[want.index], _shape_json(heads, array.shape))
+        array = outputs[want.place]
+        parts += (b"," if number else b"", heads.outputs[want.place], _shape_json(heads, array.shape))
         if want.is_binary:
             raw = pack_bytes(array) if array.dtype.kind == "O" else array.tobytes()
             parts.append(b',"parameters":{"binary_data_size":%d}}' % len(raw))
             tail.append(raw)
         else:
-            parts.append(_data_json(lane, want.index, array))
+            parts.append(_data_json(lane, want.place, array))
     parts.append(b"]}")
     return b"".join(parts), tail
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve.link import read_elements
+from argosy.serve.frames import read_elements
 
-__all__ = ["GoldenMismatch", "load_golden", "largest_difference", "measure_service", "prove_joining", "verify_golden"]
+__all__ = ["GoldenMismatch", "largest_difference", "load_golden", "measure_service", "prove_joining", "verify_golden"]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
@@ -93,9 +93,7 @@ def prove_joining(infer: Infer, inputs: Arrays) -> str:
     count = _count(inputs)
     if not count:
         return "the version has no examples to try it with"
-    outlier = {
-        name: array[:1] * _OUTLIER_FACTOR if array.dtype.kind == "f" else array[-1:] for name, array in inputs.items()
-    }
+    outlier = {name: array[:1] * _OUTLIER_FACTOR if array.dtype.kind == "f" else array[-1:] for name, array in inputs.items()}
     outlier = {name: array.astype(inputs[name].dtype) for name, array in outlier.items()}
     joined = {name: np.concatenate([array, outlier[name], array[::-1]]) for name, array in inputs.items()}
     together = infer(joined)
@@ -105,7 +103,8 @@ def prove_joining(infer: Infer, inputs: Arrays) -> str:
             got = together[name][index : index + 1]
             difference = largest_difference(got, expected)
             if difference > JOIN_TOLERANCE:
-                return f"a row answers differently in a batch: output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
+                moved = f"output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
+                return f"a row answers differently in a batch: {moved}"
     return ""
 
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve import link, warmup
+from argosy.serve import frames, warmup
 from argosy.serve.channel import Channel, die_with_parent, open_channel
 from argosy.serve.runtimes.base import Runtime, load_runtime_class
 
@@ -48,8 +48,8 @@ class _Front:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.inputs: list[mmap.mmap | None] = [None] * link.NUM_SLOTS
-        self.outputs: list[mmap.mmap | None] = [None] * link.NUM_SLOTS
+        self.inputs: list[mmap.mmap | None] = [None] * frames.NUM_SLOTS
+        self.outputs: list[mmap.mmap | None] = [None] * frames.NUM_SLOTS
 
 
 class Worker:
@@ -68,7 +68,7 @@ class Worker:
         self.outputs: list[Message] = spec["signature"]["outputs"]
         shapes = [tensor["shape"] for tensor in self.inputs + self.outputs]
         self.is_batched = all(shape and shape[0] == -1 for shape in shapes)
-        self.output_dtypes = [link.DTYPES[_DATATYPES.index(tensor["datatype"])] for tensor in self.outputs]
+        self.output_dtypes = [frames.DTYPES[_DATATYPES.index(tensor["datatype"])] for tensor in self.outputs]
         self.runtime: Runtime | None = None
         self.poll = select.epoll()
         self.fronts: dict[int, _Front] = {}
@@ -126,24 +126,24 @@ class Worker:
             self.poll.register(front.sock.fileno(), select.EPOLLIN)
             # Two batches may be in flight in all: one runs, one stands ready.
             credit = max(1, NUM_CREDITS // self.spec["num_fronts"])
-            self._send(front, link.HEADER.pack(link.Kind.HELLO, 0, 0, credit, 0))
+            self._send(front, frames.HEADER.pack(frames.Kind.HELLO, 0, 0, credit, 0))
         return True
 
     def _take(self, front: _Front) -> None:
         try:
-            frame, fds = link.read_frame(front.sock)
+            frame, fds = frames.read_frame(front.sock)
             if not frame:
-                raise link.LinkError("front is gone")
-            kind, _, slot, rows, sequence = link.HEADER.unpack_from(frame)
-            if slot >= link.NUM_SLOTS:
-                raise link.LinkError("unknown slot")
-            if kind == link.Kind.ARENA:
-                front.inputs[slot], front.outputs[slot] = (link.map_arena(fd) for fd in fds)
-            elif kind == link.Kind.BATCH:
+                raise frames.LinkError("front is gone")
+            kind, _, slot, rows, sequence = frames.HEADER.unpack_from(frame)
+            if slot >= frames.NUM_SLOTS:
+                raise frames.LinkError("unknown slot")
+            if kind == frames.Kind.ARENA:
+                front.inputs[slot], front.outputs[slot] = (frames.map_arena(fd) for fd in fds)
+            elif kind == frames.Kind.BATCH:
                 self._run(front, frame, slot, rows, sequence)
             else:
-                raise link.LinkError("unknown frame")
-        except (OSError, link.LinkError, struct.error, ValueError) as error:
+                raise frames.LinkError("unknown frame")
+        except (OSError, frames.LinkError, struct.error, ValueError) as error:
             print(f"link closed: {error}", file=sys.stderr, flush=True)
             self._drop(front)
 
@@ -161,9 +161,9 @@ class Worker:
     def _run(self, front: _Front, frame: bytes, slot: int, rows: int, sequence: int) -> None:
         memory = front.inputs[slot]
         if memory is None:
-            raise link.LinkError("a batch came before its arena")
-        tensors = link.unpack_tensors(frame, link.HEADER.size, len(memory))
-        inputs = {spec["name"]: link.read_tensor(memory, tensor) for spec, tensor in zip(self.inputs, tensors, strict=True)}
+            raise frames.LinkError("a batch came before its arena")
+        tensors = frames.unpack_tensors(frame, frames.HEADER.size, len(memory))
+        inputs = {spec["name"]: frames.read_tensor(memory, tensor) for spec, tensor in zip(self.inputs, tensors, strict=True)}
         try:
             before = time.perf_counter_ns()
             answer = self._infer(inputs)
@@ -172,7 +172,7 @@ class Worker:
         except Exception as error:  # the model's own code: whatever it raises belongs to this batch alone
             traceback.print_exc()
             text = f"{type(error).__name__}: {error}".encode()[:MAX_ERROR_BYTES]
-            self._send(front, link.HEADER.pack(link.Kind.ERROR, 0, slot, 0, sequence) + text)
+            self._send(front, frames.HEADER.pack(frames.Kind.ERROR, 0, slot, 0, sequence) + text)
             return
         self._reply(front, slot, rows, sequence, nanoseconds, arrays)
 
@@ -193,31 +193,29 @@ class Worker:
             arrays.append(got)
         return arrays
 
-    def _reply(
-        self, front: _Front, slot: int, rows: int, sequence: int, nanoseconds: int, arrays: list[NDArray[Any]]
-    ) -> None:
-        tensors: list[link.Tensor] = []
+    def _reply(self, front: _Front, slot: int, rows: int, sequence: int, nanoseconds: int, arrays: list[NDArray[Any]]) -> None:
+        tensors: list[frames.Tensor] = []
         columns: list[NDArray[Any]] = []
         offset = 0
         for got in arrays:
-            code = link.CODES[got.dtype]
-            column = np.frombuffer(link.flatten_bytes(got), np.uint8) if code == link.OBJECT else got
-            tensors.append(link.Tensor(offset, column.nbytes, code, got.shape))
+            code = frames.CODES[got.dtype]
+            column = np.frombuffer(frames.flatten_bytes(got), np.uint8) if code == frames.OBJECT else got
+            tensors.append(frames.Tensor(offset, column.nbytes, code, got.shape))
             columns.append(column)
-            offset = link.align(offset + column.nbytes)
+            offset = frames.align(offset + column.nbytes)
         memory = front.outputs[slot]
         assert memory is not None
         fd = -1
         if offset > len(memory):
             fd, memory = _make_output(offset)
         for tensor, column in zip(tensors, columns, strict=True):
-            as_bytes = tensor._replace(code=1, shape=(tensor.num_bytes,)) if tensor.code == link.OBJECT else tensor
-            link.write_tensor(memory, as_bytes, [column])
+            as_bytes = tensor._replace(code=1, shape=(tensor.num_bytes,)) if tensor.code == frames.OBJECT else tensor
+            frames.write_tensor(memory, as_bytes, [column])
         frame = b"".join(
             (
-                link.HEADER.pack(link.Kind.REPLY, fd >= 0, slot, rows, sequence),
-                link.NANOSECONDS.pack(nanoseconds),
-                link.pack_tensors(tensors),
+                frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence),
+                frames.NANOSECONDS.pack(nanoseconds),
+                frames.pack_tensors(tensors),
             )
         )
         if fd < 0:
@@ -231,7 +229,7 @@ class Worker:
             os.close(fd)
 
 
-# By link code; the same order as link.DTYPES.
+# By link code; the same order as frames.DTYPES.
 _DATATYPES: Final = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES",
 )  # fmt: skip

@@ -45,11 +45,11 @@ class Blobs:
         Raises:
             StoreError: `disk_full`, `write_failed`.
         """
-        if (self.folder / "oci-layout").exists():
-            return
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._unpacked.mkdir(exist_ok=True)
+            if (self.folder / "oci-layout").exists():
+                return
             for folder in (self._blobs, self._blobs.parent, self.folder):
                 fsync_folder(folder)
         except OSError as error:

@@ -53,8 +53,15 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def hold_lock(path: Path) -> Generator[None, None, None]:
-    """Hold the lock file `path` alone among all threads and processes; a holder's death frees it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    """Hold the lock file `path` alone among all threads and processes; a holder's death frees it.
+
+    Raises:
+        StoreError: `disk_full`, `write_failed`: it cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise explain_write(path, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

@@ -16,6 +16,7 @@ __all__ = [
     "Dataset",
     "check_dataset",
     "check_rows",
+    "count_taken",
     "digest_arrays",
     "iterate_batches",
     "load_digits",
@@ -77,6 +78,11 @@ def check_dataset(data: object) -> Dataset:
     return Dataset(x, y)
 
 
+def count_taken(num_rows: int, fraction: float) -> int:
+    """Give how many rows `split_rows` takes away."""
+    return min(max(round(num_rows * fraction), 1), num_rows - 1) if fraction else 0
+
+
 def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Take a random part of the rows away, for validation.
 
@@ -91,7 +97,7 @@ def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
     num_rows = len(data.x)
     if num_rows < 2:
         raise InputError("bad_data", detail=f"{num_rows} row cannot be split for validation")
-    num_taken = min(max(round(num_rows * fraction), 1), num_rows - 1)
+    num_taken = count_taken(num_rows, fraction)
     order = np.random.default_rng(seed).permutation(num_rows)
     taken, kept = np.sort(order[:num_taken]), np.sort(order[num_taken:])
     return Dataset(data.x[kept], data.y[kept]), Dataset(data.x[taken], data.y[taken])

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu
-from argosy.optim import Optimizer
+from argosy.optim import Optimizer, get_optimizer
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.data import Dataset, digest_arrays, load_digits
 from argosy.train.result import TrainResult
-from argosy.train.run import train
+from argosy.train.run import count_steps, train
 
 __all__ = ["DIGITS", "RECIPES", "Recipe", "RecipeRun", "count_confusion", "get_recipe", "load_data_for", "run_recipe"]
 
@@ -62,9 +62,9 @@ DIGITS: Final = Recipe(
         Dense(10),
     ),
     loss="cross_entropy",
-    batch_size=64,
-    epochs=30,
-    validation_split=0.1,
+    batch_size=32,
+    epochs=20,
+    validation_split=0.05,
     input_name="image",
     output_name="logits",
     labels=tuple("0123456789"),
@@ -115,7 +115,8 @@ def run_recipe(
     Args:
         name: of the recipe.
         framework: which one builds and fits the network.
-        optimizer: as for `train`.
+        optimizer: an optimizer, used as it is; or the name of one, whose learning rate then falls linearly to
+            zero over the run.
         epochs: default: the recipe's.
         seed: of the first weights, the order of the rows and dropout. The test rows are the same for all seeds.
         publish_as: model to make a version of; with none, nothing is published.
@@ -131,13 +132,14 @@ def run_recipe(
     builder = get_framework(framework)
     with builder.seeded(seed):
         model = builder.build_network(recipe.layers, training.x.shape[1:])
+    epochs = recipe.epochs if epochs is None else epochs
     result = train(
         model,
         training,
         loss=recipe.loss,
-        optimizer=optimizer,
+        optimizer=_set_decay(recipe, optimizer, len(training.x), epochs),
         batch_size=recipe.batch_size,
-        epochs=recipe.epochs if epochs is None else epochs,
+        epochs=epochs,
         seed=seed,
         validation_split=recipe.validation_split,
         progress=progress,
@@ -146,6 +148,15 @@ def run_recipe(
     confusion = count_confusion(testing.y, result.predict(testing.x).argmax(axis=1), len(recipe.labels))
     version = _publish(recipe, result, testing, test, publish_as, store) if publish_as is not None else None
     return RecipeRun(recipe, result, test, confusion, version)
+
+
+def _set_decay(recipe: Recipe, optimizer: str | Optimizer, num_rows: int, epochs: int) -> Optimizer:
+    """Let the rate of an optimizer given by name fall to zero over the run: without, the last steps' noise stays."""
+    if not isinstance(optimizer, str):
+        return optimizer
+    split = recipe.validation_split
+    steps = count_steps(num_rows, batch_size=recipe.batch_size, epochs=epochs, validation_split=split)
+    return get_optimizer(optimizer, decay_steps=max(steps, 1))
 
 
 def _publish(

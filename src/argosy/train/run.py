@@ -12,13 +12,13 @@ import numpy as np
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Step, fail_not_finite, framework_of
 from argosy.optim import Optimizer, get_optimizer
-from argosy.train.data import Dataset, check_dataset, iterate_batches, split_rows
+from argosy.train.data import Dataset, check_dataset, count_taken, iterate_batches, split_rows
 from argosy.train.lineage import describe_data
 from argosy.train.losses import get_loss, get_metric, prepare_targets
 from argosy.train.progress import Progress, open_progress
 from argosy.train.result import NUM_GOLDEN, Epoch, Settings, TrainResult
 
-__all__ = ["train"]
+__all__ = ["count_steps", "train"]
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
     framework = framework_of(model)
     given = check_dataset(data)
     training, validation = _choose_validation(given, settings, validation_data)
-    num_steps = epochs * math.ceil(len(training.x) / batch_size)
+    num_steps = count_steps(len(training.x), batch_size=batch_size, epochs=epochs)
     with framework.seeded(seed), open_progress(progress is not False, epochs, num_steps) as shown:
         output_shape = framework.predict(model, training.x[:1]).shape
         prepared = Dataset(training.x, prepare_targets(loss, training.y, output_shape))
@@ -86,6 +86,11 @@ def train(
         history = _fit(framework, model, step, prepared, validation, settings, shown)
     _check_weights(framework, model, num_steps, settings.optimizer)
     return TrainResult(model, framework, settings, history, describe_data(given), given.x[:NUM_GOLDEN].copy())
+
+
+def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split: float = 0.0) -> int:
+    """Give how many steps `train` takes with these options on so many rows; for an optimizer's `decay_steps`."""
+    return epochs * math.ceil((num_rows - count_taken(num_rows, validation_split)) / batch_size)
 
 
 def _choose_validation(data: Dataset, settings: Settings, validation_data: object) -> tuple[Dataset, Dataset | None]:

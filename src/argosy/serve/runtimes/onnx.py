@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["RUNTIME", "OnnxRuntime"]
@@ -33,10 +35,32 @@ class OnnxRuntime:
             settings.add_session_config_entry("session.disable_prepacking", "1")
         self._session = ort.InferenceSession(str(folder / entry), settings, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._has_text = "tensor(string)" in {node.type for node in self._session.get_inputs() + self._session.get_outputs()}
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
-        return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
+        if not self._has_text:
+            return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
+        feed = {name: _map_text(array, _to_text) for name, array in inputs.items()}
+        answers = dict(zip(self._outputs, self._session.run(None, feed), strict=True))
+        return {name: _map_text(array, _to_bytes) for name, array in answers.items()}
+
+
+def _to_text(item: bytes) -> str:
+    # ONNX Runtime takes strings as text only; escapes carry bytes that are no UTF-8 as far as its encoder, which refuses them.
+    return item.decode("utf-8", "surrogateescape")
+
+
+def _to_bytes(item: str) -> bytes:
+    return item.encode("utf-8", "surrogateescape")
+
+
+def _map_text(array: NDArray[Any], function: Callable[[Any], bytes | str]) -> NDArray[Any]:
+    if array.dtype.kind != "O":
+        return array
+    out = np.empty(array.shape, dtype=object)
+    out.ravel()[:] = [function(item) for item in array.ravel().tolist()]
+    return out
 
 
 RUNTIME: Final = OnnxRuntime

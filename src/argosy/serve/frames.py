@@ -1,0 +1,228 @@
+"""What travels between a front and a worker: small frames over a socket, tensors in shared memory.
+
+One SOCK_SEQPACKET pair per front and worker. Tensors stand in arenas: anonymous memory files that the
+front makes, seals against resizing and passes as descriptors. A batch occupies one slot; a slot has one
+arena for inputs and one for outputs. An output that does not fit comes in a descriptor of its own.
+
+    front -> worker   ARENA  slot, two descriptors      (before the first batch of that size)
+                      BATCH  slot, rows, sequence, input tensors
+    worker -> front   HELLO  credits
+                      REPLY  slot, rows, sequence, nanoseconds in the runtime, output tensors
+                      ERROR  slot, sequence, text       (the batch failed, the worker lives)
+
+NumPy and the standard library only: any interpreter can host a worker.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import math
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "CODES",
+    "DTYPES",
+    "FRAME_BYTES",
+    "HEADER",
+    "NANOSECONDS",
+    "NUM_SLOTS",
+    "OBJECT",
+    "Kind",
+    "LinkError",
+    "Tensor",
+    "align",
+    "flatten_bytes",
+    "make_arena",
+    "map_arena",
+    "pack_tensors",
+    "read_elements",
+    "read_frame",
+    "read_tensor",
+    "unpack_tensors",
+    "write_tensor",
+]
+
+FRAME_BYTES: Final = 64 * 1024
+NUM_SLOTS: Final = 2
+MAX_TENSORS: Final = 256
+MAX_RANK: Final = 16
+_ALIGNMENT: Final = 64
+_RESIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+HEADER: Final = struct.Struct("<BBHIQ")  # kind, flags, slot, rows (or tensors), sequence
+NANOSECONDS: Final = struct.Struct("<Q")
+
+# Codes of the element types on the wire; BYTES travel as length-prefixed elements.
+DTYPES: Final[tuple[np.dtype[Any], ...]] = tuple(
+    cast(np.dtype[Any], np.dtype(code))
+    for code in ("?", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", "O")
+)
+CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
+OBJECT: Final = len(DTYPES) - 1
+
+
+class Kind:
+    """Frame kinds."""
+
+    ARENA = 1
+    BATCH = 2
+    HELLO = 3
+    REPLY = 4
+    ERROR = 5
+
+
+class LinkError(Exception):
+    """The peer broke the protocol or is gone: the link is of no use any more."""
+
+
+class Tensor(NamedTuple):
+    """Where a tensor stands in an arena."""
+
+    offset: int
+    num_bytes: int
+    code: int
+    shape: tuple[int, ...]
+
+
+def align(offset: int) -> int:
+    """Round up to the next cache line."""
+    return (offset + _ALIGNMENT - 1) & -_ALIGNMENT
+
+
+@lru_cache(maxsize=4096)
+def _tensor_struct(ranks: tuple[int, ...]) -> struct.Struct:
+    return struct.Struct("<" + "".join(f"QQBB{rank}Q" for rank in ranks))
+
+
+def pack_tensors(tensors: Sequence[Tensor]) -> bytes:
+    """Describe tensors for a frame."""
+    fields: list[int] = []
+    for tensor in tensors:
+        fields += (tensor.offset, tensor.num_bytes, tensor.code, len(tensor.shape), *tensor.shape)
+    return _tensor_struct(tuple(len(tensor.shape) for tensor in tensors)).pack(*fields)
+
+
+_TENSOR_HEAD: Final = struct.Struct("<QQBB")
+
+
+def unpack_tensors(frame: bytes, pos: int, arena_bytes: int) -> list[Tensor]:
+    """Read tensor descriptions from `frame[pos:]`, and check that each lies within the arena.
+
+    Raises:
+        LinkError: a length, offset, rank or type is impossible.
+    """
+    tensors: list[Tensor] = []
+    end = len(frame)
+    while pos < end:
+        if end - pos < _TENSOR_HEAD.size or len(tensors) == MAX_TENSORS:
+            raise LinkError("frame is cut, or holds too many tensors")
+        offset, num_bytes, code, rank = _TENSOR_HEAD.unpack_from(frame, pos)
+        pos += _TENSOR_HEAD.size
+        if rank > MAX_RANK or code > OBJECT or end - pos < 8 * rank:
+            raise LinkError("frame describes an impossible tensor")
+        shape = struct.unpack_from(f"<{rank}Q", frame, pos)
+        pos += 8 * rank
+        if offset + num_bytes > arena_bytes or (code != OBJECT and math.prod(shape) * DTYPES[code].itemsize != num_bytes):
+            raise LinkError("frame describes a tensor outside its arena")
+        tensors.append(Tensor(offset, num_bytes, code, shape))
+    return tensors
+
+
+def read_tensor(memory: mmap.mmap, tensor: Tensor) -> NDArray[Any]:
+    """View a tensor in an arena without a copy (BYTES are copied out as an object array)."""
+    if tensor.code == OBJECT:
+        return read_elements(memory[tensor.offset : tensor.offset + tensor.num_bytes], tensor.shape)
+    return np.frombuffer(memory, DTYPES[tensor.code], math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
+
+
+def read_elements(data: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read a BYTES tensor: each element is a 4-byte little-endian length and its bytes.
+
+    Raises:
+        LinkError: the data is shorter than the shape says.
+    """
+    count = math.prod(shape)
+    if 4 * count > len(data):
+        raise LinkError("a BYTES tensor is shorter than its shape says")
+    out = np.empty(count, dtype=object)
+    pos = 0
+    for index in range(count):
+        size = int.from_bytes(data[pos : pos + 4], "little")
+        pos += 4
+        if pos + size > len(data):
+            raise LinkError("an element of a BYTES tensor is cut")
+        out[index] = data[pos : pos + size]
+        pos += size
+    return out.reshape(shape)
+
+
+def flatten_bytes(array_: NDArray[Any]) -> bytes:
+    """Serialise a BYTES tensor: each element is a 4-byte little-endian length and its bytes."""
+    parts: list[bytes] = []
+    for item in array_.ravel().tolist():
+        raw = item.encode() if isinstance(item, str) else bytes(item)
+        parts += (len(raw).to_bytes(4, "little"), raw)
+    return b"".join(parts)
+
+
+def write_tensor(memory: mmap.mmap, tensor: Tensor, parts: Sequence[NDArray[Any]]) -> None:
+    """Write arrays side by side along the first axis into one contiguous tensor."""
+    target = np.frombuffer(memory, DTYPES[tensor.code], math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
+    if len(parts) == 1:
+        target[...] = parts[0]
+    else:
+        np.concatenate(parts, out=target)
+
+
+def make_arena(size_bytes: int) -> tuple[int, mmap.mmap]:
+    """Make a sealed anonymous memory file and map it; returns its descriptor and the mapping."""
+    fd = os.memfd_create("argosy-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        # Unsealed, a worker that truncates the file would kill the front with SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _RESIZE_SEALS | fcntl.F_SEAL_SEAL)
+        return fd, mmap.mmap(fd, size_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def map_arena(fd: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
+    """Map an arena that the peer sent, and close its descriptor.
+
+    Raises:
+        LinkError: it can still be resized, or is empty.
+    """
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _RESIZE_SEALS != _RESIZE_SEALS:
+            raise LinkError("arena is not sealed")
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes == 0:
+            raise LinkError("arena is empty")
+        return mmap.mmap(fd, size_bytes, access=access)
+    except OSError as error:
+        raise LinkError(f"arena cannot be mapped: {error}") from error
+    finally:
+        os.close(fd)
+
+
+def read_frame(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive one frame and its descriptors; an empty frame means that the peer is gone."""
+    data, ancillary, _, _ = sock.recvmsg(FRAME_BYTES, 64, socket.MSG_CMSG_CLOEXEC)
+    if not ancillary:
+        return data, []
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % 4])
+    return data, list(fds)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from argosy.cli.models import summarise_lineage
+from argosy.store.local import Store
+
+from .conftest import make_affine_model
+
+Call = Callable[..., Result]
+
+CODE = (
+    "class Model:\n    def load(self, folder):\n        pass\n\n    def infer(self, inputs):\n        return {'y': inputs['x']}\n"
+)
+SIGNATURE = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
+}
+
+
+@pytest.fixture
+def filled(call: Call, tmp_path: Path) -> Path:
+    for seed in (1, 2):
+        assert call("import", make_affine_model(tmp_path / f"a{seed}.onnx", seed), "--name", "affine").exit_code == 0
+    return tmp_path
+
+
+def test_import_publishes_an_onnx_file(call: Call, tmp_path: Path) -> None:
+    result = call("import", make_affine_model(tmp_path / "a.onnx", 1), "--name", "affine", "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    version = Store(tmp_path / "home").get_version("affine@1")
+    assert found["name"] == "affine" and found["version"] == 1 and found["digest"] == version.digest
+    assert found["runtime"] == "onnx" and found["num_golden"] == 8 and found["golden_is_synthetic"] is True
+
+
+def test_import_publishes_a_python_file(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(CODE)
+    (tmp_path / "m.json").write_text(json.dumps(SIGNATURE))
+    arguments = ("import", tmp_path / "m.py", "--name", "code", "--signature", tmp_path / "m.json")
+    assert call(*arguments).stdout.startswith("code@1  python, ")
+    assert call(*arguments, "--repeatable").exit_code == 0
+    versions = Store(tmp_path / "home").list_versions("code")
+    assert [version.manifest.repeatable for version in versions] == [False, True]
+    assert versions[0].manifest.signature.inputs[0].shape == (-1, 2)
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"inputs": []}', '{"inputs": [], "outputs": [], "more": 1}'])
+def test_import_says_what_is_wrong_with_a_signature(text: str, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(CODE)
+    (tmp_path / "m.json").write_text(text)
+    result = call("import", tmp_path / "m.py", "--name", "code", "--signature", tmp_path / "m.json")
+    assert result.exit_code == 1
+    assert "m.json is not valid" in result.stderr
+
+
+def test_models_lists_models(call: Call, filled: Path) -> None:
+    lines = call("models").stdout.splitlines()
+    assert lines == ["NAME    VERSIONS  ALIASES", "affine  2         latest=2"]
+    assert json.loads(call("models", "--json").stdout) == [{"name": "affine", "versions": [1, 2], "aliases": {"latest": 2}}]
+
+
+def test_models_describes_the_versions_of_a_model(call: Call, filled: Path) -> None:
+    store = Store(filled / "home")
+    store.add_measurements(store.get_version("affine@1"), {"accuracy": 0.98, "load_s": 0.01, "service_s_batch_8": 0.1})
+    lines = call("models", "affine").stdout.splitlines()
+    assert lines[0].split() == ["VERSION", "ALIASES", "SIZE", "RUNTIME", "CREATED", "MEASUREMENTS", "LINEAGE"]
+    assert lines[1].startswith("1 ") and "accuracy 0.98, load_s 10.00 ms" in lines[1] and "batch_8" not in lines[1]
+    assert "source_file a2.onnx" in lines[2] and "latest" in lines[2]
+    first = json.loads(call("models", "affine", "--json").stdout)[0]
+    assert first["measurements"]["service_s_batch_8"] == 0.1
+    assert first["signature"]["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
+
+
+def test_alias_points_to_a_version(call: Call, filled: Path) -> None:
+    found = json.loads(call("models", "affine", "--alias", "champion=1", "--json").stdout)
+    assert [version["aliases"] for version in found] == [["champion"], ["latest"]]
+    result = call("models", "affine", "--alias", "champion=7")
+    assert result.exit_code == 1 and "has no version 7" in result.stderr
+
+
+def test_lineage_is_a_line() -> None:
+    lineage = {
+        "kind": "training",
+        "data": {"digest": "sha256:0", "rows": 3},
+        "recipe": {"name": "digits", "test_digest": "sha256:1"},
+        "list": [1],
+        "producer": "",
+        "num_weights": 15,
+    }
+    assert summarise_lineage(lineage) == "kind training, recipe digits, num_weights 15"
