@@ -150,8 +150,17 @@ MESSAGES: dict[str, Message] = {
     "export_differs": Message(
         "The exported model answers differently from the trained one: largest difference {got:.3g}, allowed {allowed:.3g}"
     ),
+    "export_failed": Message(
+        "The model cannot be exported to ONNX: {detail}",
+        "use operators that ONNX has, and take sizes from the input's shape, not from constants",
+    ),
+    "nothing_to_compress": Message("Compression method {method} finds nothing to work on in the model: it needs {what}"),
+    "already_compressed": Message(
+        "Model {name!r} version {version} is the result of {method} already, and is not compressed again",
+        "compress its parent, {parent}",
+    ),
     "guard_failed": Message(
-        "Compression lost too much: {metric} fell from {before:.4f} to {after:.4f}, allowed loss {allowed:.4f}",
+        "Compression lost too much: {metric} went from {before:.4f} to {after:.4f}, allowed loss {allowed:.4f}",
         "nothing was published; try another method or a larger guard",
     ),
     "needs_calibration": Message("Compression method {method} needs {what} of model {name!r}, and none was given"),

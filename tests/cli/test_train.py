@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 
 from argosy.store.local import Store
+
+from .conftest import make_affine_model
 
 
 @pytest.mark.slow
@@ -22,9 +25,32 @@ def test_train_publishes_and_compress_follows(call: Callable[..., Result], tmp_p
     assert version.manifest.lineage["training"]["seed"] == 3
     assert version.digest == found["digest"]
 
-    # After one epoch accuracy says little; the guard is wide open.
-    shown = call("compress", "digits@1", "--max-loss", "0.9")
-    assert shown.exit_code == 0, shown.output
-    assert shown.stdout.startswith("digits@2  ") and "accuracy" in shown.stdout
-    versions = Store(tmp_path / "home").list_versions("digits")
-    assert versions[1].size_bytes < versions[0].size_bytes
+    # The guard is measured on the recipe's test rows; after one epoch it is wide open.
+    done = call("compress", "digits@1", "--max-loss", "0.9", "--json")
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert (made["name"], made["version"], made["parent"]) == ("digits", 2, 1)
+    assert made["score"]["basis"] == "evaluation" and made["score"]["before"] == found["measurements"]["accuracy"]
+    assert made["after"]["size_bytes"] < made["before"]["size_bytes"] / 2
+
+
+def test_compress_takes_calibration_rows_of_an_imported_model(call: Callable[..., Result], tmp_path: Path) -> None:
+    call("import", make_affine_model(tmp_path / "wide.onnx", 1, width=2000), "--name", "wide")
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((64, 2000), np.float32))
+    missing = call("compress", "wide")
+    assert missing.exit_code == 1 and "needs calibration rows of model 'wide'" in missing.stderr
+    arguments = ("compress", "wide", "--calibration", tmp_path / "rows.npy", "--max-loss")
+    lines = call(*arguments, "0.5").stdout.splitlines()
+    assert lines[0].startswith("wide@2  onnx, ")
+    assert lines[1].split() == ["MEASURE", "VERSION", "1", "VERSION", "2"]
+    assert lines[2].startswith("agreement (8 golden rows)  1.0000 ") and lines[3].startswith("file ")
+
+
+def test_failed_guard_publishes_nothing(call: Callable[..., Result], tmp_path: Path) -> None:
+    # Rows a thousand times too small give scales that clip every real value.
+    call("import", make_affine_model(tmp_path / "wide.onnx", 1, width=2000), "--name", "wide")
+    np.save(tmp_path / "rows.npy", np.full((64, 2000), 1e-6, np.float32))
+    result = call("compress", "wide", "--calibration", tmp_path / "rows.npy", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["key"] == "guard_failed"
+    assert len(Store(tmp_path / "home").list_versions("wide")) == 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from argosy.client.wire import Inputs
     from argosy.signature import Arrays
 
-__all__ = ["predict"]
+__all__ = ["predict", "read_inputs"]
 
 _DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _SUFFIXES: Final = (".json", ".npy", ".npz")
@@ -46,7 +46,7 @@ def predict(shell: Shell, name: str, path: Path | None, index: int | None, url: 
     from argosy.client import Client
 
     if path is not None and index is None:
-        question = _Question(_read_inputs(path))
+        question = _Question(read_inputs(path))
     elif path is None and index is not None:
         question = _pick_golden(shell, name, version, index)
     else:
@@ -67,7 +67,7 @@ def _find_url(shell: Shell) -> str:
         return admin.url
 
 
-def _read_inputs(path: Path) -> Inputs:
+def read_inputs(path: Path) -> Inputs:
     """Read inputs from a file.
 
     Raises:

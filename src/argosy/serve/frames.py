@@ -24,7 +24,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +64,7 @@ NANOSECONDS: Final = struct.Struct("<Q")
 
 # Codes of the element types on the wire; BYTES travel as length-prefixed elements.
 DTYPES: Final[tuple[np.dtype[Any], ...]] = tuple(
-    cast(np.dtype[Any], np.dtype(code))
-    for code in ("?", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", "O")
+    np.dtype(code) for code in ("?", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", "O")
 )
 CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
 OBJECT: Final = len(DTYPES) - 1
@@ -126,7 +125,8 @@ def unpack_tensors(frame: bytes, pos: int, arena_bytes: int) -> list[Tensor]:
     while pos < end:
         if end - pos < _TENSOR_HEAD.size or len(tensors) == MAX_TENSORS:
             raise LinkError("frame is cut, or holds too many tensors")
-        offset, num_bytes, code, rank = _TENSOR_HEAD.unpack_from(frame, pos)
+        head: tuple[int, int, int, int] = _TENSOR_HEAD.unpack_from(frame, pos)
+        offset, num_bytes, code, rank = head
         pos += _TENSOR_HEAD.size
         if rank > MAX_RANK or code > OBJECT or end - pos < 8 * rank:
             raise LinkError("frame describes an impossible tensor")

@@ -68,7 +68,8 @@ def check_dataset(data: object) -> Dataset:
     """
     pair = tuple(cast("Sequence[object]", data)) if isinstance(data, tuple | list) else ()
     if len(pair) != 2:
-        raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected a pair of arrays (x, y)")
+        got = data.__class__.__qualname__
+        raise InputError("bad_data", detail=f"data is a {got}, expected a pair of arrays (x, y)")
     x = check_rows(pair[0])
     y: NDArray[Any] = np.asarray(pair[1])
     if y.ndim == 0 or len(y) != len(x):

@@ -1,0 +1,159 @@
+"""The main job: train, compress, store, deploy, serve, and update while 32 clients send requests."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.compress.base import CompressResult, compress
+from argosy.demo.crowd import Crowd, Seen
+from argosy.errors import FaultError
+from argosy.serve.launch import Server, serve
+from argosy.store.local import Store
+from argosy.store.manifest import Version
+from argosy.train.recipes import RecipeRun, load_data_for, run_recipe
+
+__all__ = ["DemoResult", "Phase", "Prepared", "answer_alone", "prepare_versions", "run_demo"]
+
+NUM_CLIENTS: Final = 32
+STEADY_S: Final = 2.5
+TORCH_TOLERANCE: Final = 1e-4
+NAME: Final = "digits"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model in two versions, and rows that neither was trained on."""
+
+    run: RecipeRun
+    original: Version
+    compressed: Version
+    compression: CompressResult
+    images: NDArray[np.float32]
+    labels: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of time, on `time.monotonic()`."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo saw."""
+
+    prepared: Prepared
+    seen: Seen
+    phases: tuple[Phase, ...]
+    torch_difference: float
+    """Largest difference between version 1's artifact and the trained model in its framework."""
+
+    @property
+    def is_good(self) -> bool:
+        """True when no request failed and no answer was wrong."""
+        return not (self.seen.num_failed or self.seen.num_wrong or self.seen.problems) and self.torch_difference <= TORCH_TOLERANCE
+
+
+def prepare_versions(store: Store, name: str, *, seed: int = 0, say: Say = lambda text: None) -> Prepared:
+    """Train the digits network and publish it, compress it and publish that.
+
+    Raises:
+        ConflictError: the compressed version lost more than 1 point of accuracy.
+    """
+    say("training a convolutional network on 1,437 handwritten digits (360 are kept for the test)")
+    run = run_recipe(NAME, publish_as=name, store=store, seed=seed)
+    original = run.version
+    data = load_data_for(original) if original is not None else None
+    if original is None or data is None:
+        raise FaultError("internal", detail="the recipe published nothing")
+    training, testing = data
+    say(f"version {original.number}: test accuracy {run.test['accuracy']:.2%}; compressing it to int8")
+    result = compress(original, method="int8", calibration=training.x[:512], evaluation=(testing.x, testing.y), store=store)
+    if result.version is None:
+        raise FaultError("internal", detail="compression published nothing")
+    return Prepared(run, original, result.version, result, testing.x, testing.y)
+
+
+def answer_alone(store: Store, version: Version, images: NDArray[Any]) -> NDArray[np.float32]:
+    """What bare ONNX Runtime answers to each image alone, on a version's artifact."""
+    ort: Any = importlib.import_module("onnxruntime")
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = 1
+    path = store.open_artifact(version) / version.manifest.entry
+    session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    name = version.manifest.signature.inputs[0].name
+    return np.concatenate([session.run(None, {name: images[i : i + 1]})[0] for i in range(len(images))])
+
+
+def run_demo(home: Path, *, seed: int = 0, say: Say = lambda text: None) -> DemoResult:
+    """Run the whole way in `home`, which holds the versions afterwards.
+
+    Args:
+        home: ARGOSY_HOME of the demo.
+        seed: of the training.
+        say: called with a line for the reader at every step.
+
+    Raises:
+        ArgosyError: a step failed.
+    """
+    store = Store(home)
+    prepared = prepare_versions(store, NAME, seed=seed, say=say)
+    versions = {str(version.number): version for version in (prepared.original, prepared.compressed)}
+    expected = {number: answer_alone(store, version, prepared.images) for number, version in versions.items()}
+    trained = prepared.run.result.predict(prepared.images)
+    torch_difference = float(np.abs(trained - expected[str(prepared.original.number)]).max())
+    say(f"version 1 exported: largest difference to PyTorch {torch_difference:.1e}; starting a server")
+    with tempfile.TemporaryDirectory() as folder, serve(home=home) as server:
+        server.deploy(f"{NAME}@{prepared.original.number}")
+        say(f"{NUM_CLIENTS} clients (half HTTP, half gRPC) send single images without pause to {server.url}")
+        crowd = Crowd(server, NAME, Path(folder), prepared.images, expected, ("image", "logits"))
+        with crowd:
+            phases = _change_versions(server, prepared, say)
+    if crowd.seen is None:
+        raise FaultError("internal", detail="the clients left no result")
+    return DemoResult(prepared, crowd.seen, tuple(phases), torch_difference)
+
+
+def _change_versions(server: Server, prepared: Prepared, say: Say) -> list[Phase]:
+    """Roll out, roll back, roll out again, with steady stretches between."""
+    phases: list[Phase] = []
+
+    def note(name: str, work: Callable[[], None]) -> None:
+        start = time.monotonic()
+        work()
+        phases.append(Phase(name, start, time.monotonic()))
+
+    def steady() -> None:
+        time.sleep(STEADY_S)
+
+    def roll_back() -> None:
+        with server.admin() as admin:
+            events = list(admin.follow(admin.rollback(NAME).id))
+        if events[-1].step != "done":
+            raise FaultError("rollout_failed", name=NAME, version=1, step="rollback", detail=events[-1].detail)
+
+    target = f"{NAME}@{prepared.compressed.number}"
+    note("before", steady)
+    for name, change in (
+        ("rollout to version 2", lambda: server.deploy(target)),
+        ("rollback to version 1", roll_back),
+        ("rollout to version 2 again", lambda: server.deploy(target)),
+    ):
+        say(name)
+        note(f"{name}: during", change)
+        note(f"{name}: after", steady)
+    return phases
