@@ -94,7 +94,8 @@ def _build_texts(model: Model, good: dict[str, Any]) -> list[Case]:
         Case("utf_16", text.decode().encode("utf-16")),
         Case("utf_8_broken_in_name", text.replace(f'"{model.tensor}"'.encode(), b'"\xff\xfe"')),
         Case("utf_8_broken_in_id", b'{"id":"\xc3",' + text[1:]),
-        Case("utf_8_broken_in_key", b'{"\xc3":1,' + text[1:]),
+        # Nobody reads the name of a field that is not known.
+        Case("utf_8_broken_in_unknown_key", b'{"\xc3":1,' + text[1:], ("200", "400")),
         Case("utf_8_overlong_in_id", b'{"id":"\xc0\xaf",' + text[1:]),
         Case("surrogate_alone_in_id", b'{"id":"\\ud800",' + text[1:]),
         Case("surrogate_bytes_in_id", b'{"id":"\xed\xa0\x80",' + text[1:]),

@@ -219,9 +219,6 @@ MESSAGES: dict[str, Message] = {
     "starting": Message("The server is starting"),
     "draining": Message("The server is stopping"),
     "model_failed": Message("Model {model!r} version {version} failed on this request: {detail}"),
-    "wrong_rows": Message(
-        "Model {model!r} version {version} answered {got} rows for {expected}", "the model must keep the first axis"
-    ),
     "poison": Message(
         "The request killed worker {worker} of model {model!r} version {version} when it ran alone, and was refused: {detail}",
         "the request is at fault, not the load; do not send it again",
@@ -231,7 +228,6 @@ MESSAGES: dict[str, Message] = {
         "and the version is not declared repeatable",
         "the request may have run; send it again only if that is safe",
     ),
-    "worker_died": Message("Worker {worker} of {what} died with {how}; its log ends: {log}"),
     "unauthorized": Message(
         "The admin API needs the header Authorization: Bearer TOKEN", "the token stands in ARGOSY_HOME/run/serve.json"
     ),

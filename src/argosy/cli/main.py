@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "stats": "argosy.cli.status:stats",
     "logs": "argosy.cli.logs:logs",
     "config": "argosy.cli.serve:config",
+    "demo": "argosy.cli.demo:demo",
 }
 """Name -> where its click command lives, in the order of the walk of a model."""
 

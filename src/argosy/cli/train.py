@@ -79,7 +79,7 @@ def compress(shell: Shell, reference: str, method: str, max_loss: float, calibra
     ]
     shell.show(
         describe_version(result.version) | {"parent": version.number, **result.describe()},
-        _head(result.version),
+        _format_head(result.version),
         Table(("measure", f"version {version.number}", f"version {result.version.number}"), rows),
     )
 
@@ -87,7 +87,7 @@ def compress(shell: Shell, reference: str, method: str, max_loss: float, calibra
 def show_version(shell: Shell, version: Version) -> None:
     """Write a version that was just made, and what is known of it."""
     rows = [(name, format_measurement(name, value)) for name, value in version.measurements.items()]
-    shell.show(describe_version(version), _head(version), *([Table(("measurement", "value"), rows)] if rows else []))
+    shell.show(describe_version(version), _format_head(version), *([Table(("measurement", "value"), rows)] if rows else []))
 
 
 def describe_version(version: Version) -> dict[str, Any]:
@@ -104,5 +104,5 @@ def describe_version(version: Version) -> dict[str, Any]:
     }
 
 
-def _head(version: Version) -> str:
+def _format_head(version: Version) -> str:
     return f"{version.name}@{version.number}  {version.manifest.runtime}, {format_bytes(version.size_bytes)}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import io
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from argosy.demo.crowd import Seen
 from argosy.demo.run import DemoResult
+from argosy.train.report import Section, write_report
 
-__all__ = ["draw_latency", "tabulate_phases", "tabulate_versions"]
+__all__ = ["draw_latency", "tabulate_phases", "tabulate_versions", "write_demo_report"]
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -40,9 +43,31 @@ def tabulate_phases(result: DemoResult) -> Table:
     return ["phase", "seconds", "requests", "failed", "wrong", "p50 ms", "p99 ms"], rows
 
 
-def _row(name: str, seconds: str, seen: Any) -> list[str]:
+def _row(name: str, seconds: str, seen: Seen) -> list[str]:
     quantiles = [f"{seen.quantile_ms(share):.2f}" for share in (0.5, 0.99)]
     return [name, seconds, f"{len(seen.rows):,}", str(seen.num_failed), str(seen.num_wrong), *quantiles]
+
+
+def write_demo_report(result: DemoResult, path: Path) -> None:
+    """Write the report page: training curve, confusion matrix, latency over time, tables."""
+    versions, phases = tabulate_versions(result), tabulate_phases(result)
+    run = result.prepared.run
+    write_report(
+        path,
+        title="Argosy demo: handwritten digits",
+        history=run.result.history,
+        confusion=(run.confusion, run.recipe.labels),
+        sections=[
+            Section("Versions", table=versions),
+            Section(
+                "Changing versions under load",
+                text="32 clients, half HTTP and half gRPC, send single images without pause. Every answer is compared with bare "
+                "ONNX Runtime on the artifact of the version that the reply names.",
+                figure=draw_latency(result),
+                table=phases,
+            ),
+        ],
+    )
 
 
 def draw_latency(result: DemoResult) -> bytes:
