@@ -8,19 +8,17 @@ The weights are random. Prints seconds and memory of each step; PSS counts a sha
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import onnx
-import psutil
 from onnx import TensorProto, helper
 
 import argosy
 from argosy.store.onnx_file import import_onnx
+from machine import describe_machine, private_bytes, pss_bytes
 
 
 def make_model(folder: Path, layers: int, width: int, seed: int) -> Path:
@@ -57,9 +55,7 @@ def make_model(folder: Path, layers: int, width: int, seed: int) -> Path:
 
 
 def memory_mb(server: argosy.Server) -> str:
-    root = psutil.Process(server.pid)
-    infos = [process.memory_full_info() for process in root.children(recursive=True)]
-    return f"PSS {sum(info.pss for info in infos) / 2**20:,.0f} MB, private {sum(info.uss for info in infos) / 2**20:,.0f} MB"
+    return f"PSS {pss_bytes(server.pid) / 2**20:,.0f} MB, private {private_bytes(server.pid) / 2**20:,.0f} MB"
 
 
 def main() -> None:
@@ -67,9 +63,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096)
     options = parser.parse_args()
+    size = options.layers * options.width**2 * 4
     print(
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores; {options.layers} layers of {options.width} x {options.width}, "
-        f"{options.layers * options.width**2 * 4 / 2**30:.2f} GiB of weights"
+        f"{describe_machine()}; {options.layers} layers of {options.width} x {options.width}, {size / 2**30:.2f} GiB of weights"
     )
 
     def timed(label: str, action) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def make_mlp(path: Path) -> Path:
     """A multilayer perceptron 64-256-256-10 with random weights: input `x`, output `y`."""
     random = np.random.default_rng(7)
     nodes, weights, current = [], [], "x"
-    for index, (rows, columns) in enumerate(zip(LAYERS, LAYERS[1:], strict=False)):
+    for index, (rows, columns) in enumerate(itertools.pairwise(LAYERS)):
         weights.append(numpy_helper.from_array((random.standard_normal((rows, columns)) / rows**0.5).astype("f4"), f"w{index}"))
         weights.append(numpy_helper.from_array((random.standard_normal(columns) * 0.1).astype("f4"), f"b{index}"))
         is_last = index == len(LAYERS) - 2

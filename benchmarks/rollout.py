@@ -10,24 +10,18 @@ between the start of a rollout and its end: load, verify, shift, drain, unload.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
+import itertools
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
-from argosy.demo.run import answer_alone, prepare_versions
 
 import argosy
 from argosy.demo.crowd import Crowd
-
-
-def pss_bytes(pid: int) -> int:
-    root = psutil.Process(pid)
-    return sum(process.memory_full_info().pss for process in [root, *root.children(recursive=True)])
+from argosy.demo.run import answer_alone, prepare_versions
+from machine import describe_machine, pss_bytes
 
 
 def main() -> None:
@@ -35,7 +29,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between rollouts")
     options = parser.parse_args()
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(describe_machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = argosy.Store(folder / "home")
@@ -45,9 +39,10 @@ def main() -> None:
             str(version.number): answer_alone(store, version, images) for version in (prepared.original, prepared.compressed)
         }
         during: list[tuple[float, float]] = []
-        memory: list[int] = []
+        memory: list[float] = []
         with argosy.serve("digits@1", home=store.home) as server:
-            with Crowd(server, "digits", folder, images, expected, ("image", "logits")) as crowd, server.admin() as admin:
+            crowd = Crowd(server, "digits", folder, images, expected, ("image", "logits"))
+            with crowd, server.admin() as admin:
                 time.sleep(3)
                 for index in range(options.count):
                     start = time.monotonic()
@@ -62,8 +57,7 @@ def main() -> None:
                     memory.append(pss_bytes(server.pid))
         seen = crowd.seen
         assert seen is not None
-    starts = [max(end, 0.0) for _, end in during]
-    quiet = [(end + 0.2, next_start) for end, (next_start, _) in zip(starts, during[1:], strict=False)]
+    quiet = [(end + 0.2, following) for (_, end), (following, _) in itertools.pairwise(during)]
 
     def latencies(windows: list[tuple[float, float]]) -> np.ndarray:
         return np.concatenate([seen.between(a, b).column("latency_s") for a, b in windows]) * 1e3
@@ -71,19 +65,15 @@ def main() -> None:
     before, inside = latencies(quiet), latencies(during)
     ratio = float(np.quantile(inside, 0.99) / np.quantile(before, 0.99))
     growth = memory[-1] / memory[1] - 1
-    print(
-        f"requests {len(seen.rows)}, failed {seen.num_failed}, wrong {seen.num_wrong}; rollouts {len(during)}, "
-        f"median {np.median([b - a for a, b in during]):.2f} s, slowest {max(b - a for a, b in during):.2f} s"
-    )
-    print(
-        f"between rollouts: {len(before)} requests, p50 {np.quantile(before, 0.5):.2f} ms, p99 {np.quantile(before, 0.99):.2f} ms"
-    )
-    print(
-        f"during rollouts:  {len(inside)} requests, p50 {np.quantile(inside, 0.5):.2f} ms, p99 {np.quantile(inside, 0.99):.2f} ms, ratio of p99 {ratio:.2f}"
-    )
-    print(
-        f"memory (PSS of all processes) after the second {memory[1] / 2**20:.1f} MB, after the last {memory[-1] / 2**20:.1f} MB: {growth:+.1%}"
-    )
+    seconds = [end - start for start, end in during]
+    print(f"requests {len(seen.rows)}, failed {seen.num_failed}, wrong {seen.num_wrong}")
+    print(f"rollouts {len(during)}, median {np.median(seconds):.2f} s, slowest {max(seconds):.2f} s")
+    for label, found in (("between rollouts", before), ("during rollouts", inside)):
+        p50, p99 = np.quantile(found, (0.5, 0.99))
+        print(f"{label}: {len(found)} requests, p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+    print(f"p99 during / p99 between: {ratio:.2f}")
+    second, last = memory[1] / 2**20, memory[-1] / 2**20
+    print(f"memory (PSS of all processes) after the second {second:.1f} MB, after the last {last:.1f} MB: {growth:+.1%}")
     for problem in seen.problems[:5]:
         print("problem:", problem)
     is_good = not seen.num_failed and not seen.num_wrong and not seen.problems and ratio <= 2.0 and growth <= 0.1

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -31,6 +30,7 @@ import psutil
 
 import argosy
 from argosy.store.onnx_file import import_onnx
+from machine import cpu_seconds, describe_machine, pss_bytes
 from models import make_bodies, make_mlp
 
 HERE = Path(__file__).parent
@@ -146,16 +146,6 @@ def check_answers(url: str, bodies: Path, rows: np.ndarray, model: Path) -> None
         np.testing.assert_allclose(np.ravel(got), session.run(None, {"x": row[None]})[0][0], atol=1e-5)
 
 
-def cpu_seconds(pid: int) -> float:
-    root = psutil.Process(pid)
-    return sum(sum(p.cpu_times()[:2]) for p in [root, *root.children(recursive=True)])
-
-
-def pss_bytes(pid: int) -> int:
-    root = psutil.Process(pid)
-    return sum(p.memory_full_info().pss for p in [root, *root.children(recursive=True)])
-
-
 def load(pid: int, url: str, bodies: Path, connections: int, seconds: float) -> dict:
     before = cpu_seconds(pid)
     command = [
@@ -185,30 +175,27 @@ def main() -> None:
     parser.add_argument("--rivals", default="mosec,fastapi")
     options = parser.parse_args()
     rivals = [name for name in options.rivals.split(",") if name]
-    print(
-        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"onnxruntime {onnxruntime.__version__}; {options.rounds} rounds of {options.seconds:g} s; medians"
-    )
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
+    print(f"{describe_machine()}, onnxruntime {onnxruntime.__version__}; {options.rounds} rounds of {options.seconds} s; medians")
+    with tempfile.TemporaryDirectory() as path, ExitStack() as stack:
+        folder = Path(path)
         model, rows = make_mlp(folder / "mlp.onnx"), make_bodies(folder)
         servers = {"argosy": (*stack.enter_context(run_argosy(model, folder)), folder / "v2.txt")}
         for rival in rivals:
             bodies = folder / ("plain.txt" if rival == "mosec" else "v2.txt")
             servers[rival] = (*stack.enter_context(run_rival(rival, model)), bodies)
         results: dict[tuple[str, int], list[dict]] = {}
-        for server, (pid, url, bodies) in servers.items():
+        for pid, url, bodies in servers.values():
             check_answers(url, bodies, rows, model)
             load(pid, url, bodies, 64, 1)
         for _ in range(options.rounds):
             for connections in (64, 1):
-                for server, (pid, url, bodies) in servers.items():
-                    results.setdefault((server, connections), []).append(load(pid, url, bodies, connections, options.seconds))
+                for name, (pid, url, bodies) in servers.items():
+                    results.setdefault((name, connections), []).append(load(pid, url, bodies, connections, options.seconds))
         memory = {server: pss_bytes(pid) for server, (pid, _, _) in servers.items()}
     print_table(results, memory)
 
 
-def print_table(results: dict[tuple[str, int], list[dict]], memory: dict[str, int]) -> None:
+def print_table(results: dict[tuple[str, int], list[dict]], memory: dict[str, float]) -> None:
     def median(server: str, connections: int, key: str) -> float:
         return statistics.median(result[key] for result in results[server, connections])
 
@@ -216,16 +203,14 @@ def print_table(results: dict[tuple[str, int], list[dict]], memory: dict[str, in
     for server, connections in results:
         errors = sum(result["errors"] for result in results[server, connections])
         figures = [median(server, connections, key) for key in ("rps", "cpu_us", "p50_ms", "p99_ms")]
-        print(
-            f"{server:<10}{connections:>6}{figures[0]:>12,.0f}{figures[1]:>8.1f}{figures[2]:>8.3f}{figures[3]:>8.3f}{errors:>8}{memory[server] / 2**20:>8.0f}"
-        )
+        shown = f"{figures[0]:>12,.0f}{figures[1]:>8.1f}{figures[2]:>8.3f}{figures[3]:>8.3f}"
+        print(f"{server:<10}{connections:>6}{shown}{errors:>8}{memory[server] / 2**20:>8.0f}")
     for rival in [server for server in memory if server != "argosy"]:
         pairs = list(zip(results["argosy", 64], results[rival, 64], strict=True))
         speed = statistics.median(a["rps"] / b["rps"] for a, b in pairs)
         cpu = statistics.median(a["cpu_us"] / b["cpu_us"] for a, b in pairs)
-        print(
-            f"argosy / {rival} at 64 connections, median of {len(pairs)} pairs: {speed:.2f} of its requests/s, {cpu:.2f} of its CPU per request"
-        )
+        head = f"argosy / {rival} at 64 connections, median of {len(pairs)} pairs"
+        print(f"{head}: {speed:.2f} of its requests/s, {cpu:.2f} of its CPU per request")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def test_file_tree_is_the_real_one() -> None:
         if not name.endswith("/"):
             listed.add(path)
     real = {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"}
-    assert {path for path in listed if path.startswith("src/") and path.endswith(".py") and not path.endswith("__init__.py")} == real
+    assert {
+        path for path in listed if path.startswith("src/") and path.endswith(".py") and not path.endswith("__init__.py")
+    } == real
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))

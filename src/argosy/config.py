@@ -21,9 +21,10 @@ __all__ = ["ServeConfig", "find_home", "load_serve_config"]
 _PREFIX: Final = "ARGOSY_"
 
 
-def find_home(home: Path | str | None = None) -> Path:
+def find_home(home: Path | str | None = None, environment: Mapping[str, str] | None = None) -> Path:
     """The folder that holds all state: the argument, or ARGOSY_HOME, or ~/.argosy."""
-    chosen = home or os.environ.get("ARGOSY_HOME") or Path.home() / ".argosy"
+    environment = os.environ if environment is None else environment
+    chosen = home or environment.get("ARGOSY_HOME") or Path.home() / ".argosy"
     return Path(chosen).expanduser().absolute()
 
 
@@ -85,7 +86,7 @@ def load_serve_config(
         InputError: a key is unknown, or a value is of the wrong type or out of range.
     """
     environment = os.environ if environment is None else environment
-    folder = find_home(home)
+    folder = find_home(home, environment)
     fields = [field.name for field in msgspec.structs.fields(ServeConfig) if field.name != "home"]
     values: dict[str, Any] = {"home": str(folder)}
     sources = dict.fromkeys(fields, "default")
@@ -102,7 +103,8 @@ def load_serve_config(
             # Only the environment holds text where a number is meant.
             values[name] = _convert(name, value, source, is_text=source == "environment")
             sources[name] = source
-    return ServeConfig(**values), {"home": "command line" if home else "environment or default", **sources}
+    home_source = "command line" if home else "environment" if environment.get("ARGOSY_HOME") else "default"
+    return ServeConfig(**values), {"home": home_source, **sources}
 
 
 def _convert(name: str, value: object, source: str, *, is_text: bool) -> Any:

@@ -163,7 +163,10 @@ MESSAGES: dict[str, Message] = {
         "Compression lost too much: {metric} went from {before:.4f} to {after:.4f}, allowed loss {allowed:.4f}",
         "nothing was published; try another method or a larger guard",
     ),
-    "needs_calibration": Message("Compression method {method} needs {what} of model {name!r}, and none was given"),
+    "needs_calibration": Message(
+        "Compression method {method} needs {what} of model {name!r}, and none was given",
+        "argosy compress takes --calibration FILE; the models of recipes bring their own",
+    ),
     # requests
     "no_path": Message("No {method} {path} here", "the inference API is under /v2"),
     "method_not_allowed": Message("Method {method} is not allowed for {path}", "inference is POST, everything else is GET"),

@@ -89,8 +89,9 @@ def test_lineage_is_a_line() -> None:
         "kind": "training",
         "data": {"digest": "sha256:0", "rows": 3},
         "recipe": {"name": "digits", "test_digest": "sha256:1"},
+        "parent": {"name": "digits", "number": 3, "digest": "sha256:2"},
         "list": [1],
         "producer": "",
         "num_weights": 15,
     }
-    assert summarise_lineage(lineage) == "kind training, recipe digits, num_weights 15"
+    assert summarise_lineage(lineage) == "kind training, recipe digits, parent digits@3, num_weights 15"

@@ -27,7 +27,11 @@ __all__ = ["deploy", "rollback", "undeploy"]
 @click.option("--max-queue-rows", type=int, help="Rows that may wait.  [default: 4096]")
 @click.option("--max-queue-bytes", type=int, help="Bytes that may wait in one front.  [default: 256 MiB]")
 @click.option("--threads", type=int, help="Threads of one operator; 0 divides the cores.  [default: 0]")
-@click.option("--share-weights/--no-share-weights", default=None, help="Replicas share the pages of their weights.")
+@click.option(
+    "--share-weights/--no-share-weights",
+    default=None,
+    help="Replicas share the pages of their weights.  [default: where these are in files beside the graph]",
+)
 @click.option("--allow-code/--no-allow-code", default=None, help="Allow a version that runs Python code.")
 @click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
 def deploy(shell: Shell, reference: str, name: str | None, is_waiting: bool, **settings: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
@@ -127,7 +127,9 @@ def summarise_lineage(lineage: dict[str, Any]) -> str:
     parts: list[str] = []
     for key, value in lineage.items():
         if isinstance(value, dict):
-            name: Any = value.get("name")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            described = cast("dict[str, Any]", value)
+            # A parent is a version, anything else has a name alone.
+            name = "@".join(str(described[word]) for word in ("name", "number") if word in described)
             parts += [f"{key} {name}"] if name else []
         elif value and not isinstance(value, list):
             parts.append(f"{key} {value}")

@@ -175,4 +175,6 @@ def format_seconds(seconds: float | None) -> str:
     """A duration for a reader: `1.25 ms`. None stands for one beyond what is measured."""
     if seconds is None:
         return "> 20 s"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
     return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -65,7 +65,9 @@ class DemoResult:
     @property
     def is_good(self) -> bool:
         """True when no request failed and no answer was wrong."""
-        return not (self.seen.num_failed or self.seen.num_wrong or self.seen.problems) and self.torch_difference <= TORCH_TOLERANCE
+        return (
+            not (self.seen.num_failed or self.seen.num_wrong or self.seen.problems) and self.torch_difference <= TORCH_TOLERANCE
+        )
 
 
 def prepare_versions(store: Store, name: str, *, seed: int = 0, say: Say = lambda text: None) -> Prepared:

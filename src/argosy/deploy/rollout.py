@@ -23,7 +23,7 @@ from argosy.deploy.local import Worker
 from argosy.deploy.spec import DeploymentSpec
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
 from argosy.serve.router import LaneEntry
-from argosy.store.manifest import GOLDEN_FILE, Version
+from argosy.store.manifest import GOLDEN_FILE, OWN_FILES, Version
 
 if TYPE_CHECKING:
     from argosy.deploy.reconcile import Reconciler
@@ -88,12 +88,19 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
         "entry": manifest.entry,
         "signature": _strip_signature(msgspec.to_builtins(manifest.signature)),
         "golden": GOLDEN_FILE if manifest.num_golden else "",
-        "options": {**manifest.options, "threads": threads, "share_weights": spec.share_weights},
+        "options": {**manifest.options, "threads": threads, "share_weights": _shares_weights(spec, version, folder)},
         "max_batch_rows": spec.max_batch_rows,
         "num_fronts": num_fronts,
     }
     worker["key"] = hashlib.sha256(json.dumps(worker, sort_keys=True).encode()).hexdigest()[:16]
     return worker
+
+
+def _shares_weights(spec: DeploymentSpec, version: Version, folder: Path) -> bool:
+    if spec.share_weights is not None:
+        return spec.share_weights
+    own = {version.manifest.entry, *OWN_FILES}
+    return version.manifest.runtime == "onnx" and any(path.name not in own for path in folder.iterdir())
 
 
 def _strip_signature(signature: Message) -> Message:

@@ -28,8 +28,9 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that may wait in one front."""
     threads: int = 0
     """Threads of one operator; 0 divides the cores among the replicas."""
-    share_weights: bool = False
-    """Replicas share the pages of weights that stand in files of their own; large batches are slower."""
+    share_weights: bool | None = None
+    """Replicas share the pages of weights that stand in files beside the graph: loads faster, batches of tens of rows are
+    about 10 % slower. None stands for yes where there are such files."""
     allow_code: bool = False
     """Allow a version that runs Python code from its artifact."""
 

@@ -55,8 +55,11 @@ class Framework(Protocol):
         """Build a new model from a neutral description; `input_shape` is that of one row, channels first."""
         ...
 
-    def seeded(self, seed: int) -> AbstractContextManager[None]:
-        """Seed the framework's random numbers within the block, and leave the caller's as they were."""
+    def session(self, seed: int, num_threads: int | None) -> AbstractContextManager[None]:
+        """Seed the framework's random numbers and bound its threads within the block, then restore the caller's.
+
+        None leaves the number of threads to the framework.
+        """
         ...
 
     def build_step(self, model: Any, loss: str, optimizer: Optimizer) -> Step:

@@ -207,10 +207,15 @@ class TorchFramework:
         return model
 
     @contextmanager
-    def seeded(self, seed: int) -> Generator[None]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
+    def session(self, seed: int, num_threads: int | None) -> Generator[None]:
+        num_before = torch.get_num_threads()
+        torch.set_num_threads(num_threads or num_before)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                yield
+        finally:
+            torch.set_num_threads(num_before)
 
     def build_step(self, model: Any, loss: str, optimizer: Optimizer) -> Step:
         return TorchStep(model, loss, optimizer)

@@ -410,7 +410,11 @@ class HttpConnection(asyncio.Protocol):
     def _submit(self, lane: Lane, body: bytes, json_bytes: int | None) -> None:
         now = time.monotonic()
         self._last_s = now
-        request = decode_request(lane, body, json_bytes)
+        try:
+            request = decode_request(lane, body, json_bytes)
+        except ArgosyError as error:
+            lane.series.add_failure(error.status)
+            raise
         timeout_s = lane.timeout_s if request.timeout_s is None else request.timeout_s
         call = HttpCall(self, lane, request, len(body), now, now + timeout_s)
         self._call = call

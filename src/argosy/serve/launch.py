@@ -76,9 +76,12 @@ class Server:
     def __init__(self, home: Path, state: dict[str, Any]) -> None:
         self.home = home
         self.pid: int = state["pid"]
-        self.url = f"http://{state['host']}:{state['http_port']}"
-        self.grpc_address = f"{state['host']}:{state['grpc_port']}"
-        self.metrics_url = f"http://{state['host']}:{state['metrics_port']}/metrics"
+        # A listener on every address is reached by the loopback one; an IPv6 address needs its brackets.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(state["host"], state["host"])  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
+        self.url = f"http://{host}:{state['http_port']}"
+        self.grpc_address = f"{host}:{state['grpc_port']}"
+        self.metrics_url = f"http://{host}:{state['metrics_port']}/metrics"
         self.admin_url = f"http://127.0.0.1:{state['admin_port']}"
 
     def client(self) -> Client:
@@ -117,12 +120,7 @@ class Server:
         ledger = Ledger(Store(self.home))
         spec = ledger.plan(reference, name=name, **settings)
         with self.admin() as admin:
-            rollout = admin.deploy(spec)
-            last = ""
-            for event in admin.follow(rollout.id):
-                last = event.detail
-            if admin.rollout(rollout.id).rollout.state != "done":
-                raise FaultError("rollout_failed", name=spec.name, version=spec.version, step="deploy", detail=last)
+            admin.wait(admin.deploy(spec).id)
 
 
 @contextmanager
@@ -166,8 +164,10 @@ def _await_start(process: subprocess.Popen[bytes], home: Path, log: Path) -> Ser
         if state is not None and state["pid"] == process.pid:
             server = Server(home, state)
             try:
-                if httpx.get(f"{server.url}/v2/health/live", timeout=_START_TIMEOUT_S).status_code == 200:
-                    return server
+                # Not through a proxy that the environment may name.
+                with httpx.Client(trust_env=False, timeout=_START_TIMEOUT_S) as client:
+                    if client.get(f"{server.url}/v2/health/live").status_code == 200:
+                        return server
             except httpx.TransportError:
                 pass
         time.sleep(_POLL_S)

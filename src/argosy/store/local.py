@@ -10,7 +10,6 @@ publisher leaves at most files that nothing refers to. Any number of processes a
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from argosy.config import find_home
 from argosy.errors import InputError, NotFoundError, StoreError, list_choices
 from argosy.signature import Signature, check_name
 from argosy.store import records
@@ -67,7 +67,7 @@ class Store:
         Raises:
             StoreError: `disk_full`, `write_failed`, `damaged_database`, `store_too_new`, `store_busy`.
         """
-        self.home = (home or Path(os.environ.get("ARGOSY_HOME") or "~/.argosy")).expanduser().absolute()
+        self.home = find_home(home)
         folder = self.home / "store"
         self._database = Database(self.home / "argosy.db")
         self._blobs = Blobs(folder)

@@ -66,9 +66,9 @@ def check_dataset(data: object) -> Dataset:
     Raises:
         InputError: `bad_data`, not a pair, x as `check_rows` says, or y has not one entry a row.
     """
+    got = type(data).__qualname__
     pair = tuple(cast("Sequence[object]", data)) if isinstance(data, tuple | list) else ()
     if len(pair) != 2:
-        got = data.__class__.__qualname__
         raise InputError("bad_data", detail=f"data is a {got}, expected a pair of arrays (x, y)")
     x = check_rows(pair[0])
     y: NDArray[Any] = np.asarray(pair[1])

@@ -36,6 +36,7 @@ class Recipe:
     batch_size: int
     epochs: int
     validation_split: float
+    num_threads: int
     input_name: str
     output_name: str
     labels: tuple[str, ...]
@@ -65,6 +66,7 @@ DIGITS: Final = Recipe(
     batch_size=32,
     epochs=20,
     validation_split=0.05,
+    num_threads=1,
     input_name="image",
     output_name="logits",
     labels=tuple("0123456789"),
@@ -130,7 +132,7 @@ def run_recipe(
     recipe = get_recipe(name)
     training, testing = recipe.load()
     builder = get_framework(framework)
-    with builder.seeded(seed):
+    with builder.session(seed, recipe.num_threads):
         model = builder.build_network(recipe.layers, training.x.shape[1:])
     epochs = recipe.epochs if epochs is None else epochs
     result = train(
@@ -142,6 +144,7 @@ def run_recipe(
         epochs=epochs,
         seed=seed,
         validation_split=recipe.validation_split,
+        num_threads=recipe.num_threads,
         progress=progress,
     )
     test = result.evaluate(*testing)

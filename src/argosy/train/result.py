@@ -59,6 +59,7 @@ class Settings:
     shuffle: bool
     seed: int
     validation_split: float
+    num_threads: int | None
 
     def __post_init__(self) -> None:
         suitable = get_loss(self.loss).metrics
@@ -70,6 +71,8 @@ class Settings:
         _check_count("batch_size", self.batch_size, 1)
         _check_count("epochs", self.epochs, 1)
         _check_count("seed", self.seed, 0)
+        if self.num_threads is not None:
+            _check_count("num_threads", self.num_threads, 1)
         if not 0.0 <= self.validation_split < 1.0:
             raise InputError("bad_option", option="validation_split", got=self.validation_split, expected="a number in [0, 1)")
 

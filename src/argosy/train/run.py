@@ -34,6 +34,7 @@ def train(
     validation_split: float = 0.0,
     validation_data: object = None,
     metrics: Sequence[str] | None = None,
+    num_threads: int | None = None,
     progress: bool | None = None,
 ) -> TrainResult:
     """Fit a model to data by mini-batch descent.
@@ -54,6 +55,8 @@ def train(
         validation_split: part of the rows, in [0, 1), that is kept from training and measured after each epoch.
         validation_data: a pair of arrays to measure after each epoch; not together with `validation_split`.
         metrics: names of `losses.METRICS`; default: `accuracy`, for the loss `mse` `mae`.
+        num_threads: of the framework; default: its own choice. Small models train best with one: with more,
+            each step waits for the slowest core (7 s became 37 s on two cores with other work on them).
         progress: False shows nothing; else a bar on a terminal and a line an epoch elsewhere, on stderr.
 
     Returns:
@@ -72,12 +75,13 @@ def train(
         shuffle=shuffle,
         seed=seed,
         validation_split=validation_split,
+        num_threads=num_threads,
     )
     framework = framework_of(model)
     given = check_dataset(data)
     training, validation = _choose_validation(given, settings, validation_data)
     num_steps = count_steps(len(training.x), batch_size=batch_size, epochs=epochs)
-    with framework.seeded(seed), open_progress(progress is not False, epochs, num_steps) as shown:
+    with framework.session(seed, num_threads), open_progress(progress is not False, epochs, num_steps) as shown:
         output_shape = framework.predict(model, training.x[:1]).shape
         prepared = Dataset(training.x, prepare_targets(loss, training.y, output_shape))
         if validation:
