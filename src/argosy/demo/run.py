@@ -19,7 +19,7 @@ from argosy.errors import FaultError
 from argosy.serve.launch import Server, serve
 from argosy.store.local import Store
 from argosy.store.manifest import Version
-from argosy.train.recipes import RecipeRun, load_data_for, run_recipe
+from argosy.train.recipes import RecipeRun, get_recipe, load_data_for, run_recipe
 
 __all__ = ["DemoResult", "Phase", "Prepared", "answer_alone", "prepare_versions", "run_demo"]
 
@@ -76,7 +76,8 @@ def prepare_versions(store: Store, name: str, *, seed: int = 0, say: Say = lambd
     Raises:
         ConflictError: the compressed version lost more than 1 point of accuracy.
     """
-    say("training a convolutional network on 1,437 handwritten digits (360 are kept for the test)")
+    rows, kept = (len(data.x) for data in get_recipe(NAME).load())
+    say(f"training a convolutional network on {rows:,} handwritten digits ({kept} are kept for the test)")
     run = run_recipe(NAME, publish_as=name, store=store, seed=seed)
     original = run.version
     data = load_data_for(original) if original is not None else None

@@ -56,15 +56,16 @@ def write_demo_report(result: DemoResult, path: Path) -> None:
         path,
         title="Argosy demo: handwritten digits",
         history=run.result.history,
-        confusion=(run.confusion, run.recipe.labels),
+        confusion=run.confusion,
+        labels=run.recipe.labels,
         sections=[
-            Section("Versions", table=versions),
+            Section(title="Versions", table=[versions[0], *versions[1]]),
             Section(
-                "Changing versions under load",
+                title="Changing versions under load",
                 text="32 clients, half HTTP and half gRPC, send single images without pause. Every answer is compared with bare "
                 "ONNX Runtime on the artifact of the version that the reply names.",
                 figure=draw_latency(result),
-                table=phases,
+                table=[phases[0], *phases[1]],
             ),
         ],
     )
@@ -110,7 +111,7 @@ def draw_latency(result: DemoResult) -> bytes:
                 label="rollout" if index == 0 and axes is upper else None,
             )
     for axes in (upper, lower):
-        axes.legend(loc="upper right", fontsize=11)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=11)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=11)
     data = io.BytesIO()

@@ -77,7 +77,8 @@ class Server:
         self.home = home
         self.pid: int = state["pid"]
         # A listener on every address is reached by the loopback one; an IPv6 address needs its brackets.
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(state["host"], state["host"])  # noqa: S104
+        given: str = state["host"]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(given, given)  # noqa: S104
         host = f"[{host}]" if ":" in host else host
         self.url = f"http://{host}:{state['http_port']}"
         self.grpc_address = f"{host}:{state['grpc_port']}"

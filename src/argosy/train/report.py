@@ -193,7 +193,8 @@ def _render_confusion(confusion: NDArray[Any], labels: Sequence[str] | None) -> 
             axis.set_label_text(name)
         drawing = _save_svg(figure)
     total, right = int(confusion.sum()), int(np.trace(confusion))
-    text = f"{right} of {total} rows are right ({right / max(total, 1):.2%}). Numbers count rows; shades are parts of the true class."
+    text = f"{right} of {total} rows are right ({right / max(total, 1):.2%}). "
+    text += "Numbers count rows; shades are parts of the true class."
     return _wrap("Confusion matrix", f"<p>{html.escape(text)}</p><figure>{drawing}</figure>")
 
 
