@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -108,8 +109,10 @@ def find_workers(server: Server, name: str) -> list[int]:
 def find_child(server: Server, module: str) -> int:
     """Process id of the supervisor's child that runs a module; 0 while there is none."""
     for pid in list_children(server.pid):
-        if module in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
-            return pid
+        # One that has just ended has no file any more.
+        with contextlib.suppress(OSError):
+            if module in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                return pid
     return 0
 
 

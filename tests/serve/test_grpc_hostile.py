@@ -262,7 +262,7 @@ def test_client_that_does_not_read_is_not_read_either(start):
         for stream in range(1, 99, 2):
             if not peer.send(infer(stream, 500_000)):
                 break
-        wait_for(lambda: any(one._is_paused for one in server.server.connections))
+        wait_for(lambda: any(one.is_paused for one in server.server.connections))
         now = time.monotonic()
         server.run(server.server.sweep, now)
         server.run(server.server.sweep, now + 2)
@@ -448,7 +448,7 @@ def test_large_bodies_take_turns_within_the_bound(start):
         while len(answered) < len(uploads):
             data = b"".join(upload.take() for upload in uploads.values())
             peer.send(data)
-            streams = list(connection._streams.values())
+            streams = list(connection.streams.values())
             peak = max(peak, sum(len(one.upload.body) for one in streams if one.upload is not None))
             while (found := peer.read(0.02 if not data else 0.001)) is not None:
                 assert found.kind not in (h2.RST_STREAM, h2.GOAWAY)
@@ -463,8 +463,8 @@ def test_large_bodies_take_turns_within_the_bound(start):
                 elif found.kind == h2.HEADERS and found.flags & h2.END_STREAM:
                     assert read_status(found.payload) == 0
                     answered.add(found.stream)
-        assert connection._granted == 0
-        assert not connection._uploads
+        assert connection.uploads.granted == 0
+        assert not connection.uploads.uploads
     assert 400_000 < peak < bound
 
 
@@ -475,13 +475,13 @@ def test_reset_uploads_give_their_credit_back(start):
             peer.send(h2.headers(stream, INFER_BLOCK) + 3 * h2.frame(h2.DATA, 0, stream, bytes(16384)))
         assert peer.outcome() == "accepted"
         (connection,) = server.server.connections
-        assert len(connection._uploads) == 20
-        assert 0 < connection._granted <= 200_000
+        assert len(connection.uploads.uploads) == 20
+        assert 0 < connection.uploads.granted <= 200_000
         for stream in [1, *range(39, 1, -2)]:
             peer.send(h2.frame(h2.RST_STREAM, 0, stream, U32(8)))
         assert peer.outcome() == "accepted"
-        assert connection._granted == 0
-        assert not connection._uploads
+        assert connection.uploads.granted == 0
+        assert not connection.uploads.uploads
 
 
 # gRPC over raw frames

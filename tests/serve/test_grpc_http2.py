@@ -9,8 +9,10 @@ import hpack
 import pytest
 from hpack import HeaderTuple, NeverIndexedHeaderTuple
 
-from argosy.serve import http2
-from argosy.serve.http2 import Head, Http2Connection, Http2Server, Limits, check_request
+from argosy.serve import http2, http2_read, http2_windows
+from argosy.serve.http2 import Head, Http2Connection, Http2Server, Limits
+from argosy.serve.http2_frames import PREFACE
+from argosy.serve.http2_headers import check_request
 
 HEADERS = b"\x88"
 PAIRS = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a"), (b":authority", b"h")]
@@ -86,7 +88,7 @@ def connect(limits=None, cls=Connection, is_greeted=True):
     connection = cls(Http2Server(limits or Limits()))
     connection.connection_made(Transport())
     if is_greeted:
-        connection.data_received(http2.PREFACE + frame(4))
+        connection.data_received(PREFACE + frame(4))
         assert not connection._is_dead
     return connection
 
@@ -140,10 +142,10 @@ def test_repeated_block_is_looked_up_and_a_changing_one_is_not():
     encoder = hpack.Encoder()
     first, again = encoder.encode(PAIRS), encoder.encode(PAIRS)
     connection.data_received(frame(1, 5, 1, first) + frame(1, 5, 3, again) + frame(1, 5, 5, again))
-    assert list(connection._heads) == [again]
+    assert list(connection.blocks.heads) == [again]
     assert connection.requests[1][1] is connection.requests[2][1]
     connection.data_received(frame(1, 5, 7, encoder.encode([*PAIRS, (b"x", b"1")])))
-    assert list(connection._heads) == []
+    assert list(connection.blocks.heads) == []
     connection.data_received(frame(1, 5, 9, again))
     assert connection._is_dead or connection.requests[-1][1] != connection.requests[1][1]
 
@@ -155,10 +157,10 @@ def test_blocks_kept_are_bounded():
         block = b"\x83\x86\x04\x06/%05d" % index
         connection.data_received(frame(1, 5, 4 * index + 1, block))
         connection.data_received(frame(1, 5, 4 * index + 3, block + b"\x00\x01a\x7f\xe1\x07" + b"v" * 1120))
-        assert len(connection._heads) <= 64
-        assert all(len(kept) <= 1024 for kept in connection._heads)
+        assert len(connection.blocks.heads) <= 64
+        assert all(len(kept) <= 1024 for kept in connection.blocks.heads)
     assert len(connection.requests) == 1000
-    assert connection._heads
+    assert connection.blocks.heads
 
 
 @pytest.mark.parametrize(
@@ -219,15 +221,15 @@ def make_frame(rng, last):
 
 
 def check_invariants(connection):
-    streams = connection._streams
-    assert connection._unsent_bytes == sum(len(one.unsent) for one in streams.values() if one.unsent is not None)
-    assert set(connection._sending) == {one.id for one in streams.values() if one.unsent is not None}
-    assert set(connection._uploads) <= {one.id for one in streams.values() if one.upload is not None}
-    granted = [one.upload.granted for one in connection._uploads.values()]
-    assert connection._granted == sum(granted[1:])
-    assert connection._granted <= connection._limits.upload_pool_bytes
-    assert len(streams) <= connection._limits.max_streams
-    assert all(number <= connection._last_id for number in streams)
+    streams = connection.streams
+    assert connection.unsent_bytes == sum(len(one.unsent) for one in streams.values() if one.unsent is not None)
+    assert set(connection.sending) == {one.id for one in streams.values() if one.unsent is not None}
+    assert set(connection.uploads.uploads) <= {one.id for one in streams.values() if one.upload is not None}
+    granted = [upload.granted for upload in connection.uploads.uploads.values()]
+    assert connection.uploads.granted == sum(granted[1:])
+    assert connection.uploads.granted <= connection.limits.upload_pool_bytes
+    assert len(streams) <= connection.limits.max_streams
+    assert all(number <= connection.last_id for number in streams)
     if connection._is_dead:
         assert not streams
 
@@ -248,16 +250,16 @@ def test_no_frames_break_a_connection(seed, cls):
         connection.data_received(frame(1, 4, 1, b"\x83\x86\x84"))
         for _ in range(60):
             # A closed stream takes little: mostly talk of one that is open.
-            last = rng.choice([*connection._streams, connection._last_id])
+            last = rng.choice([*connection.streams, connection.last_id])
             data = make_frame(rng, last)
-            if last in connection._streams or data[3] in (1, 4, 6) or rng.random() < 0.02:
+            if last in connection.streams or data[3] in (1, 4, 6) or rng.random() < 0.02:
                 connection.data_received(data)
             check_invariants(connection)
-            if cls is LateConnection and rng.random() < 0.2 and connection._streams:
-                stream = rng.choice(list(connection._streams))
+            if cls is LateConnection and rng.random() < 0.2 and connection.streams:
+                stream = rng.choice(list(connection.streams))
                 connection.respond(stream, HEADERS, bytes(rng.choice((0, 10, 70_000))), HEADERS)
                 check_invariants(connection)
-            num_unsent += bool(connection._sending)
+            num_unsent += bool(connection.sending)
             if rng.random() < 0.02:
                 connection.sweep(rng.random() * 100)
                 if rng.random() < 0.1:
@@ -276,7 +278,7 @@ def test_no_frames_break_a_connection(seed, cls):
 def test_pieces_make_no_difference(seed):
     rng = random.Random(seed)
     for _ in range(40):
-        data = http2.PREFACE + frame(4)
+        data = PREFACE + frame(4)
         for number in range(1, 30, 2):
             data += frame(1, 4, number, b"\x83\x86\x84") + frame(0, 1, number, bytes(rng.choice((0, 10, 3000))))
             if rng.random() < 0.3:
@@ -334,14 +336,15 @@ def test_muted_streams_are_forgotten_in_the_end():
     for number in range(1, 20_001, 2):
         connection.data_received(frame(1, 4, number, b"\x83\x86\x44\x06/early"))
     assert len(connection.requests) == 10_000
-    assert len(connection._muted) <= 4096
+    assert len(connection.muted) <= 4096
     connection.data_received(frame(0, 1, 19_999, b"late"))
     assert not connection._is_dead
 
 
 @in_loop
 def test_window_of_the_connection_is_filled_up_again(monkeypatch):
-    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", 100_000)
+    for module in (http2, http2_read, http2_windows):
+        monkeypatch.setattr(module, "CONNECTION_WINDOW", 100_000)
     connection = connect()
     for number in range(1, 41, 2):
         connection.data_received(frame(1, 4, number, b"\x83\x86\x84") + frame(0, 0, number, bytes(3000)))
@@ -349,7 +352,7 @@ def test_window_of_the_connection_is_filled_up_again(monkeypatch):
     updates = connection._transport.data.count(struct.pack(">IBI", 4 << 8 | 8, 0, 0))
     assert updates == 1 + 2
     assert len(connection.requests) == 20
-    assert connection._recv_window + 20 * 6000 - 2 * 51_000 == 100_000
+    assert connection.recv_window + 20 * 6000 - 2 * 51_000 == 100_000
 
 
 class BrokenConnection(Connection):
@@ -371,7 +374,7 @@ def test_fault_of_ours_ends_the_connection_and_is_raised():
 def test_client_that_greets_a_draining_server_is_told():
     connection = connect(is_greeted=False)
     connection._server.is_draining = True
-    connection.data_received(http2.PREFACE + frame(4) + frame(1, 5, 1, b"\x83\x86\x84"))
+    connection.data_received(PREFACE + frame(4) + frame(1, 5, 1, b"\x83\x86\x84"))
     assert struct.pack(">IBIII", 8 << 8 | 7, 0, 0, (1 << 31) - 1, 0) in connection._transport.data
     assert len(connection.requests) == 1
     connection.data_received(frame(6, 1, 0, b"argosy:d"))

@@ -25,7 +25,7 @@ def store(tmp_path):
 def blobs():
     """Three classes of 40 points each in 4 dimensions, well apart: (x, y)."""
     random = np.random.default_rng(7)
-    centers = 3 * random.normal(size=(3, 4))
+    centers = 6 * random.normal(size=(3, 4))
     y = np.tile(np.arange(3), 40)
     return (centers[y] + random.normal(size=(120, 4))).astype(np.float32), y
 

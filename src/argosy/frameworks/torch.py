@@ -154,7 +154,7 @@ class TorchStep:
         loss = self._loss(outputs, torch.from_numpy(y))
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise self._fail("loss", self._find_first_bad_layer(inputs))
+            raise self._fail("loss", self._find_bad_layer(inputs))
         loss.backward()
         if not math.isfinite(self._optimizer.measure_norm()):
             raise self._fail("gradient", self._find_bad_gradient())
@@ -165,24 +165,29 @@ class TorchStep:
         rate = self._optimizer.rule.learning_rate
         return fail_not_finite(step=self._num_steps, what=what, layer=layer, learning_rate=rate)
 
-    def _find_first_bad_layer(self, inputs: Any) -> str | None:
-        """Run the forward pass again and watch the layers; the first whose output is not finite is at fault."""
+    def _find_bad_layer(self, inputs: Any) -> str | None:
+        """Run the forward pass again and watch the layers.
+
+        At fault is the first whose output is not finite; with none, the last, whose outputs the loss cannot bear.
+        """
+        ran: list[str] = []
         bad: list[str] = []
 
         def watch(name: str) -> Callable[[Any, Any, Any], None]:
             def look(layer: Any, given: Any, output: Any) -> None:
+                ran.append(name)
                 if torch.is_tensor(output) and not bool(torch.isfinite(output).all()):
                     bad.append(name)
 
             return look
 
-        leaves = [(name, layer) for name, layer in self._model.named_modules() if name and not any(layer.children())]
-        hooks = [layer.register_forward_hook(watch(name)) for name, layer in leaves]
+        leaves = [(name, layer) for name, layer in self._model.named_modules() if not any(layer.children())]
+        hooks = [layer.register_forward_hook(watch(name or type(layer).__name__)) for name, layer in leaves]
         with torch.no_grad():
             self._model(inputs)
         for hook in hooks:
             hook.remove()
-        return bad[0] if bad else None
+        return (bad or ran[-1:] or [None])[0]
 
     def _find_bad_gradient(self) -> str | None:
         """The gradient runs from the last layer to the first, so the last bad one is where it began."""

@@ -14,7 +14,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -30,6 +30,7 @@ __all__ = ["build_admin"]
 _MAX_WAIT_S: Final = 30.0
 _POLL_S: Final = 0.02
 _MAX_LOG_BYTES: Final = 1 << 20
+_MAX_ID_DIGITS: Final = 18  # the database's integers have 63 bits
 
 Handler = Callable[["Admin", Request], Awaitable[Any]]
 
@@ -109,7 +110,7 @@ class Admin:
         body = await request.body()
         try:
             spec = msgspec.json.decode(body, type=DeploymentSpec)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError("bad_json", detail=str(error)) from None
         if spec.name != request.path_params["name"]:
             raise InputError("bad_option", option="name", got=spec.name, expected=request.path_params["name"])
@@ -131,7 +132,10 @@ class Admin:
 
     async def get_rollout(self, request: Request) -> Any:
         """A rollout and its steps after number `after`; waits up to `wait_s` for a new one."""
-        identifier = request.path_params["id"]
+        text = request.path_params["id"]
+        if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS):
+            raise NotFoundError("unknown_choice", kind="rollout", got=text[:40], known="argosy status lists them")
+        identifier = int(text)
         after = _read_number(request, "after", 0)
         deadline = time.monotonic() + min(_read_number(request, "wait_s", 0), _MAX_WAIT_S)
         while True:
@@ -165,8 +169,8 @@ class Admin:
         if name not in names:
             raise NotFoundError("unknown_choice", kind="log", got=name[:200], known=list_choices(names))
         size = int(min(_read_number(request, "max_bytes", 16384), _MAX_LOG_BYTES))
-        data = (self.logs / f"{name}.log").read_bytes()[-size:]
-        return {"name": name, "text": data.decode(errors="replace")}
+        data = (self.logs / f"{name}.log").read_bytes()
+        return {"name": name, "text": data[max(0, len(data) - size) :].decode(errors="replace")}
 
     async def post_version(self, request: Request) -> Any:
         """Publish the ONNX file that is the body as the next version of a model."""
@@ -203,7 +207,7 @@ _ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("PUT", "/v1/deployments/{name}", Admin.put_deployment),
     ("DELETE", "/v1/deployments/{name}", Admin.delete_deployment),
     ("POST", "/v1/deployments/{name}/rollback", Admin.post_rollback),
-    ("GET", "/v1/rollouts/{id:int}", Admin.get_rollout),
+    ("GET", "/v1/rollouts/{id}", Admin.get_rollout),
     ("POST", "/v1/models/{name}/versions", Admin.post_version),
 )
 
@@ -235,6 +239,9 @@ def build_admin(reconciler: Reconciler, counters: Counters, home: Path, token: s
                 return Response(msgspec.json.encode(await handler(admin, request)), media_type="application/json")
             except ArgosyError as error:
                 return _answer_error(error)
+            except ClientDisconnect:
+                # Nobody reads this answer.
+                return _answer_error(InputError("bad_http", detail="the client left before its request was complete"))
 
         return endpoint
 

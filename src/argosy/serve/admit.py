@@ -59,8 +59,9 @@ class Admit:
             return
         if self.is_draining:
             raise UnavailableError("draining", retry_after_s=1.0)
-        if rows > lane.max_queue_rows:
-            raise InputError("too_many_rows", got=rows, limit=lane.max_queue_rows)
+        # What fits a batch is taken while nothing waits, however short the queue may be: refused now, it may pass later.
+        if rows > (limit := max(lane.max_queue_rows, lane.max_batch_rows)):
+            raise InputError("too_many_rows", got=rows, limit=limit)
         if call.deadline_s <= call.started_s:
             raise DeadlineError("deadline_passed", timeout_s=max(0.0, call.deadline_s - call.started_s))
         rate = lane.rows_per_s * max(1, len(lane.links))

@@ -18,9 +18,11 @@ from argosy.config import ServeConfig
 from argosy.serve.admit import Admit
 from argosy.serve.channel import Channel, open_channel, read_message, write_message
 from argosy.serve.grpc import make_grpc_protocol
-from argosy.serve.http import HttpServer, MetricsConnection
+from argosy.serve.http import HttpConnection
+from argosy.serve.http_server import HttpServer
 from argosy.serve.link import Link
 from argosy.serve.metrics import Counters, render_metrics
+from argosy.serve.metrics_page import MetricsConnection
 from argosy.serve.router import Router, Table
 from argosy.serve.v2 import prepare_front
 
@@ -124,7 +126,7 @@ class Front:
             return
         self.is_started = True
         factories: dict[str, Any] = {
-            "http": self.http.make_connection,
+            "http": lambda: HttpConnection(self.http),
             "grpc": self.grpc,
             "metrics": lambda: MetricsConnection(lambda: render_metrics(self.counters, self.router.count_ready())),
         }

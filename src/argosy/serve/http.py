@@ -9,21 +9,19 @@ import asyncio
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, cast
-from urllib.parse import unquote
+from typing import Any, Final, cast
 
 import httptools
 import orjson
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, FaultError, InputError, NotFoundError, RequestError, TooLargeError
-from argosy.serve.admit import Admit
 from argosy.serve.call import Call
-from argosy.serve.router import Deployment, Lane, Router
-from argosy.serve.v2 import Request, decode_request, describe_lane, encode_binary, encode_json
+from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer
+from argosy.serve.router import Deployment, Lane
+from argosy.serve.v2 import Request, decode_request, encode_binary, encode_json
 
-__all__ = ["HttpServer"]
+__all__ = ["HttpConnection"]
 
 MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -51,126 +49,6 @@ _REASONS: Final = {
 }
 _JSON: Final = b"application/json"
 _OK_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
-MAX_LENGTH_DIGITS: Final = 12
-MAX_KNOWN_HEADS: Final = 4096
-MAX_KNOWN_HEAD_BYTES: Final = 1024
-# A request with one of these takes the long way every time.
-_UNUSUAL_HEADERS: Final = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"connection"))
-
-
-class HttpServer:
-    """What all HTTP connections of a front share.
-
-    Args:
-        router: of this front.
-        admit: of this front.
-        version: of Argosy, for the server's metadata.
-        max_connections: more are closed at once.
-    """
-
-    def __init__(self, router: Router, admit: Admit, version: str, max_connections: int) -> None:
-        self.router = router
-        self.admit = admit
-        self.connections: set[HttpConnection] = set()
-        self.is_draining = False
-        self.max_connections = max_connections
-        self._version = version
-        self._infer_routes: dict[bytes, Deployment] = {}
-        self.heads: dict[bytes, _Head] = {}
-        router.on_change.append(self._build_routes)
-
-    def make_connection(self) -> HttpConnection:
-        """Protocol factory for the event loop."""
-        return HttpConnection(self)
-
-    def _build_routes(self) -> None:
-        self._infer_routes = {f"/v2/models/{name}/infer".encode(): dep for name, dep in self.router.deployments.items()}
-        self.heads.clear()
-
-    def remember_head(self, head: bytes, url: bytes, headers: dict[bytes, bytes]) -> None:
-        """Keep what the head of a plain inference request means: a client's next one is mostly the same to the byte."""
-        deployment = self._infer_routes.get(url)
-        if deployment is None or len(head) > MAX_KNOWN_HEAD_BYTES or not headers.keys().isdisjoint(_UNUSUAL_HEADERS):
-            return
-        if len(self.heads) >= MAX_KNOWN_HEADS:
-            self.heads.clear()
-        json_bytes = headers.get(b"inference-header-content-length")
-        if json_bytes is None or (json_bytes.isdigit() and len(json_bytes) <= MAX_LENGTH_DIGITS):
-            self.heads[head] = _Head(deployment, int(headers[b"content-length"]), None if json_bytes is None else int(json_bytes))
-
-    def find_lane(self, url: bytes) -> Lane | None:
-        """The lane of an inference URL; None when the URL is not one.
-
-        Raises:
-            NotFoundError, UnavailableError: as `Router.find`.
-        """
-        deployment = self._infer_routes.get(url)
-        if deployment is not None:
-            return deployment.pick()
-        parts = split_path(url)
-        if len(parts) in (4, 6) and parts[:2] == ["v2", "models"] and parts[-1] == "infer":
-            if len(parts) == 4:
-                return self.router.find(parts[2])
-            if parts[3] == "versions":
-                return self.router.find(parts[2], parts[4])
-        return None
-
-    def answer_get(self, url: bytes) -> tuple[int, bytes]:
-        """Answer everything that is not inference.
-
-        Raises:
-            NotFoundError, UnavailableError: no such path, model or version.
-        """
-        match split_path(url):
-            case ["v2"]:
-                body = {"name": "argosy", "version": self._version, "extensions": ["binary_tensor_data"]}
-                return 200, orjson.dumps(body)
-            case ["v2", "health", "live"]:
-                return 200, b'{"live":true}'
-            case ["v2", "health", "ready"]:
-                is_ready = self.router.is_server_ready and not self.is_draining
-                return (200, b'{"ready":true}') if is_ready else (503, b'{"ready":false}')
-            case ["v2", "models", name]:
-                return 200, orjson.dumps(describe_lane(self.router.describe(name)))
-            case ["v2", "models", name, "versions", version]:
-                return 200, orjson.dumps(describe_lane(self.router.describe(name, version)))
-            case ["v2", "models", name, "ready"]:
-                return self._answer_ready(name, "")
-            case ["v2", "models", name, "versions", version, "ready"]:
-                return self._answer_ready(name, version)
-            case _:
-                raise NotFoundError("no_path", method="GET", path=url[:200].decode("ascii", "replace"))
-
-    def _answer_ready(self, name: str, version: str) -> tuple[int, bytes]:
-        is_ready = self.router.is_ready(name, version)
-        return (200 if is_ready else 503), orjson.dumps({"name": name, "ready": is_ready})
-
-    def sweep(self, now: float) -> None:
-        """Close connections that have been silent for too long; called every second."""
-        for connection in list(self.connections):
-            connection.check_idle(now)
-
-    def drain(self) -> None:
-        """Close idle connections, and the others after their answer."""
-        self.is_draining = True
-        for connection in list(self.connections):
-            connection.close_when_idle()
-
-
-def split_path(url: bytes) -> list[str]:
-    """Decode the path of a URL, once, into its segments."""
-    path = url.split(b"?", 1)[0].split(b"#", 1)[0]
-    segments = path.decode("ascii", "replace").strip("/").split("/")
-    return [unquote(segment, errors="replace") for segment in segments]
-
-
-class _Head(NamedTuple):
-    """What a head that was seen before means."""
-
-    deployment: Deployment
-    length: int
-    """Bytes of the body."""
-    json_bytes: int | None
 
 
 class HttpCall(Call):
@@ -537,30 +415,3 @@ def _inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     if len(data) > limit or not unpacker.eof:
         raise TooLargeError("body_too_large", limit=limit) if len(data) > limit else InputError("bad_http", detail="body is cut")
     return data
-
-
-FrontAnswer = Callable[[], bytes]
-
-
-class MetricsConnection(asyncio.Protocol):
-    """Answers every GET with the metrics page; one request a connection."""
-
-    def __init__(self, render: FrontAnswer) -> None:
-        self._render = render
-        self._seen = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._seen += data
-        if len(self._seen) > MAX_HEADER_BYTES:
-            self._transport.close()
-        elif b"\r\n\r\n" in self._seen:
-            is_known = self._seen.startswith((b"GET /metrics ", b"GET /metrics?"))
-            status, body = (b"200 OK", self._render()) if is_known else (b"404 Not Found", b"metrics are at /metrics\n")
-            self._transport.write(
-                b"HTTP/1.1 %b\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: %d\r\n"
-                b"Connection: close\r\n\r\n%b" % (status, len(body), body)
-            )
-            self._transport.close()

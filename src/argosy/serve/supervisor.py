@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import fcntl
 import json
 import os
@@ -24,54 +23,28 @@ import secrets
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final, TextIO
 
-from argosy.serve.channel import CHANNEL_VARIABLE, Channel, make_channel_pair
+from argosy.serve.channel import Channel, make_channel_pair
+from argosy.serve.children import Child, open_log, read_tail, spawn
+from argosy.serve.listeners import LISTENERS, fail, open_listeners
 
 __all__ = ["EXIT_REFUSED", "Supervisor", "main"]
 
 EXIT_REFUSED: Final = 3
 """A worker's exit code when its model cannot be loaded: it is not started again."""
-EXIT_USAGE: Final = 2
 
-LISTENERS: Final = ("http", "grpc", "metrics")
-LISTEN_BACKLOG: Final = 1024
 DRAIN_S: Final = 15.0
 KILL_AFTER_S: Final = 5.0
-LOG_LIMIT_BYTES: Final = 8 << 20
-LOG_TAIL_BYTES: Final = 2000
 # Pauses before a child that dies again and again is started again; a child that lived longer than the last starts anew.
 BACKOFF_S: Final = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 STABLE_S: Final = 10.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 Message = dict[str, Any]
-
-
-@dataclasses.dataclass
-class Child:
-    """A process that should run."""
-
-    name: str
-    kind: str
-    """control, front, template or worker."""
-    spec: Message
-    pid: int = 0
-    pidfd: int = -1
-    channel: Channel | None = None
-    started_s: float = 0.0
-    num_deaths: int = 0
-    restart_s: float | None = None
-    """When to start it again."""
-    kill_s: float | None = None
-    """When to kill it, once it was told to stop."""
-    is_stopping: bool = False
-    report: Message | None = None
-    """What it last said of itself."""
 
 
 class Supervisor:
@@ -101,9 +74,9 @@ class Supervisor:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _fail(f"A server runs already for this ARGOSY_HOME ({self.config['home']})")
+            fail(f"A server runs already for this ARGOSY_HOME ({self.config['home']})")
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._open_listeners()
+        self.listeners = open_listeners(self.config)
         self.counters_fd = os.memfd_create("argosy-counters", os.MFD_CLOEXEC)
         os.ftruncate(self.counters_fd, self.config["counters_bytes"])
         self._write_state()
@@ -113,29 +86,6 @@ class Supervisor:
             self._start_child(Child(f"front-{index}", "front", {"module": "argosy.serve.front", "index": index}))
         addresses = ", ".join(f"{name} {self.config['host']}:{self._port(name)}" for name in LISTENERS)
         self._say(f"serving: {addresses}; admin 127.0.0.1:{self._port('admin')}")
-
-    def _open_listeners(self) -> None:
-        for name in LISTENERS:
-            port = self.config[f"{name}_port"]
-            count = self.config["num_fronts"] if name != "metrics" else 1
-            sockets = [self._listen(self.config["host"], port, count > 1)]
-            for _ in range(count - 1):
-                sockets.append(self._listen(self.config["host"], sockets[0].getsockname()[1], True))
-            self.listeners[name] = sockets
-        self.listeners["admin"] = [self._listen("127.0.0.1", self.config["admin_port"], False)]
-
-    def _listen(self, host: str, port: int, is_shared: bool) -> socket.socket:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            sock.bind((host, port))
-            sock.listen(LISTEN_BACKLOG)
-        except OSError as error:
-            _fail(f"Port {port} of {host} cannot be used: {error.strerror}")
-        return sock
 
     def _port(self, name: str) -> int:
         return self.listeners[name][0].getsockname()[1]
@@ -238,47 +188,18 @@ class Supervisor:
         ours, theirs = make_channel_pair()
         ours.sock.setblocking(False)
         child.channel = ours
-        log = self._open_log(child.name)
+        log = open_log(self._log_path(child.name))
         try:
             if child.kind == "worker":
                 self._fork_worker(child, theirs, log)
             else:
-                self._spawn(child, theirs, log)
+                self._adopt(child, spawn(child, theirs, log))
         finally:
             os.close(log)
             theirs.close()
         self.selector.register(ours, selectors.EVENT_READ, lambda: self._take_message(child, ours))
         if child.pid:
             self._greet(child)
-
-    def _open_log(self, name: str) -> int:
-        path = self.run / "logs" / f"{name}.log"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
-            path.replace(path.with_suffix(".log.old"))
-        return os.open(path, flags, 0o600)
-
-    def _spawn(self, child: Child, theirs: Channel, log: int) -> None:
-        python = child.spec.get("python", sys.executable)
-        fd = theirs.fileno()
-        environment = {
-            **os.environ,
-            **child.spec.get("env", {}),
-            CHANNEL_VARIABLE: str(fd),
-            "ARGOSY_SUPERVISOR": str(os.getpid()),
-        }
-        # -P: no module of the folder where the server was started may shadow a library.
-        process = subprocess.Popen(
-            [python, "-P", "-m", child.spec["module"]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            pass_fds=(fd,),
-            start_new_session=True,
-        )
-        process.returncode = 0  # reaped by its pidfd, not by subprocess
-        self._adopt(child, process.pid)
 
     def _adopt(self, child: Child, pid: int) -> None:
         child.pid = pid
@@ -454,24 +375,19 @@ class Supervisor:
         is_refused = child.kind == "worker" and code == EXIT_REFUSED and not killed
         is_final = child.is_stopping or is_refused or child.kind == "template"
         if not child.is_stopping:
-            self._say(f"{child.name} died: {how}; its log: {self.run / 'logs' / (child.name + '.log')}")
+            self._say(f"{child.name} died: {how}; its log: {self._log_path(child.name)}")
         if is_final:
             self.children.pop(child.name, None)
         else:
             child.restart_s = time.monotonic() + BACKOFF_S[min(child.num_deaths, len(BACKOFF_S)) - 1]
         if child.kind == "worker":
-            tail = "" if child.is_stopping else self._read_tail(child.name)
+            tail = "" if child.is_stopping else read_tail(self._log_path(child.name))
             self._tell_control(
                 {"op": "died", "name": child.name, "how": how, "log": tail, "is_final": is_final, "report": child.report}
             )
 
-    def _read_tail(self, name: str) -> str:
-        try:
-            with (self.run / "logs" / f"{name}.log").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-                return file.read().decode(errors="replace")
-        except OSError as error:
-            return f"(no log: {error})"
+    def _log_path(self, name: str) -> Path:
+        return self.run / "logs" / f"{name}.log"
 
     def _say(self, text: str) -> None:
         print(f"argosy: {text}", file=sys.stderr, flush=True)
@@ -479,11 +395,6 @@ class Supervisor:
 
 def _ignore(number: int, frame: object) -> None:
     """Nothing: the wake-up descriptor has told the loop."""
-
-
-def _fail(text: str) -> NoReturn:
-    print(f"argosy: {text}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USAGE)
 
 
 def main() -> None:

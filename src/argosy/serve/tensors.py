@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_BYTES_ELEMENTS",
+    "MAX_SHAPES",
+    "MAX_SHOWN",
     "InputPlan",
     "array_from_raw",
     "check_bytes_count",
@@ -39,8 +41,10 @@ MAX_BYTES_ELEMENTS: Final = 1_000_000
 # refuses to make the array, with an error that is not the client's.
 _MAX_EMPTY_PRODUCT: Final = 1 << 40
 
-_MAX_SHOWN: Final = 200
-_MAX_SHAPES: Final = 256
+# What a client sent is shown in a message up to this length.
+MAX_SHOWN: Final = 200
+# Shapes that are remembered of a tensor, whatever shapes clients send.
+MAX_SHAPES: Final = 256
 
 
 class InputPlan:
@@ -86,7 +90,7 @@ def check_tensor(lane: Lane, name: str, datatype: str, shape: tuple[int, ...]) -
     spec = plan.specs.get(name)
     if spec is None:
         raise InputError(
-            "unknown_input", model=lane.name, version=lane.version, tensor=name[:_MAX_SHOWN], known=list_choices(plan.names)
+            "unknown_input", model=lane.name, version=lane.version, tensor=name[:MAX_SHOWN], known=list_choices(plan.names)
         )
     if datatype != spec.datatype:
         raise InputError(
@@ -94,13 +98,13 @@ def check_tensor(lane: Lane, name: str, datatype: str, shape: tuple[int, ...]) -
             tensor=name,
             model=lane.name,
             version=lane.version,
-            got=datatype[:_MAX_SHOWN] or "none",
+            got=datatype[:MAX_SHOWN] or "none",
             expected=spec.datatype,
         )
     sizes = plan.sizes[name]
     if shape not in sizes:
         _check_shape(lane, spec, shape)
-        if len(sizes) >= _MAX_SHAPES:
+        if len(sizes) >= MAX_SHAPES:
             sizes.clear()
         sizes[shape] = prod(shape)
     return spec

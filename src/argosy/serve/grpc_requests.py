@@ -1,0 +1,177 @@
+"""Requests of the V2 protocol over gRPC: compressed messages, inputs to arrays, parameters, and the outputs asked for."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError, RequestError, TooLargeError, list_choices
+from argosy.serve.tensors import MAX_SHOWN, array_from_raw, check_bytes_count, check_tensor, count_elements, gather_inputs
+from argosy.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from argosy.serve.router import Lane
+
+__all__ = ["ENCODINGS", "MAX_TIMEOUT_S", "inflate", "read_inputs", "read_timeout", "read_wanted"]
+
+ENCODINGS: Final = {b"identity": 0, b"gzip": 31, b"deflate": 15}
+"""Values of `grpc-encoding`; to zlib they are these window bits."""
+MAX_TIMEOUT_S: Final = 3600.0
+"""The longest `timeout` parameter."""
+
+_CONTENTS: Final = {
+    "BOOL": ("bool_contents", np.dtype("?")),
+    "INT8": ("int_contents", np.dtype("i4")),
+    "INT16": ("int_contents", np.dtype("i4")),
+    "INT32": ("int_contents", np.dtype("i4")),
+    "INT64": ("int64_contents", np.dtype("i8")),
+    "UINT8": ("uint_contents", np.dtype("u4")),
+    "UINT16": ("uint_contents", np.dtype("u4")),
+    "UINT32": ("uint_contents", np.dtype("u4")),
+    "UINT64": ("uint64_contents", np.dtype("u8")),
+    "FP32": ("fp32_contents", np.dtype("f4")),
+    "FP64": ("fp64_contents", np.dtype("f8")),
+    "BYTES": ("bytes_contents", np.dtype("O")),
+}
+
+
+def inflate(message: bytes | memoryview, flag: int, window_bits: int, limit: int) -> bytes:
+    """Unpack a compressed message.
+
+    Args:
+        message: without its prefix.
+        flag: of its prefix, not 0.
+        window_bits: one of `ENCODINGS`.
+        limit: size of the unpacked message in bytes; never more than that is made.
+
+    Raises:
+        RequestError: unimplemented.
+        InputError: bad_grpc.
+        TooLargeError: body_too_large.
+    """
+    if flag != 1 or not window_bits:
+        raise RequestError("unimplemented", method=f"compressed message (flag {flag}) without a grpc-encoding")
+    unpacker = zlib.decompressobj(window_bits)
+    try:
+        data = unpacker.decompress(message, limit + 1)
+    except zlib.error as error:
+        raise InputError("bad_grpc", detail=str(error)) from None
+    if len(data) > limit:
+        raise TooLargeError("body_too_large", limit=limit)
+    if not unpacker.eof or unpacker.unused_data:
+        raise InputError("bad_grpc", detail="the compressed message is cut, or followed by other bytes")
+    return data
+
+
+def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDArray[Any]], int]:
+    """Check the inputs of a request and view them as arrays, in the signature's order.
+
+    Args:
+        lane: the version that the request goes to.
+        request: a ModelInferRequest.
+        raws: its raw contents, one for each input or none.
+
+    Returns:
+        The arrays and the number of rows, as `gather_inputs`.
+
+    Raises:
+        InputError: they are not what the version's signature asks for.
+    """
+    tensors = request.inputs
+    if raws and len(raws) != len(tensors):
+        raise InputError("raw_count", got=len(raws), expected=len(tensors))
+    named: dict[str, NDArray[Any]] = {}
+    for index, tensor in enumerate(tensors):
+        name: str = tensor.name
+        if name in named:
+            raise InputError("duplicate_tensor", tensor=name)
+        shape = tuple(tensor.shape[:])
+        spec = check_tensor(lane, name, tensor.datatype, shape)
+        if tensor.parameters:
+            _check_tensor_parameters(tensor.parameters)
+        if not raws:
+            named[name] = _array_from_contents(lane, spec, shape, tensor.contents)
+        elif tensor.HasField("contents"):
+            raise InputError("mixed_contents", tensor=name)
+        else:
+            named[name] = array_from_raw(spec, shape, raws[index], lane)
+    return gather_inputs(lane, named)
+
+
+def _check_tensor_parameters(parameters: Any) -> None:
+    """Refuse what would change the meaning of a tensor if it were passed over."""
+    for name in ("shared_memory_region", "classification"):
+        if name in parameters:
+            raise InputError("bad_parameter", name=name, got=_parameter(parameters[name]), expected="none: it is not offered")
+
+
+def _array_from_contents(lane: Lane, spec: TensorSpec, shape: tuple[int, ...], contents: Any) -> NDArray[Any]:
+    datatype = spec.datatype
+    if datatype not in _CONTENTS:
+        raise InputError("no_typed_contents", tensor=spec.name, datatype=datatype)
+    field, wire_dtype = _CONTENTS[datatype]
+    for other, _ in contents.ListFields():
+        if other.name != field:
+            raise InputError("wrong_contents", tensor=spec.name, datatype=datatype, got=other.name, expected=field)
+    values = getattr(contents, field)
+    num_elements = count_elements(lane, spec, shape)
+    if len(values) != num_elements:
+        raise InputError("size_mismatch", tensor=spec.name, got=len(values), expected=num_elements, shape=shape)
+    if datatype == "BYTES":
+        check_bytes_count(spec, num_elements)
+    array = np.fromiter(values, wire_dtype, num_elements)
+    dtype = spec.dtype
+    if dtype != wire_dtype and num_elements:
+        bounds = np.iinfo(dtype)
+        for value in (int(array.min()), int(array.max())):
+            if not bounds.min <= value <= bounds.max:
+                raise InputError("bad_value", tensor=spec.name, datatype=datatype, detail=value)
+    return array.astype(dtype, copy=False).reshape(shape)
+
+
+def _parameter(parameter: Any) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, kind) if kind else None
+    return value[:MAX_SHOWN] if isinstance(value, str) else value
+
+
+def read_timeout(parameters: Any) -> float | None:
+    """Read the `timeout` parameter: microseconds, as Triton's schedule policy extension has it; 0 is none.
+
+    Raises:
+        InputError: bad_parameter, also for parameters of sequences, which would be answered wrongly without a state.
+    """
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        if name in parameters and (got := _parameter(parameters[name])):
+            raise InputError("bad_parameter", name=name, got=got, expected="none: sequences are not offered")
+    if "timeout" not in parameters:
+        return None
+    timeout = _parameter(parameters["timeout"])
+    if type(timeout) is not int or not 0 <= timeout <= MAX_TIMEOUT_S * 1e6:
+        raise InputError("bad_parameter", name="timeout", got=timeout, expected="microseconds, at most one hour")
+    return timeout * 1e-6 if timeout else None
+
+
+def read_wanted(lane: Lane, outputs: Iterable[Any]) -> list[int]:
+    """Read which outputs a request asks for, as indexes into the signature's.
+
+    Raises:
+        InputError: unknown_output, duplicate_tensor or bad_parameter.
+    """
+    wanted: list[int] = []
+    for output in outputs:
+        index = lane.output_index.get(output.name)
+        if index is None:
+            known = list_choices(lane.output_index)
+            name = output.name[:MAX_SHOWN]
+            raise InputError("unknown_output", model=lane.name, version=lane.version, tensor=name, known=known)
+        if index in wanted:
+            raise InputError("duplicate_tensor", tensor=output.name)
+        if output.parameters:
+            _check_tensor_parameters(output.parameters)
+        wanted.append(index)
+    return wanted
