@@ -7,8 +7,6 @@ where the last one stopped.
 from __future__ import annotations
 
 import datetime
-import sqlite3
-from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import msgspec
@@ -86,18 +84,15 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        with self._transaction() as db:
+        with self.store.transaction() as db:
             for statement in _SCHEMA:
                 db.execute(statement)
-
-    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        return self.store.transaction()
 
     # deployments
 
     def list_deployments(self) -> list[Deployment]:
         """Every deployment that has been asked for."""
-        with self._transaction() as db:
+        with self.store.snapshot() as db:
             rows = db.execute("SELECT spec, is_live, created FROM deployments ORDER BY name").fetchall()
         return [Deployment(_read_spec(spec), bool(is_live), created) for spec, is_live, created in rows]
 
@@ -107,10 +102,10 @@ class Ledger:
         Raises:
             NotFoundError: there is none of this name.
         """
-        for deployment in self.list_deployments():
-            if deployment.spec.name == name:
-                return deployment
-        known = list_choices(deployment.spec.name for deployment in self.list_deployments())
+        deployments = {deployment.spec.name: deployment for deployment in self.list_deployments()}
+        if name in deployments:
+            return deployments[name]
+        known = list_choices(deployments)
         raise NotFoundError("unknown_deployment", name=name[:128], known=known)
 
     def remove_deployment(self, name: str) -> None:
@@ -120,7 +115,7 @@ class Ledger:
             NotFoundError: there is none of this name.
         """
         self.find_deployment(name)
-        with self._transaction() as db:
+        with self.store.transaction() as db:
             db.execute("DELETE FROM deployments WHERE name = ?", (name,))
             db.execute("DELETE FROM held WHERE name = ?", (name,))
             db.execute(
@@ -162,7 +157,7 @@ class Ledger:
             ConflictError: another rollout of this deployment has not ended.
         """
         self.store.get_version(f"{spec.model}@{spec.version}")
-        with self._transaction() as db:
+        with self.store.transaction() as db:
             running = db.execute(
                 "SELECT spec FROM rollouts WHERE name = ? AND state = 'running' ORDER BY id DESC", (spec.name,)
             ).fetchone()
@@ -197,7 +192,7 @@ class Ledger:
             ConflictError: no other version ever held it, or a rollout has not ended.
         """
         deployment = self.find_deployment(name)
-        with self._transaction() as db:
+        with self.store.snapshot() as db:
             rows = db.execute("SELECT spec FROM held WHERE name = ? ORDER BY id DESC", (name,)).fetchall()
         for (text,) in rows:
             spec = _read_spec(text)
@@ -227,19 +222,19 @@ class Ledger:
     def _read_rollouts(self, where: str, *values: Any) -> list[Rollout]:
         # `where` is one of the constants above; values are bound.
         query = f"SELECT id, spec, from_version, state, created, ended FROM rollouts {where}"  # noqa: S608
-        with self._transaction() as db:
+        with self.store.snapshot() as db:
             rows = db.execute(query, values).fetchall()
         return [Rollout(row[0], _read_spec(row[1]), *row[2:]) for row in rows]
 
     def start_rollout(self, rollout: Rollout) -> None:
         """Mark it as running."""
-        with self._transaction() as db:
+        with self.store.transaction() as db:
             db.execute("UPDATE rollouts SET state = 'running' WHERE id = ? AND state = 'pending'", (rollout.id,))
 
     def shift(self, rollout: Rollout) -> None:
         """Record that the new version holds all of the traffic from now on."""
         text = _write_spec(rollout.spec)
-        with self._transaction() as db:
+        with self.store.transaction() as db:
             db.execute("UPDATE deployments SET spec = ?, is_live = 1 WHERE name = ?", (text, rollout.spec.name))
             last = db.execute("SELECT spec FROM held WHERE name = ? ORDER BY id DESC LIMIT 1", (rollout.spec.name,)).fetchone()
             if last is None or last[0] != text:
@@ -247,12 +242,12 @@ class Ledger:
 
     def end_rollout(self, rollout: Rollout, state: str) -> None:
         """Mark it as done or failed."""
-        with self._transaction() as db:
+        with self.store.transaction() as db:
             db.execute("UPDATE rollouts SET state = ?, ended = ? WHERE id = ?", (state, _now(), rollout.id))
 
     def add_event(self, rollout: Rollout, step: str, detail: str) -> None:
         """Record a step."""
-        with self._transaction() as db:
+        with self.store.transaction() as db:
             db.execute(
                 """INSERT INTO rollout_events (rollout, number, at, step, detail)
                    SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM rollout_events WHERE rollout = ?""",
@@ -261,7 +256,7 @@ class Ledger:
 
     def list_events(self, identifier: int, after: int = 0) -> list[Event]:
         """The steps of a rollout after number `after`."""
-        with self._transaction() as db:
+        with self.store.snapshot() as db:
             rows = db.execute(
                 "SELECT number, at, step, detail FROM rollout_events WHERE rollout = ? AND number > ? ORDER BY number",
                 (identifier, after),

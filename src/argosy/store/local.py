@@ -336,6 +336,10 @@ class Store:
         """
         return self._database.transaction()
 
+    def snapshot(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Give a connection that reads one state of the database and holds nobody up; for tables of others, as `transaction`."""
+        return self._database.snapshot()
+
     def _read_image(self, version: Version) -> ImageManifest:
         what = _describe(version)
         return decode_image(self._blobs.read(version.digest, what), what)
