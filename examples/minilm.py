@@ -46,7 +46,7 @@ class SentenceEncoder(torch.nn.Module):
         tokens = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
         mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-        return torch.nn.functional.normalize(mean, dim=1)
+        return mean / mean.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def export_minilm(path: Path) -> Path:

@@ -43,8 +43,9 @@ def main() -> None:
                 before, after, score = result.before, result.after, result.score
                 print(
                     f"| {seed} | {name} | {score.before:.4f} -> {score.after:.4f} | {before.size_bytes / 1e3:.0f} -> "
-                    f"{after.size_bytes / 1e3:.0f} | {after.size_bytes / before.size_bytes:.1%} | {before.latency_s * 1e6:.1f} -> "
-                    f"{after.latency_s * 1e6:.1f} | {before.batch_row_s * 1e6:.1f} -> {after.batch_row_s * 1e6:.1f} | "
+                    f"{after.size_bytes / 1e3:.0f} | {after.size_bytes / before.size_bytes:.1%} | "
+                    f"{before.latency_s * 1e6:.1f} -> {after.latency_s * 1e6:.1f} | "
+                    f"{before.batch_row_s * 1e6:.1f} -> {after.batch_row_s * 1e6:.1f} | "
                     f"{result.batch_difference:.0e} |",
                     flush=True,
                 )

@@ -18,7 +18,7 @@ from argosy.train.losses import get_metric, prepare_targets
 
 __all__ = ["Cost", "Guard", "Score", "measure_batch_difference", "measure_cost", "score_evaluation", "score_golden"]
 
-BATCH_ROWS: Final = 32
+_BATCH_ROWS: Final = 32
 """The larger of the two batch sizes that are measured, and that of the check for batch mates."""
 
 _TIMED_ROUNDS: Final = 60
@@ -123,9 +123,9 @@ def measure_cost(before: tuple[OnnxModel, bytes], after: tuple[OnnxModel, bytes]
     """
     models = (before[0], after[0])
     one = _time_models(models, _take_rows(inputs, 1))
-    many = _time_models(models, _take_rows(inputs, BATCH_ROWS))
+    many = _time_models(models, _take_rows(inputs, _BATCH_ROWS))
     sizes = (len(before[1]), len(after[1]))
-    costs = [Cost(sizes[i], one[i], many[i] / BATCH_ROWS, BATCH_ROWS) for i in range(2)]
+    costs = [Cost(sizes[i], one[i], many[i] / _BATCH_ROWS, _BATCH_ROWS) for i in range(2)]
     return costs[0], costs[1]
 
 
@@ -140,7 +140,7 @@ def measure_batch_difference(model: OnnxModel, inputs: Arrays) -> float:
         The largest difference between rows alone and in a batch of 32, relative to the largest answer.
         0 or rounding (below 1e-5) for a static graph; scales computed from the batch show as 1e-2 and more.
     """
-    rows = _take_rows(inputs, BATCH_ROWS)
+    rows = _take_rows(inputs, _BATCH_ROWS)
     together, alone = model.run(rows), model.run_alone(rows)
     return max(_relative_difference(together[name], alone[name]) for name in model.output_names)
 
@@ -162,8 +162,8 @@ def _take_rows(inputs: Arrays, num_rows: int) -> Arrays:
 def _run_in_batches(model: OnnxModel, inputs: Arrays) -> NDArray[Any]:
     """Give the first output for all rows."""
     num_rows = len(next(iter(inputs.values())))
-    starts = range(0, num_rows, BATCH_ROWS)
-    batches = [{name: array[start : start + BATCH_ROWS] for name, array in inputs.items()} for start in starts]
+    starts = range(0, num_rows, _BATCH_ROWS)
+    batches = [{name: array[start : start + _BATCH_ROWS] for name, array in inputs.items()} for start in starts]
     return np.concatenate([model.run(batch)[model.output_names[0]] for batch in batches])
 
 

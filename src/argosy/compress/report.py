@@ -11,14 +11,14 @@ __all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result"]
 BATCH_TOLERANCE: Final = 1e-5
 """Below it, a row is said to be answered alike alone and in a batch: rounding of float32."""
 
-HEADER: Final = ("", "before", "after", "change")
+_HEADER: Final = ("", "before", "after", "change")
 
 
 def tabulate_result(result: CompressResult) -> list[tuple[str, ...]]:
     """Give a table of before and after, its header first; sizes in kB, times in microseconds."""
     before, after, score = result.before, result.after, result.score
     return [
-        HEADER,
+        _HEADER,
         (score.metric, f"{score.before:.4f}", f"{score.after:.4f}", f"{score.after - score.before:+.4f}"),
         _compare("file (kB)", before.size_bytes / 1e3, after.size_bytes / 1e3),
         _compare("one row alone (us)", before.latency_s * 1e6, after.latency_s * 1e6),
@@ -29,7 +29,7 @@ def tabulate_result(result: CompressResult) -> list[tuple[str, ...]]:
 def describe_result(result: CompressResult) -> str:
     """Give the whole report as plain text: the table, what it was measured on, and what became of the result."""
     rows = tabulate_result(result)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     lines = [
         f"{row[0]:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows

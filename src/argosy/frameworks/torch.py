@@ -26,10 +26,10 @@ __all__ = ["FRAMEWORK", "RuleOptimizer", "TorchFramework"]
 
 torch: Any = importlib.import_module("torch")
 
-PREDICT_ROWS: Final = 256
+_PREDICT_ROWS: Final = 256
 """Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
 
-OPSET: Final = 17
+_OPSET: Final = 17
 """Of the ONNX files: the first with LayerNormalization, and read by every runtime that Argosy knows."""
 
 _EXPORTER_DEPRECATIONS: Final = (
@@ -229,8 +229,8 @@ class TorchFramework:
         model.eval()
         parts: list[NDArray[Any]] = []
         with torch.no_grad():
-            for start in range(0, len(x), PREDICT_ROWS):
-                rows = np.array(x[start : start + PREDICT_ROWS])  # A copy: torch warns of read-only arrays.
+            for start in range(0, len(x), _PREDICT_ROWS):
+                rows = np.array(x[start : start + _PREDICT_ROWS])  # A copy: torch warns of read-only arrays.
                 try:
                     outputs = model(torch.from_numpy(rows))
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -263,7 +263,7 @@ class TorchFramework:
                     (traced,),
                     str(path),
                     dynamo=False,
-                    opset_version=OPSET,
+                    opset_version=_OPSET,
                     input_names=[input_name],
                     output_names=[output_name],
                     dynamic_axes={input_name: {0: "batch"}, output_name: {0: "batch"}},

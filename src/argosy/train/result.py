@@ -28,7 +28,7 @@ __all__ = ["NUM_GOLDEN", "Epoch", "Settings", "TrainResult"]
 NUM_GOLDEN: Final = 8
 """Golden examples of a published version: enough to tell a wrong artifact, few enough to run in milliseconds."""
 
-MODEL_FILE: Final = "model.onnx"
+_MODEL_FILE: Final = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -158,16 +158,16 @@ class TrainResult:
             expected_labels = f"{expected.shape[-1]} names, one for each entry of the output's last axis"
             raise InputError("bad_option", option="labels", got=list(labels), expected=expected_labels)
         with tempfile.TemporaryDirectory(prefix="argosy-export-") as folder:
-            path = Path(folder, MODEL_FILE)
+            path = Path(folder, _MODEL_FILE)
             self.framework.export_onnx(self.model, rows, path, input_name=input_name, output_name=output_name)
             exported = OnnxModel(path)
             difference = check_export(exported, rows, expected)
             golden = Golden({input_name: rows}, exported.run_alone({input_name: rows}))
             return (store or Store()).publish(
                 name,
-                {MODEL_FILE: path},
+                {_MODEL_FILE: path},
                 signature=_label_output(Signature.from_arrays(golden.inputs, golden.outputs), labels),
-                entry=MODEL_FILE,
+                entry=_MODEL_FILE,
                 golden=golden,
                 lineage=self.describe_lineage() | {"export": {"format": "onnx", "difference": difference}, **lineage},
                 measurements=self._measure() | {"size_bytes": path.stat().st_size, **measurements},
