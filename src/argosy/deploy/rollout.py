@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +76,6 @@ class Lane:
 def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_fronts: int) -> Message:
     """What a worker is told to load. `key` is equal where one worker can stand for another."""
     manifest = version.manifest
-    threads = spec.threads or max(1, (os.cpu_count() or 1) // spec.replicas)
     worker: Message = {
         "deployment": spec.name,
         "model": version.name,
@@ -88,7 +86,12 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
         "entry": manifest.entry,
         "signature": _strip_signature(msgspec.to_builtins(manifest.signature)),
         "golden": GOLDEN_FILE if manifest.num_golden else "",
-        "options": {**manifest.options, "threads": threads, "share_weights": _shares_weights(spec, version, folder)},
+        "options": {
+            **manifest.options,
+            "threads": spec.threads,
+            "max_threads": max(1, (os.cpu_count() or 1) // spec.replicas),
+            "share_weights": _shares_weights(spec, version, folder),
+        },
         "max_batch_rows": spec.max_batch_rows,
         "num_fronts": num_fronts,
     }
@@ -232,7 +235,7 @@ def _describe_report(lane: Lane, report: Message) -> str:
     else:
         golden = "no golden examples, nothing verified"
     joining = f"rows are not joined: {report['join_refusal']}" if report["join_refusal"] else "rows are joined"
-    return f"loaded in {report['load_s']:.2f} s; {golden}; {joining}"
+    return f"loaded in {report['load_s']:.2f} s, {report['threads']} thread(s); {golden}; {joining}"
 
 
 async def _shift(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane | None) -> None:

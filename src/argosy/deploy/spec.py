@@ -27,7 +27,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_bytes: int = 256 << 20
     """Bytes that may wait in one front."""
     threads: int = 0
-    """Threads of one operator; 0 divides the cores among the replicas."""
+    """Threads of one operator; 0 stands for one where a row takes less than 2 ms, else the cores divided among the replicas."""
     share_weights: bool | None = None
     """Replicas share the pages of weights that stand in files beside the graph: loads faster, batches of tens of rows are
     about 10 % slower. None stands for yes where there are such files."""

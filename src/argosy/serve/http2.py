@@ -77,7 +77,9 @@ class Http2Connection(asyncio.Protocol):
         peer_window: what it takes on a new stream.
         peer_frame_bytes: what it takes in a frame.
         is_shrink_due: it made its header table smaller than the default, which our next block has to acknowledge.
-        unsent_bytes: size of what the windows have not let out.
+        out: frames, or parts of them, that leave at the end of this turn.
+        sending: streams whose answers the windows have not let out, the oldest answer first.
+        unsent_bytes: size of what is left of those answers.
         progress: counts reads that held a complete frame.
         is_paused: the client does not read its answers.
         is_draining: it was told that no more requests are taken soon.
@@ -122,8 +124,6 @@ class Http2Connection(asyncio.Protocol):
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._watch = Watch()
         self._rest = b""
-        self.out: list[bytes | memoryview] = []
-        self.sending: dict[int, Stream] = {}
         self._is_open = False
         self._is_dead = False
         self._is_flush_due = False
@@ -141,6 +141,8 @@ class Http2Connection(asyncio.Protocol):
         self.peer_window = DEFAULT_WINDOW
         self.peer_frame_bytes = MAX_FRAME_BYTES
         self.is_shrink_due = False
+        self.out: list[bytes | memoryview] = []
+        self.sending: dict[int, Stream] = {}
         self.unsent_bytes = 0
         self.progress = 0
         self.is_paused = False
@@ -260,11 +262,6 @@ class Http2Connection(asyncio.Protocol):
         finally:
             self.flush()
 
-    @property
-    def is_begun(self) -> bool:
-        """A preface, frame or header block was begun and not ended."""
-        return bool(self._rest or self.expected)
-
     def flush(self) -> None:
         """Write what there is to send."""
         self._is_flush_due = False
@@ -355,6 +352,11 @@ class Http2Connection(asyncio.Protocol):
                 self.send_credit(stream_id, step)
 
     # the connection from begin to end
+
+    @property
+    def is_begun(self) -> bool:
+        """A preface, frame or header block was begun and not ended."""
+        return bool(self._rest or self.expected)
 
     def begin(self) -> None:
         """Greet a client that has greeted us."""

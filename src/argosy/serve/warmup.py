@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from argosy.serve.frames import read_elements
 
-__all__ = ["GoldenMismatch", "largest_difference", "load_golden", "measure_service", "prove_joining", "verify_golden"]
+__all__ = [
+    "GoldenMismatch",
+    "largest_difference",
+    "load_golden",
+    "measure_row",
+    "measure_service",
+    "prove_joining",
+    "verify_golden",
+]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
@@ -64,6 +72,18 @@ def largest_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(a - b).max() / max(1.0, float(np.abs(b).max())))
 
 
+def measure_row(infer: Infer, inputs: Arrays, *, is_batched: bool) -> float:
+    """Seconds that the first example takes alone: the fastest of three runs, after one that is not counted."""
+    example = _pick(inputs, 0, is_batched=is_batched)
+    infer(example)
+    best = float("inf")
+    for _ in range(3):
+        before = time.perf_counter()
+        infer(example)
+        best = min(best, time.perf_counter() - before)
+    return best
+
+
 def verify_golden(infer: Infer, inputs: Arrays, outputs: Arrays, *, is_batched: bool) -> float:
     """Run each example alone and compare; returns the largest difference.
 
@@ -74,11 +94,10 @@ def verify_golden(infer: Infer, inputs: Arrays, outputs: Arrays, *, is_batched: 
     """
     worst = 0.0
     for index in range(_count(inputs)):
-        pick = slice(index, index + 1) if is_batched else index
-        answer = infer({name: array[pick] for name, array in inputs.items()})
-        for name, expected in outputs.items():
+        answer = infer(_pick(inputs, index, is_batched=is_batched))
+        for name, expected in _pick(outputs, index, is_batched=is_batched).items():
             got = answer.get(name)
-            difference = float("inf") if got is None else largest_difference(got, expected[pick])
+            difference = float("inf") if got is None else largest_difference(got, expected)
             if difference > GOLDEN_TOLERANCE:
                 raise GoldenMismatch(name, difference, GOLDEN_TOLERANCE)
             worst = max(worst, difference)
@@ -98,7 +117,7 @@ def prove_joining(infer: Infer, inputs: Arrays) -> str:
     joined = {name: np.concatenate([array, outlier[name], array[::-1]]) for name, array in inputs.items()}
     together = infer(joined)
     for index in range(count + 1):
-        row = _row(joined, index)
+        row = _pick(joined, index)
         for name, expected in infer(row).items():
             got = together[name][index : index + 1]
             difference = largest_difference(got, expected)
@@ -130,5 +149,6 @@ def _count(arrays: Arrays) -> int:
     return min((len(array) for array in arrays.values()), default=0)
 
 
-def _row(arrays: Arrays, index: int) -> Arrays:
-    return {name: array[index : index + 1] for name, array in arrays.items()}
+def _pick(arrays: Arrays, index: int, *, is_batched: bool = True) -> Arrays:
+    """One example: a row of a batched signature, else a whole request."""
+    return {name: array[index : index + 1] if is_batched else array[index] for name, array in arrays.items()}
