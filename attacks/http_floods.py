@@ -119,6 +119,16 @@ def endless_header_name(address: tuple[str, int], model: Model) -> str:
         return observe(peer)
 
 
+def endless_trailer(address: tuple[str, int], model: Model) -> str:
+    """A line after the last chunk without an end."""
+    with Peer(address) as peer:
+        peer.send(request("POST", infer_path(model), CHUNKED, body=b"1\r\n{\r\n0\r\nX: "))
+        for _ in range(200):
+            if not peer.send(b"a" * 65536):
+                break
+        return observe(peer)
+
+
 def endless_empty_lines(address: tuple[str, int], model: Model) -> str:
     """Empty lines before a request, which RFC 9112 allows in a small number."""
     with Peer(address) as peer:
@@ -234,6 +244,7 @@ CASES = [
     Case("long_chunk_extensions", long_chunk_extensions, ("200", "400 closed", "413 closed")),
     Case("endless_header", endless_header, ("400 closed", "431 closed")),
     Case("endless_header_name", endless_header_name, ("400 closed", "431 closed")),
+    Case("endless_trailer", endless_trailer, ("400 closed", "431 closed")),
     Case("endless_empty_lines", endless_empty_lines, ("200", "400 closed")),
     Case("half_sent_requests", half_sent_requests, ("served",)),
     Case("dripping_request", dripping_request, ("200",)),

@@ -166,19 +166,39 @@ def test_unknown_model_or_version(client: httpx.Client, method: str, path: str, 
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
-@pytest.mark.parametrize("path", [INFER, "/v2/models/scale", "/v2/health/live"])
+@pytest.mark.parametrize("path", [INFER, "/v2/models/scale", "/v2/health/live", "/v2/nothing"])
 def test_other_methods_are_refused(client: httpx.Client, method: str, path: str) -> None:
     answer = client.request(method, path)
     assert answer.status_code == 405
+    assert answer.headers["allow"] == ("POST" if path == INFER else "GET, HEAD")
     assert answer.json()["error"].startswith(f"Method {method} is not allowed for {path}")
 
 
-@pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", "/v2/models/scale"])
-def test_head_is_answered_without_a_body(address: tuple[str, int], path: str) -> None:
+@pytest.mark.parametrize("path", [INFER, "/v2/models/scale/versions/2/infer", "/v2/models/nothing/infer", INFER + "?x=1"])
+def test_inference_is_posted(client: httpx.Client, path: str) -> None:
+    for method in ("GET", "HEAD"):
+        answer = client.request(method, path)
+        assert (answer.status_code, answer.headers.get("allow")) == (405, "POST" if method == "GET" else None)
+    assert client.get(path).json()["error"].startswith(f"Method GET is not allowed for {path}")
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/models/scale", "/v2/models/scale/ready"])
+def test_what_is_read_is_not_posted(client: httpx.Client, path: str) -> None:
+    answer = client.post(path, content=BODY)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert answer.json()["error"].startswith(f"Method POST is not allowed for {path}")
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", "/v2/models/scale", "/v2/nothing", "/v2/models/nothing", INFER])
+def test_head_is_answered_as_get_without_a_body(address: tuple[str, int], path: str) -> None:
+    get = exchange(address, request("GET", path))
     with Peer(address) as peer:
         peer.send(request("HEAD", path))
         answer = peer.read(is_head=True)
-        assert (answer.status, answer.body) == (200, b"")
+        assert (answer.status, answer.body) == (get.status, b"")
+        assert answer.headers["content-type"] == get.headers["content-type"]
+        if answer.status == 200:
+            assert answer.headers["content-length"] == get.headers["content-length"]
         peer.send(attacks.LIVE)
         assert peer.read().body == attacks.LIVE_BODY
 

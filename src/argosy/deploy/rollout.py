@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -140,11 +142,19 @@ async def roll_out(control: Reconciler, rollout: Rollout) -> None:
         _say(control, rollout, "done", f"version {spec.version} is live after {time.monotonic() - started:.2f} s")
         control.ledger.end_rollout(rollout, "done")
     except ArgosyError as error:
-        if lane is not None:
-            control.drop_lane(lane)
-            await control.publish()
-        _say(control, rollout, "failed", str(error))
-        control.ledger.end_rollout(rollout, "failed")
+        await _give_up(control, rollout, lane, str(error))
+    except Exception as error:  # the edge of a rollout: whatever went wrong, its caller must not wait for ever
+        traceback.print_exc()
+        await _give_up(control, rollout, lane, f"Internal error: {type(error).__name__}: {error}")
+
+
+async def _give_up(control: Reconciler, rollout: Rollout, lane: Lane | None, reason: str) -> None:
+    """Take back what was begun; the version that is live is not touched."""
+    if lane is not None:
+        control.drop_lane(lane)
+        await control.publish()
+    _say(control, rollout, "failed", reason)
+    control.ledger.end_rollout(rollout, "failed")
 
 
 def _say(control: Reconciler, rollout: Rollout, step: str, detail: str) -> None:
