@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -190,6 +191,9 @@ class Reconciler:
         async def run() -> None:
             try:
                 await work
+            except Exception as error:  # the edge of a task: told, and tried again after a pause
+                traceback.print_exc()
+                self._note_problem(name, f"Internal error: {type(error).__name__}: {error}")
             finally:
                 del self._running[name]
                 self.wake.set()
