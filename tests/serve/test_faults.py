@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -286,3 +288,17 @@ def test_client_of_a_slow_batch_does_not_wait_beyond_its_deadline(home: Home) ->
         assert time.monotonic() - before < 1.5
         with server.client() as client:
             np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
+
+
+def test_server_beside_a_process_stops_when_that_is_killed(home: Home) -> None:
+    code = (
+        f"import argosy, time\nwith argosy.serve(home={str(home.store.home)!r}) as server:\n"
+        "    print(server.pid, flush=True)\n    time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    wait_until(lambda: not is_alive(pid))

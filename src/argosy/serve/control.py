@@ -74,7 +74,7 @@ class Control:
             os._exit(1)
 
     def _prepare(self, message: Message, fds: list[int]) -> None:
-        config = msgspec.convert({key: value for key, value in message["config"].items() if key != "counters_bytes"}, ServeConfig)
+        config = msgspec.convert(message["config"], ServeConfig)
         counters_fd, admin_fd = fds
         home = Path(config.home)
         self.counters = Counters(counters_fd)

@@ -76,7 +76,7 @@ class Front:
         task.add_done_callback(self._tasks.discard)
 
     def _prepare(self, message: Message, fds: list[int]) -> None:
-        config = msgspec.convert({key: value for key, value in message["config"].items() if key != "counters_bytes"}, ServeConfig)
+        config = msgspec.convert(message["config"], ServeConfig)
         self.config = config
         counters_fd, *listeners = fds
         self.counters = Counters(counters_fd, message["index"])

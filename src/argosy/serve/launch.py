@@ -39,9 +39,9 @@ def find_server(home: Path) -> dict[str, Any] | None:
     return state
 
 
-def _build_command(config: ServeConfig) -> list[str]:
-    settings = {**msgspec.to_builtins(config), "counters_bytes": MEMORY_BYTES}
-    return [sys.executable, "-P", "-m", "argosy.serve.supervisor", json.dumps(settings)]
+def _build_command(config: ServeConfig, *, stop_with_stdin: bool) -> list[str]:
+    job = {"config": msgspec.to_builtins(config), "counters_bytes": MEMORY_BYTES, "stop_with_stdin": stop_with_stdin}
+    return [sys.executable, "-P", "-m", "argosy.serve.supervisor", json.dumps(job)]
 
 
 def _refuse_second(config: ServeConfig) -> None:
@@ -57,7 +57,7 @@ def exec_server(config: ServeConfig) -> NoReturn:
         ConflictError: a server runs for this ARGOSY_HOME already.
     """
     _refuse_second(config)
-    command = _build_command(config)
+    command = _build_command(config, stop_with_stdin=False)
     os.execv(command[0], command)  # noqa: S606 - the command is ours
 
 
@@ -144,7 +144,9 @@ def serve(*references: str, home: Path | str | None = None, **settings: Any) -> 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / "serve.log"
     with log.open("ab") as output:
-        process = subprocess.Popen(_build_command(config), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        # The server stops when this process is gone, however it ends: its standard input closes then.
+        command = _build_command(config, stop_with_stdin=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
     try:
         server = _await_start(process, folder, log)
         for reference in references:
@@ -183,3 +185,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

@@ -51,10 +51,13 @@ class Supervisor:
     """See the module's docstring.
 
     Args:
-        config: the server's settings, as `argosy.config.ServeConfig` writes them.
+        job: `config`, the server's settings as `argosy.config.ServeConfig` writes them; `counters_bytes`, the size of the
+            counters' memory; `stop_with_stdin`, whether the end of standard input stops the server.
     """
 
-    def __init__(self, config: Message) -> None:
+    def __init__(self, job: Message) -> None:
+        self.job = job
+        config: Message = job["config"]
         self.config = config
         self.run = Path(config["home"]) / "run"
         self.children: dict[str, Child] = {}
@@ -78,7 +81,7 @@ class Supervisor:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.listeners = open_listeners(self.config)
         self.counters_fd = os.memfd_create("argosy-counters", os.MFD_CLOEXEC)
-        os.ftruncate(self.counters_fd, self.config["counters_bytes"])
+        os.ftruncate(self.counters_fd, self.job["counters_bytes"])
         self._write_state()
         self._watch_signals()
         self._start_child(Child("control", "control", {"module": "argosy.serve.control"}))
@@ -114,9 +117,19 @@ class Supervisor:
             signal.signal(number, _ignore)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.selector.register(reader, selectors.EVENT_READ, self._take_signals)
+        if self.job["stop_with_stdin"]:
+            self.selector.register(0, selectors.EVENT_READ, self._take_stdin)
+
+    def _take_stdin(self) -> None:
+        if not os.read(0, 4096):
+            self.selector.unregister(0)
+            self._begin_stop()
 
     def _take_signals(self) -> None:
         self._signal_pair[0].recv(64)
+        self._begin_stop()
+
+    def _begin_stop(self) -> None:
         if self.is_stopping:
             # Asked a second time: do not wait for requests.
             self.stop_s = 0.0
