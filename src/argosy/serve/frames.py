@@ -57,6 +57,8 @@ NUM_SLOTS: Final = 2
 MAX_TENSORS: Final = 256
 MAX_RANK: Final = 16
 _ALIGNMENT: Final = 64
+# A tensor without elements needs no bytes, so its other dimensions are bounded here: NumPy refuses larger ones.
+_MAX_EMPTY_PRODUCT: Final = 1 << 40
 _RESIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 HEADER: Final = struct.Struct("<BBHIQ")  # kind, flags, slot, rows (or tensors), sequence
@@ -134,6 +136,8 @@ def unpack_tensors(frame: bytes, pos: int, arena_bytes: int) -> list[Tensor]:
         pos += 8 * rank
         if offset + num_bytes > arena_bytes or (code != OBJECT and math.prod(shape) * DTYPES[code].itemsize != num_bytes):
             raise LinkError("frame describes a tensor outside its arena")
+        if 0 in shape and math.prod(dim for dim in shape if dim) > _MAX_EMPTY_PRODUCT:
+            raise LinkError("frame describes an empty tensor of impossible dimensions")
         tensors.append(Tensor(offset, num_bytes, code, shape))
     return tensors
 

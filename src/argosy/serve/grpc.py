@@ -215,11 +215,15 @@ class GrpcConnection(Http2Connection):
         server = self.server
         request, raws = messages.parse_infer_request(message)
         lane = server.router.find(request.model_name, request.model_version)
-        inputs, num_rows = read_inputs(lane, request, raws)
-        timeout_s = lane.timeout_s if head.timeout_s is None else head.timeout_s
-        if request.parameters and (asked_s := read_timeout(request.parameters)) is not None:
-            timeout_s = asked_s if head.timeout_s is None else min(asked_s, timeout_s)
-        wanted = read_wanted(lane, request.outputs) if request.outputs else None
+        try:
+            inputs, num_rows = read_inputs(lane, request, raws)
+            timeout_s = lane.timeout_s if head.timeout_s is None else head.timeout_s
+            if request.parameters and (asked_s := read_timeout(request.parameters)) is not None:
+                timeout_s = asked_s if head.timeout_s is None else min(asked_s, timeout_s)
+            wanted = read_wanted(lane, request.outputs) if request.outputs else None
+        except ArgosyError as error:
+            lane.series.add_failure(error.status)
+            raise
         call = GrpcCall(self, stream_id, request.id, wanted, lane, inputs, num_rows, len(message), now, now + timeout_s)
         server.admit.submit(call)
         return call

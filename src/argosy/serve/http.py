@@ -15,9 +15,9 @@ import httptools
 import orjson
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError, FaultError, InputError, NotFoundError, RequestError, TooLargeError
+from argosy.errors import ArgosyError, FaultError, InputError, TooLargeError
 from argosy.serve.call import Call
-from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer
+from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, refuse_method
 from argosy.serve.router import Deployment, Lane
 from argosy.serve.v2 import Request, decode_request, encode_binary, encode_json
 
@@ -26,7 +26,13 @@ __all__ = ["HttpConnection"]
 MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_URL_BYTES: Final = 4096
+MAX_PARTS: Final = 1024
+"""Pieces of a body that are kept as they came; smaller ones after them are put together."""
 MAX_PIPELINED: Final = 16
+"""Requests that wait before no more are read."""
+MAX_FRAMING_BYTES: Final = 64 * 1024
+MAX_FRAMING: Final = 16
+"""A request may take up so many times the bytes of its body, and MAX_FRAMING_BYTES: the parser holds what has no end."""
 REQUEST_TIMEOUT_S: Final = 60.0
 """Time that a client may take to send a request it has begun, or to read an answer."""
 IDLE_TIMEOUT_S: Final = 600.0
@@ -48,6 +54,9 @@ _REASONS: Final = {
     504: b"Gateway Timeout",
 }
 _JSON: Final = b"application/json"
+# Two of one of these would be read by one server in one way and by the next in another.
+_SINGLE_HEADERS: Final = frozenset((b"host", b"content-encoding", b"inference-header-content-length"))
+_OFFER_HEADERS: Final = frozenset((b"upgrade", b"connection", b"http2-settings"))
 _OK_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
 
 
@@ -112,11 +121,16 @@ class HttpConnection(asyncio.Protocol):
         "_data",
         "_headers",
         "_is_busy",
+        "_is_full",
+        "_is_head_complete",
+        "_is_paused",
         "_is_receiving",
         "_is_refused",
         "_keep_alive",
         "_last_s",
         "_num_header_bytes",
+        "_num_headers",
+        "_num_received",
         "_parser",
         "_parts",
         "_server",
@@ -124,6 +138,7 @@ class HttpConnection(asyncio.Protocol):
         "_transport",
         "_url",
         "_waiting",
+        "_waiting_bytes",
     )
 
     def __init__(self, server: HttpServer) -> None:
@@ -133,16 +148,20 @@ class HttpConnection(asyncio.Protocol):
         self._data = b""
         self._parts: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
-        self._num_header_bytes = 0
+        self._num_header_bytes = self._num_headers = self._num_received = 0
         self._url = b""
         self._size = 0
         self._is_busy = False
+        self._is_full = False
+        self._is_head_complete = False
+        self._is_paused = False
         self._is_receiving = False
         self._is_refused = False
         self._keep_alive = True
         self._last_s = time.monotonic()
         self._call: HttpCall | None = None
         self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
 
     # connection
 
@@ -163,10 +182,23 @@ class HttpConnection(asyncio.Protocol):
             self._call = None
 
     def pause_writing(self) -> None:
-        self._transport.pause_reading()
+        self._is_full = True
+        self._pace()
 
     def resume_writing(self) -> None:
-        self._transport.resume_reading()
+        self._is_full = False
+        self._pace()
+
+    def _pace(self) -> None:
+        """Read only while the client takes its answers, and not too far ahead of them."""
+        is_ahead = len(self._waiting) >= MAX_PIPELINED or self._waiting_bytes > self._admit.max_body_bytes
+        if (self._is_full or is_ahead) == self._is_paused:
+            return
+        self._is_paused = not self._is_paused
+        if self._is_paused:
+            self._transport.pause_reading()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -174,7 +206,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._is_busy and not self._is_receiving:
             # A whole request whose head was parsed before: nothing is left to parse.
             end = data.find(b"\r\n\r\n")
-            known = self._server.heads.get(data[:end])
+            known = self._server.heads.get(data[:end]) if end > 0 else None
             if known is not None and len(data) == end + 4 + known.length:
                 self._is_busy = True
                 self._keep_alive = not self._server.is_draining
@@ -182,23 +214,54 @@ class HttpConnection(asyncio.Protocol):
                 return
         # Only data that begins where a request begins can be remembered by its head.
         self._data = b"" if self._is_receiving else data
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(InputError("bad_http", detail="upgrade is not offered"))
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            self._refuse(cause if isinstance(cause, ArgosyError) else FaultError("internal", detail=type(cause).__name__))
-        except httptools.HttpParserError as error:
-            self._refuse(InputError("bad_http", detail=str(error)))
+        parts = self._parts
+        self._feed(data)
         self._data = b""
+        if self._is_receiving and self._parts is parts:
+            # All of the data belongs to a request that has not ended.
+            self._num_received += len(data)
+            if self._num_received > MAX_FRAMING_BYTES + MAX_FRAMING * self._size:
+                self._refuse(InputError("bad_http", detail=f"a head or chunk longer than {MAX_FRAMING_BYTES} bytes"))
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as error:
+                data = self._decline_upgrade(data[error.args[0] :])
+            except httptools.HttpParserCallbackError as error:
+                cause = error.__context__
+                self._refuse(cause if isinstance(cause, ArgosyError) else FaultError("internal", detail=type(cause).__name__))
+                return
+            except httptools.HttpParserError as error:
+                self._refuse(InputError("bad_http", detail=str(error)))
+                return
+
+    def _decline_upgrade(self, rest: bytes) -> bytes:
+        """Take a request that offers another protocol as if it did not, as RFC 9110 lets a server.
+
+        The parser has stopped before the body: a new one gets the head without the offer.
+        """
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(refuse_method("CONNECT", self._url))
+            return b""
+        lines = [b"%b: %b\r\n" % item for item in self._headers.items() if item[0] not in _OFFER_HEADERS]
+        if b"close" in self._headers.get(b"connection", b"").lower():
+            lines.append(b"connection: close\r\n")
+        version = self._parser.get_http_version().encode()
+        self._parser = cast(Any, httptools.HttpRequestParser(self))
+        self._data = b""
+        return b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self._url, version, b"".join(lines), rest)
 
     # parser callbacks, in the order of their calls
 
     def on_message_begin(self) -> None:
         self._parts = []
         self._headers = {}
-        self._num_header_bytes = 0
+        self._num_header_bytes = self._num_headers = self._num_received = 0
+        self._is_head_complete = False
         self._url = b""
         self._size = 0
         self._is_receiving = True
@@ -210,34 +273,53 @@ class HttpConnection(asyncio.Protocol):
             raise InputError("bad_http", detail=f"URL longer than {MAX_URL_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._num_headers += 1
         self._num_header_bytes += len(name) + len(value)
-        if self._num_header_bytes > MAX_HEADER_BYTES or len(self._headers) >= MAX_HEADERS:
+        if self._num_header_bytes > MAX_HEADER_BYTES or self._num_headers > MAX_HEADERS:
             raise InputError("bad_http", detail=f"more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes of them")
-        self._headers[name.lower()] = value
+        if self._is_head_complete:
+            return  # a trailer: it must not change how the body is read
+        key = name.lower()
+        if key in self._headers and key in _SINGLE_HEADERS:
+            raise InputError("bad_http", detail=f"header {key.decode('ascii')} stands twice")
+        self._headers[key] = value
 
     def on_headers_complete(self) -> None:
-        length = self._headers.get(b"content-length")
+        self._is_head_complete = True
+        headers = self._headers
+        if b"host" not in headers and self._parser.get_http_version() == "1.1":
+            raise InputError("bad_http", detail="header host is missing")
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise InputError("bad_http", detail="the only Transfer-Encoding that is known is chunked")
+        length = headers.get(b"content-length")
         if length is not None and int(length) > self._admit.max_body_bytes:
             raise TooLargeError("body_too_large", limit=self._admit.max_body_bytes)
-        if self._headers.get(b"expect", b"").lower() == b"100-continue":
+        if headers.get(b"expect", b"").lower() == b"100-continue" and not self._is_busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > self._admit.max_body_bytes:
             raise TooLargeError("body_too_large", limit=self._admit.max_body_bytes)
-        self._parts.append(body)
+        parts = self._parts
+        if len(parts) < MAX_PARTS:
+            parts.append(body)
+            return
+        if len(parts) == MAX_PARTS:
+            parts.append(cast(bytes, bytearray()))
+        parts[-1] += body
 
     def on_message_complete(self) -> None:
         parser = self._parser
+        if parser.should_upgrade():
+            return  # without its body: `_decline_upgrade` begins anew
         self._is_receiving = False
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         if self._is_busy:
-            if len(self._waiting) >= MAX_PIPELINED:
-                raise InputError("bad_http", detail=f"more than {MAX_PIPELINED} requests sent ahead")
-            waiting = _Waiting(parser.get_method(), self._url, self._headers, body, parser.should_keep_alive())
-            self._waiting.append(waiting)
+            self._waiting.append(_Waiting(parser.get_method(), self._url, self._headers, body, parser.should_keep_alive()))
+            self._waiting_bytes += len(body)
+            self._pace()
             return
         self._is_busy = True
         method = parser.get_method()
@@ -257,18 +339,34 @@ class HttpConnection(asyncio.Protocol):
             if method == b"POST":
                 lane = self._server.find_lane(url)
                 if lane is None:
-                    raise NotFoundError("no_path", method="POST", path=url[:200].decode("ascii", "replace"))
+                    self._server.answer_get(url, "POST")
+                    raise refuse_method("POST", url)
                 self._infer(lane, headers, body)
-            elif method in (b"GET", b"HEAD"):
-                status, reply = self._server.answer_get(url)
-                self.send(status, b"" if method == b"HEAD" else reply)
+            elif method == b"GET":
+                self.send(*self._server.answer_get(url))
+            elif method == b"HEAD":
+                self._answer_head(url)
             else:
-                raise _method_not_allowed(method, url)
+                raise refuse_method(method.decode("ascii", "replace"), url)
         except ArgosyError as error:
             self.send_error(error)
-        except Exception as error:  # the edge of the process: one request must not end the connection's loop
-            self.send_error(FaultError("internal", detail=type(error).__name__))
-            raise
+        except Exception as error:
+            self._report(error)
+
+    def _answer_head(self, url: bytes) -> None:
+        """Answer as to GET, without the body: what followed would be taken for the next answer."""
+        try:
+            status, reply = self._server.answer_get(url, "HEAD")
+        except ArgosyError as error:
+            status, reply = _status_of(error), _error_body(error)
+        self.send(status, reply, has_body=False)
+
+    def _report(self, error: Exception) -> None:
+        """The edge of the process: a fault of ours is answered, reported, and ends this connection alone."""
+        self._keep_alive = False
+        self.send_error(FaultError("internal", detail=type(error).__name__))
+        context = {"message": "an HTTP request failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
 
     def _infer(self, lane: Lane, headers: dict[bytes, bytes], body: bytes) -> None:
         if b"content-encoding" in headers:
@@ -281,9 +379,8 @@ class HttpConnection(asyncio.Protocol):
             self._submit(deployment.pick(), body, json_bytes)
         except ArgosyError as error:
             self.send_error(error)
-        except Exception as error:  # as in _handle
-            self.send_error(FaultError("internal", detail=type(error).__name__))
-            raise
+        except Exception as error:
+            self._report(error)
 
     def _submit(self, lane: Lane, body: bytes, json_bytes: int | None) -> None:
         now = time.monotonic()
@@ -300,9 +397,9 @@ class HttpConnection(asyncio.Protocol):
 
     # answers
 
-    def send(self, status: int, body: bytes, headers: bytes = b"", content_type: bytes = _JSON) -> None:
+    def send(self, status: int, body: bytes, headers: bytes = b"", *, has_body: bool = True) -> None:
         """Answer the current request, and go on with the next one that waits."""
-        if status == 200 and self._keep_alive:
+        if status == 200 and self._keep_alive and has_body:
             # All that differs between good answers.
             self._write(b"%b%d\r\n\r\n%b" % (_OK_HEAD, len(body), body))
             return
@@ -311,11 +408,11 @@ class HttpConnection(asyncio.Protocol):
             % (
                 status,
                 _REASONS[status],
-                content_type,
+                _JSON,
                 len(body),
                 headers,
                 b"" if self._keep_alive else b"Connection: close\r\n",
-                body,
+                body if has_body else b"",
             )
         )
 
@@ -335,8 +432,10 @@ class HttpConnection(asyncio.Protocol):
     def send_error(self, error: ArgosyError) -> None:
         """Answer with an error body, as V2 has it."""
         headers = b"" if error.retry_after_s is None else b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
-        status = 405 if error.key == "method_not_allowed" else error.status
-        self.send(status, orjson.dumps({"error": str(error)}), headers)
+        if error.key == "method_not_allowed":
+            is_infer = str(error.fields["path"]).partition("?")[0].endswith("/infer")
+            headers += b"Allow: POST\r\n" if is_infer else b"Allow: GET, HEAD\r\n"
+        self.send(_status_of(error), _error_body(error), headers)
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -358,6 +457,8 @@ class HttpConnection(asyncio.Protocol):
             self._is_busy = False
             return
         request = self._waiting.popleft()
+        self._waiting_bytes -= len(request.body)
+        self._pace()
         self._keep_alive = request.keep_alive and not self._server.is_draining
         self._handle(request.method, request.url, request.headers, request.body)
 
@@ -366,8 +467,11 @@ class HttpConnection(asyncio.Protocol):
         if self._is_refused:
             return
         self._is_refused = True
+        if self._waiting:
+            # What was asked before is answered first; the connection ends after it.
+            self._waiting[-1].keep_alive = False
+            return
         if self._is_busy:
-            # Its answer comes first; the connection ends after it.
             self._keep_alive = False
             return
         self._keep_alive = False
@@ -389,8 +493,12 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
 
-def _method_not_allowed(method: bytes, url: bytes) -> RequestError:
-    return InputError("method_not_allowed", method=method.decode("ascii", "replace"), path=url[:200].decode("ascii", "replace"))
+def _status_of(error: ArgosyError) -> int:
+    return 405 if error.key == "method_not_allowed" else error.status
+
+
+def _error_body(error: ArgosyError) -> bytes:
+    return orjson.dumps({"error": str(error)})
 
 
 def _read_length(value: bytes) -> int:
@@ -414,4 +522,6 @@ def _inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
         raise InputError("bad_http", detail=str(error)) from None
     if len(data) > limit or not unpacker.eof:
         raise TooLargeError("body_too_large", limit=limit) if len(data) > limit else InputError("bad_http", detail="body is cut")
+    if unpacker.unused_data:
+        raise InputError("bad_http", detail="bytes after the packed body")
     return data

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from argosy.errors import NotFoundError
+from argosy.errors import InputError, NotFoundError
 from argosy.serve.admit import Admit
 from argosy.serve.router import Deployment, Lane, Router
 from argosy.serve.v2 import describe_lane
@@ -15,7 +15,7 @@ from argosy.serve.v2 import describe_lane
 if TYPE_CHECKING:
     from argosy.serve.http import HttpConnection
 
-__all__ = ["HttpServer", "KnownHead"]
+__all__ = ["HttpServer", "KnownHead", "refuse_method"]
 
 MAX_LENGTH_DIGITS: Final = 12
 MAX_KNOWN_HEADS: Final = 4096
@@ -88,11 +88,16 @@ class HttpServer:
                 return self.router.find(parts[2], parts[4])
         return None
 
-    def answer_get(self, url: bytes) -> tuple[int, bytes]:
+    def answer_get(self, url: bytes, method: str = "GET") -> tuple[int, bytes]:
         """Answer everything that is not inference.
+
+        Args:
+            url: of the request.
+            method: of the request, for the message.
 
         Raises:
             NotFoundError, UnavailableError: no such path, model or version.
+            InputError: `method_not_allowed`, the path is one of inference.
         """
         match split_path(url):
             case ["v2"]:
@@ -111,8 +116,10 @@ class HttpServer:
                 return self._answer_ready(name, "")
             case ["v2", "models", name, "versions", version, "ready"]:
                 return self._answer_ready(name, version)
+            case ["v2", "models", _, "infer"] | ["v2", "models", _, "versions", _, "infer"]:
+                raise refuse_method(method, url)
             case _:
-                raise NotFoundError("no_path", method="GET", path=url[:200].decode("ascii", "replace"))
+                raise NotFoundError("no_path", method=method, path=url[:200].decode("ascii", "replace"))
 
     def _answer_ready(self, name: str, version: str) -> tuple[int, bytes]:
         is_ready = self.router.is_ready(name, version)
@@ -130,8 +137,16 @@ class HttpServer:
             connection.close_when_idle()
 
 
+def refuse_method(method: str, url: bytes) -> InputError:
+    """The error for a method that a path does not have."""
+    return InputError("method_not_allowed", method=method, path=url[:200].decode("ascii", "replace"))
+
+
 def split_path(url: bytes) -> list[str]:
     """Decode the path of a URL, once, into its segments."""
     path = url.split(b"?", 1)[0].split(b"#", 1)[0]
+    if path.startswith((b"http://", b"https://")):
+        # RFC 9112, 3.2.2: the form that is meant for proxies must be taken as well.
+        path = path.split(b"//", 1)[1].partition(b"/")[2]
     segments = path.decode("ascii", "replace").strip("/").split("/")
     return [unquote(segment, errors="replace") for segment in segments]
