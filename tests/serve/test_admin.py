@@ -429,3 +429,26 @@ def test_metrics_listener_answers_nothing_else(counted: Server) -> None:
         assert ("argosy_ready_replicas", (("model", "code"), ("version", "1"))) in read_metrics(counted)
         slow.send(b"rics HTTP/1.1\r\n\r\n")
         assert slow.read().status == 200
+
+
+def test_idle_connections_to_the_metrics_take_nothing_from_others(counted: Server) -> None:
+    address = attacks.parse_address(counted.metrics_url.removesuffix("/metrics"))
+    peers = [attacks.Peer(address) for _ in range(100)]
+    for peer in peers[64:]:
+        assert peer.read() is None
+        assert peer.is_closed
+    with counted.client() as client:
+        np.testing.assert_array_equal(client.predict("code", {"x": row(2)})["y"], row(4))
+    peers[0].send(attacks.request("GET", "/metrics"))
+    assert peers[0].read().status == 200
+    for peer in peers:
+        peer.socket.close()
+    wait_until(lambda: can_read_metrics(counted))
+    assert can_read_metrics(counted)
+
+
+def can_read_metrics(server: Server) -> bool:
+    try:
+        return bool(read_metrics(server))
+    except httpx.TransportError:
+        return False
