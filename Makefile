@@ -62,6 +62,7 @@ bench-rollout: setup
 ## Kills of publishing processes at random moments.
 bench-publish: setup
 	$(BIN)/python benchmarks/publish_kill.py
+	$(BIN)/python benchmarks/publish_kill_processes.py
 
 ## A model of 2 GB: publish, deploy, update, share pages.
 bench-large: setup

@@ -29,8 +29,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int = 0
     """Threads of one operator; 0 stands for one where a row takes less than 2 ms, else the cores divided among the replicas."""
     share_weights: bool | None = None
-    """Replicas share the pages of weights that stand in files beside the graph: loads faster, batches of tens of rows are
-    about 10 % slower. None stands for yes where there are such files."""
+    """Replicas share the pages of weights that stand in files beside the graph: loads faster, but batches of tens of rows take
+    1.1 to 2 times as long (`make bench-large`). None stands for yes where there are such files."""
     allow_code: bool = False
     """Allow a version that runs Python code from its artifact."""
 
