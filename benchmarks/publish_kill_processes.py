@@ -21,10 +21,12 @@ import time
 from pathlib import Path
 
 import psutil
+
+import argosy
 from models import make_mlp
 from publish_kill import MODEL, Checker
 
-import argosy
+KILLS_PER_SERVER = 4
 
 
 def import_command(home: Path, model: Path) -> subprocess.Popen[str]:
@@ -59,8 +61,16 @@ def kill_commands(folder: Path, model: Path, num_kills: int, rng: random.Random)
 
 
 def kill_servers(folder: Path, model: Path, num_kills: int, rng: random.Random) -> Checker:
+    """A few kills a server: it waits longer and longer before it starts a process again that dies again and again."""
     checker = Checker(folder / "home")
     argosy.Store(checker.home)
+    for done in range(0, num_kills, KILLS_PER_SERVER):
+        kill_server(checker, model, min(KILLS_PER_SERVER, num_kills - done), rng)
+    checker.check_at_rest()
+    return checker
+
+
+def kill_server(checker: Checker, model: Path, num_kills: int, rng: random.Random) -> None:
     acks: list[tuple[int, str]] = []
     stop = threading.Event()
 
@@ -91,8 +101,6 @@ def kill_servers(folder: Path, model: Path, num_kills: int, rng: random.Random) 
         for thread in threads:
             thread.join()
     checker.take(acks)
-    checker.check_at_rest()
-    return checker
 
 
 def main() -> int:

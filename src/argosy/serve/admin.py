@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -49,6 +50,9 @@ class Admin:
         self.ledger = reconciler.ledger
         self.counters = counters
         self.logs = home / "run" / "logs"
+        self.uploads = home / "run" / "uploads"
+        shutil.rmtree(self.uploads, ignore_errors=True)
+        self.uploads.mkdir(mode=0o700)
 
     async def get_status(self, request: Request) -> Any:
         """Deployments with their lanes, workers, latest rollouts and problems."""
@@ -177,8 +181,8 @@ class Admin:
         from argosy.store.onnx_file import import_onnx
 
         name = check_name(request.path_params["name"])
-        # Beside the store, so that a body which fills the disk does it there and not in memory.
-        with tempfile.TemporaryDirectory(dir=self.logs.parent) as folder:
+        # On disk, so that a large body does not fill the memory; what a killed process left goes at the next start.
+        with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
             path = Path(folder) / "model.onnx"
             with path.open("wb") as file:
                 async for chunk in request.stream():
