@@ -39,6 +39,13 @@ from argosy.signature import DATATYPES, Signature, TensorSpec
 ALL_TYPES = tuple(TensorSpec(f"in_{name}", name, (-1, -1)) for name in DATATYPES)
 
 
+class FakeSeries:
+    """Counters that nobody reads."""
+
+    def add_failure(self, status: int) -> None:
+        pass
+
+
 class FakeLane:
     """One version that a fake engine serves."""
 
@@ -51,6 +58,7 @@ class FakeLane:
         self.max_batch_rows = 64
         self.timeout_s = 10.0
         self.cache: dict[str, object] = {}
+        self.series = FakeSeries()
         self.input_index = {spec.name: index for index, spec in enumerate(signature.inputs)}
         self.output_index = {spec.name: index for index, spec in enumerate(signature.outputs)}
 

@@ -296,7 +296,7 @@ def decode_answer(response: httpx.Response) -> Prediction:
 def _array_from_json(item: _TensorJson, dtype: np.dtype[Any]) -> NDArray[Any]:
     array = np.array(item.data, dtype)
     if dtype.kind == "O":
-        array = np.array([text.encode() for text in array.ravel().tolist()] or None, dtype)
+        array = np.array([text.encode() for text in array.ravel().tolist()], dtype)
     return array.reshape(item.shape)
 
 

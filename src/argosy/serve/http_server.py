@@ -21,7 +21,7 @@ MAX_LENGTH_DIGITS: Final = 12
 MAX_KNOWN_HEADS: Final = 4096
 MAX_KNOWN_HEAD_BYTES: Final = 1024
 # A request with one of these takes the long way every time.
-_UNUSUAL_HEADERS: Final = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"connection"))
+_UNUSUAL_HEADERS: Final = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"))
 
 
 class KnownHead(NamedTuple):
@@ -62,6 +62,8 @@ class HttpServer:
         """Keep what the head of a plain inference request means: a client's next one is mostly the same to the byte."""
         deployment = self._infer_routes.get(url)
         if deployment is None or len(head) > MAX_KNOWN_HEAD_BYTES or not headers.keys().isdisjoint(_UNUSUAL_HEADERS):
+            return
+        if headers.get(b"connection", b"keep-alive").lower() != b"keep-alive":
             return
         if len(self.heads) >= MAX_KNOWN_HEADS:
             self.heads.clear()

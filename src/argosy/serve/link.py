@@ -86,6 +86,8 @@ class Link:
         self.credits = 0
         self.is_up = False
         self.num_in_flight = 0
+        self.fault = "the worker's process died"
+        """Why the link is down, once it is."""
         self._loop = loop
         self._sock = sock
         self._on_hello = on_hello
@@ -181,21 +183,26 @@ class Link:
             # The worker died with frames unread. The kernel tells that first, and the loop calls only once:
             # the replies that the worker sent before are still there, and then the end.
             self._read_rest()
-        except (OSError, LinkError, struct.error):
-            self.close()
+        except (OSError, LinkError, struct.error) as error:
+            self._close_for(error)
 
     def _read_rest(self) -> None:
         try:
             while True:
                 self._read_one()
-        except (OSError, LinkError, struct.error):
-            self.close()
+        except (OSError, LinkError, struct.error) as error:
+            self._close_for(error)
+
+    def _close_for(self, error: Exception) -> None:
+        if not isinstance(error, OSError):
+            self.fault = str(error)
+        self.close()
 
     def _read_one(self) -> None:
         frame, fds = read_frame(self._sock)
         try:
             if not frame:
-                raise LinkError("worker is gone")
+                raise ConnectionError("the worker's process died")
             self._take_frame(frame, fds)
         finally:
             for fd in fds:

@@ -19,6 +19,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import secrets
 import selectors
 import signal
@@ -79,6 +80,9 @@ class Supervisor:
         except BlockingIOError:
             fail(f"A server runs already for this ARGOSY_HOME ({self.config['home']})")
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        # The soft limit of 1,024 descriptors is for programs that use select(); fronts hold a socket a client.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.listeners = open_listeners(self.config)
         self.counters_fd = os.memfd_create("argosy-counters", os.MFD_CLOEXEC)
         os.ftruncate(self.counters_fd, self.job["counters_bytes"])
