@@ -171,6 +171,7 @@ MESSAGES: dict[str, Message] = {
     "no_path": Message("No {method} {path} here", "the inference API is under /v2"),
     "method_not_allowed": Message("Method {method} is not allowed for {path}", "inference is POST, everything else is GET"),
     "bad_http": Message("The request is not valid HTTP/1.1: {detail}"),
+    "bad_compression": Message("The compressed body cannot be unpacked: {detail}"),
     "bad_json": Message("The body is not valid: {detail}"),
     "body_too_large": Message("The body has more than {limit} bytes", "send fewer rows a request, or raise max_body_bytes"),
     "unknown_deployment": Message("Unknown model {name!r}; deployed: {known}", "argosy deploy NAME@VERSION makes one"),

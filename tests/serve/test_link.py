@@ -24,7 +24,8 @@ from argosy.serve.call import Call
 from argosy.serve.frames import HEADER, NANOSECONDS, Kind, Tensor
 from argosy.serve.link import Link
 from argosy.serve.metrics import MEMORY_BYTES, Counters
-from argosy.serve.router import Lane, LaneEntry, Router, Table, TableEntry
+from argosy.serve.router import Lane, Router
+from argosy.serve.table import LaneEntry, Table, TableEntry
 from argosy.signature import Signature, TensorSpec
 from tests.conftest import wait_until
 from tests.serve.test_frames import GROW, SEAL, SHRINK, U64, make_file

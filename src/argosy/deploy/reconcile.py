@@ -15,7 +15,7 @@ from argosy.deploy.ledger import Deployment, Ledger
 from argosy.deploy.local import LocalNode
 from argosy.deploy.rollout import Lane, build_worker_spec, roll_out
 from argosy.errors import ArgosyError
-from argosy.serve.router import Table, TableEntry
+from argosy.serve.table import Table, TableEntry
 from argosy.store.manifest import Version
 
 __all__ = ["Reconciler"]

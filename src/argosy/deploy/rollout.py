@@ -23,7 +23,7 @@ from argosy.deploy.ledger import Rollout
 from argosy.deploy.local import Worker
 from argosy.deploy.spec import DeploymentSpec
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
-from argosy.serve.router import LaneEntry
+from argosy.serve.table import LaneEntry
 from argosy.store.manifest import GOLDEN_FILE, OWN_FILES, Version
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from argosy.serve.http_server import HttpServer
 from argosy.serve.link import Link
 from argosy.serve.metrics import Counters, render_metrics
 from argosy.serve.metrics_page import MetricsConnection
-from argosy.serve.router import Router, Table
+from argosy.serve.router import Router
+from argosy.serve.table import Table
 from argosy.serve.v2 import prepare_front
 
 __all__ = ["Front", "main"]

@@ -32,16 +32,18 @@ from argosy.errors import (
 from argosy.serve import messages
 from argosy.serve.call import Call
 from argosy.serve.grpc_replies import ACCEPTED, NOT_GRPC, NOT_POST, OK_HEADERS, OK_TRAILERS, encode_reply, encode_status
-from argosy.serve.grpc_requests import ENCODINGS, inflate, read_inputs, read_timeout, read_wanted
+from argosy.serve.grpc_requests import read_inputs, read_timeout, read_wanted
 from argosy.serve.http2 import Head, Http2Connection, Http2Server, Limits
 from argosy.serve.tensors import MAX_SHOWN
 
 if TYPE_CHECKING:
     from argosy.serve.admit import Admit
-    from argosy.serve.router import Router
+    from argosy.serve.inflate import WINDOW_BITS, inflate
+from argosy.serve.router import Router
 
 __all__ = ["GrpcCall", "GrpcConnection", "GrpcServer", "make_grpc_protocol"]
 
+_IDENTITY: Final = b"identity"
 _PREFIX_BYTES: Final = 5  # of a gRPC message: one flag, four of length
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
@@ -61,7 +63,7 @@ class _GrpcHead(Head):
         self.method: _Method | None = None
         self.refusal = b""
         self.timeout_s: float | None = None
-        self.encoding = 0
+        self.encoding = _IDENTITY
 
 
 class GrpcCall(Call):
@@ -146,7 +148,7 @@ class GrpcConnection(Http2Connection):
         head = _GrpcHead()
         path = headers[b":path"]
         timeout = headers.get(b"grpc-timeout")
-        encoding = headers.get(b"grpc-encoding", b"identity")
+        encoding = headers.get(b"grpc-encoding", _IDENTITY)
         head.method = _METHODS.get(path)
         if timeout is not None and (match := _TIMEOUT.fullmatch(timeout)):
             head.timeout_s = int(match[1]) * _TIMEOUT_UNITS_S[match[2]]
@@ -157,15 +159,15 @@ class GrpcConnection(Http2Connection):
         elif head.method is None:
             error = RequestError("unimplemented", method=_show(path))
             head.refusal = encode_status(error, GrpcCode.UNIMPLEMENTED)
-        elif encoding not in ENCODINGS:
-            known = list_choices(name.decode() for name in ENCODINGS)
+        elif encoding != _IDENTITY and encoding not in WINDOW_BITS:
+            known = list_choices(name.decode() for name in (_IDENTITY, *WINDOW_BITS))
             error = RequestError("unknown_choice", kind="grpc-encoding", got=_show(encoding), known=known)
             head.refusal = encode_status(error, GrpcCode.UNIMPLEMENTED) + ACCEPTED
         elif timeout is not None and head.timeout_s is None:
             expected = "1 to 8 digits and one of H, M, S, m, u, n"
             head.refusal = encode_status(InputError("bad_parameter", name="grpc-timeout", got=_show(timeout), expected=expected))
         else:
-            head.encoding = ENCODINGS[encoding]
+            head.encoding = encoding
         head.is_early = bool(head.refusal)
         return head
 
@@ -181,7 +183,9 @@ class GrpcConnection(Http2Connection):
             # A body of one frame is small, and its copy cheaper than a view; any other is large.
             message = body[_PREFIX_BYTES:] if type(body) is bytes else memoryview(body)[_PREFIX_BYTES:]
             if body[0]:
-                message = inflate(message, body[0], head.encoding, self.server.admit.max_body_bytes)
+                if body[0] != 1 or head.encoding == _IDENTITY:
+                    raise RequestError("unimplemented", method=f"compressed message (flag {body[0]}) without a grpc-encoding")
+                message = inflate(message, head.encoding, self.server.admit.max_body_bytes)
             assert head.method is not None
             return head.method(self, stream_id, head, message)
         except ArgosyError as error:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError, RequestError, TooLargeError, list_choices
+from argosy.errors import InputError, list_choices
 from argosy.serve.tensors import MAX_SHOWN, array_from_raw, check_bytes_count, check_tensor, count_elements, gather_inputs
 from argosy.signature import TensorSpec
 
 if TYPE_CHECKING:
     from argosy.serve.router import Lane
 
-__all__ = ["ENCODINGS", "MAX_TIMEOUT_S", "inflate", "read_inputs", "read_timeout", "read_wanted"]
+__all__ = ["MAX_TIMEOUT_S", "read_inputs", "read_timeout", "read_wanted"]
 
-ENCODINGS: Final = {b"identity": 0, b"gzip": 31, b"deflate": 15}
-"""Values of `grpc-encoding`; to zlib they are these window bits."""
 MAX_TIMEOUT_S: Final = 3600.0
 """The longest `timeout` parameter."""
 
@@ -37,34 +34,6 @@ _CONTENTS: Final = {
     "FP64": ("fp64_contents", np.dtype("f8")),
     "BYTES": ("bytes_contents", np.dtype("O")),
 }
-
-
-def inflate(message: bytes | memoryview, flag: int, window_bits: int, limit: int) -> bytes:
-    """Unpack a compressed message.
-
-    Args:
-        message: without its prefix.
-        flag: of its prefix, not 0.
-        window_bits: one of `ENCODINGS`.
-        limit: size of the unpacked message in bytes; never more than that is made.
-
-    Raises:
-        RequestError: unimplemented.
-        InputError: bad_grpc.
-        TooLargeError: body_too_large.
-    """
-    if flag != 1 or not window_bits:
-        raise RequestError("unimplemented", method=f"compressed message (flag {flag}) without a grpc-encoding")
-    unpacker = zlib.decompressobj(window_bits)
-    try:
-        data = unpacker.decompress(message, limit + 1)
-    except zlib.error as error:
-        raise InputError("bad_grpc", detail=str(error)) from None
-    if len(data) > limit:
-        raise TooLargeError("body_too_large", limit=limit)
-    if not unpacker.eof or unpacker.unused_data:
-        raise InputError("bad_grpc", detail="the compressed message is cut, or followed by other bytes")
-    return data
 
 
 def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDArray[Any]], int]:

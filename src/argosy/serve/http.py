@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from collections import deque
 from typing import Any, Final, cast
 
 import httptools
-import orjson
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError, FaultError, InputError, TooLargeError
+from argosy.errors import ArgosyError, FaultError, InputError, TooLargeError, list_choices
 from argosy.serve.call import Call
+from argosy.serve.http_replies import encode_binary_head, encode_error, encode_reply
 from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, refuse_method
+from argosy.serve.inflate import WINDOW_BITS, inflate
 from argosy.serve.router import Deployment, Lane
 from argosy.serve.v2 import Request, decode_request, encode_binary, encode_json
 
@@ -37,27 +37,9 @@ REQUEST_TIMEOUT_S: Final = 60.0
 """Time that a client may take to send a request it has begun, or to read an answer."""
 IDLE_TIMEOUT_S: Final = 600.0
 
-_REASONS: Final = {
-    200: b"OK",
-    400: b"Bad Request",
-    401: b"Unauthorized",
-    403: b"Forbidden",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    409: b"Conflict",
-    413: b"Content Too Large",
-    422: b"Unprocessable Content",
-    429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
-_JSON: Final = b"application/json"
 # Two of one of these would be read by one server in one way and by the next in another.
 _SINGLE_HEADERS: Final = frozenset((b"host", b"content-encoding", b"inference-header-content-length"))
 _OFFER_HEADERS: Final = frozenset((b"upgrade", b"connection", b"http2-settings"))
-_OK_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
 
 
 class HttpCall(Call):
@@ -355,11 +337,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _answer_head(self, url: bytes) -> None:
         """Answer as to GET, without the body: what followed would be taken for the next answer."""
+        headers = b""
         try:
             status, reply = self._server.answer_get(url, "HEAD")
         except ArgosyError as error:
-            status, reply = _status_of(error), _error_body(error)
-        self.send(status, reply, has_body=False)
+            status, reply, headers = encode_error(error)
+        self.send(status, reply, headers, has_body=False)
 
     def _report(self, error: Exception) -> None:
         """The edge of the process: a fault of ours is answered, reported, and ends this connection alone."""
@@ -370,7 +353,11 @@ class HttpConnection(asyncio.Protocol):
 
     def _infer(self, lane: Lane, headers: dict[bytes, bytes], body: bytes) -> None:
         if b"content-encoding" in headers:
-            body = _inflate(body, headers[b"content-encoding"], self._admit.max_body_bytes)
+            encoding = headers[b"content-encoding"].lower()
+            if encoding not in WINDOW_BITS:
+                known = list_choices(name.decode() for name in WINDOW_BITS)
+                raise InputError("unknown_choice", kind="Content-Encoding", got=_show(encoding), known=known)
+            body = inflate(body, encoding, self._admit.max_body_bytes)
         json_bytes = headers.get(b"inference-header-content-length")
         self._submit(lane, body, None if json_bytes is None else _read_length(json_bytes))
 
@@ -399,43 +386,16 @@ class HttpConnection(asyncio.Protocol):
 
     def send(self, status: int, body: bytes, headers: bytes = b"", *, has_body: bool = True) -> None:
         """Answer the current request, and go on with the next one that waits."""
-        if status == 200 and self._keep_alive and has_body:
-            # All that differs between good answers.
-            self._write(b"%b%d\r\n\r\n%b" % (_OK_HEAD, len(body), body))
-            return
-        self._write(
-            b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b"
-            % (
-                status,
-                _REASONS[status],
-                _JSON,
-                len(body),
-                headers,
-                b"" if self._keep_alive else b"Connection: close\r\n",
-                body if has_body else b"",
-            )
-        )
+        self._write(encode_reply(status, body, headers, keep_alive=self._keep_alive, has_body=has_body))
 
     def send_binary(self, head: bytes, tail: list[bytes]) -> None:
         """Answer with JSON and the binary tensors that follow it."""
-        length = len(head) + sum(map(len, tail))
-        self._transport.writelines(
-            [
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n"
-                b"Content-Length: %d\r\n%b\r\n" % (len(head), length, b"" if self._keep_alive else b"Connection: close\r\n"),
-                head,
-                *tail,
-            ]
-        )
+        self._transport.writelines([encode_binary_head(head, tail, keep_alive=self._keep_alive), head, *tail])
         self._finish()
 
     def send_error(self, error: ArgosyError) -> None:
         """Answer with an error body, as V2 has it."""
-        headers = b"" if error.retry_after_s is None else b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
-        if error.key == "method_not_allowed":
-            is_infer = str(error.fields["path"]).partition("?")[0].endswith("/infer")
-            headers += b"Allow: POST\r\n" if is_infer else b"Allow: GET, HEAD\r\n"
-        self.send(_status_of(error), _error_body(error), headers)
+        self.send(*encode_error(error))
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -493,35 +453,11 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
 
-def _status_of(error: ArgosyError) -> int:
-    return 405 if error.key == "method_not_allowed" else error.status
-
-
-def _error_body(error: ArgosyError) -> bytes:
-    return orjson.dumps({"error": str(error)})
+def _show(value: bytes) -> str:
+    return value[:40].decode("ascii", "replace")
 
 
 def _read_length(value: bytes) -> int:
     if not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
-        shown = value[:40].decode("ascii", "replace")
-        raise InputError("bad_parameter", name="Inference-Header-Content-Length", got=shown, expected="a number")
+        raise InputError("bad_parameter", name="Inference-Header-Content-Length", got=_show(value), expected="a number")
     return int(value)
-
-
-def _inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """Unpack a compressed body, never to more than `limit` bytes."""
-    windows = {b"gzip": 31, b"deflate": 15}
-    bits = windows.get(encoding.lower())
-    if bits is None:
-        shown = encoding[:40].decode("ascii", "replace")
-        raise InputError("unknown_choice", kind="Content-Encoding", got=shown, known="deflate, gzip")
-    unpacker = zlib.decompressobj(bits)
-    try:
-        data = unpacker.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InputError("bad_http", detail=str(error)) from None
-    if len(data) > limit or not unpacker.eof:
-        raise TooLargeError("body_too_large", limit=limit) if len(data) > limit else InputError("bad_http", detail="body is cut")
-    if unpacker.unused_data:
-        raise InputError("bad_http", detail="bytes after the packed body")
-    return data

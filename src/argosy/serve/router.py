@@ -11,53 +11,16 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from argosy.errors import NotFoundError, UnavailableError, list_choices
 from argosy.serve.batcher import Batch, Batcher
 from argosy.serve.link import Link
-from argosy.signature import Signature
+from argosy.serve.table import LaneEntry, Table, TableEntry
 
 if TYPE_CHECKING:
     from argosy.serve.call import Call
     from argosy.serve.metrics import Counters
 
-__all__ = ["Lane", "LaneEntry", "Router", "Table", "TableEntry"]
-
-
-class LaneEntry(msgspec.Struct, frozen=True):
-    """One version of a deployment, as the control process wants it served."""
-
-    version: str
-    weight: float
-    """Share of the requests that name no version; 0 for one that drains."""
-    is_draining: bool
-    series: int
-    """Index of its counters."""
-    signature: Signature
-    platform: str
-    workers: tuple[str, ...]
-    max_batch_rows: int
-    can_join: bool
-    is_repeatable: bool
-    timeout_s: float
-    max_queue_rows: int
-    max_queue_bytes: int
-
-
-class TableEntry(msgspec.Struct, frozen=True):
-    """One deployment."""
-
-    name: str
-    model: str
-    lanes: tuple[LaneEntry, ...]
-
-
-class Table(msgspec.Struct, frozen=True):
-    """All deployments; a later epoch replaces an earlier one."""
-
-    epoch: int
-    deployments: tuple[TableEntry, ...]
+__all__ = ["Deployment", "Lane", "Router"]
 
 
 class Lane(Batcher):
