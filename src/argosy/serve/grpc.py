@@ -34,11 +34,11 @@ from argosy.serve.call import Call
 from argosy.serve.grpc_replies import ACCEPTED, NOT_GRPC, NOT_POST, OK_HEADERS, OK_TRAILERS, encode_reply, encode_status
 from argosy.serve.grpc_requests import read_inputs, read_timeout, read_wanted
 from argosy.serve.http2 import Head, Http2Connection, Http2Server, Limits
+from argosy.serve.inflate import WINDOW_BITS, inflate
 from argosy.serve.tensors import MAX_SHOWN
 
 if TYPE_CHECKING:
     from argosy.serve.admit import Admit
-    from argosy.serve.inflate import WINDOW_BITS, inflate
 from argosy.serve.router import Router
 
 __all__ = ["GrpcCall", "GrpcConnection", "GrpcServer", "make_grpc_protocol"]
