@@ -314,8 +314,8 @@ def test_upload_that_breaks_off_is_not_published(server: Server, friend: httpx.C
         with attacks.Peer(attacks.parse_address(server.admin_url)) as peer:
             peer.send(attacks.request("POST", "/v1/models/broken/versions", *head, body=good[:size]))
     assert friend.post("/v1/models/broken/versions", content=good).json()["version"] == 1
-    run = server.home / "run"
-    assert not [path for path in run.iterdir() if path.is_dir() and path.name != "logs"]
+    uploads = server.home / "run" / "uploads"
+    wait_until(lambda: not list(uploads.iterdir()))
 
 
 def test_versions_published_at_once_get_numbers_of_their_own(friend: httpx.Client, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from argosy.serve.tensors import MAX_SHOWN
 
 if TYPE_CHECKING:
     from argosy.serve.admit import Admit
-from argosy.serve.router import Router
+    from argosy.serve.router import Router
 
 __all__ = ["GrpcCall", "GrpcConnection", "GrpcServer", "make_grpc_protocol"]
 
