@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import argosy
 from argosy.errors import ConflictError, FaultError, NotAllowedError, NotFoundError
 from argosy.store.golden import Golden
+from argosy.store.python_file import publish_python
 from tests.conftest import SIGNATURE, Home, Load, find_workers, golden_scale, row, wait_until
 
 
@@ -80,8 +83,6 @@ def test_worker_that_dies_while_it_loads_fails_the_rollout_with_its_log(home: Ho
         "import os, sys\nclass Model:\n    def load(self, folder):\n        print('about to die', file=sys.stderr, flush=True)\n"
         "        os.kill(os.getpid(), 9)\n    def infer(self, inputs):\n        return inputs\n"
     )
-    from argosy.store.python_file import publish_python
-
     publish_python(home.store, home.files / "m.py", "scale", signature=SIGNATURE)
     with home.serve("scale@1") as server:
         with pytest.raises(FaultError, match="SIGKILL") as caught:
@@ -204,3 +205,32 @@ def _spec(home: Home, reference: str) -> argosy.DeploymentSpec:
     from argosy.deploy.ledger import Ledger
 
     return Ledger(home.store).plan(reference)
+
+
+def test_settings_change_under_load_without_waiting_for_idleness(two_versions: Home) -> None:
+    with two_versions.serve("scale@1") as server, Load(server, "scale", is_scaled) as load:
+        (before,) = find_workers(server, "scale")
+        start = time.monotonic()
+        server.deploy("scale@1", max_queue_rows=100)
+        assert time.monotonic() - start < 5.0
+        assert find_workers(server, "scale") == [before]
+    assert load.failures == []
+
+
+def test_rows_are_joined_again_after_a_worker_was_replaced(home: Home) -> None:
+    home.publish_scale()
+    home.files.joinpath("m.py").write_text(
+        "import time\nclass Model:\n    def load(self, folder):\n        time.sleep(1.0)\n"
+        "    def infer(self, inputs):\n        return {'y': inputs['x'] * 2}\n"
+    )
+    publish_python(home.store, home.files / "m.py", "slow", signature=SIGNATURE, golden=golden_scale(), repeatable=True)
+    with home.serve() as server:
+        server.deploy("slow", allow_code=True)
+        (pid,) = find_workers(server, "slow")
+        os.kill(pid, signal.SIGKILL)
+        # A new table is made while the replica loads.
+        server.deploy("scale")
+        wait_until(lambda: find_workers(server, "slow"))
+        with server.admin() as admin:
+            lanes = {lane["name"]: lane for lanes in admin.stats()["fronts"].values() for lane in lanes}
+        assert lanes["slow"]["can_join"] is True

@@ -52,11 +52,14 @@ class Lane:
     weight: float = 0.0
     is_draining: bool = False
     workers: list[str] = field(default_factory=list[str])
+    can_join: bool = False
+    """What the workers that loaded last have shown; kept while one of them is being replaced."""
 
     def describe(self, workers: dict[str, Worker], series: int) -> LaneEntry:
         """What fronts are told."""
         reports = [worker.report for name in self.workers if (worker := workers.get(name)) is not None and worker.is_ready]
-        can_join = bool(reports) and all(report is not None and not report["join_refusal"] for report in reports)
+        if reports:
+            self.can_join = all(report is not None and not report["join_refusal"] for report in reports)
         manifest = self.version.manifest
         return LaneEntry(
             version=str(self.version.number),
@@ -67,7 +70,7 @@ class Lane:
             platform=manifest.runtime,
             workers=tuple(self.workers),
             max_batch_rows=self.spec.max_batch_rows,
-            can_join=can_join,
+            can_join=self.can_join,
             is_repeatable=manifest.repeatable,
             timeout_s=self.spec.timeout_s,
             max_queue_rows=self.spec.max_queue_rows,
@@ -319,5 +322,6 @@ async def _resize(control: Reconciler, rollout: Rollout, old: Lane, lane: Lane) 
     control.ledger.shift(rollout)
     await control.publish()
     _say(control, rollout, "shift", f"{len(lane.workers)} replica(s), {len(surplus)} of the old ones leave")
-    await _drain(control, old, surplus)
-    control.node.stop_workers(surplus)
+    if surplus:
+        await _drain(control, old, surplus)
+        control.node.stop_workers(surplus)
