@@ -207,13 +207,18 @@ def _spec(home: Home, reference: str) -> argosy.DeploymentSpec:
     return Ledger(home.store).plan(reference)
 
 
-def test_settings_change_under_load_without_waiting_for_idleness(two_versions: Home) -> None:
-    with two_versions.serve("scale@1") as server, Load(server, "scale", is_scaled) as load:
-        (before,) = find_workers(server, "scale")
-        start = time.monotonic()
-        server.deploy("scale@1", max_queue_rows=100)
-        assert time.monotonic() - start < 5.0
-        assert find_workers(server, "scale") == [before]
+def test_settings_change_under_load_without_waiting_for_idleness(home: Home) -> None:
+    home.publish_code("time.sleep(0.02)\nreturn {'y': x * 2}")
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        # Eight clients of a model that takes one request at a time: the lane is never empty.
+        with Load(server, "code", is_scaled) as load:
+            time.sleep(0.3)
+            (before,) = find_workers(server, "code")
+            start = time.monotonic()
+            server.deploy("code", max_queue_rows=100)
+            assert time.monotonic() - start < 5.0
+            assert find_workers(server, "code") == [before]
     assert load.failures == []
 
 
