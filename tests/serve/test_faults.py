@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,18 @@ import pytest
 
 import argosy
 from argosy.errors import FaultError, PoisonError
-from tests.conftest import Home, Load, find_child, find_workers, golden_scale, is_alive, list_children, row, wait_until
+from tests.conftest import (
+    Home,
+    Load,
+    find_child,
+    find_workers,
+    golden_scale,
+    is_alive,
+    list_children,
+    read_state,
+    row,
+    wait_until,
+)
 
 POISON = "if (x == 666).any(): os.kill(os.getpid(), 9)\nreturn {'y': x * 2}"
 
@@ -302,3 +314,14 @@ def test_server_beside_a_process_stops_when_that_is_killed(home: Home) -> None:
     owner.wait()
     owner.stdout.close()
     wait_until(lambda: not is_alive(pid))
+
+
+def test_file_of_a_killed_server_does_not_stand_for_one_that_runs(home: Home) -> None:
+    with home.serve() as server:
+        state = read_state(server)
+    state["pid"] = os.getpid()
+    (home.store.home / "run" / "serve.json").write_text(json.dumps(state))
+    with pytest.raises(argosy.ArgosyError, match="No server runs"):
+        argosy.AdminClient(home.store.home)
+    with home.serve() as server:
+        assert server.pid != os.getpid()

@@ -33,10 +33,11 @@ def find_server(home: Path) -> dict[str, Any] | None:
     """The state of the server that runs for an ARGOSY_HOME: pid, ports, token; None when none does."""
     try:
         state = json.loads((home / "run" / "serve.json").read_text())
-        os.kill(state["pid"], 0)
+        command = Path(f"/proc/{state['pid']}/cmdline").read_bytes()
     except (OSError, ValueError, KeyError):
         return None
-    return state
+    # A server that was killed leaves its file, and its number may be another process' by now.
+    return state if b"argosy.serve.supervisor" in command else None
 
 
 def _build_command(config: ServeConfig, *, stop_with_stdin: bool) -> list[str]:
