@@ -109,8 +109,10 @@ def _describe(version: Version) -> dict[str, Any]:
 
 
 def _build_row(version: Version) -> tuple[str, ...]:
-    # One column for each batch size would drown the others; --json has them.
+    # One for each batch size would drown the others; --json has them all.
     shown = {name: value for name, value in version.measurements.items() if not name.startswith("service_s_batch_")}
+    if (row_s := version.measurements.get("service_s_batch_1")) is not None:
+        shown["row_s"] = row_s
     return (
         str(version.number),
         ", ".join(version.aliases),
