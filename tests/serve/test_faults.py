@@ -248,7 +248,7 @@ def test_request_of_a_client_that_left_is_dropped(home: Home) -> None:
 
 
 def test_full_queue_refuses_at_once_with_retry_after(home: Home) -> None:
-    home.publish_code("time.sleep(0.3)\nreturn {'y': x * 2}")
+    home.publish_code("time.sleep(1.0)\nreturn {'y': x * 2}")
     with home.serve() as server:
         server.deploy("code", allow_code=True, max_queue_rows=4)
 
@@ -267,7 +267,7 @@ def test_full_queue_refuses_at_once_with_retry_after(home: Home) -> None:
 
 
 def test_deadline_is_kept(home: Home) -> None:
-    home.publish_code("time.sleep(0.3)\nreturn {'y': x * 2}")
+    home.publish_code("time.sleep(0.6)\nreturn {'y': x * 2}")
     with home.serve() as server:
         server.deploy("code", allow_code=True)
 
@@ -286,7 +286,8 @@ def test_deadline_is_kept(home: Home) -> None:
             late = ask(0.25)
             assert [future.result()[0] for future in slow] == [200, 200, 200]
         assert late[0] in (429, 504)
-        assert late[1] < 0.5
+        # Had it been run, three others of 0.6 s would have come first.
+        assert late[1] < 1.2
 
 
 def test_client_of_a_slow_batch_does_not_wait_beyond_its_deadline(home: Home) -> None:
