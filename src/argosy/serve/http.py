@@ -11,15 +11,14 @@ from collections import deque
 from typing import Any, Final, cast
 
 import httptools
-from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, FaultError, InputError, TooLargeError, list_choices
-from argosy.serve.call import Call
+from argosy.serve.http_call import HttpCall
 from argosy.serve.http_replies import encode_binary_head, encode_error, encode_reply
 from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, refuse_method
 from argosy.serve.inflate import WINDOW_BITS, inflate
 from argosy.serve.router import Deployment, Lane
-from argosy.serve.v2 import Request, decode_request, encode_binary, encode_json
+from argosy.serve.v2 import decode_request
 
 __all__ = ["HttpConnection"]
 
@@ -40,45 +39,6 @@ IDLE_TIMEOUT_S: Final = 600.0
 # Two of one of these would be read by one server in one way and by the next in another.
 _SINGLE_HEADERS: Final = frozenset((b"host", b"content-encoding", b"inference-header-content-length"))
 _OFFER_HEADERS: Final = frozenset((b"upgrade", b"connection", b"http2-settings"))
-
-
-class HttpCall(Call):
-    """An inference request that came over HTTP."""
-
-    __slots__ = ("_connection", "_id", "_wanted")
-
-    def __init__(
-        self, connection: HttpConnection, lane: Lane, request: Request, size_bytes: int, started_s: float, deadline_s: float
-    ) -> None:
-        # Written out: a call of the base class costs a fifth of a microsecond on every request.
-        self.lane = lane
-        self.inputs = request.inputs
-        self.num_rows = request.num_rows
-        self.size_bytes = size_bytes
-        self.started_s = started_s
-        self.deadline_s = deadline_s
-        self.attempts = 0
-        self.is_done = False
-        self._connection = connection
-        self._id = request.id
-        self._wanted = request.wanted
-
-    def answer(self, outputs: list[NDArray[Any]]) -> None:
-        """Send the answer as JSON, or as JSON and binary tensors."""
-        connection = self._connection
-        wanted = self._wanted
-        try:
-            if wanted is None or not any(want.is_binary for want in wanted):
-                connection.send(200, encode_json(self.lane, outputs, self._id, wanted))
-            else:
-                head, tail = encode_binary(self.lane, outputs, self._id, wanted)
-                connection.send_binary(head, tail)
-        except ArgosyError as error:
-            connection.send_error(error)
-
-    def fail(self, error: ArgosyError) -> None:
-        """Send an error."""
-        self._connection.send_error(error)
 
 
 class _Waiting:
