@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import numpy as np
@@ -36,6 +38,11 @@ POISON = "if (x == 666).any(): os.kill(os.getpid(), 9)\nreturn {'y': x * 2}"
 
 def is_double(value: float, answer: np.ndarray, version: str) -> bool:
     return bool((answer == row(value) * 2).all())
+
+
+def is_scaled(value: float, answer: np.ndarray, version: str) -> bool:
+    """Version n answers y = (n + 1) * x."""
+    return bool((answer == row(value) * (int(version) + 1)).all())
 
 
 def test_killed_worker_loses_no_request_and_is_replaced(home: Home) -> None:
@@ -67,20 +74,22 @@ def test_two_replicas_carry_on_while_one_is_killed(home: Home) -> None:
         assert len(pids) == 2
 
 
+def try_predict(server: argosy.Server, value: float) -> object:
+    """The answer to one row, or the error."""
+    with server.client() as client:
+        try:
+            return client.predict("code", {"x": row(value)})["y"]
+        except argosy.ArgosyError as error:
+            return error
+
+
 def test_request_that_kills_workers_is_refused_and_its_neighbours_are_answered(home: Home) -> None:
     home.publish_code(POISON, golden=golden_scale())
     with home.serve() as server:
         server.deploy("code", allow_code=True)
 
-        def ask(value: float) -> object:
-            with server.client() as client:
-                try:
-                    return client.predict("code", {"x": row(value)})["y"]
-                except argosy.ArgosyError as error:
-                    return error
-
         with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(ask, [666.0 if index == 7 else float(index) for index in range(16)]))
+            answers = list(pool.map(partial(try_predict, server), [666.0 if index == 7 else float(index) for index in range(16)]))
         refused = answers.pop(7)
         assert isinstance(refused, PoisonError), refused
         assert refused.status == 422
@@ -108,15 +117,8 @@ def test_row_that_raises_fails_alone(home: Home) -> None:
     with home.serve() as server:
         server.deploy("code", allow_code=True)
 
-        def ask(value: float) -> object:
-            with server.client() as client:
-                try:
-                    return client.predict("code", {"x": row(value)})["y"]
-                except argosy.ArgosyError as error:
-                    return error
-
         with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(ask, [13.0 if index == 3 else 100.0 + index for index in range(32)]))
+            answers = list(pool.map(partial(try_predict, server), [13.0 if index == 3 else 100.0 + index for index in range(32)]))
         failed = answers.pop(3)
         assert isinstance(failed, FaultError)
         assert "ValueError: unlucky" in str(failed)
@@ -326,3 +328,21 @@ def test_file_of_a_killed_server_does_not_stand_for_one_that_runs(home: Home) ->
         argosy.AdminClient(home.store.home)
     with home.serve() as server:
         assert server.pid != os.getpid()
+
+
+def test_requests_and_rollouts_bear_another_program_that_holds_the_database(home: Home) -> None:
+    home.publish_scale()
+    home.publish_scale(factor=3.0)
+    with home.serve("scale@1") as server:
+        other = sqlite3.connect(home.store.home / "argosy.db", isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(2.0, other.execute, ("ROLLBACK",)).start()
+        with Load(
+            server, "scale", lambda value, answer, version: bool((answer == row(value) * (int(version) + 1)).all())
+        ) as load:
+            server.deploy("scale@2")
+        other.close()
+        assert load.failures == []
+        assert load.versions >= {"1"}
+        with server.client() as client:
+            assert client.predict("scale", {"x": row(1)}).version == "2"

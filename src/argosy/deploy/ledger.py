@@ -48,7 +48,7 @@ class Rollout(msgspec.Struct, frozen=True):
     """What the deployment becomes."""
     from_version: int | None
     state: str
-    """pending, running, done, failed or removing."""
+    """pending, running, done or failed."""
     created: str
     ended: str | None
 

@@ -75,7 +75,6 @@ class LocalNode:
         self._on_front = on_front
         self._on_hung = on_hung
         self._next_id = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # workers
 

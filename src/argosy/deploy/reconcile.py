@@ -149,7 +149,9 @@ class Reconciler:
             await self.publish()
         for rollout in self.ledger.list_open_rollouts():
             name = rollout.spec.name
-            if name not in self._running and name in deployments:
+            # One that could not even record its steps is not begun again at once.
+            is_due = time.monotonic() >= self._retry_at_s.get(name, 0.0)
+            if name not in self._running and name in deployments and is_due:
                 self._start(name, roll_out(self, rollout))
         await self._stop_orphans()
 

@@ -83,8 +83,6 @@ class Link:
         on_down: Callable[[Link], None],
     ) -> None:
         self.worker = worker
-        self.credits = 0
-        self.is_up = False
         self.num_in_flight = 0
         self.fault = "the worker's process died"
         """Why the link is down, once it is."""
@@ -212,9 +210,7 @@ class Link:
         head: tuple[int, int, int, int, int] = HEADER.unpack_from(frame)
         kind, flags, slot_index, count, sequence = head
         if kind == Kind.HELLO:
-            self.is_up = True
-            self.credits = min(count, NUM_SLOTS)
-            self._free = [slot for slot in self._slots[: self.credits] if slot.batch is None]
+            self._free = [slot for slot in self._slots[:count] if slot.batch is None]
             self._on_hello(self)
             return
         if slot_index >= NUM_SLOTS:
@@ -269,7 +265,6 @@ class Link:
             return
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
-        self.is_up = False
         self._on_down(self)
 
 

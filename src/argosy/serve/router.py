@@ -31,7 +31,6 @@ class Lane(Batcher):
         self.model = entry.model
         self.series_index = lane.series
         self.platform = lane.platform
-        self.input_index = {spec.name: index for index, spec in enumerate(lane.signature.inputs)}
         self.output_index = {spec.name: index for index, spec in enumerate(lane.signature.outputs)}
         self.versions: list[str] = []
         self.cache: dict[str, Any] = {}
