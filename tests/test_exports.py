@@ -11,6 +11,7 @@ EXPORTED = [
     "AdminClient",
     "ArgosyError",
     "AsyncClient",
+    "Checkpoints",
     "Client",
     "CompressResult",
     "DeploymentSpec",
@@ -23,6 +24,7 @@ EXPORTED = [
     "TrainResult",
     "Version",
     "compress",
+    "publish",
     "serve",
     "train",
 ]

@@ -9,9 +9,21 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import argosy.optim
 from argosy.errors import InputError
-from argosy.optim import SGD, Adam, bias_correction, get_optimizer
+from argosy.optim import (
+    OPTIMIZERS,
+    SGD,
+    Adam,
+    CosineDecay,
+    LinearDecay,
+    Momentum,
+    RMSprop,
+    StepDecay,
+    get_optimizer,
+    registry,
+    schedules,
+)
+from argosy.optim.base import bias_correction
 
 WEIGHTS = {"w": np.array([1.0, -2.0, 0.5]), "b": np.array([[0.25]])}
 GRADIENTS = {"w": np.array([0.3, -0.4, 0.0]), "b": np.array([[1.2]])}
@@ -76,9 +88,81 @@ def test_weight_decay_is_added_to_the_clipped_gradient():
 
 
 def test_learning_rate_falls_linearly_to_zero_and_stays_there():
-    rule = SGD(learning_rate=0.8, decay_steps=4)
+    rule = SGD(learning_rate=LinearDecay(0.8, steps=4))
     np.testing.assert_allclose([rule.rate_at(step) for step in range(1, 8)], [0.8, 0.6, 0.4, 0.2, 0, 0, 0], atol=1e-15)
     assert SGD(learning_rate=0.8).rate_at(10**9) == 0.8
+
+
+def test_learning_rate_follows_half_a_cosine_after_a_linear_warm_up():
+    schedule = CosineDecay(0.8, steps=4, end=0.2, warmup_steps=2)
+    expected = [0.4, 0.8, 0.8, 0.5 + 0.3 * np.cos(np.pi / 4), 0.5, 0.5 - 0.3 * np.cos(np.pi / 4), 0.2, 0.2]
+    np.testing.assert_allclose([schedule.rate_at(step) for step in range(1, 9)], expected, rtol=1e-12)
+
+
+def test_learning_rate_falls_in_steps():
+    np.testing.assert_allclose([StepDecay(1.0, steps=3).rate_at(step) for step in (1, 3, 4, 7)], [1, 1, 0.1, 0.01], rtol=1e-12)
+
+
+def _scalar_moves(rule, gradients):
+    weights = {"w": np.array([0.7])}
+    state, places = rule.init_state(weights), []
+    for gradient in gradients:
+        weights, state = rule.update(weights, {"w": np.array([gradient])}, state)
+        places.append(weights["w"][0])
+    return places
+
+
+def _write_out(name, form, gradients):
+    """The table of both forms, a line each, with rate 0.1, beta and rho 0.9, betas 0.9 and 0.999, epsilon 1e-3."""
+    w, v, m, places = 0.7, 0.0, 0.0, []
+    for t, g in enumerate(gradients, start=1):
+        match name, form:
+            case "momentum", "text":
+                v = 0.9 * v + (1 - 0.9) * g
+                w = w - 0.1 * v
+            case "momentum", "common":
+                v = 0.9 * v + g
+                w = w - 0.1 * v
+            case "rmsprop", "text":
+                v = 0.9 * v + (1 - 0.9) * g**2
+                w = w - 0.1 * g / (v + 1e-3) ** 0.5
+            case "rmsprop", "common":
+                v = 0.9 * v + (1 - 0.9) * g**2
+                w = w - 0.1 * g / (v**0.5 + 1e-3)
+            case "adam", "text":
+                m, v = 0.9 * m + (1 - 0.9) * g, 0.999 * v + (1 - 0.999) * g**2
+                w = w - 0.1 * m / (v**0.5 + 1e-3)
+            case "adam", "common":
+                m, v = 0.9 * m + (1 - 0.9) * g, 0.999 * v + (1 - 0.999) * g**2
+                w = w - 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)) ** 0.5 + 1e-3)
+            case _:
+                w = w - 0.1 * g
+        places.append(w)
+    return places
+
+
+@pytest.mark.parametrize("form", ["common", "text"])
+@pytest.mark.parametrize("kind", [SGD, Momentum, RMSprop, Adam], ids=lambda kind: kind.name)
+def test_each_form_equals_its_formula_over_50_steps(kind, form):
+    gradients = np.random.default_rng(1).normal(size=50).tolist()
+    epsilon = {"epsilon": 1e-3} if kind in (RMSprop, Adam) else {}
+    got = _scalar_moves(kind(learning_rate=0.1, form=form, **epsilon), gradients)
+    np.testing.assert_allclose(got, _write_out(kind.name, form, gradients), rtol=1e-11)
+
+
+def test_nesterov_looks_one_step_ahead():
+    got = _scalar_moves(Momentum(learning_rate=0.1, nesterov=True), [1.0, 0.5])
+    np.testing.assert_allclose(got, [0.7 - 0.1 * 1.9, 0.7 - 0.1 * 1.9 - 0.1 * (0.5 + 0.9 * 1.4)], rtol=1e-12)
+
+
+def test_decoupled_decay_shrinks_weights_beside_the_update():
+    plain, decayed = (
+        Adam(learning_rate=0.1, weight_decay=decay, decoupled_decay=True).update(WEIGHTS, GRADIENTS, Adam().init_state(WEIGHTS))[
+            0
+        ]
+        for decay in (0.0, 0.5)
+    )
+    np.testing.assert_allclose(decayed["w"], plain["w"] - 0.1 * 0.5 * WEIGHTS["w"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999, 0.999999])
@@ -98,7 +182,11 @@ def test_bias_correction_is_exact_where_the_plain_form_cancels(beta):
         ("sgd", {"learning_rate": True}),
         ("sgd", {"weight_decay": -1e-3}),
         ("sgd", {"clip_norm": 0.0}),
-        ("sgd", {"decay_steps": 0}),
+        ("sgd", {"form": "prose"}),
+        ("momentum", {"beta": 1.0}),
+        ("momentum", {"nesterov": True, "form": "text"}),
+        ("rmsprop", {"rho": -0.1}),
+        ("rmsprop", {"epsilon": 0.0}),
         ("sgd", {"betas": (0.9, 0.999)}),
         ("adam", {"betas": (0.9, 1.0)}),
         ("adam", {"betas": (0.9,)}),
@@ -115,7 +203,7 @@ def test_bad_parameters_are_named(name, options):
 
 
 def test_unknown_optimizer_lists_the_known_ones():
-    with pytest.raises(InputError, match="Unknown optimizer 'adan'; known: adam, sgd"):
+    with pytest.raises(InputError, match="Unknown optimizer 'adan'; known: adam, genetic, momentum, random_search, rmsprop, sgd"):
         get_optimizer("adan")
 
 
@@ -126,19 +214,22 @@ def test_get_optimizer_sets_options_of_an_object_and_keeps_the_others():
 
 
 def test_description_is_json_and_names_every_parameter():
-    described = json.loads(json.dumps(Adam(clip_norm=1.0).describe()))
+    described = json.loads(json.dumps(Adam(learning_rate=LinearDecay(0.1, 5), clip_norm=1.0).describe()))
     assert described == {
         "name": "adam",
-        "learning_rate": 0.001,
+        "learning_rate": {"name": "linear_decay", "learning_rate": 0.1, "steps": 5, "end": 0.0, "warmup_steps": 0},
         "weight_decay": 0.0,
         "clip_norm": 1.0,
-        "decay_steps": None,
+        "form": "common",
         "betas": [0.9, 0.999],
         "epsilon": 1e-8,
+        "decoupled_decay": False,
     }
+    assert {rule().describe()["name"] for rule in OPTIMIZERS.values()} == set(OPTIMIZERS)
 
 
-def test_docstring_examples_run():
-    outcome = doctest.testmod(argosy.optim)
+@pytest.mark.parametrize("module", [registry, schedules], ids=lambda module: module.__name__)
+def test_docstring_examples_run(module):
+    outcome = doctest.testmod(module)
     assert outcome.attempted > 0
     assert outcome.failed == 0

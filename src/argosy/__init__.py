@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from argosy.signature import Signature, TensorSpec
     from argosy.store.local import Store
     from argosy.store.manifest import Version
+    from argosy.train.checkpoint import Checkpoints
+    from argosy.train.publish import publish
     from argosy.train.run import TrainResult, train
 
 __all__ = [
     "AdminClient",
     "ArgosyError",
     "AsyncClient",
+    "Checkpoints",
     "Client",
     "CompressResult",
     "DeploymentSpec",
@@ -35,6 +38,7 @@ __all__ = [
     "TrainResult",
     "Version",
     "compress",
+    "publish",
     "serve",
     "train",
 ]
@@ -45,6 +49,7 @@ _HOMES: Final = {
     "AdminClient": "argosy.client",
     "ArgosyError": "argosy.errors",
     "AsyncClient": "argosy.client",
+    "Checkpoints": "argosy.train.checkpoint",
     "Client": "argosy.client",
     "CompressResult": "argosy.compress.base",
     "DeploymentSpec": "argosy.deploy.spec",
@@ -56,6 +61,7 @@ _HOMES: Final = {
     "TensorSpec": "argosy.signature",
     "TrainResult": "argosy.train.run",
     "Version": "argosy.store.manifest",
+    "publish": "argosy.train.publish",
 }
 
 

@@ -97,6 +97,22 @@ MESSAGES: dict[str, Message] = {
         "{feature} needs the package {package}, which is not installed",
         "pip install 'argosy[{extra}]'",
     ),
+    "environment_failed": Message(
+        "The environment of {name} cannot be built: {detail}",
+        "see that the package index is reached and the disk has room, then try again: argosy environment build {name}",
+    ),
+    "environment_python": Message(
+        "The environment of {name} needs Python {version}; this is {got}, and there is no python{version} on PATH",
+        "install Python {version}, or uv, which brings one",
+    ),
+    "environment_loop": Message(
+        "This process runs in the environment of {name} already",
+        "if {name} cannot be imported, remove {folder}, and try again: it is built anew",
+    ),
+    "unsafe_cache": Message(
+        "Folder {folder} can be written by other users, and programs in it are run",
+        "take it from them (chown, chmod go-w), or set ARGOSY_CACHE to a folder of your own",
+    ),
     # store
     "unknown_model": Message("Unknown model {name!r}; known: {known}", "argosy models lists them"),
     "unknown_version": Message("Model {name!r} has no version {version}; it has: {known}", "argosy models {name} lists them"),
@@ -141,11 +157,31 @@ MESSAGES: dict[str, Message] = {
         "deploy it with --allow-code if you trust its publisher",
     ),
     "bad_python_model": Message("Python model {what} is not valid: {detail}"),
+    # files of other frameworks, opened in a confined process
+    "not_confined": Message(
+        "This machine cannot open a file that may be hostile safely: it cannot confine {missing}",
+        "use Linux 5.13 or later with Landlock, or give the model as ONNX",
+    ),
+    "not_started": Message("Python {python} could not be started: {detail}"),
+    "confined_timeout": Message(
+        "{module} did not end within {timeout_s:.0f} s and was killed", "allow it more time, if you trust the file"
+    ),
+    "confined_output": Message("{module} wrote more than {limit} bytes to its output and was killed"),
     # training and compression
     "not_finite": Message(
-        "Training stopped at step {step}: the {what} is not finite{where}",
-        "lower the learning rate (now {learning_rate}), clip gradients, or look for bad rows in the data",
+        "Training stopped at step {step}: the {what} is not finite{where}{kept}",
+        "lower the learning rate (now {learning_rate}), clip gradients (clip_norm), or look for bad rows in the data",
     ),
+    "bad_checkpoint": Message(
+        "The checkpoint does not fit this run: {detail}",
+        "resume with the model, optimizer and options that it was made with, or begin anew in another folder",
+    ),
+    "bad_program": Message("Training program {target} cannot be used: {detail}"),
+    "checkpoints_exist": Message(
+        "Folder {folder} holds checkpoints of a run that was begun before",
+        "go on with it (resume), begin it anew (restart), or name another folder",
+    ),
+    "run_active": Message("Another run writes its checkpoints to {folder} now", "wait for it, or name another folder"),
     "bad_data": Message("Training data is not usable: {detail}"),
     "export_differs": Message(
         "The exported model answers differently from the trained one: largest difference {got:.3g}, allowed {allowed:.3g}"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from argosy.errors import InputError
-from argosy.optim import SGD, Adam
+from argosy.optim import SGD, Adam, LinearDecay
 from argosy.train.data import load_digits
 from argosy.train.recipes import count_confusion, get_recipe, load_data_for, run_recipe
 from argosy.train.run import count_steps
@@ -35,9 +35,11 @@ def test_digits_version_names_its_tensors_and_recipe(run):
     lineage = run.version.manifest.lineage
     assert lineage["recipe"]["name"] == "digits"
     optimizer = lineage["training"]["optimizer"]
-    assert (optimizer["name"], optimizer["decay_steps"]) == (
+    steps = count_steps(1438, batch_size=32, epochs=20, validation_split=0.05)
+    assert (optimizer["name"], optimizer["learning_rate"]["name"], optimizer["learning_rate"]["steps"]) == (
         "adam",
-        count_steps(1438, batch_size=32, epochs=20, validation_split=0.05),
+        "linear_decay",
+        steps,
     )
     assert 100_000 < lineage["code"]["num_weights"] < 400_000
 
@@ -65,16 +67,17 @@ def test_version_of_no_recipe_has_no_data(run):
 
 def test_an_optimizer_object_is_used_as_it_is():
     run = run_recipe("recipe:digits", optimizer=SGD(learning_rate=0.05), epochs=1, progress=False)
-    assert run.result.settings.optimizer == SGD(learning_rate=0.05)
+    assert run.result.settings.optimizer == SGD(learning_rate=0.05).describe()
     assert (len(run.result.history), run.version) == (1, None)
     named = run_recipe("digits", optimizer="adam", epochs=1, progress=False).result.settings.optimizer
-    assert named == Adam(decay_steps=count_steps(1438, batch_size=32, epochs=1, validation_split=0.05))
+    steps = count_steps(1438, batch_size=32, epochs=1, validation_split=0.05)
+    assert named == Adam(learning_rate=LinearDecay(0.001, steps)).describe()
 
 
 def test_unknown_recipe_and_framework_list_the_known_ones():
     with pytest.raises(InputError, match="Unknown recipe 'letters'; known: digits"):
         get_recipe("recipe:letters")
-    with pytest.raises(InputError, match="Unknown framework 'torhc'; known: torch"):
+    with pytest.raises(InputError, match="Unknown framework 'torhc'; known: jax, keras, mxnet, tensorflow, torch"):
         run_recipe("digits", framework="torhc")
 
 

@@ -143,10 +143,10 @@ def test_validation_data_is_measured_after_each_epoch(blobs, make_model):
         pytest.param({"seed": -1}, "bad_option", "`seed` is -1", id="seed"),
         pytest.param({"num_threads": 0}, "bad_option", "`num_threads` is 0", id="threads"),
         pytest.param({"validation_split": 1.0}, "bad_option", "`validation_split` is 1.0", id="split"),
-        pytest.param({"loss": "hinge"}, "unknown_choice", "binary_cross_entropy, cross_entropy, mse", id="loss"),
+        pytest.param({"loss": "hinge"}, "unknown_choice", "binary_cross_entropy, cross_entropy, half_mse, mse", id="loss"),
         pytest.param({"metrics": ("f1",)}, "unknown_choice", "accuracy, mae, mse", id="metric"),
         pytest.param({"metrics": ("mae",)}, "bad_option", "suit the loss cross_entropy: accuracy", id="metric-of-other-loss"),
-        pytest.param({"optimizer": "adan"}, "unknown_choice", "adam, sgd", id="optimizer"),
+        pytest.param({"optimizer": "adan"}, "unknown_choice", "adam, genetic, momentum", id="optimizer"),
         pytest.param(
             {"validation_split": 0.5, "validation_data": (np.ones((3, 4)), np.zeros(3, int))},
             "bad_option",
@@ -184,7 +184,7 @@ def test_bad_data_is_refused_before_the_model_is_touched(x, y, words, make_model
 
 
 def test_model_of_no_framework_is_refused():
-    with pytest.raises(InputError, match=r"`model` is 'builtins.dict', expected a model of torch"):
+    with pytest.raises(InputError, match=r"`model` is 'builtins.dict', expected a model of jax, keras, mxnet, tensorflow, torch"):
         train({}, (np.ones((2, 2)), np.zeros(2)), progress=False)
 
 

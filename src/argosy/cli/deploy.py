@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from argosy.client import AdminClient
     from argosy.deploy.ledger import Event, Rollout
 
-__all__ = ["deploy", "rollback", "undeploy"]
+__all__ = ["deploy", "roll_out", "rollback", "undeploy"]
 
 
 @command("deploy")
@@ -40,23 +40,37 @@ def deploy(shell: Shell, reference: str, name: str | None, is_waiting: bool, **s
     Settings that are not given stay as the deployment has them. Without a running server this records what the
     next argosy serve will do.
     """
+    roll_out(shell, reference, name, is_waiting, **settings)
+
+
+def roll_out(
+    shell: Shell,
+    reference: str,
+    name: str | None = None,
+    is_waiting: bool = True,
+    *,
+    made: dict[str, Any] | None = None,
+    **settings: Any,
+) -> None:
+    """Deploy a version and show how that goes, and how to call it; `made` is a version to show with it in JSON."""
     from argosy.cli.snippet import build_snippet
 
+    known = {"version": made} if made else {}
     ledger = shell.open_ledger()
     spec = ledger.plan(reference, name=name, **settings)
     admin = shell.find_admin()
     if admin is None:
-        _show_recorded(shell, ledger.request_rollout(spec))
+        _show_recorded(shell, ledger.request_rollout(spec), known)
         return
     with admin:
         rollout = admin.deploy(spec)
         if not is_waiting:
-            _show_begun(shell, rollout)
+            _show_begun(shell, rollout, known)
             return
         rollout, events = _follow(shell, admin, rollout)
     snippet = build_snippet(admin.url, spec.name, ledger.store, ledger.store.get_version(f"{spec.model}@{spec.version}"))
     shell.show(
-        {"rollout": rollout, "events": events, "curl": snippet.curl, "python": snippet.python},
+        known | {"rollout": rollout, "events": events, "curl": snippet.curl, "python": snippet.python},
         f"{spec.name} answers with {spec.model}@{spec.version} at {admin.url}/v2/models/{spec.name}",
         f"\n{snippet.curl}\n\n{snippet.python}",
     )
@@ -93,14 +107,14 @@ def rollback(shell: Shell, name: str, is_waiting: bool) -> None:
     shell.show({"rollout": rollout, "events": events}, f"{name} answers with {rollout.spec.model}@{rollout.spec.version}")
 
 
-def _show_recorded(shell: Shell, rollout: Rollout) -> None:
+def _show_recorded(shell: Shell, rollout: Rollout, known: Mapping[str, Any] = {}) -> None:
     spec = rollout.spec
     text = f"no server runs: recorded, the next `argosy serve` will deploy {spec.model}@{spec.version} as {spec.name}"
-    shell.show({"rollout": rollout, "events": []}, text)
+    shell.show({**known, "rollout": rollout, "events": []}, text)
 
 
-def _show_begun(shell: Shell, rollout: Rollout) -> None:
-    shell.show({"rollout": rollout, "events": []}, f"rollout {rollout.id} has begun; argosy status tells how it goes")
+def _show_begun(shell: Shell, rollout: Rollout, known: Mapping[str, Any] = {}) -> None:
+    shell.show({**known, "rollout": rollout, "events": []}, f"rollout {rollout.id} has begun; argosy status tells how it goes")
 
 
 def _follow(shell: Shell, admin: AdminClient, rollout: Rollout) -> tuple[Rollout, list[Event]]:

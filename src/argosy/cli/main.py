@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 _COMMANDS: Final = {
     "train": "argosy.cli.train:train",
-    "compress": "argosy.cli.train:compress",
+    "compress": "argosy.cli.compress:compress",
     "import": "argosy.cli.models:import_model",
     "models": "argosy.cli.models:models",
     "serve": "argosy.cli.serve:serve",
@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "stats": "argosy.cli.status:stats",
     "logs": "argosy.cli.logs:logs",
     "config": "argosy.cli.serve:config",
+    "environment": "argosy.cli.environment:environment",
     "demo": "argosy.cli.demo:demo",
 }
 """Name -> where its click command lives, in the order of the walk of a model."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from argosy.cli.shell import Shell, Table, command, format_bytes, format_measurement
-from argosy.cli.train import show_version
+from argosy.cli.version import show_version
 
 if TYPE_CHECKING:
     from argosy.signature import Signature

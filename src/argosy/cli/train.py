@@ -1,108 +1,131 @@
-"""`argosy train` and `argosy compress`: make versions."""
+"""`argosy train`: fit a model, from a recipe or a program of the user's, and publish it."""
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from argosy.cli.shell import Shell, Table, command, format_bytes, format_measurement, format_seconds
+from argosy.cli.shell import Shell, command
+from argosy.cli.version import describe_version, show_version
 
 if TYPE_CHECKING:
     from argosy.store.manifest import Version
+    from argosy.train.result import TrainResult
 
-__all__ = ["compress", "train"]
-
-_CALIBRATION: Final = "[default: the training rows of the version's recipe]"
+__all__ = ["train"]
 
 
 @command("train")
-@click.argument("recipe", metavar="recipe:NAME")
-@click.option("--framework", default="torch", show_default=True, help="What builds and fits the network.")
-@click.option("--optimizer", default="adam", show_default=True, help="How its weights follow the gradients.")
-@click.option("--epochs", type=int, help="Passes over the data.  [default: the recipe's]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first weights and the order of the rows.")
-@click.option("--name", help="Model to make a version of.  [default: the recipe's name]")
-def train(shell: Shell, recipe: str, framework: str, optimizer: str, epochs: int | None, seed: int, name: str | None) -> None:
-    """Train a recipe and publish the result as a version."""
-    from argosy.train.recipes import get_recipe, run_recipe
+@click.argument("target", metavar="recipe:NAME|FILE.py:FUNCTION")
+@click.option("--framework", help="What builds a recipe's network: torch, keras, tensorflow, mxnet, jax.  [default: torch]")
+@click.option("--optimizer", help="How its weights follow the gradients: sgd, momentum, rmsprop, adam ...  [default: adam]")
+@click.option("--form", type=click.Choice(["common", "text"]), help="Of the optimizer; see its card.  [default: common]")
+@click.option("--learning-rate", type=float, help="Of the optimizer.  [default: the recipe's, or the optimizer's]")
+@click.option("--batch-size", type=int, help="Rows of a step, for a program.")
+@click.option("--epochs", type=int, help="Passes over the data.  [default: the recipe's or the program's]")
+@click.option("--seed", type=int, help="Of the first weights and the order of the rows.  [default: 0]")
+@click.option("--precision", type=click.Choice(["bfloat16"]), help="Mixed precision, where the framework has it.")
+@click.option("--name", help="Model to make a version of.  [default: the recipe's name, or the function's]")
+@click.option("--checkpoints", type=click.Path(path_type=Path), help="Folder.  [default: ARGOSY_HOME/runs/NAME]")
+@click.option("--resume", is_flag=True, help="Go on with the run whose checkpoints are there.")
+@click.option("--restart", is_flag=True, help="Begin anew, and remove the checkpoints that are there.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="HTML file for the run's curves.")
+@click.option("--compress", "method", metavar="METHOD", help="Compress the version as well, within the guard of one percent.")
+@click.option("--deploy", "is_deployed", is_flag=True, help="Roll the version out (the compressed one, if there is one).")
+def train(
+    shell: Shell,
+    target: str,
+    framework: str | None,
+    name: str | None,
+    checkpoints: Path | None,
+    resume: bool,
+    restart: bool,
+    report: Path | None,
+    method: str | None,
+    is_deployed: bool,
+    **options: Any,
+) -> None:
+    """Train a recipe, or what a FUNCTION of yours says, and publish the result as a version.
 
-    run = run_recipe(
-        recipe,
-        framework=framework,
-        optimizer=optimizer,
-        epochs=epochs,
-        seed=seed,
-        publish_as=name or get_recipe(recipe).name,
-        store=shell.open_store(),
-    )
-    assert run.version is not None
-    show_version(shell, run.version)
-
-
-@command("compress")
-@click.argument("reference", metavar="NAME[@VERSION]")
-@click.option("--method", default="int8", show_default=True, help="How the version is made smaller.")
-@click.option("--max-loss", type=float, default=0.01, show_default=True, help="Accuracy that it may lose.")
-@click.option("--calibration", type=click.Path(path_type=Path), help=f"File with representative inputs. {_CALIBRATION}")
-def compress(shell: Shell, reference: str, method: str, max_loss: float, calibration: Path | None) -> None:
-    """Make a version smaller and faster within an accuracy guard, and publish it.
-
-    The guard is measured on the test rows of the recipe that the version was trained by; of another version, on how
-    often it agrees with the original on its golden examples.
+    FUNCTION takes nothing and gives a dict: `model`, `data`, and any other argument of argosy.train. Options given here
+    win over it. A framework that lives in an environment of its own is run there.
     """
-    from argosy.cli.predict import read_inputs
-    from argosy.compress.base import Guard
-    from argosy.compress.base import compress as compress_version
-    from argosy.train.recipes import load_data_for
+    from argosy.frameworks.environment import lives_apart, run_in
+    from argosy.train.program import is_program
 
-    store = shell.open_store()
-    version = store.get_version(reference)
-    given = None if calibration is None else read_inputs(calibration)
-    training, testing = load_data_for(version) or (None, None)
-    result = compress_version(
-        version,
-        method=method,
-        calibration=training.x if given is None and training else given,
-        guard=Guard(metric="accuracy", max_loss=max_loss),
-        evaluation=testing,
-        store=store,
-    )
-    assert result.version is not None
-    score, before, after = result.score, result.before, result.after
-    rows = [
-        (f"{score.metric} ({score.num_rows} {score.basis} rows)", f"{score.before:.4f}", f"{score.after:.4f}"),
-        ("file", format_bytes(before.size_bytes), format_bytes(after.size_bytes)),
-        ("one row", format_seconds(before.latency_s), format_seconds(after.latency_s)),
-        (f"a row in a batch of {before.batch_rows}", format_seconds(before.batch_row_s), format_seconds(after.batch_row_s)),
-    ]
-    shell.show(
-        describe_version(result.version) | {"parent": version.number, **result.describe()},
-        _format_head(result.version),
-        Table(("measure", f"version {version.number}", f"version {result.version.number}"), rows),
-    )
+    if resume and restart:
+        raise click.UsageError("--resume and --restart exclude each other.")
+    if framework is not None and lives_apart(framework):
+        run_in(framework, ["-m", "argosy", *sys.argv[1:]])
+    default = re.sub(r"[^A-Za-z0-9._-]", "-", target.rpartition(":")[2]) or "model"
+    name = name or default
+    folder = checkpoints or shell.home / "runs" / name
+    options |= {"checkpoints": folder, "resume": "restart" if restart else resume}
+    given = {option: value for option, value in options.items() if value is not None}
+    if is_program(target):
+        result, version = _train_program(shell, target, name, given)
+        confusion, labels = None, None
+    else:
+        result, version, confusion, labels = _train_recipe(shell, target, framework or "torch", name, given)
+    _remove_checkpoints(folder if checkpoints is None else None)
+    if report is not None:
+        from argosy.train.report import write_report
 
+        write_report(report, title=f"{version.name}@{version.number}", history=result.history, confusion=confusion, labels=labels)
+        shell.say(f"report: {report}")
+    if method is not None:
+        version = _compress(shell, version, method)
+    if not is_deployed:
+        show_version(shell, version)
+        return
+    from argosy.cli.deploy import roll_out
 
-def show_version(shell: Shell, version: Version) -> None:
-    """Write a version that was just made, and what is known of it."""
-    rows = [(name, format_measurement(name, value)) for name, value in version.measurements.items()]
-    shell.show(describe_version(version), _format_head(version), *([Table(("measurement", "value"), rows)] if rows else []))
+    if not shell.is_json:
+        show_version(shell, version)
+    roll_out(shell, f"{version.name}@{version.number}", made=describe_version(version))
 
 
-def describe_version(version: Version) -> dict[str, Any]:
-    """Give a version that was just made as JSON data."""
-    return {
-        "name": version.name,
-        "version": version.number,
-        "digest": version.digest,
-        "size_bytes": version.size_bytes,
-        "runtime": version.manifest.runtime,
-        "num_golden": version.manifest.num_golden,
-        "golden_is_synthetic": version.manifest.golden_is_synthetic,
-        "measurements": version.measurements,
-    }
+def _train_recipe(shell: Shell, target: str, framework: str, name: str, given: dict[str, Any]) -> tuple[Any, Version, Any, Any]:
+    from argosy.train.recipes import run_recipe
+
+    if "batch_size" in given:
+        raise click.UsageError("--batch-size is for programs: a recipe has its own.")
+    run = run_recipe(target, framework=framework, publish_as=name, store=shell.open_store(), **given)
+    assert run.version is not None
+    return run.result, run.version, run.confusion, run.recipe.labels
 
 
-def _format_head(version: Version) -> str:
-    return f"{version.name}@{version.number}  {version.manifest.runtime}, {format_bytes(version.size_bytes)}"
+def _train_program(shell: Shell, target: str, name: str, given: dict[str, Any]) -> tuple[TrainResult, Version]:
+    from argosy.optim import get_optimizer
+    from argosy.train.program import load_program
+    from argosy.train.run import train as fit
+
+    parts = {part: given.pop(part) for part in ("form", "learning_rate") if part in given}
+    arguments = {**load_program(target), **given}
+    if parts:
+        rule = arguments.get("optimizer") or "adam"
+        arguments["optimizer"] = get_optimizer(rule, **parts)
+    result = fit(arguments.pop("model"), arguments.pop("data"), **arguments)
+    return result, result.publish(name, shell.open_store())
+
+
+def _compress(shell: Shell, version: Version, method: str) -> Version:
+    from argosy.cli.compress import compress_version
+
+    made = compress_version(shell.open_store(), version, method, max_loss=0.01).version
+    assert made is not None
+    return made
+
+
+def _remove_checkpoints(folder: Path | None) -> None:
+    """Remove the default folder: the version holds what the run came to."""
+    if folder is None:
+        return
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()

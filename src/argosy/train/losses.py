@@ -6,14 +6,17 @@ A framework computes the loss of a training step itself, by the same definition;
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
+from argosy.frameworks.base import Framework, name_kind
 
-__all__ = ["LOSSES", "METRICS", "Loss", "Metric", "get_loss", "get_metric", "prepare_targets"]
+__all__ = ["LOSSES", "METRICS", "Criterion", "Loss", "Metric", "get_loss", "get_metric", "prepare_targets", "resolve_loss"]
 
 Array = NDArray[Any]
 
@@ -31,6 +34,7 @@ class Metric(NamedTuple):
     """What people judge a model by: a mean over rows."""
 
     compute: Callable[[Array, Array], float]
+    """From outputs and targets; where outputs are probabilities, see `Criterion.get_metric`."""
     is_higher_better: bool
 
 
@@ -50,21 +54,32 @@ def _mse(outputs: Array, targets: Array) -> float:
     return float(np.mean(np.square(outputs.astype(np.float64) - targets)))
 
 
+def _half_mse(outputs: Array, targets: Array) -> float:
+    distances: Array = np.square(outputs.astype(np.float64) - targets)
+    return 0.5 * float(distances.sum()) / len(outputs)
+
+
 def _mae(outputs: Array, targets: Array) -> float:
     return float(np.mean(np.abs(outputs.astype(np.float64) - targets)))
 
 
-def _accuracy(outputs: Array, targets: Array) -> float:
-    if np.issubdtype(targets.dtype, np.integer):
+def _accuracy(outputs: Array, targets: Array, threshold: float = 0.0) -> float:
+    if targets.ndim == 1 and outputs.ndim == 2 and outputs.shape[1] > 1:
         is_right: Array = outputs.argmax(axis=1) == targets
     else:
-        is_right = (outputs > 0) == (targets > 0.5)
+        is_right = (outputs > threshold) == (targets.reshape(outputs.shape) > 0.5)
+    return float(np.mean(is_right))
+
+
+def _one_hot_accuracy(outputs: Array, targets: Array) -> float:
+    is_right: Array = outputs.argmax(axis=-1) == targets.argmax(axis=-1)
     return float(np.mean(is_right))
 
 
 LOSSES: Final[dict[str, Loss]] = {
     "binary_cross_entropy": Loss(_binary_cross_entropy, ("accuracy",)),
     "cross_entropy": Loss(_cross_entropy, ("accuracy",)),
+    "half_mse": Loss(_half_mse, ("mae", "mse")),
     "mse": Loss(_mse, ("mae", "mse")),
 }
 
@@ -97,6 +112,81 @@ def get_metric(name: str) -> Metric:
     return METRICS[name]
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """The loss of a run: one of ours by its name, or the framework's own."""
+
+    loss: object
+    """What `Framework.build_step` is given."""
+    name: str
+    parameters: dict[str, Any]
+    """Of the framework's own; none for ours."""
+    compute: Callable[[Array, Array], float]
+    """From outputs and prepared targets."""
+    takes_logits: bool
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the name is one of `LOSSES`."""
+        return isinstance(self.loss, str)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Which metrics suit it; the first is the default. Any may suit a framework's own loss, and none is default."""
+        return LOSSES[self.name].metrics if self.is_ours else tuple(METRICS)
+
+    def describe(self) -> str | dict[str, Any]:
+        """Give the name, of a framework's own loss with its parameters, as JSON data."""
+        return self.name if self.is_ours else {"name": self.name, **self.parameters}
+
+    def get_metric(self, name: str, targets: Array) -> Callable[[Array, Array], float]:
+        """Give how a metric is computed from outputs and targets of this loss, and such targets as these."""
+        metric = get_metric(name)
+        if name != "accuracy" or self.is_ours:
+            return metric.compute
+        if targets.ndim > 1 and targets.shape[-1] > 1:
+            return _one_hot_accuracy
+        return metric.compute if self.takes_logits else partial(_accuracy, threshold=0.5)
+
+    def prepare(self, y: Array, output_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Bring targets into the form that the loss takes, and check ours against the model's outputs.
+
+        Args:
+            y: one target a row.
+            output_shape: of the model's answer; its first axis is not looked at.
+            dtype: of the model's numbers with a fraction.
+
+        Raises:
+            InputError: `bad_data`; as `prepare_targets` for one of ours.
+        """
+        if self.is_ours:
+            targets = prepare_targets(self.name, y, output_shape)
+            return targets.astype(dtype) if targets.dtype.kind == "f" else targets
+        if y.ndim == 1 and output_shape[1:] == (1,):
+            y = y[:, None]
+        return y.astype(dtype) if y.dtype.kind == "f" else y
+
+
+def resolve_loss(loss: object, framework: Framework) -> Criterion:
+    """Make a criterion of what a user names as loss.
+
+    Args:
+        loss: a name of `LOSSES`, or a loss of the framework's own.
+        framework: the model's.
+
+    Raises:
+        InputError: `unknown_choice`, no such name; `bad_option`, neither.
+    """
+    if isinstance(loss, str):
+        compute = get_loss(loss).compute
+        return Criterion(loss, loss, {}, compute, takes_logits=True)
+    part = framework.describe_loss(loss)
+    if part is None:
+        expected = f"a name ({list_choices(LOSSES)}) or a loss of {framework.name}"
+        raise InputError("bad_option", option="loss", got=name_kind(loss), expected=expected)
+    return Criterion(loss, part.name, part.parameters, partial(framework.measure_loss, loss), part.takes_logits)
+
+
 def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array:
     """Bring targets into the form that a loss takes them in, and check them against the model's outputs.
 
@@ -107,7 +197,7 @@ def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array
         output_shape: what the model answers to any number of rows; its first axis is not looked at.
 
     Returns:
-        int64 of shape (rows,) for `cross_entropy`, else float32 of shape (rows, *output_shape[1:]).
+        int64 of shape (rows,) for `cross_entropy`, else float64 of shape (rows, *output_shape[1:]).
 
     Raises:
         InputError: `bad_data`, another shape or type, a label that is not a class of the model, a target
@@ -121,8 +211,8 @@ def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array
     if y.shape != shape:
         # Left alone, NumPy and the frameworks would broadcast (rows,) against (rows, 1) and train on nonsense.
         raise InputError("bad_data", detail=f"y has shape {y.shape}, but for as many rows the model gives {shape}")
-    targets = y.astype(np.float32)
-    if not np.isfinite(targets).all():
+    targets = y.astype(np.float64)
+    if not (np.abs(targets) <= np.finfo(np.float32).max).all():
         raise InputError("bad_data", detail="y holds NaN, infinity or a value beyond float32")
     if loss == "binary_cross_entropy" and (targets.min() < 0 or targets.max() > 1):
         detail = f"binary_cross_entropy needs targets from 0 to 1, y has {targets.min()} to {targets.max()}"

@@ -18,8 +18,8 @@ __all__ = ["Progress", "describe_epoch", "open_progress"]
 class Progress(Protocol):
     """Told by the training loop how far it is."""
 
-    def end_step(self, loss: float) -> None:
-        """Count a mini-batch; `loss` is that of the epoch so far."""
+    def end_step(self, step: int, loss: float) -> None:
+        """Count a mini-batch: the number of the step, from 1, and the loss of the epoch so far."""
         ...
 
     def end_epoch(self, epoch: Epoch) -> None:
@@ -28,13 +28,13 @@ class Progress(Protocol):
 
 
 @contextmanager
-def open_progress(is_wanted: bool, num_epochs: int, num_steps: int) -> Generator[Progress]:
+def open_progress(is_wanted: bool, num_epochs: int | None, num_steps: int | None) -> Generator[Progress]:
     """Show progress within the block.
 
     Args:
         is_wanted: False shows nothing.
-        num_epochs: of the run.
-        num_steps: mini-batches of the run.
+        num_epochs: of the run; None if it ends by itself.
+        num_steps: mini-batches of the run; None if nobody knows.
     """
     if not is_wanted:
         yield _Silence()
@@ -56,18 +56,19 @@ def open_progress(is_wanted: bool, num_epochs: int, num_steps: int) -> Generator
             yield _Bar(bar, num_epochs, num_steps)
 
 
-def describe_epoch(epoch: Epoch, num_epochs: int) -> str:
+def describe_epoch(epoch: Epoch, num_epochs: int | None) -> str:
     """Give an epoch in one line."""
     values = {"loss": epoch.loss, **epoch.metrics}
     if epoch.validation_loss is not None:
         values["validation loss"] = epoch.validation_loss
         values |= {f"validation {name}": value for name, value in epoch.validation_metrics.items()}
     shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-    return f"epoch {epoch.number:>{len(str(num_epochs))}}/{num_epochs}  {shown}  {epoch.duration_s:.1f} s"
+    number = f"{epoch.number:>{len(str(num_epochs))}}/{num_epochs}" if num_epochs else str(epoch.number)
+    return f"epoch {number}  {shown}  {epoch.duration_s:.1f} s"
 
 
 class _Silence:
-    def end_step(self, loss: float) -> None:
+    def end_step(self, step: int, loss: float) -> None:
         pass
 
     def end_epoch(self, epoch: Epoch) -> None:
@@ -75,7 +76,7 @@ class _Silence:
 
 
 class _Lines(_Silence):
-    def __init__(self, num_epochs: int) -> None:
+    def __init__(self, num_epochs: int | None) -> None:
         self._num_epochs = num_epochs
 
     def end_epoch(self, epoch: Epoch) -> None:
@@ -83,14 +84,15 @@ class _Lines(_Silence):
 
 
 class _Bar(_Silence):
-    def __init__(self, bar: RichProgress, num_epochs: int, num_steps: int) -> None:
+    def __init__(self, bar: RichProgress, num_epochs: int | None, num_steps: int | None) -> None:
         self._bar = bar
         self._num_epochs = num_epochs
         self._epoch = 1
         self._task = bar.add_task("", total=num_steps)
 
-    def end_step(self, loss: float) -> None:
-        self._bar.update(self._task, advance=1, description=f"epoch {self._epoch}/{self._num_epochs}  loss {loss:.4f}")
+    def end_step(self, step: int, loss: float) -> None:
+        of_all = f"/{self._num_epochs}" if self._num_epochs else ""
+        self._bar.update(self._task, completed=step, description=f"epoch {self._epoch}{of_all}  loss {loss:.4f}")
 
     def end_epoch(self, epoch: Epoch) -> None:
         self._bar.console.print(describe_epoch(epoch, self._num_epochs), highlight=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import get_framework
-from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu
-from argosy.optim import Optimizer, get_optimizer
+from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, draw_weights
+from argosy.optim import GradientOptimizer, LinearDecay, Optimizer, get_optimizer
+from argosy.optim.base import Form
 from argosy.store.local import Store
 from argosy.store.manifest import Version
-from argosy.train.data import Dataset, digest_arrays, load_digits
+from argosy.train.data import Dataset, digest_arrays, load_digits, load_mnist
 from argosy.train.result import TrainResult
 from argosy.train.run import count_steps, train
 
-__all__ = ["DIGITS", "RECIPES", "Recipe", "RecipeRun", "count_confusion", "get_recipe", "load_data_for", "run_recipe"]
+__all__ = ["DIGITS", "MNIST", "RECIPES", "Recipe", "RecipeRun", "count_confusion", "get_recipe", "load_data_for", "run_recipe"]
 
 _PREFIX: Final = "recipe:"
 
@@ -36,6 +37,8 @@ class Recipe:
     batch_size: int
     epochs: int
     validation_split: float
+    learning_rates: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    """By an optimizer's name and form, where its default does not suit."""
     num_threads: int
     input_name: str
     output_name: str
@@ -72,7 +75,42 @@ DIGITS: Final = Recipe(
     labels=tuple("0123456789"),
 )
 
-RECIPES: Final[dict[str, Recipe]] = {recipe.name: recipe for recipe in (DIGITS,)}
+MNIST: Final = Recipe(
+    name="mnist",
+    load=load_mnist,
+    layers=(
+        Conv(16),
+        BatchNorm(),
+        Relu(),
+        MaxPool(),
+        Conv(32),
+        BatchNorm(),
+        Relu(),
+        MaxPool(),
+        Flatten(),
+        Dropout(0.3),
+        Dense(64),
+        Relu(),
+        Dense(10),
+    ),
+    loss="cross_entropy",
+    batch_size=32,
+    epochs=8,
+    validation_split=0.05,
+    learning_rates={
+        ("sgd", "common"): 0.1,
+        ("sgd", "text"): 0.1,
+        ("momentum", "common"): 0.01,
+        ("momentum", "text"): 0.1,
+        ("adam", "text"): 0.0003,
+    },
+    num_threads=1,
+    input_name="image",
+    output_name="logits",
+    labels=tuple("0123456789"),
+)
+
+RECIPES: Final[dict[str, Recipe]] = {recipe.name: recipe for recipe in (DIGITS, MNIST)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,46 +144,58 @@ def run_recipe(
     *,
     framework: str = "torch",
     optimizer: str | Optimizer = "adam",
+    form: Form = "common",
+    learning_rate: float | None = None,
     epochs: int | None = None,
     seed: int = 0,
     publish_as: str | None = None,
     store: Store | None = None,
     progress: bool | None = None,
+    **options: Any,
 ) -> RecipeRun:
     """Train a recipe's network on its data, test it, and publish it if a name is given.
+
+    The first weights and the order of the rows are the same in every framework.
 
     Args:
         name: of the recipe.
         framework: which one builds and fits the network.
         optimizer: an optimizer, used as it is; or the name of one, whose learning rate then falls linearly to
             zero over the run.
+        form: of an optimizer given by name.
+        learning_rate: of an optimizer given by name; default: the recipe's for it.
         epochs: default: the recipe's.
         seed: of the first weights, the order of the rows and dropout. The test rows are the same for all seeds.
         publish_as: model to make a version of; with none, nothing is published.
         store: default: that of ARGOSY_HOME.
         progress: as for `train`.
+        options: others of `train`, such as `checkpoints` and `resume`.
 
     Raises:
         InputError: `unknown_choice`, `bad_option`, `missing_extra`, `bad_name`.
-        ModelError: `not_finite`, `export_differs`.
+        ModelError: `not_finite`, `save_failed`.
     """
     recipe = get_recipe(name)
     training, testing = recipe.load()
     builder = get_framework(framework)
     with builder.session(seed, recipe.num_threads):
-        model = builder.build_network(recipe.layers, training.x.shape[1:])
+        weights = draw_weights(recipe.layers, training.x.shape[1:], seed)
+        model = builder.build_network(recipe.layers, training.x.shape[1:], weights)
     epochs = recipe.epochs if epochs is None else epochs
+    if isinstance(optimizer, str):
+        optimizer = _build_optimizer(recipe, optimizer, form, learning_rate, len(training.x), epochs)
     result = train(
         model,
         training,
         loss=recipe.loss,
-        optimizer=_set_decay(recipe, optimizer, len(training.x), epochs),
+        optimizer=optimizer,
         batch_size=recipe.batch_size,
         epochs=epochs,
         seed=seed,
         validation_split=recipe.validation_split,
         num_threads=recipe.num_threads,
         progress=progress,
+        **options,
     )
     test = result.evaluate(*testing)
     confusion = count_confusion(testing.y, result.predict(testing.x).argmax(axis=1), len(recipe.labels))
@@ -153,13 +203,16 @@ def run_recipe(
     return RecipeRun(recipe, result, test, confusion, version)
 
 
-def _set_decay(recipe: Recipe, optimizer: str | Optimizer, num_rows: int, epochs: int) -> Optimizer:
+def _build_optimizer(recipe: Recipe, name: str, form: Form, learning_rate: float | None, num_rows: int, epochs: int) -> Optimizer:
     """Let the rate of an optimizer given by name fall to zero over the run: without, the last steps' noise stays."""
-    if not isinstance(optimizer, str):
-        return optimizer
-    split = recipe.validation_split
-    steps = count_steps(num_rows, batch_size=recipe.batch_size, epochs=epochs, validation_split=split)
-    return get_optimizer(optimizer, decay_steps=max(steps, 1))
+    rule = get_optimizer(name)
+    if not isinstance(rule, GradientOptimizer):
+        if learning_rate is not None or form != "common":
+            raise InputError("bad_option", option="optimizer", got=name, expected="one with a gradient, to have a form or a rate")
+        return rule
+    rate = learning_rate or recipe.learning_rates.get((name, form), rule.rate_at(1))
+    steps = count_steps(num_rows, batch_size=recipe.batch_size, epochs=epochs, validation_split=recipe.validation_split)
+    return get_optimizer(name, learning_rate=LinearDecay(rate, max(steps, 1)), form=form)
 
 
 def _publish(

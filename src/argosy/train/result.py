@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Framework
-from argosy.frameworks.onnx import OnnxModel, check_export
-from argosy.optim import Optimizer
-from argosy.signature import Signature
-from argosy.store.golden import Golden
+from argosy.frameworks.base import Framework, Precision
+from argosy.optim.schedules import check_count, check_number
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.data import check_dataset, check_rows
-from argosy.train.lineage import describe_code, describe_environment
-from argosy.train.losses import get_loss, get_metric, prepare_targets
+from argosy.train.losses import Criterion
+from argosy.train.publish import publish
 
-__all__ = ["NUM_GOLDEN", "Epoch", "Settings", "TrainResult"]
-
-NUM_GOLDEN: Final = 8
-"""Golden examples of a published version: enough to tell a wrong artifact, few enough to run in milliseconds."""
-
-_MODEL_FILE: Final = "model.onnx"
+__all__ = ["Epoch", "Settings", "TrainResult"]
 
 
 @dataclass(frozen=True)
@@ -51,40 +42,45 @@ class Epoch:
 class Settings:
     """How a run was made; all of it goes into the lineage."""
 
-    loss: str
+    loss: str | dict[str, Any]
+    """The name of one of ours, or the description of the framework's own."""
     metrics: tuple[str, ...]
-    optimizer: Optimizer
-    batch_size: int
-    epochs: int
+    optimizer: dict[str, Any]
+    batch_size: int | None
+    """None: as the loader gives them."""
+    epochs: int | None
+    """None: until the tolerance or the patience ends it."""
+    tolerance: float | None
+    patience: int | None
     shuffle: bool
     seed: int
     validation_split: float
+    precision: Precision | None
+    micro_batch_size: int | None
     num_threads: int | None
 
     def __post_init__(self) -> None:
-        suitable = get_loss(self.loss).metrics
-        for metric in self.metrics:
-            get_metric(metric)
-            if metric not in suitable:
-                expected = f"metrics that suit the loss {self.loss}: {', '.join(suitable)}"
-                raise InputError("bad_option", option="metrics", got=metric, expected=expected)
-        _check_count("batch_size", self.batch_size, 1)
-        _check_count("epochs", self.epochs, 1)
-        _check_count("seed", self.seed, 0)
-        if self.num_threads is not None:
-            _check_count("num_threads", self.num_threads, 1)
-        if not 0.0 <= self.validation_split < 1.0:
-            raise InputError("bad_option", option="validation_split", got=self.validation_split, expected="a number in [0, 1)")
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+        if self.epochs is not None:
+            check_count("epochs", self.epochs)
+        elif self.tolerance is None and self.patience is None:
+            raise InputError("bad_option", option="epochs", got=None, expected="a number, or None with a tolerance or a patience")
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, "a number in [0, 1)", lowest=0.0, below=1.0)
+        for option in ("patience", "micro_batch_size", "num_threads"):
+            if getattr(self, option) is not None:
+                check_count(option, getattr(self, option))
+        check_count("seed", self.seed, 0)
+        if self.precision not in (None, "bfloat16"):
+            raise InputError(
+                "bad_option", option="precision", got=self.precision, expected="bfloat16, or None for the model's own"
+            )
+        check_number("validation_split", self.validation_split, "a number in [0, 1)", lowest=0.0, below=1.0)
 
     def describe(self) -> dict[str, Any]:
         """Give it as JSON data."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "metrics": list(self.metrics), "optimizer": self.optimizer.describe()}
-
-
-def _check_count(option: str, value: object, lowest: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value < 2**63:
-        raise InputError("bad_option", option=option, got=value, expected=f"an integer, at least {lowest}")
+        return {**dataclasses.asdict(self), "metrics": list(self.metrics)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +90,16 @@ class TrainResult:
     model: Any
     """The framework's own object: the one that was given, now with the trained weights."""
     framework: Framework
+    criterion: Criterion
     settings: Settings
     history: tuple[Epoch, ...]
+    num_steps: int
     data: dict[str, Any]
-    """Digest, number of rows and shapes of the data that was given."""
+    """Digest, number of rows and shapes of the data that was given; of a loader what it tells."""
     sample: NDArray[Any]
     """The first rows of the data, for golden examples."""
+    checkpoint: Path | None
+    """The state at the end, from which a longer run can go on; None if no checkpoints were asked for."""
 
     def predict(self, x: object) -> NDArray[Any]:
         """Answer rows as the served model would; one output row for each.
@@ -107,20 +107,21 @@ class TrainResult:
         Raises:
             InputError: `bad_data`, no rows, not numbers, or not what the model takes.
         """
-        return self.framework.predict(self.model, check_rows(x))
+        return self.framework.predict(self.model, check_rows(x, self.framework.float_dtype(self.model)))
 
     def evaluate(self, x: object, y: object) -> dict[str, float]:
-        """Measure the loss and the metrics of the run on rows with known targets.
+        """Measure the loss and the metrics on rows with known targets, as the model would be served.
 
         Raises:
             InputError: `bad_data`.
         """
-        data = check_dataset((x, y))
+        dtype = self.framework.float_dtype(self.model)
+        data = check_dataset((x, y), dtype)
         outputs = self.framework.predict(self.model, data.x)
-        targets = prepare_targets(self.settings.loss, data.y, outputs.shape)
+        targets = self.criterion.prepare(data.y, outputs.shape, dtype)
         return {
-            "loss": get_loss(self.settings.loss).compute(outputs, targets),
-            **{name: get_metric(name).compute(outputs, targets) for name in self.settings.metrics},
+            "loss": self.criterion.compute(outputs, targets),
+            **{name: self.criterion.get_metric(name, targets)(outputs, targets) for name in self.settings.metrics},
         }
 
     def publish(
@@ -135,13 +136,12 @@ class TrainResult:
         output_name: str = "output",
         labels: Sequence[str] | None = None,
     ) -> Version:
-        """Export the model to ONNX, check the export against the model, and make it a version of the store.
+        """Make the model a version of the store, as `publish` does, with all that the run knows of itself.
 
         Args:
             name: of the model; its next version is made.
             store: default: that of ARGOSY_HOME.
-            sample: real rows; the first 8 become golden examples, each answered alone by ONNX Runtime.
-                Default: the first of the training data.
+            sample: real rows; the first 8 become golden examples. Default: the first of the training data.
             measurements: what is known of it, such as the accuracy on test rows; added to those of the run.
             lineage: added to what the run knows of itself.
             input_name: of the tensor that goes in.
@@ -149,42 +149,24 @@ class TrainResult:
             labels: names of the output's last axis, such as class names.
 
         Raises:
-            ModelError: `export_failed`, `export_differs`; nothing was published.
+            ModelError: `export_failed`, `export_differs`, `save_failed`; nothing was published.
             InputError: `bad_data`, the sample; `bad_option`, the labels; `bad_name` and more from the store.
         """
-        rows = (self.sample if sample is None else check_rows(sample))[:NUM_GOLDEN]
-        expected = self.framework.predict(self.model, rows)
-        if labels is not None and len(labels) != expected.shape[-1]:
-            expected_labels = f"{expected.shape[-1]} names, one for each entry of the output's last axis"
-            raise InputError("bad_option", option="labels", got=list(labels), expected=expected_labels)
-        with tempfile.TemporaryDirectory(prefix="argosy-export-") as folder:
-            path = Path(folder, _MODEL_FILE)
-            self.framework.export_onnx(self.model, rows, path, input_name=input_name, output_name=output_name)
-            exported = OnnxModel(path)
-            difference = check_export(exported, rows, expected)
-            golden = Golden({input_name: rows}, exported.run_alone({input_name: rows}))
-            return (store or Store()).publish(
-                name,
-                {_MODEL_FILE: path},
-                signature=_label_output(Signature.from_arrays(golden.inputs, golden.outputs), labels),
-                entry=_MODEL_FILE,
-                golden=golden,
-                lineage=self.describe_lineage() | {"export": {"format": "onnx", "difference": difference}, **lineage},
-                measurements=self._measure() | {"size_bytes": path.stat().st_size, **measurements},
-            )
+        return publish(
+            self.model,
+            name,
+            store,
+            sample=self.sample if sample is None else sample,
+            measurements=self._measure() | dict(measurements),
+            lineage=self.describe_lineage() | dict(lineage),
+            input_name=input_name,
+            output_name=output_name,
+            labels=labels,
+        )
 
     def describe_lineage(self) -> dict[str, Any]:
         """Give what the run knows of itself, as JSON data."""
-        name = self.framework.name
-        return {
-            "kind": "training",
-            "framework": name,
-            "precision": "float32",
-            "code": describe_code(type(self.model)) | {"num_weights": self.framework.count_weights(self.model)},
-            "data": self.data,
-            "training": self.settings.describe(),
-            "environment": describe_environment(("argosy", "numpy", name, "onnx", "onnxruntime")),
-        }
+        return {"kind": "training", "data": self.data, "training": self.settings.describe() | {"steps": self.num_steps}}
 
     def _measure(self) -> dict[str, float]:
         last = self.history[-1]
@@ -193,10 +175,3 @@ class TrainResult:
             values["validation_loss"] = last.validation_loss
             values |= {f"validation_{name}": value for name, value in last.validation_metrics.items()}
         return values | {"train_s": sum(epoch.duration_s for epoch in self.history)}
-
-
-def _label_output(signature: Signature, labels: Sequence[str] | None) -> Signature:
-    if labels is None:
-        return signature
-    (output,) = signature.outputs
-    return Signature(signature.inputs, (type(output)(output.name, output.datatype, output.shape, labels=tuple(labels)),))

@@ -1,0 +1,80 @@
+"""Kill training runs at random moments with SIGKILL, resume them, and hold the weights against an undisturbed run's.
+
+    python benchmarks/train_kill.py [--kills 20] [--frameworks torch,keras,tensorflow,mxnet,jax] [--seed 0]
+
+Every run trains the same small network (convolution, batch normalisation, dropout), keeps a checkpoint at every step, and
+prints the SHA-256 of its final weights and of its history. Exit status 1 if any differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from argosy.frameworks.environment import find_interpreter, lives_apart
+
+ROOT = Path(__file__).parents[1]
+PAUSE_S = 0.02
+NUM_STEPS = 12 * 6
+
+
+def start(framework: str, folder: Path, pause_s: float) -> subprocess.Popen[str]:
+    python = find_interpreter(framework) if lives_apart(framework) else sys.executable
+    command = [str(python), "-W", "ignore", "-m", "tests.frameworks.small_run", framework, str(folder), str(pause_s)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    if process.returncode:
+        raise SystemExit(f"a run ended with code {process.returncode}:\n{err[-3000:]}")
+    return out.strip().splitlines()[-1]
+
+
+def kill_and_resume(framework: str, folder: Path, after_step: int) -> tuple[int, str]:
+    """Kill a run once it has passed a step, resume it; the step that it was resumed from, and what it printed."""
+    process = start(framework, folder, PAUSE_S)
+    marker = folder / f"step-{after_step:09d}.npz"
+    passed = 0
+    while process.poll() is None and not passed:
+        passed = after_step if marker.exists() else 0
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, PAUSE_S))  # noqa: S311 - any moment of the step that follows
+    process.kill()
+    process.wait()
+    kept = sorted(folder.glob("step-*.npz"))
+    return int(kept[-1].stem.removeprefix("step-")) if kept else 0, finish(start(framework, folder, 0.0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--frameworks", default="torch,keras,tensorflow,mxnet,jax")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    frameworks = options.frameworks.split(",")
+    broken = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = {name: finish(start(name, Path(scratch, f"{name}-whole"), 0.0)) for name in frameworks}
+        for number in range(options.kills):
+            name = frameworks[number % len(frameworks)]
+            after_step = random.randrange(1, NUM_STEPS - 5)
+            step, got = kill_and_resume(name, Path(scratch, f"{name}-{number}"), after_step)
+            is_same = got == expected[name]
+            broken += not is_same
+            print(
+                f"{name:<11} killed after step {step:>2} of {NUM_STEPS}  {'same' if is_same else 'DIFFERENT'}  {got[:12]}",
+                flush=True,
+            )
+    print(f"{options.kills} kills, {broken} runs that ended otherwise")
+    raise SystemExit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

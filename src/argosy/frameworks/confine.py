@@ -1,0 +1,274 @@
+"""Open a file that may be hostile in a process that can do no harm: a pickle, a TorchScript, a SavedModel, a .keras.
+
+The process has no secret in its environment, no descriptor but its output, an empty folder as home, and dies with
+its caller. Before the first byte of the file is read, it gives up (`confine_child.py`):
+
+| what | by |
+|---|---|
+| files but the Python installation, `read` and `write`; links, pipes, sockets, devices; programs | Landlock |
+| the network, local sockets, new processes, signals, modes and owners of files | a filter of system calls |
+| the rights of root, set-user-ID programs | capabilities, no-new-privileges |
+| core dumps, more memory than allowed | limits |
+
+The filter needs no user namespace, which containers and some distributions forbid. What stays open: a process learns
+whether a path exists, its size and its age (no content, no list of a folder); it can fill `write` and its temporary folder
+until the time is up; it uses the processors; it may start threads. Devices such as GPUs cannot be opened. On Linux before
+5.19 no file can be moved to another folder, which TensorFlow's SavedModel needs when it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import secrets
+import selectors
+import signal
+import site
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import argosy
+from argosy.errors import InputError, ModelError, NotAllowedError
+from argosy.frameworks.confine_landlock import read_landlock_abi
+from argosy.frameworks.confine_seccomp import can_filter_calls
+
+__all__ = ["Completed", "Confinement", "describe_confinement", "remove_hostile_folder", "run_confined"]
+
+_CHILD: Final = Path(__file__).with_name("confine_child.py")
+_ARGOSY: Final = Path(argosy.__file__).parent
+_MAX_STDOUT_BYTES: Final = 16 << 20
+_STDERR_TAIL_BYTES: Final = 8000
+_READ_BYTES: Final = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Confinement:
+    """What this machine enforces on a confined process."""
+
+    landlock_abi: int
+    """Version of Landlock in the kernel; 0 is none: files cannot be confined."""
+    has_call_filter: bool
+    """False: sockets, processes and signals cannot be confined."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What cannot be enforced here."""
+        files = () if self.landlock_abi else ("files (the kernel has no Landlock, or it is off)",)
+        calls = () if self.has_call_filter else ("sockets and processes (no filter of system calls for this machine)",)
+        return files + calls
+
+    @property
+    def is_confined(self) -> bool:
+        """True if files that run code, pickles above all, may be opened by `run_confined` here."""
+        return not self.missing
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Completed:
+    """A confined process that ended by itself."""
+
+    stdout: bytes
+    """All of its standard output, as hostile as the file that it read."""
+    stderr: str
+    """The end of its standard error, without characters that move a terminal's cursor."""
+    returncode: int
+    """0, its exit code, or minus the signal that killed it."""
+
+
+def describe_confinement() -> Confinement:
+    """Tell what `run_confined` can enforce on this machine."""
+    return Confinement(read_landlock_abi(), can_filter_calls())
+
+
+def run_confined(
+    arguments: Sequence[str],
+    *,
+    read: Sequence[Path],
+    write: Sequence[Path],
+    timeout_s: float,
+    memory_bytes: int | None = None,
+    python: Path = Path(sys.executable),
+    env: Mapping[str, str] | None = None,
+    module_folders: Sequence[Path] = (),
+    is_required: bool = True,
+) -> Completed:
+    """Run `python -I -m MODULE ARGUMENT ...` in a process that reaches nothing but what is named here.
+
+    Modules come from the interpreter's own site-packages, and `argosy` from this installation whatever the interpreter.
+    The working folder is a new one, so paths in `arguments` must be absolute. It is also HOME and TMPDIR.
+
+    Args:
+        arguments: the module, then its arguments.
+        read: files and folders that it may read. A link in them that leads elsewhere needs its target here as well.
+        write: files and folders that it may read and change; new files keep the mode that they are created with.
+        timeout_s: after that many seconds it is killed.
+        memory_bytes: limit of its address space, of which frameworks reserve more than they use: small models of
+            all of them fit in 4 GiB on 2 processors, TensorFlow's not in 2. None is no limit.
+        python: the interpreter, this one by default.
+        env: variables beside the few that every process gets, such as KERAS_BACKEND. The interpreter ignores its own, PYTHON*.
+        module_folders: where else modules are looked for, after all others; it may read them. They may be hostile too.
+        is_required: False runs it also where `describe_confinement()` misses something. Never for what can hold code.
+
+    Raises:
+        InputError: `missing_file`, a path does not exist; `bad_option`; `not_started`, the interpreter cannot be run.
+        NotAllowedError: `not_confined`, this machine cannot enforce all of it.
+        ModelError: `confined_timeout`; `confined_output`, more than 16 MiB of standard output.
+    """
+    confinement = describe_confinement()
+    if is_required and confinement.missing:
+        raise NotAllowedError("not_confined", missing=" and ".join(confinement.missing))
+    environment = dict(env or {})
+    _check_options(arguments, timeout_s, memory_bytes, environment)
+    if site.ENABLE_USER_SITE and python == Path(sys.executable):
+        # Packages of `pip install --user`: the new HOME hides them.
+        module_folders = [*module_folders, *(path for path in [Path(site.getusersitepackages())] if path.is_dir())]
+    with _temporary_folder() as home:
+        plan = {
+            "parent": os.getpid(),
+            "argosy": str(_ARGOSY),
+            "read": [_resolve(path) for path in read],
+            "write": [_resolve(path) for path in (*write, home)],
+            "module_folders": [_resolve(path) for path in module_folders],
+            "memory_bytes": memory_bytes,
+            "has_landlock": confinement.landlock_abi > 0,
+            "has_call_filter": confinement.has_call_filter,
+        }
+        # -I: nothing but the interpreter's own modules can be imported before the process is confined.
+        command = [str(python), "-I", "-B", str(_CHILD), json.dumps(plan), *arguments]
+        return _finish(_start(command, home, {**_make_environment(home), **environment}), arguments[0], timeout_s)
+
+
+def remove_hostile_folder(folder: Path) -> None:
+    """Remove a folder that a confined process wrote to. It may be deeper than recursion goes and locked by modes.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    folder.chmod(0o700)
+    numbers, prefix = itertools.count(), secrets.token_hex(8)
+    while children := list(os.scandir(folder)):
+        for child in children:
+            if not child.is_dir(follow_symlinks=False):
+                os.unlink(child.path)  # noqa: PTH108
+                continue
+            os.chmod(child.path, 0o700)  # noqa: PTH101
+            # What lies deeper comes up here, so that no path ever has more than two steps.
+            for inner in os.scandir(child.path):
+                if inner.is_dir(follow_symlinks=False):
+                    os.chmod(inner.path, 0o700)  # noqa: PTH101
+                os.rename(inner.path, folder / f"{prefix}-{next(numbers)}")  # noqa: PTH104
+            os.rmdir(child.path)  # noqa: PTH106
+    folder.rmdir()
+
+
+def _check_options(arguments: Sequence[str], timeout_s: float, memory_bytes: int | None, env: Mapping[str, str]) -> None:
+    if not arguments:
+        raise InputError("bad_option", option="arguments", got=list(arguments), expected="a module, then its arguments")
+    if not 0 < timeout_s < math.inf:
+        raise InputError("bad_option", option="timeout_s", got=timeout_s, expected="a positive number of seconds")
+    if memory_bytes is not None and memory_bytes <= 0:
+        raise InputError("bad_option", option="memory_bytes", got=memory_bytes, expected="a positive number of bytes")
+    if ignored := [name for name in env if name.startswith("PYTHON")]:
+        raise InputError("bad_option", option="env", got=ignored, expected="no variable that the interpreter ignores (PYTHON*)")
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Generator[Path, None, None]:
+    folder = Path(tempfile.mkdtemp(prefix="argosy-confined-")).resolve()
+    try:
+        yield folder
+    finally:
+        remove_hostile_folder(folder)
+
+
+def _resolve(path: Path) -> str:
+    try:
+        return str(path.resolve(strict=True))
+    except (OSError, ValueError, RuntimeError) as error:
+        detail = error.strerror if isinstance(error, OSError) else error
+        raise InputError("missing_file", path=ascii(str(path)), detail=detail) from error
+
+
+def _make_environment(home: Path) -> dict[str, str]:
+    return {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        # Libraries name their caches after the user; the list of users cannot be read.
+        "LOGNAME": "argosy",
+        # joblib tries whether it can start processes and warns if not.
+        "JOBLIB_MULTIPROCESSING": "0",
+    }
+
+
+def _start(command: list[str], home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=home,
+            env=environment,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError("not_started", python=command[0], detail=error) from error
+
+
+def _finish(process: subprocess.Popen[bytes], module: str, timeout_s: float) -> Completed:
+    """Read what the process says until it ends; whatever happens, it is gone afterwards."""
+    with process:
+        try:
+            stdout, stderr = _read_output(process, module, timeout_s)
+        finally:
+            _kill_group(process)
+    text = stderr.decode(errors="replace")
+    clean = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return Completed(stdout, clean, process.returncode)
+
+
+def _read_output(process: subprocess.Popen[bytes], module: str, timeout_s: float) -> tuple[bytes, bytes]:
+    assert process.stdout is not None and process.stderr is not None
+    stdout, stderr = bytearray(), bytearray()
+    deadline_s = time.monotonic() + timeout_s
+    with contextlib.ExitStack() as stack:
+        pidfd = os.pidfd_open(process.pid)
+        stack.callback(os.close, pidfd)
+        selector = stack.enter_context(selectors.DefaultSelector())
+        selector.register(process.stdout, selectors.EVENT_READ, stdout)
+        selector.register(process.stderr, selectors.EVENT_READ, stderr)
+        selector.register(pidfd, selectors.EVENT_READ)
+        while selector.get_map():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise ModelError("confined_timeout", module=module, timeout_s=timeout_s)
+            for key, _ in selector.select(left_s):
+                if key.fd == pidfd:
+                    # Where processes cannot be confined, one that it left behind would hold the pipes open.
+                    _kill_group(process)
+                    selector.unregister(pidfd)
+                elif chunk := os.read(key.fd, _READ_BYTES):
+                    key.data.extend(chunk)
+                else:
+                    selector.unregister(key.fileobj)
+            if len(stdout) > _MAX_STDOUT_BYTES:
+                raise ModelError("confined_output", module=module, limit=_MAX_STDOUT_BYTES)
+            del stderr[:-_STDERR_TAIL_BYTES]
+    return bytes(stdout), bytes(stderr)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and whatever it started. It has not been waited for, so its number is still its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

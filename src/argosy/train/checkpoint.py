@@ -1,0 +1,200 @@
+"""Checkpoints of a run: all that its next step depends on, in files that a kill at any moment leaves whole.
+
+    FOLDER/step-000001200.npz     the last few, by number of steps
+    FOLDER/best.npz               the state after the best epoch so far
+    FOLDER/lock                   held by the run that writes here
+
+A file holds plain arrays (no pickle) and `meta`, JSON text. It is written under another name, made durable, renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from argosy.errors import ConflictError, InputError
+from argosy.optim.schedules import check_count, check_number
+from argosy.signature import Arrays
+from argosy.store.temporary import explain_write, fsync_folder, try_lock
+
+__all__ = ["Checkpoints", "Keeper", "open_checkpoints", "read_checkpoint"]
+
+_LOG = logging.getLogger(__name__)
+
+_STEP_FILE: Final = re.compile(r"step-(\d{9,})\.npz")
+_BEST: Final = "best.npz"
+_LOCK: Final = "lock"
+_META: Final = "meta"
+_PARTIAL: Final = ".partial"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where a run keeps its state, how often, and how much of it."""
+
+    folder: Path
+    """Made if there is none; one run at a time."""
+    every_steps: int | None = None
+    every_s: float | None = 60.0
+    """Whichever is due first; None: only the other one, and the end of the run."""
+    keep: int = 3
+    """How many of the last ones stay, beside the best."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None:
+            check_count("checkpoints.every_steps", self.every_steps)
+        if self.every_s is not None:
+            check_number("checkpoints.every_s", self.every_s, "a number of seconds above 0, or None", lowest=0.0, is_open=True)
+        check_count("checkpoints.keep", self.keep)
+
+
+class Keeper:
+    """Writes and finds the checkpoints of one run."""
+
+    def __init__(self, plan: Checkpoints, run: dict[str, Any]) -> None:
+        """Begin; `run` is what a run must have in common with one that goes on from its checkpoints (JSON data)."""
+        self._plan = plan
+        self._run = json.loads(json.dumps(run))
+        self._saved_s = time.monotonic()
+        self._saved_step = 0
+        self.latest: Path | None = None
+        """What was written or read last."""
+
+    def is_due(self, step: int) -> bool:
+        """Say whether the state after this step is to be kept."""
+        every_steps, every_s = self._plan.every_steps, self._plan.every_s
+        if every_steps is not None and step - self._saved_step >= every_steps:
+            return True
+        return every_s is not None and time.monotonic() - self._saved_s >= every_s
+
+    def save(self, state: Arrays, progress: dict[str, Any], step: int) -> None:
+        """Keep a state and how far the run is (JSON data); remove the oldest beyond the last few.
+
+        Raises:
+            StoreError: `disk_full`, `write_failed`; what was kept before is there still.
+        """
+        self.latest = self._write(f"step-{step:09d}.npz", state, progress)
+        self._saved_s, self._saved_step = time.monotonic(), step
+        for path in self._list()[: -self._plan.keep]:
+            path.unlink(missing_ok=True)
+
+    def save_best(self, state: Arrays, progress: dict[str, Any]) -> None:
+        """Keep the best state; it replaces the one before."""
+        self._write(_BEST, state, progress)
+
+    def load(self) -> tuple[Arrays, dict[str, Any]] | None:
+        """Give the newest state that is whole, and its progress; None if there is none.
+
+        Raises:
+            InputError: `bad_checkpoint`, it was made by another run, or all of them are damaged.
+        """
+        damaged: InputError | None = None
+        for path in reversed(self._list()):
+            try:
+                state, meta = read_checkpoint(path)
+            except InputError as error:
+                _LOG.warning("%s; the one before is taken", error.message)
+                damaged = error
+                continue
+            self._check_run(meta["run"])
+            self.latest = path
+            self._saved_step = meta["progress"]["step"]
+            return state, meta["progress"]
+        if damaged is not None:
+            raise damaged
+        return None
+
+    def load_best(self) -> Arrays | None:
+        """Give the best state that was kept."""
+        path = self._plan.folder / _BEST
+        return read_checkpoint(path)[0] if path.exists() else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run has left a checkpoint here."""
+        return not self._list()
+
+    def clear(self) -> None:
+        """Remove every checkpoint."""
+        for path in [*self._list(), self._plan.folder / _BEST]:
+            path.unlink(missing_ok=True)
+
+    def _list(self) -> list[Path]:
+        found = [(int(match[1]), path) for path in self._plan.folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def _write(self, name: str, state: Arrays, progress: dict[str, Any]) -> Path:
+        path = self._plan.folder / name
+        partial = path.with_name(name + _PARTIAL)
+        meta = json.dumps({"run": self._run, "progress": progress})
+        try:
+            with partial.open("wb") as file:
+                write: Any = np.savez  # Its stub takes every array for the option `allow_pickle`.
+                write(file, **{_META: np.array(meta)}, **state)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            fsync_folder(self._plan.folder)
+        except OSError as error:
+            raise explain_write(path, error) from error
+        return path
+
+    def _check_run(self, made_by: dict[str, Any]) -> None:
+        for key, value in self._run.items():
+            if made_by.get(key) != value:
+                detail = f"its {key} is {made_by.get(key)}, that of this run {value}"
+                raise InputError("bad_checkpoint", detail=detail)
+
+
+@contextmanager
+def open_checkpoints(plan: Checkpoints | None, run: dict[str, Any]) -> Generator[Keeper | None]:
+    """Hold a folder of checkpoints within the block; None for no plan.
+
+    Raises:
+        ConflictError: `run_active`, another run writes here.
+        StoreError: `disk_full`, `write_failed`.
+    """
+    if plan is None:
+        yield None
+        return
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(plan.folder / _LOCK)
+    except OSError as error:
+        raise explain_write(plan.folder, error) from error
+    if lock is None:
+        raise ConflictError("run_active", folder=plan.folder)
+    try:
+        for path in plan.folder.glob(f"*{_PARTIAL}"):
+            path.unlink(missing_ok=True)
+        yield Keeper(plan, run)
+    finally:
+        os.close(lock)
+
+
+def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Read a checkpoint: arrays by name, and its `meta` (`run` and `progress`).
+
+    Raises:
+        InputError: `bad_checkpoint`, it is damaged, or no checkpoint.
+    """
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            state = {name: file[name] for name in file.files}
+        meta: dict[str, Any] = json.loads(str(state.pop(_META)))
+        if not {"run", "progress"} <= meta.keys():
+            raise ValueError("its meta is not that of a checkpoint")
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError("bad_checkpoint", detail=f"{path.name} cannot be read: {error}") from error
+    return state, meta

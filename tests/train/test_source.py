@@ -1,0 +1,75 @@
+"""Training from loaders: batches as the loader gives them, resumable, with validation rows beside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from argosy.errors import InputError
+from argosy.train.run import train
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Rows with noise that is drawn anew each time that a row is taken."""
+
+    def __init__(self, blobs, noise=0.0):
+        self.x, self.y = (torch.from_numpy(np.asarray(part)) for part in blobs)
+        self.noise = noise
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        x = self.x[index]
+        return x + self.noise * torch.randn_like(x), self.y[index]
+
+
+def weights_of(model):
+    return np.concatenate([tensor.numpy().ravel() for tensor in model.state_dict().values()])
+
+
+def test_loader_in_order_trains_as_the_same_arrays_do(blobs, make_model):
+    one, other = make_model(), make_model()
+    loader = torch.utils.data.DataLoader(Pairs(blobs), batch_size=32)
+    result = train(one, loader, epochs=3, progress=False)
+    train(other, blobs, epochs=3, shuffle=False, progress=False)
+    np.testing.assert_array_equal(weights_of(one), weights_of(other))
+    assert result.data == {"loader": "torch.utils.data.dataloader.DataLoader", "batches": 4, "x": "float32 [4]"}
+    assert result.settings.batch_size is None
+    np.testing.assert_array_equal(result.sample, blobs[0][:8])
+
+
+def test_shuffled_loader_with_random_rows_repeats_and_resumes(blobs, make_model, tmp_path):
+    def run(folder, epochs, resume=False):
+        model = make_model()
+        loader = torch.utils.data.DataLoader(Pairs(blobs, noise=0.1), batch_size=32, shuffle=True)
+        train(model, loader, epochs=epochs, seed=4, checkpoints=tmp_path / folder, resume=resume, progress=False)
+        return weights_of(model)
+
+    expected = run("a", 4)
+    torch.rand(7)
+    np.testing.assert_array_equal(run("b", 4), expected)
+    run("c", 2)
+    np.testing.assert_array_equal(run("c", 4, resume=True), expected)
+
+
+def test_loader_takes_validation_rows_and_any_batch_sampler(blobs, make_model):
+    loader = torch.utils.data.DataLoader(Pairs(blobs), batch_size=32, drop_last=True)
+    result = train(make_model(), loader, epochs=2, validation_data=blobs, progress=False)
+    assert result.num_steps == 6
+    assert result.history[-1].validation_loss == pytest.approx(result.evaluate(*blobs)["loss"])
+
+
+@pytest.mark.parametrize(
+    ("make_loader", "options", "words"),
+    [
+        pytest.param(lambda d: torch.utils.data.DataLoader(d), {"batch_size": 8}, "None with a loader", id="batch-size"),
+        pytest.param(lambda d: torch.utils.data.DataLoader(d), {"validation_split": 0.1}, "give validation_data", id="split"),
+        pytest.param(lambda d: torch.utils.data.DataLoader(d.x), {}, "expected pairs of tensors", id="no-pairs"),
+        pytest.param(lambda d: torch.utils.data.DataLoader([], batch_size=2), {}, "gives no batch", id="empty"),
+    ],
+)
+def test_bad_use_of_a_loader_is_refused(make_loader, options, words, blobs, make_model):
+    with pytest.raises(InputError, match=words):
+        train(make_model(), make_loader(Pairs(blobs)), progress=False, **options)
