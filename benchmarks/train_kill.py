@@ -44,7 +44,7 @@ def kill_and_resume(framework: str, folder: Path, after_step: int) -> tuple[int,
     while process.poll() is None and not passed:
         passed = after_step if marker.exists() else 0
         time.sleep(0.001)
-    time.sleep(random.uniform(0, PAUSE_S))  # noqa: S311 - any moment of the step that follows
+    time.sleep(random.uniform(0, PAUSE_S))
     process.kill()
     process.wait()
     kept = sorted(folder.glob("step-*.npz"))

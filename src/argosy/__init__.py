@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 # Where each exported name lives; imported when it is first asked for. `train`, `compress` and `serve` are packages
-# that can be called.
+# that can be called; `optim` is one that is asked for often.
 _HOMES: Final = {
     "AdminClient": "argosy.client",
     "ArgosyError": "argosy.errors",
@@ -66,7 +66,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "compress", "serve"):
+    if name in ("train", "compress", "serve", "optim"):
         return importlib.import_module(f"argosy.{name}")
     home = _HOMES.get(name)
     if home is None:

@@ -1,0 +1,66 @@
+"""One optimizer definition, the same trajectory everywhere: every framework against the NumPy reference in float64.
+
+Four rules in two forms, with and without schedule, weight decay and clipping; linear and logistic regression and a small
+network; batches of 1, 32, all rows, and with a short last one; 100 steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from argosy.frameworks.environment import find_interpreter, lives_apart
+
+ROOT = Path(__file__).parents[2]
+BACKENDS = [
+    pytest.param("torch", None, id="torch"),
+    pytest.param("tensorflow", None, id="tensorflow"),
+    pytest.param("keras", "tensorflow", id="keras-on-tensorflow"),
+    pytest.param("keras", "jax", id="keras-on-jax"),
+    pytest.param("keras", "torch", id="keras-on-torch"),
+    pytest.param("mxnet", None, id="mxnet"),
+    pytest.param("jax", None, id="jax"),
+]
+
+FLOAT32, FLOAT64 = 5e-6, 1e-12
+"""Of the convex problems. NumPy's own float32 is up to 2e-6 away after 100 steps."""
+NETWORK = {"float32": 1e-4, "float64": 1e-11}
+"""Of the network: where a unit is near the kink of its ReLU, a rounding error changes which way it goes."""
+KERAS_ON_TORCH = 1e-6
+"""Keras keeps some numbers of the torch backend in float32."""
+
+
+def run(framework: str, backend: str | None) -> dict[str, float]:
+    python = find_interpreter(framework) if lives_apart(framework) else sys.executable
+    variables = {"JAX_ENABLE_X64": "1", "TF_CPP_MIN_LOG_LEVEL": "3"} | ({"KERAS_BACKEND": backend} if backend else {})
+    done = subprocess.run(
+        [str(python), "-W", "ignore", "-m", "tests.frameworks.trajectories", framework],
+        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def allowed(case: str, backend: str | None) -> float:
+    problem, *_, dtype = case.split("/")
+    if problem == "network":
+        return NETWORK[dtype] if (dtype, backend) != ("float64", "torch") else 10 * KERAS_ON_TORCH
+    if dtype == "float32":
+        return FLOAT32
+    return KERAS_ON_TORCH if backend == "torch" else FLOAT64
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("framework", "backend"), BACKENDS)
+def test_framework_follows_the_reference(framework: str, backend: str | None) -> None:
+    found = run(framework, backend)
+    # 4 rules x 2 forms x (1 plain + 4 batches with everything) and 3 more, by 4 problems and 2 types.
+    assert len(found) == (4 * 2 * 5 + 3) * 4 * 2
+    too_far = {case: value for case, value in found.items() if not value <= allowed(case, backend)}
+    assert too_far == {}
