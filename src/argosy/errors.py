@@ -190,6 +190,10 @@ MESSAGES: dict[str, Message] = {
         "The model cannot be exported to ONNX: {detail}",
         "use operators that ONNX has, and take sizes from the input's shape, not from constants",
     ),
+    "save_failed": Message(
+        "The model cannot be saved for a runtime of its framework: {detail}",
+        "make it of the framework's own layers, or of what ONNX has operators for",
+    ),
     "nothing_to_compress": Message("Compression method {method} finds nothing to work on in the model: it needs {what}"),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",

@@ -6,12 +6,16 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from argosy.errors import FaultError, InputError
+from argosy.frameworks.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.serve.channel import Channel, read_message, write_message
+from argosy.serve.runtimes.base import PACKAGES
 
 __all__ = ["LocalNode", "Worker"]
 
@@ -76,10 +80,44 @@ class LocalNode:
         self._on_hung = on_hung
         self._next_id = 0
 
+    # interpreters
+
+    def find_python(self, runtime: str) -> str | None:
+        """The interpreter of a runtime's workers; None while its environment is not built.
+
+        Raises:
+            InputError: `missing_extra`, the runtime's package is neither here nor has an environment.
+            NotAllowedError: `unsafe_cache`, other users may change what would be run.
+        """
+        package = PACKAGES.get(runtime)
+        if package is None or is_importable(package):
+            return sys.executable
+        if not lives_apart(package):
+            raise InputError("missing_extra", feature=f"Runtime {runtime}", package=package, extra=runtime)
+        return str(find_interpreter(package)) if get_environment(package).is_built else None
+
+    async def build_environment(self, runtime: str) -> None:
+        """Build the environment of a runtime; this process does its other work meanwhile.
+
+        Raises:
+            NotAllowedError: as `find_python`.
+            FaultError: `environment_failed`, `environment_python`.
+        """
+        await asyncio.to_thread(find_interpreter, PACKAGES[runtime])
+
     # workers
 
     def start_worker(self, deployment: str, version: int, spec: Message) -> str:
-        """Have the supervisor start a worker; returns its name."""
+        """Have the supervisor start a worker; returns its name.
+
+        Raises:
+            FaultError: `environment_failed`, the environment of its runtime is not there any more; else as `find_python`.
+        """
+        python = self.find_python(spec["runtime"])
+        if python is None:
+            raise FaultError("environment_failed", name=spec["runtime"], detail="it was removed while it was in use")
+        if python != sys.executable:
+            spec = {**spec, "python": python}
         name = f"w-{deployment}-{version}-{secrets.token_hex(4)}"
         self.workers[name] = Worker(name, spec)
         self._channel.send({"op": "start_worker", "name": name, "spec": spec})

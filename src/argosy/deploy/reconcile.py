@@ -106,14 +106,30 @@ class Reconciler:
         while any(name in self.node.workers for name in names):
             await self.node.wait_changed(_PERIOD_S)
 
-    def ensure_workers(self, lane: Lane) -> list[str]:
-        """The names of as many fitting workers as the lane wants; missing ones are started."""
+    def _find_workers(self, lane: Lane) -> tuple[Message, list[str]]:
+        """What a lane's workers are told, and the names of those that were told so already."""
         spec = build_worker_spec(lane.spec, lane.version, lane.folder, self._num_fronts)
         names = [name for name, worker in self.node.workers.items() if worker.spec["key"] == spec["key"] and not worker.is_gone]
-        names = names[: lane.spec.replicas]
+        return spec, names[: lane.spec.replicas]
+
+    def ensure_workers(self, lane: Lane) -> list[str]:
+        """The names of as many fitting workers as the lane wants; missing ones are started."""
+        spec, names = self._find_workers(lane)
         for _ in range(lane.spec.replicas - len(names)):
             names.append(self.node.start_worker(lane.spec.name, lane.version.number, spec))
         return names
+
+    async def build_environment(self, name: str, runtime: str) -> None:
+        """Build the environment of a runtime; meanwhile the status of the deployment says what it waits for.
+
+        Raises:
+            FaultError: it cannot be built.
+        """
+        self.problems[name] = f"waits for the environment of runtime {runtime}, which is being built"
+        try:
+            await self.node.build_environment(runtime)
+        finally:
+            self.problems.pop(name, None)
 
     def keep_measurements(self, version: Version, report: Message) -> None:
         """Record what a load has shown."""
@@ -184,15 +200,33 @@ class Reconciler:
         if missing:
             # Refused when it loaded again: the file or the machine has changed under it.
             self._note_problem(name, f"worker {missing[0]} cannot load any more; argosy logs {missing[0]} shows why")
+        if not self._can_start(lane):
+            return False
         lane.workers = self.ensure_workers(lane)
         # Told now, so that requests wait rather than fail; and again when it is known whether rows may be joined.
         self._start(name, self._await_ready(lane))
         return True
 
+    def _can_start(self, lane: Lane) -> bool:
+        """Say whether what a lane lacks can be started now; an environment that it needs first begins to be built."""
+        name, runtime = lane.spec.name, lane.version.manifest.runtime
+        if len(self._find_workers(lane)[1]) == lane.spec.replicas:
+            return True
+        try:
+            python = self.node.find_python(runtime)
+        except ArgosyError as error:
+            self._note_problem(name, str(error))
+            return False
+        if python is None:
+            self._start(name, self.build_environment(name, runtime))
+        return python is not None
+
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         async def run() -> None:
             try:
                 await work
+            except ArgosyError as error:
+                self._note_problem(name, str(error))
             except Exception as error:  # the edge of a task: told, and tried again after a pause
                 traceback.print_exc()
                 self._note_problem(name, f"Internal error: {type(error).__name__}: {error}")

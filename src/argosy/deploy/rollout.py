@@ -166,16 +166,31 @@ def _say(control: Reconciler, rollout: Rollout, step: str, detail: str) -> None:
 
 
 async def _check(control: Reconciler, rollout: Rollout) -> Lane:
-    """Find the version, check every digest, and unpack it."""
+    """Find the version and what its runtime needs, check every digest, and unpack it."""
     spec = rollout.spec
     store = control.ledger.store
     version = await asyncio.to_thread(store.get_version, f"{spec.model}@{spec.version}")
     if version.manifest.runtime == "python" and not spec.allow_code:
         raise NotAllowedError("python_not_allowed", name=version.name, version=version.number)
+    await _prepare(control, rollout, version.manifest.runtime)
     before = time.monotonic()
     folder = await asyncio.to_thread(store.open_artifact, version)
     _say(control, rollout, "check", f"{version.size_bytes} bytes verified in {time.monotonic() - before:.2f} s")
     return Lane(spec, version, folder)
+
+
+async def _prepare(control: Reconciler, rollout: Rollout, runtime: str) -> None:
+    """Have the interpreter of the version's workers before anything else is touched.
+
+    Raises:
+        InputError: `missing_extra`.
+        FaultError: its environment cannot be built.
+    """
+    if control.node.find_python(runtime) is None:
+        before = time.monotonic()
+        _say(control, rollout, "check", f"building the environment of runtime {runtime}; this is done once")
+        await control.build_environment(rollout.spec.name, runtime)
+        _say(control, rollout, "check", f"environment built in {time.monotonic() - before:.1f} s")
 
 
 def _must_swap(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane | None) -> bool:

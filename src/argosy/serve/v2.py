@@ -146,9 +146,27 @@ def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[
     try:
         if dtype.kind == "O":
             return np.array([value.encode() for value in values], dtype=object).reshape(item.shape)
-        return np.fromiter(values, dtype, expected).reshape(item.shape)
+        return _make_array(values, dtype, expected).reshape(item.shape)
     except (OverflowError, FloatingPointError, UnicodeEncodeError) as error:
         raise InputError("bad_value", tensor=item.name, datatype=spec.datatype, detail=str(error)) from None
+
+
+def _make_checked(values: list[Any], dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """As `np.fromiter` of NumPy 2, which refuses a number that its type does not hold."""
+    array = np.fromiter(values, dtype, count)
+    if dtype.kind in "iu":
+        bounds = np.iinfo(dtype)
+        for value in values:
+            if not bounds.min <= value <= bounds.max:
+                raise OverflowError(f"Python integer {value} out of bounds for {dtype}")
+    elif dtype.kind == "f" and np.isinf(array).any():
+        # JSON has no infinity, so it was a finite number.
+        raise FloatingPointError("overflow encountered in cast")
+    return array
+
+
+# NumPy 1 would wrap integers, and make floats infinite, without a word.
+_make_array = np.fromiter if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else _make_checked
 
 
 def _flatten(spec: TensorSpec, item: _InputJson) -> list[Any]:

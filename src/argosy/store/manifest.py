@@ -63,7 +63,7 @@ GOLDEN_FILE: Final = "golden.npz"
 OWN_FILES: Final = (MANIFEST_FILE, GOLDEN_FILE)
 """Names that the store itself gives to layers; no file of a publisher may have them."""
 
-RUNTIMES: Final = ("keras", "llm", "mxnet", "onnx", "openvino", "python", "tensorflow", "torch")
+RUNTIMES: Final = ("jax", "keras", "llm", "mxnet", "onnx", "openvino", "python", "tensorflow", "torch")
 
 _CODE_SUFFIXES: Final = frozenset({".py"})
 _CONFIG_SUFFIXES: Final = frozenset({".json", ".txt", ".yaml", ".yml", ".toml", ".model", ".jinja"})

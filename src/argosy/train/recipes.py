@@ -102,7 +102,6 @@ MNIST: Final = Recipe(
         ("sgd", "text"): 0.1,
         ("momentum", "common"): 0.01,
         ("momentum", "text"): 0.1,
-        ("adam", "text"): 0.0003,
     },
     num_threads=1,
     input_name="image",

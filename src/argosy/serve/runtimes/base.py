@@ -8,9 +8,12 @@ from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["RUNTIMES", "Runtime", "load_runtime_class"]
+__all__ = ["PACKAGES", "RUNTIMES", "Runtime", "load_runtime_class"]
 
-RUNTIMES: Final = ("onnx", "python")
+RUNTIMES: Final = ("jax", "keras", "mxnet", "onnx", "python", "tensorflow", "torch")
+
+PACKAGES: Final = {"jax": "jax", "keras": "keras", "mxnet": "mxnet", "tensorflow": "tensorflow", "torch": "torch"}
+"""Runtime -> the package that its interpreter must have beside Argosy's own; the extra has the runtime's name."""
 
 
 class Runtime(Protocol):
