@@ -69,7 +69,7 @@ def test_admin_wait_tells_why_a_rollout_failed(filled: Home, server: Server) -> 
     filled.publish_code("return {'y': x}", "untrusted")
     with server.admin() as admin:
         rollout = admin.deploy(Ledger(filled.store).plan("untrusted"))
-        with pytest.raises(FaultError, match="runs Python code") as caught:
+        with pytest.raises(FaultError, match="may run code of its maker") as caught:
             admin.wait(rollout.id)
     assert caught.value.key == "rollout_failed"
     assert caught.value.hint == "deploy it with --allow-code if you trust its publisher"

@@ -152,8 +152,8 @@ MESSAGES: dict[str, Message] = {
     ),
     "bad_golden": Message("The golden examples of model {model!r} are not usable: {detail}"),
     "no_golden": Message("Version {version} of model {name!r} has no golden examples: {detail}"),
-    "python_not_allowed": Message(
-        "Model {name!r} version {version} runs Python code from its artifact, which was not allowed",
+    "code_not_allowed": Message(
+        "Model {name!r} version {version} may run code of its maker (runtime {runtime}), which was not allowed",
         "deploy it with --allow-code if you trust its publisher",
     ),
     "bad_python_model": Message("Python model {what} is not valid: {detail}"),

@@ -24,7 +24,7 @@ from argosy.deploy.local import Worker
 from argosy.deploy.spec import DeploymentSpec
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
 from argosy.serve.table import LaneEntry
-from argosy.store.manifest import GOLDEN_FILE, OWN_FILES, Version
+from argosy.store.manifest import CODE_RUNTIMES, GOLDEN_FILE, OWN_FILES, Version
 
 if TYPE_CHECKING:
     from argosy.deploy.reconcile import Reconciler
@@ -170,8 +170,8 @@ async def _check(control: Reconciler, rollout: Rollout) -> Lane:
     spec = rollout.spec
     store = control.ledger.store
     version = await asyncio.to_thread(store.get_version, f"{spec.model}@{spec.version}")
-    if version.manifest.runtime == "python" and not spec.allow_code:
-        raise NotAllowedError("python_not_allowed", name=version.name, version=version.number)
+    if version.manifest.runtime in CODE_RUNTIMES and not spec.allow_code:
+        raise NotAllowedError("code_not_allowed", name=version.name, version=version.number, runtime=version.manifest.runtime)
     await _prepare(control, rollout, version.manifest.runtime)
     before = time.monotonic()
     folder = await asyncio.to_thread(store.open_artifact, version)

@@ -32,7 +32,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Replicas share the pages of weights that stand in files beside the graph: loads faster, but batches of tens of rows take
     1.1 to 2 times as long (`make bench-large`). None stands for yes where there are such files."""
     allow_code: bool = False
-    """Allow a version that runs Python code from its artifact."""
+    """Allow a version whose runtime may run code of its maker: python, tensorflow, torch."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "Deployment")

@@ -211,6 +211,12 @@ class Supervisor:
                 self._fork_worker(child, theirs, log)
             else:
                 self._adopt(child, spawn(child, theirs, log))
+        except OSError as error:
+            # Its interpreter has gone, or the machine has no process left for it.
+            child.channel = None
+            ours.close()
+            self._after_death(child, f"it cannot be started ({error})")
+            return
         finally:
             os.close(log)
             theirs.close()
@@ -242,6 +248,8 @@ class Supervisor:
                 "OPENBLAS_NUM_THREADS": "1",
                 "OMP_NUM_THREADS": "1",
                 "MKL_NUM_THREADS": "1",
+                # Packages of this interpreter are not for another one.
+                **({"PYTHONPATH": ""} if "python" in spec else {}),
             }
             template = Child(name, "template", template_spec)
             self._start_child(template)

@@ -21,6 +21,7 @@ from argosy.errors import InputError, StoreError
 from argosy.signature import Signature
 
 __all__ = [
+    "CODE_RUNTIMES",
     "CONFIG_TYPE",
     "FILE_PATH",
     "GOLDEN_FILE",
@@ -64,6 +65,9 @@ OWN_FILES: Final = (MANIFEST_FILE, GOLDEN_FILE)
 """Names that the store itself gives to layers; no file of a publisher may have them."""
 
 RUNTIMES: Final = ("jax", "keras", "llm", "mxnet", "onnx", "openvino", "python", "tensorflow", "torch")
+
+CODE_RUNTIMES: Final = frozenset({"python", "tensorflow", "torch"})
+"""Those whose artifacts may do what their maker wrote: Python, or graphs with operators that read and write files."""
 
 _CODE_SUFFIXES: Final = frozenset({".py"})
 _CONFIG_SUFFIXES: Final = frozenset({".json", ".txt", ".yaml", ".yml", ".toml", ".model", ".jinja"})
