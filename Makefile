@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-rollout bench-publish bench-large clean
+.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-rollout bench-publish bench-large bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -67,6 +67,22 @@ bench-publish: setup
 ## A model of 2 GB: publish, deploy, update, share pages.
 bench-large: setup
 	$(BIN)/python benchmarks/large_model.py
+
+## MNIST in every framework with every optimizer, served; writes docs/mnist.md.
+bench-mnist: setup
+	$(BIN)/python benchmarks/train_mnist.py
+
+## What argosy.train costs over the loops that users write by hand.
+bench-train: setup
+	$(BIN)/python benchmarks/train_overhead.py
+
+## Kills of training runs at random moments, resumed bit for bit.
+bench-train-kill: setup
+	$(BIN)/python benchmarks/train_kill.py
+
+## The race of the optimizers; writes the plot and the tables of docs/optimizers.md.
+bench-optimizers: setup
+	$(BIN)/python benchmarks/optimizers.py
 
 clean:
 	rm -rf .venv .bench .ruff_cache .pytest_cache .hypothesis
