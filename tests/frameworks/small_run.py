@@ -46,7 +46,8 @@ def main() -> None:
     random = np.random.default_rng(0)
     data = random.standard_normal((NUM_ROWS, *ROW)).astype(np.float32), random.integers(0, 3, NUM_ROWS)
     framework = get_framework(name)
-    model = framework.build_network(LAYERS, ROW, draw_weights(LAYERS, ROW, 0))
+    with framework.session(0, 1):  # TensorFlow takes its number of threads before its first operation.
+        model = framework.build_network(LAYERS, ROW, draw_weights(LAYERS, ROW, 0))
     result = train(
         model,
         data,

@@ -121,8 +121,11 @@ def iterate_batches(size: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def run_reference(problem: Problem, rule: GradientOptimizer, x: Array, y: Array, size: int) -> list[Arrays]:
-    weights = {name: w.astype(np.float64) for name, w in draw_weights(problem.layers, (NUM_INPUTS,), 3).items()}
+def run_reference(
+    problem: Problem, rule: GradientOptimizer, x: Array, y: Array, size: int, dtype: str = "float64"
+) -> list[Arrays]:
+    weights = {name: w.astype(dtype) for name, w in draw_weights(problem.layers, (NUM_INPUTS,), 3).items()}
+    x, y = x.astype(dtype), y if y.dtype.kind == "i" else y.astype(dtype)
     state = rule.init_state(weights)
     trajectory: list[Arrays] = []
     for rows in iterate_batches(size):
@@ -144,6 +147,13 @@ def run_framework(
         step.sync()
         got = framework.get_weights(model)
         yield [got[name] for name in framework.list_trainable(model)]
+
+
+def measure_rounding(problem: str, rule: GradientOptimizer, batch: str) -> float:
+    """How far NumPy's own float32 gets from the reference: what rounding alone does to this problem."""
+    x, y = make_data(problem)
+    exact, rounded = (run_reference(PROBLEMS[problem], rule, x, y, BATCHES[batch], dtype) for dtype in ("float64", "float32"))
+    return max(float(np.max(np.abs(a[name] - b[name]))) for a, b in zip(exact, rounded, strict=True) for name in a)
 
 
 def measure(framework: Framework, problem: str, rule: GradientOptimizer, batch: str, dtype: str) -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, name_kind
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
+from argosy.frameworks.torch.files import save_native
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
 from argosy.signature import Arrays
 
@@ -157,7 +158,7 @@ class TorchFramework:
         return tuple(name for name, weight in model.named_parameters() if weight.requires_grad)
 
     def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
-        raise NotImplementedError
+        return save_native(model, rows, folder)
 
     def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
         model.eval()

@@ -1,0 +1,129 @@
+"""JAX with flax.nnx and optax, as `frameworks/base.py` asks of every framework.
+
+Their types are partial, so the modules are taken as `Any`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, name_kind
+from argosy.frameworks.jax.export import export_onnx, save_native
+from argosy.frameworks.jax.network import build_network
+from argosy.frameworks.jax.optimizer import RuleOptimizer, describe_transformation
+from argosy.frameworks.jax.predict import predict
+from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
+from argosy.frameworks.jax.step import JaxStep
+from argosy.frameworks.layers import Layer
+from argosy.serve.runtimes.jax import begin, count_threads
+from argosy.signature import Arrays
+
+__all__ = ["FRAMEWORK", "JaxFramework"]
+
+jnp: Any = importlib.import_module("jax.numpy")
+nnx: Any = importlib.import_module("flax.nnx")
+optax: Any = importlib.import_module("optax")
+
+_TAKE_LOGITS: Final = ("ctc", "focal", "hinge", "logistic", "logit", "sigmoid", "softmax", "crossentropy")
+"""Parts of the names of optax' losses that take logits, underscores aside."""
+
+
+class JaxFramework:
+    """See `base.Framework`. Models are `flax.nnx.Module`s that are called with one array and give one, on the CPU.
+
+    Losses are functions of outputs and targets, such as those of `optax.losses`; what they give is averaged. Optimizers are
+    gradient transformations of optax. JAX has no loaders, and no random numbers but those of a model's own streams.
+    """
+
+    name = "jax"
+    packages = ("jax", "jaxlib", "flax", "optax")
+
+    def is_model(self, model: object) -> bool:
+        return isinstance(model, nnx.Module)
+
+    def is_loader(self, data: object) -> bool:
+        return False
+
+    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")
+
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        return None, None
+
+    def describe_loss(self, loss: object) -> LossPart | None:
+        if not callable(loss) or isinstance(loss, type | nnx.Module):
+            return None
+        parameters: dict[str, Any] = {}
+        while isinstance(loss, functools.partial):
+            keywords: dict[str, Any] = loss.keywords
+            parameters |= {key: value for key, value in keywords.items() if isinstance(value, str | bool | int | float)}
+            loss = loss.func
+        name = str(getattr(loss, "__name__", type(loss).__name__))
+        folded = name.lower().replace("_", "")
+        return LossPart(name, parameters, takes_logits=any(part in folded for part in _TAKE_LOGITS))
+
+    def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
+        if isinstance(optimizer, RuleOptimizer):
+            return optimizer.rule.describe()
+        if not isinstance(optimizer, optax.GradientTransformation):
+            return None
+        own: Any = optimizer
+        return describe_transformation(own.update)
+
+    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+        with open_precision(is_double=outputs.dtype == np.float64):
+            return float(jnp.mean(loss(prepare(outputs, "outputs"), prepare(y, "y"))))
+
+    def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
+        return build_network(layers, input_shape, weights)
+
+    @contextmanager
+    def session(self, seed: int, num_threads: int | None) -> Generator[None]:
+        """See `base.Framework.session`. XLA is deterministic on a CPU as it is."""
+        if num_threads is not None:
+            try:
+                begin(num_threads)
+            except ValueError as error:
+                expected = f"None or {count_threads()}: {error}; set PJRT_NPROC before the process starts"
+                raise InputError("bad_option", option="num_threads", got=num_threads, expected=expected) from error
+        self.seed(seed)
+        yield
+
+    def seed(self, seed: int) -> None:
+        """Do nothing: JAX has no random numbers but those that a model or a program asks of a key of its own."""
+
+    def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
+        return JaxStep(model, loss, optimizer, options)
+
+    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
+        return predict(model, x)
+
+    def float_dtype(self, model: Any) -> np.dtype[Any]:
+        return np.dtype(np.float64 if take_apart(model, is_training=False).is_double else np.float32)
+
+    def get_weights(self, model: Any) -> Arrays:
+        return {name: show(leaf) for name, leaf in take_apart(model, is_training=False).items()}
+
+    def set_weights(self, model: Any, weights: Arrays) -> None:
+        set_weights(model, weights)
+
+    def list_trainable(self, model: Any) -> tuple[str, ...]:
+        return list_trained(model)
+
+    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+        export_onnx(model, rows, path, input_name=input_name, output_name=output_name)
+
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
+        return save_native(model, rows, folder)
+
+
+FRAMEWORK: Final[Framework] = JaxFramework()

@@ -1,0 +1,175 @@
+"""Argosy's optimizers as gradient transformations of optax."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError
+from argosy.frameworks.base import name_kind
+from argosy.optim import GradientOptimizer
+from argosy.optim.base import Scalars
+
+__all__ = ["RuleOptimizer", "RuleState", "describe_transformation", "measure_norm", "sum_squares"]
+
+jax: Any = importlib.import_module("jax")
+jnp: Any = importlib.import_module("jax.numpy")
+optax: Any = importlib.import_module("optax")
+
+_SMALL: Final = 2.0**-70
+"""The largest float32 times it, squared and summed over a billion weights, is a float32."""
+
+_MAX_DEPTH: Final = 12
+"""Of transformations within transformations, in a description; more is a loop."""
+
+
+class RuleState(NamedTuple):
+    """What a rule remembers."""
+
+    count: Any
+    """Steps taken so far; an int32 array of no axes."""
+    slots: dict[str, Any]
+    """By the rule's own names; each a tree like that of the weights."""
+
+
+class RuleOptimizer(optax.GradientTransformationExtraArgs):
+    """One of Argosy's optimizers where optax takes a gradient transformation; the same rule as its NumPy reference.
+
+    `update(gradients, state, weights)` needs the weights, and gives what `optax.apply_updates` adds to them.
+
+    >>> import jax.numpy as jnp
+    >>> from argosy.optim import SGD
+    >>> optimizer = RuleOptimizer(SGD(learning_rate=0.5))
+    >>> updates, _ = optimizer.update(jnp.ones(1), optimizer.init(jnp.zeros(1)), jnp.zeros(1))
+    >>> updates.tolist()
+    [-0.5]
+    """
+
+    rule: GradientOptimizer
+
+    def __new__(cls, rule: GradientOptimizer) -> RuleOptimizer:
+        """Follow a rule."""
+
+        def update(
+            gradients: Any, state: RuleState, weights: Any = None, *, scalars: Any = None, norm: Any = None, **others: Any
+        ) -> tuple[Any, RuleState]:
+            return _update(rule, gradients, state, weights, scalars, norm)
+
+        def init(weights: Any) -> RuleState:
+            return _init(rule, weights)
+
+        self: RuleOptimizer = optax.GradientTransformationExtraArgs.__new__(cls, init, update)
+        self.rule = rule
+        return self
+
+
+def _init(rule: GradientOptimizer, weights: Any) -> RuleState:
+    return RuleState(jnp.zeros((), jnp.int32), {slot: jax.tree.map(jnp.zeros_like, weights) for slot in rule.slots})
+
+
+def _update(
+    rule: GradientOptimizer, gradients: Any, state: RuleState, weights: Any, scalars: Any, norm: Any
+) -> tuple[Any, RuleState]:
+    """Take a step.
+
+    Args:
+        rule: to follow.
+        gradients: means over the rows; a tree like that of the weights.
+        state: from `_init` or the step before.
+        weights: a tree of arrays.
+        scalars: of the step, an array of three, where they are known already.
+        norm: of all gradients together, where it is known already.
+    """
+    if weights is None:
+        raise InputError("bad_option", option="params", got=None, expected="the weights, which the rule needs")
+    leaves, tree = jax.tree.flatten(weights)
+    given = tree.flatten_up_to(gradients)
+    if rule.clip_norm is not None:
+        norm = measure_norm(given) if norm is None else norm
+        scale = jnp.where(norm > rule.clip_norm, rule.clip_norm / norm, 1.0)
+        given = [gradient * scale.astype(gradient.dtype) for gradient in given]
+    shared: Any = _read_scalars(rule, state.count) if scalars is None else scalars
+    slots = {slot: tree.flatten_up_to(values) for slot, values in state.slots.items()}
+    updates: list[Any] = []
+    for index, (weight, gradient) in enumerate(zip(leaves, given, strict=True)):
+        own = {slot: values[index] for slot, values in slots.items()}
+        # Half a float's rate and corrections are kept as float32: its own type would round them too far.
+        dtype = jnp.promote_types(weight.dtype, jnp.float32)
+        moved, after = rule.move(weight, gradient, own, Scalars(*(value.astype(dtype) for value in shared)), jnp.sqrt)
+        updates.append((moved - weight).astype(weight.dtype))
+        for slot, values in slots.items():
+            values[index] = after[slot].astype(own[slot].dtype)
+    remembered = {slot: tree.unflatten(values) for slot, values in slots.items()}
+    return tree.unflatten(updates), RuleState(state.count + 1, remembered)
+
+
+def _read_scalars(rule: GradientOptimizer, count: Any) -> Any:
+    """Give the scalars of the step after `count` steps.
+
+    A schedule is Python, and computes in double precision: a compiled function calls it back.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    return jax.pure_callback(partial(_compute_scalars, rule, dtype), jax.ShapeDtypeStruct((3,), dtype), count)
+
+
+def _compute_scalars(rule: GradientOptimizer, dtype: Any, count: Any) -> NDArray[Any]:
+    return np.array(rule.scalars_at(int(count) + 1), dtype)
+
+
+def sum_squares(gradients: Any, scale: float = 1.0) -> Any:
+    """Give the sum of the squares of all gradients, each taken `scale` times."""
+    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) * scale for leaf in jax.tree.leaves(gradients)]
+    return sum(jnp.vdot(leaf, leaf) for leaf in leaves)
+
+
+def measure_norm(gradients: Any) -> Any:
+    """Give the Euclidean norm of all gradients together; not finite only if one of them is not.
+
+    The squares of large float32 gradients overflow. Those of the same gradients made small do not, and all that is lost
+    among them is far too small to count beside what overflowed.
+    """
+    squares = sum_squares(gradients)
+    large = jnp.sqrt(sum_squares(gradients, _SMALL)) / _SMALL
+    return jnp.where(jnp.isfinite(squares), jnp.sqrt(squares), large)
+
+
+def describe_transformation(update: Any, depth: int = 0) -> dict[str, Any]:
+    """Describe a transformation of optax by its `update`: the name of what made it, and the numbers that it closes over.
+
+    Returns:
+        JSON data; what it is made of stands under `parts`.
+    """
+    if not inspect.isfunction(update):
+        return {"name": name_kind(update)}
+    name = f"{update.__module__}.{update.__qualname__.partition('.<locals>')[0]}"
+    simple: dict[str, Any] = {}
+    parts: list[dict[str, Any]] = []
+    for key, value in inspect.getclosurevars(update).nonlocals.items():
+        if isinstance(value, dict):
+            named = cast(dict[str, Any], value)
+            simple |= {inner: named[inner] for inner in named if _is_simple(named[inner])}
+        elif _is_simple(value):
+            simple[key] = value
+        elif depth < _MAX_DEPTH and not key.startswith("init"):
+            parts += [describe_transformation(inner, depth + 1) for inner in _list_parts(value)]
+    if len(parts) == 1 and not simple:
+        return parts[0]
+    return {"name": name, **simple, **({"parts": parts} if parts else {})}
+
+
+def _is_simple(value: object) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
+
+
+def _list_parts(value: Any) -> list[Any]:
+    """Give the functions that a value stands for: what transformations do, and schedules."""
+    if isinstance(value, optax.GradientTransformation):
+        return [value.update]
+    several = [*cast(Sequence[Any], value)] if isinstance(value, list | tuple) else [value]
+    return [function for function in several if inspect.isfunction(function)]

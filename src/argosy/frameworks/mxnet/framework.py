@@ -1,0 +1,204 @@
+"""Apache MXNet's Gluon, as `frameworks/base.py` asks of every framework."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, name_kind
+from argosy.frameworks.layers import Layer
+from argosy.frameworks.mxnet.library import FAILURES, count_threads, explain, mx, set_threads, to_tensor
+from argosy.frameworks.mxnet.native import save_native
+from argosy.frameworks.mxnet.network import build_network
+from argosy.frameworks.mxnet.step import MxnetStep
+from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
+from argosy.signature import Arrays
+
+__all__ = ["FRAMEWORK", "MxnetFramework"]
+
+_PREDICT_ROWS: Final = 256
+"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
+
+_UNBOUNDED: Final = {"SigmoidBinaryCrossEntropyLoss": "_from_sigmoid", "SoftmaxCrossEntropyLoss": "_from_logits"}
+"""Gluon's losses that take logits, unless this attribute of theirs is set."""
+
+_COUNTED: Final = ("num_update", "count", "aggregate_num", "allow_np_array")
+"""Attributes of optimizers and schedules that are not what a user chose."""
+
+_ALWAYS_UNBOUNDED: Final = ("LogisticLoss", "HingeLoss", "SquaredHingeLoss")
+
+
+class MxnetFramework:
+    """See `base.Framework`. Models are `gluon.Block`s with one input and one output tensor, on the CPU."""
+
+    name = "mxnet"
+    packages = ("mxnet",)
+
+    def __init__(self) -> None:
+        self._first: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        """Order of the rows of shuffling iterators when they were first met; see `_rewind`."""
+
+    def is_model(self, model: object) -> bool:
+        return isinstance(model, mx.gluon.Block)
+
+    def is_loader(self, data: object) -> bool:
+        return isinstance(data, mx.io.DataIter | mx.gluon.data.DataLoader)
+
+    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        batch: Any
+        if isinstance(data, mx.io.DataIter):
+            self._rewind(data)
+            for batch in data:
+                x, y = _read_pair([*batch.data, *batch.label], data)
+                num_rows = len(x) - (batch.pad or 0)
+                yield x[:num_rows], y[:num_rows]
+            return
+        for batch in data:
+            yield _read_pair([*batch] if isinstance(batch, list | tuple) else [batch], data)
+
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        return None, None
+
+    def describe_loss(self, loss: object) -> LossPart | None:
+        if not callable(loss):
+            return None
+        name = getattr(loss, "__name__", type(loss).__name__)
+        if not isinstance(loss, mx.gluon.loss.Loss):
+            return LossPart(name, {}, takes_logits=False)
+        own: Any = loss
+        blank = _list_simple(mx.gluon.HybridBlock(prefix=""))
+        simple = {key.removeprefix("_"): value for key, value in _list_simple(own).items() if key not in blank}
+        takes_logits = name in _ALWAYS_UNBOUNDED or (name in _UNBOUNDED and not getattr(own, _UNBOUNDED[name]))
+        return LossPart(name, simple, takes_logits)
+
+    def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
+        own: Any = optimizer
+        if isinstance(own, mx.gluon.Trainer):
+            own = own.optimizer
+        if not isinstance(own, mx.optimizer.Optimizer):
+            return None
+        described: dict[str, Any] = {"name": name_kind(own), **_list_simple(own)}
+        if own.lr_scheduler is not None:
+            described["lr_scheduler"] = {"name": name_kind(own.lr_scheduler), **_list_simple(own.lr_scheduler)}
+        return described
+
+    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+        return float(loss(to_tensor(outputs), to_tensor(y)).mean().asscalar())
+
+    def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
+        return build_network(layers, input_shape, weights)
+
+    @contextmanager
+    def session(self, seed: int, num_threads: int | None) -> Generator[None]:
+        # MXNet has no mode in which it is deterministic; on the CPU it is.
+        python, numpy = random.getstate(), np.random.get_state()
+        # MXNet's state cannot be read. What it would have drawn next is what the caller's numbers follow from afterwards.
+        following = int(mx.nd.random.randint(0, 2**31 - 1, shape=(1,)).asscalar())
+        num_before = count_threads()
+        if num_threads is not None:
+            set_threads(num_threads)
+        self.seed(seed)
+        try:
+            yield
+        finally:
+            if num_threads is not None:
+                set_threads(num_before)
+            random.setstate(python)
+            np.random.set_state(numpy)
+            mx.random.seed(following)
+
+    def seed(self, seed: int) -> None:
+        # Of 31 bits, which is what NumPy's and MXNet's take. Gluon's samplers shuffle by NumPy, its transforms by all three.
+        drawn = derive_seed(seed)
+        random.seed(drawn)
+        np.random.seed(drawn)
+        mx.random.seed(drawn)
+
+    def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
+        return MxnetStep(model, loss, optimizer, options)
+
+    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
+        parts: list[NDArray[Any]] = []
+        with mx.autograd.pause(train_mode=False):
+            for start in range(0, len(x), _PREDICT_ROWS):
+                rows = x[start : start + _PREDICT_ROWS]
+                outputs: Any = None
+                tensor = to_tensor(rows)
+                try:
+                    outputs = model(tensor)
+                    # Computed in the background: what fails there is raised where the result is asked for.
+                    answers = outputs.asnumpy() if isinstance(outputs, mx.nd.NDArray) else None
+                except FAILURES as error:
+                    detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {explain(error)}"
+                    raise InputError("bad_data", detail=detail) from error
+                if answers is None or answers.ndim < 1 or len(answers) != len(rows):
+                    detail = f"for {len(rows)} rows the model gives {_describe(outputs)}, expected one tensor of as many rows"
+                    raise InputError("bad_data", detail=detail)
+                parts.append(answers)
+        return np.concatenate(parts)
+
+    def float_dtype(self, model: Any) -> np.dtype[Any]:
+        is_double = any(np.dtype(own.dtype) == np.float64 for own in list_parameters(model).values())
+        return np.dtype(np.float64 if is_double else np.float32)
+
+    def get_weights(self, model: Any) -> Arrays:
+        return get_weights(model)
+
+    def set_weights(self, model: Any, weights: Arrays) -> None:
+        set_weights(model, weights)
+
+    def list_trainable(self, model: Any) -> tuple[str, ...]:
+        return tuple(name for name, own in list_parameters(model).items() if own.grad_req != "null")
+
+    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+        # Imported here: training needs no onnx.
+        export: Any = importlib.import_module("argosy.frameworks.mxnet.export")
+        export.export_onnx(model, rows, path, input_name=input_name, output_name=output_name)
+
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
+        return save_native(model, folder)
+
+    def _rewind(self, data: Any) -> None:
+        """Begin an epoch.
+
+        NDArrayIter shuffles the order of the epoch before: for a resumed run to see the same rows, every epoch is made to
+        shuffle the order that the iterator came with.
+        """
+        if isinstance(data, mx.io.NDArrayIter):
+            if data.last_batch_handle == "roll_over":
+                detail = "an epoch of an NDArrayIter that rolls rows over depends on the one before; let it pad or discard them"
+                raise InputError("bad_data", detail=detail)
+            idx, data.data, data.label = self._first.setdefault(data, (data.idx.copy(), data.data, data.label))
+            data.idx = idx.copy()
+        data.reset()
+
+
+def _read_pair(parts: list[Any], loader: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    arrays = [part.asnumpy() if isinstance(part, mx.nd.NDArray) else part for part in parts]
+    if [isinstance(array, np.ndarray) for array in arrays] != [True, True]:
+        got = ", ".join(_describe(part) for part in parts)
+        raise InputError("bad_data", detail=f"the {type(loader).__name__} gives ({got}), expected pairs of tensors (x, y)")
+    return arrays[0], arrays[1]
+
+
+def _list_simple(value: Any) -> dict[str, Any]:
+    attributes: dict[str, Any] = value.__dict__
+    return {key: own for key, own in attributes.items() if isinstance(own, str | float | int) and key not in _COUNTED}
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, mx.nd.NDArray | np.ndarray):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return type(value).__qualname__
+
+
+FRAMEWORK: Final[Framework] = MxnetFramework()

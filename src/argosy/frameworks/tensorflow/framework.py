@@ -1,0 +1,201 @@
+"""TensorFlow, as `frameworks/base.py` asks of every framework.
+
+TensorFlow's stubs are partial, so the module is taken as `Any`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError, ModelError
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, name_kind
+from argosy.frameworks.layers import Layer
+from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
+from argosy.frameworks.tensorflow.network import Network
+from argosy.frameworks.tensorflow.step import ModuleStep, call_module, is_optimizer, name_variables
+from argosy.serve.runtimes.tensorflow import TensorFlowRuntime
+from argosy.signature import Arrays
+
+__all__ = ["FRAMEWORK", "TensorFlowFramework", "bound_threads", "seed_graphs"]
+
+tf: Any = importlib.import_module("tensorflow")
+
+_PREDICT_ROWS: Final = 256
+"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
+
+_SAVED_TOLERANCE: Final = 1e-4
+"""Largest difference of a saved model's answers, relative to their largest magnitude; rounding is 1e-7 to 1e-6."""
+
+
+class TensorFlowFramework:
+    """See `base.Framework`. Models are `tf.Module`s with `__call__(x)` and one output tensor, on the CPU.
+
+    `__call__` may take `training`, a boolean, and `seed`, two integers for the operators of `tf.random` whose names
+    begin with `stateless`. Random numbers of any other kind inside a module cannot follow from a step's number,
+    so that a run that is resumed goes on with other ones. The same holds for the order of a `tf.data.Dataset.shuffle`,
+    which should be given a seed.
+    """
+
+    name = "tensorflow"
+    packages = ("tensorflow", "tensorflow-cpu")
+
+    def is_model(self, model: object) -> bool:
+        return isinstance(model, tf.Module) and callable(model)
+
+    def is_loader(self, data: object) -> bool:
+        return isinstance(data, tf.data.Dataset)
+
+    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        if int(data.cardinality()) == int(tf.data.INFINITE_CARDINALITY):
+            raise InputError("bad_data", detail="the Dataset never ends; give one epoch of it, such as .take(100)")
+        spec = data.element_spec
+        if not (isinstance(spec, tuple) and [type(part) for part in spec] == [tf.TensorSpec] * 2):
+            raise InputError("bad_data", detail=f"the Dataset gives {_describe_spec(spec)}, expected pairs of tensors (x, y)")
+        for x, y in data.as_numpy_iterator():
+            if np.ndim(x) == 0 or np.ndim(y) == 0 or len(x) != len(y):
+                detail = f"the Dataset gives x of shape {np.shape(x)} and y of shape {np.shape(y)}, expected rows; use .batch(32)"
+                raise InputError("bad_data", detail=detail)
+            # Its arrays are read-only.
+            yield x.copy(), y.copy()
+
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        return None, None
+
+    def describe_loss(self, loss: object) -> LossPart | None:
+        if not callable(loss):
+            return None
+        config: dict[str, Any] = dict(getattr(loss, "get_config", dict)())
+        name = getattr(loss, "__name__", type(loss).__name__)
+        parameters = {key: value for key, value in config.items() if isinstance(value, str | float | int)}
+        takes_logits = bool(config.get("from_logits")) or any(part in name.lower() for part in ("logits", "hinge"))
+        return LossPart(name, parameters, takes_logits)
+
+    def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
+        if not is_optimizer(optimizer):
+            return None
+        own: Any = optimizer
+        return {"name": name_kind(own), **{k: v for k, v in own.get_config().items() if isinstance(v, str | float | int | dict)}}
+
+    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+        return float(tf.reduce_mean(loss(tf.convert_to_tensor(y), tf.convert_to_tensor(outputs))))
+
+    def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
+        return Network(layers, input_shape, weights)
+
+    @contextmanager
+    def session(self, seed: int, num_threads: int | None) -> Generator[None]:
+        # Strict determinism (enable_op_determinism) is not asked for: it cannot be taken back, and on the CPU it changes
+        # nothing (convolutions, normalisation, embeddings and recurrent layers gave the same bits in every run without it).
+        bound_threads(num_threads)
+        with seed_graphs(seed):
+            yield
+
+    def seed(self, seed: int) -> None:
+        tf.random.set_seed(derive_seed(seed))
+
+    def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
+        return ModuleStep(model, loss, optimizer, options)
+
+    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
+        parts: list[NDArray[Any]] = []
+        for start in range(0, len(x), _PREDICT_ROWS):
+            rows = x[start : start + _PREDICT_ROWS]
+            try:
+                outputs = call_module(model, tf.convert_to_tensor(rows), training=False)
+            except (tf.errors.OpError, TypeError, ValueError, IndexError, AttributeError) as error:
+                detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}"
+                raise InputError("bad_data", detail=detail) from error
+            if not tf.is_tensor(outputs) or outputs.shape.rank == 0 or len(outputs) != len(rows):
+                got = f"a tensor of shape {tuple(outputs.shape)}" if tf.is_tensor(outputs) else type(outputs).__qualname__
+                detail = f"for {len(rows)} rows the model gives {got}, expected one tensor of as many rows"
+                raise InputError("bad_data", detail=detail)
+            parts.append(outputs.numpy())
+        return np.concatenate(parts)
+
+    def float_dtype(self, model: Any) -> np.dtype[Any]:
+        is_double = any(variable.dtype == tf.float64 for variable in model.variables)
+        return np.dtype(np.float64 if is_double else np.float32)
+
+    def get_weights(self, model: Any) -> Arrays:
+        return {name: variable.numpy().copy() for name, variable in name_variables(model).items()}
+
+    def set_weights(self, model: Any, weights: Arrays) -> None:
+        own = name_variables(model)
+        for name, array in weights.items():
+            own[name].assign(array)
+
+    def list_trainable(self, model: Any) -> tuple[str, ...]:
+        return tuple(name for name, variable in name_variables(model).items() if variable.trainable)
+
+    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+        export_graph(
+            lambda x: call_module(model, x, training=False), rows, path, input_name=input_name, output_name=output_name
+        )
+
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
+        save_graph(lambda x: call_module(model, x, training=False), model, rows, folder)
+        saved = TensorFlowRuntime()
+        try:
+            saved.open(folder, SAVED_MODEL, ["input"], ["output"])
+        except RuntimeError as error:
+            raise ModelError("save_failed", detail=str(error)) from error
+        expected = self.predict(model, rows)
+        difference = np.max(np.abs(saved.infer({"input": rows})["output"] - expected))
+        if not difference <= _SAVED_TOLERANCE * np.max(np.abs(expected)):
+            raise ModelError("save_failed", detail=f"the saved model's answers differ by up to {difference:.3g}")
+        return SAVED_MODEL
+
+
+def bound_threads(num_threads: int | None) -> None:
+    """Bound TensorFlow's threads, those of one operator and those of operators side by side; None leaves them.
+
+    Raises:
+        InputError: `bad_option`, TensorFlow has started with another number.
+    """
+    if num_threads is None:
+        return
+    threading = tf.config.threading
+    num_cores = len(os.sched_getaffinity(0))
+    for get, change in (
+        (threading.get_intra_op_parallelism_threads, threading.set_intra_op_parallelism_threads),
+        (threading.get_inter_op_parallelism_threads, threading.set_inter_op_parallelism_threads),
+    ):
+        if (get() or num_cores) == num_threads:
+            continue
+        try:
+            change(num_threads)
+        except RuntimeError as error:
+            expected = (
+                f"{get() or num_cores}, with which TensorFlow has started; for another number call "
+                "tf.config.threading.set_intra_op_parallelism_threads and set_inter_op_parallelism_threads before the model is made"
+            )
+            raise InputError("bad_option", option="num_threads", got=num_threads, expected=expected) from error
+
+
+@contextmanager
+def seed_graphs(seed: int) -> Generator[None]:
+    """Seed TensorFlow's global random numbers for a block.
+
+    Its seed cannot be read, so after the block the caller goes on from a number that their own seed drew.
+    """
+    after = int(tf.random.uniform((), maxval=2**31 - 1, dtype=tf.int32))
+    tf.random.set_seed(derive_seed(seed))
+    try:
+        yield
+    finally:
+        tf.random.set_seed(after)
+
+
+def _describe_spec(spec: Any) -> str:
+    return ", ".join(type(part).__name__ for part in spec) if isinstance(spec, tuple) else type(spec).__name__
+
+
+FRAMEWORK: Final[Framework] = TensorFlowFramework()

@@ -1,0 +1,122 @@
+"""Fit variables by compiled graphs: what a step of a `tf.Module` and one of Keras on TensorFlow have in common."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from argosy.errors import InputError
+from argosy.frameworks.tensorflow.optimizer import make_dense, measure_norm
+
+__all__ = ["Graph", "Outcome", "Pass"]
+
+tf: Any = importlib.import_module("tensorflow")
+
+Array = NDArray[Any]
+
+
+class Pass(NamedTuple):
+    """What one forward and backward pass gives."""
+
+    loss: Any
+    """Mean over the rows, penalties included."""
+    outputs: Any
+    gradients: list[Any]
+    """One for each weight, None where the loss does not depend on it."""
+
+
+class Outcome(NamedTuple):
+    """What one step gives."""
+
+    loss: Any
+    outputs: Any
+    is_finite: Any
+    """Whether loss and gradients are; otherwise no weight was moved."""
+
+
+class Graph:
+    """The graphs of a step over some variables, each traced once, for any number of rows."""
+
+    def __init__(
+        self,
+        weights: Sequence[Any],
+        forward: Callable[[Any, Any, Any], tuple[Any, Any]],
+        update: Callable[[list[Any], Any, Any], None],
+        *,
+        is_dense: bool,
+        scale_loss: Callable[[Any], Any] = lambda loss: loss,
+    ) -> None:
+        """Say what is fitted.
+
+        Args:
+            weights: `tf.Variable`s.
+            forward: gives loss and outputs from x, y and a seed (two int32).
+            update: moves the weights by gradients, the step's scalars (three float64) and the gradients' norm.
+            is_dense: give the gradients of embeddings to `update` as tensors; optimizers of TensorFlow's own take IndexedSlices.
+            scale_loss: what an optimizer asks to be differentiated instead of the loss.
+        """
+        self._weights = list(weights)
+        self._forward = forward
+        self._update = update
+        self._is_dense = is_dense
+        self._scale_loss = scale_loss
+        self._fit_graph = tf.function(self._fit, reduce_retracing=True)
+        self._differentiate_graph = tf.function(self._differentiate, reduce_retracing=True)
+        self._move_graph = tf.function(self._move, reduce_retracing=True)
+
+    def fit(self, x: Array, y: Array, seed: Array, scalars: Array) -> Outcome:
+        """Take one step, unless loss or gradients are not finite."""
+        return Outcome(*_run(self._fit_graph, x, y, seed, scalars))
+
+    def differentiate(self, x: Array, y: Array, seed: Array) -> Pass:
+        """Go forward and back with some rows, and move nothing."""
+        return Pass(*_run(self._differentiate_graph, x, y, seed))
+
+    def move(self, gradients: Sequence[Any], scalars: Array) -> Any:
+        """Move the weights by gradients; says whether those were finite, and if not moves nothing."""
+        return self._move_graph(list(gradients), scalars)
+
+    def _fit(self, x: Any, y: Any, seed: Any, scalars: Any) -> tuple[Any, Any, Any]:
+        loss, outputs, gradients = self._pass(x, y, seed)
+        if self._is_dense:
+            gradients = [make_dense(gradient) for gradient in gradients]
+        return loss, outputs, self._move_if(tf.math.is_finite(loss), gradients, scalars)
+
+    def _differentiate(self, x: Any, y: Any, seed: Any) -> tuple[Any, Any, list[Any]]:
+        loss, outputs, gradients = self._pass(x, y, seed)
+        return loss, outputs, [make_dense(gradient) for gradient in gradients]
+
+    def _move(self, gradients: list[Any], scalars: Any) -> Any:
+        return self._move_if(tf.constant(True), gradients, scalars)
+
+    def _pass(self, x: Any, y: Any, seed: Any) -> tuple[Any, Any, list[Any]]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self._weights)
+            loss, outputs = self._forward(x, y, seed)
+            scaled = self._scale_loss(loss)
+        gradients = tape.gradient(scaled, self._weights)
+        if all(gradient is None for gradient in gradients):
+            raise InputError("bad_option", option="model", got="no gradient", expected="a loss that depends on its weights")
+        return loss, outputs, gradients
+
+    # Converting it to a graph's control flow, of which it has none but what stands there, would double the time of a trace.
+    @tf.autograph.experimental.do_not_convert
+    def _move_if(self, is_finite: Any, gradients: list[Any], scalars: Any) -> Any:
+        norm = measure_norm(gradients)
+
+        def move() -> Any:
+            self._update(gradients, scalars, norm)
+            return tf.constant(True)
+
+        return tf.cond(is_finite & tf.math.is_finite(norm), move, lambda: tf.constant(False))
+
+
+def _run(graph: Any, x: Array, y: Array, *rest: Array) -> Any:
+    if graph.experimental_get_tracing_count() == 0:
+        # Left alone, the first trace would be for as many rows as the first batch has, and the last batch would need another.
+        specs = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (x, y)]
+        graph.get_concrete_function(*specs, *(tf.TensorSpec(array.shape, array.dtype) for array in rest))
+    return graph(x, y, *rest)

@@ -1,0 +1,161 @@
+"""Run models in Keras' own format on the backend that they were made with, on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BACKEND_FILE", "RUNTIME", "KerasRuntime"]
+
+BACKEND_FILE: Final = "backend.json"
+"""Beside the model: {"backend": "tensorflow"}, "jax" or "torch"."""
+
+_NUM_CORES: Final = "NPROC"
+"""The environment variable by which XLA, when it starts, is told how many threads to make."""
+
+_REFUSED: Final = frozenset({"FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__"})
+"""Keras' own, but made of foreign code or files."""
+
+_MAX_CONFIG_BYTES: Final = 64 << 20
+"""Of a model's description; a file may say that it unpacks to more than there is memory."""
+
+
+class KerasRuntime:
+    """One Keras model.
+
+    Options: `threads` (of one operator; default 1; on TensorFlow and JAX fixed by the first model of a process), `inputs`
+    and `outputs` (names of the version's tensors, in the order of the model's own). On JAX, which compiles for each number
+    of rows, these are filled up to a power of two with copies of the last.
+    """
+
+    def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
+        """Choose the backend, start it with as many threads as asked for, and load the model."""
+        backend = _read_backend(folder)
+        os.environ["KERAS_BACKEND"] = backend
+        _set_threads(backend, int(options.get("threads", 1)))
+        self.open(folder, entry, options["inputs"], options["outputs"])
+
+    def open(self, folder: Path, entry: str, inputs: list[str], outputs: list[str]) -> None:
+        """Load the model with the threads that there are.
+
+        Raises:
+            RuntimeError: Keras runs on another backend in this process, or the model has layers that are not Keras' own.
+            ValueError: Keras finds the file damaged, or code in it.
+        """
+        backend = _read_backend(folder)
+        os.environ.setdefault("KERAS_BACKEND", backend)
+        keras: Any = importlib.import_module("keras")
+        if keras.backend.backend() != backend:
+            got = keras.backend.backend()
+            raise RuntimeError(f"The model was made on Keras' backend {backend}, and this process has started with {got}")
+        _check_config(folder / entry)
+        model = keras.saving.load_model(folder / entry, compile=False, safe_mode=True)
+        if (len(model.inputs), len(model.outputs)) != (len(inputs), len(outputs)):
+            detail = f"{len(inputs)} inputs and {len(outputs)} outputs, the model {len(model.inputs)} and {len(model.outputs)}"
+            raise RuntimeError(f"The version has {detail}")
+        self._inputs, self._outputs = inputs, outputs
+        self._structure = model.input
+        self._tree: Any = keras.tree
+        self._call = _CALLS[backend](model)
+
+    def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run a batch."""
+        given = self._tree.pack_sequence_as(self._structure, [inputs[name] for name in self._inputs])
+        answers = zip(self._outputs, self._tree.flatten(self._call(given)), strict=True)
+        return {name: _make_plain(answer) for name, answer in answers}
+
+
+def _read_backend(folder: Path) -> str:
+    backend: object = json.loads((folder / BACKEND_FILE).read_text())["backend"]
+    if backend not in _CALLS:
+        raise RuntimeError(f"{BACKEND_FILE} names the backend {backend!r}; known: {', '.join(_CALLS)}")
+    return str(backend)
+
+
+def _set_threads(backend: str, num_threads: int) -> None:
+    if backend == "torch":
+        importlib.import_module("torch").set_num_threads(num_threads)
+    elif backend == "tensorflow":
+        importlib.import_module("argosy.serve.runtimes.tensorflow").set_threads(num_threads)
+    elif (before := os.environ.get(_NUM_CORES)) != str(num_threads):
+        if importlib.import_module("jax._src.xla_bridge").backends_are_initialized():  # nothing public tells
+            detail = f"JAX runs with {before or 'all'} threads in this process, which cannot be changed to {num_threads} any more"
+            raise RuntimeError(detail)
+        os.environ[_NUM_CORES] = str(num_threads)
+
+
+def _check_config(path: Path) -> None:
+    """Refuse a model with code that is not Keras' own: its file says what to import."""
+    with zipfile.ZipFile(path) as archive, archive.open("config.json") as file:
+        data = file.read(_MAX_CONFIG_BYTES + 1)
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise RuntimeError(f"The model's description has more than {_MAX_CONFIG_BYTES} bytes")
+    for kind, module, registered in _list_classes(json.loads(data)):
+        is_foreign = module.partition(".")[0] not in ("", "keras") or ">" in registered
+        if is_foreign or kind in _REFUSED:
+            where = f" of {module}" if module else ""
+            raise RuntimeError(f"The model has {kind}{where}, whose code a file cannot bring; a runtime takes layers of Keras' own")
+
+
+def _list_classes(value: Any) -> Iterator[tuple[str, str, str]]:
+    """Give class, module and registered name of everything in a description that Keras makes an object of."""
+    if isinstance(value, dict):
+        found: dict[str, Any] = value
+        if "class_name" in found:
+            yield str(found["class_name"]), str(found.get("module") or ""), str(found.get("registered_name") or "")
+        for part in found.values():
+            yield from _list_classes(part)
+    elif isinstance(value, list):
+        parts: list[Any] = value
+        for part in parts:
+            yield from _list_classes(part)
+
+
+def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
+    tf: Any = importlib.import_module("tensorflow")
+    return tf.function(lambda x: model(x, training=False), reduce_retracing=True, autograph=False)
+
+
+def _call_in_jax(model: Any) -> Callable[[Any], Any]:
+    jax: Any = importlib.import_module("jax")
+    weights, buffers = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
+    run = jax.jit(lambda weights, buffers, x: model.stateless_call(weights, buffers, x, training=False)[0])
+
+    def call(x: Any) -> Any:
+        num_rows = len(jax.tree.leaves(x)[0])
+        num_run = 1 << (num_rows - 1).bit_length()
+        filled = jax.tree.map(lambda part: np.concatenate([part, np.repeat(part[-1:], num_run - num_rows, axis=0)]), x)
+        return jax.tree.map(lambda part: part[:num_rows], run(weights, buffers, filled))
+
+    return call
+
+
+def _call_in_torch(model: Any) -> Callable[[Any], Any]:
+    torch: Any = importlib.import_module("torch")
+
+    def call(x: Any) -> Any:
+        with torch.inference_mode():
+            return model(x, training=False)
+
+    return call
+
+
+def _make_plain(answer: Any) -> NDArray[Any]:
+    keras: Any = sys.modules["keras"]
+    array: NDArray[Any] = np.ascontiguousarray(keras.ops.convert_to_numpy(answer))
+    # V2 has no bfloat16.
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+_CALLS: Final = {"jax": _call_in_jax, "tensorflow": _call_in_tensorflow, "torch": _call_in_torch}
+
+RUNTIME: Final = KerasRuntime
