@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-rollout bench-publish bench-large bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -67,6 +67,10 @@ bench-publish: setup
 ## A model of 2 GB: publish, deploy, update, share pages.
 bench-large: setup
 	$(BIN)/python benchmarks/large_model.py
+
+## Every optimizer against its reference in every framework, all combinations.
+trajectories: setup
+	TRAJECTORIES=all $(RUN) pytest tests/frameworks/test_trajectories.py
 
 ## MNIST in every framework with every optimizer, served; writes docs/mnist.md.
 bench-mnist: setup
