@@ -1,139 +1,36 @@
-"""What `test_mxnet.py` asserts on, computed in MXNet's own environment.
-
-    python -m tests.frameworks.mxnet_cases FOLDER
-
-runs every function of `CASES` and prints one JSON object: its name -> what it gives, or {"failed": traceback}. Models and
-states are left in FOLDER for other processes.
-"""
+"""Cases of `test_mxnet.py`: networks, losses, optimizers and steps."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import random
-import sys
-import traceback
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from argosy.errors import ArgosyError
-from argosy.frameworks.base import FitOptions, framework_of, get_framework, loader_framework
-from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
+from argosy.frameworks.base import FitOptions, framework_of
 from argosy.frameworks.mxnet import RuleOptimizer
-from argosy.frameworks.mxnet.library import count_threads, mx
-from argosy.frameworks.onnx import OnnxModel, check_export
+from argosy.frameworks.mxnet.library import mx
 from argosy.optim import SGD, Adam, LinearDecay, Momentum, RMSprop
 from argosy.train.losses import LOSSES
-
-nn = mx.gluon.nn
-FRAMEWORK = get_framework("mxnet")
-FOLDER = Path(sys.argv[1])
-CASES: dict[str, Callable[[], Any]] = {}
-
-PERCEPTRON = (Dense(8), Relu(), Dense(3))
-CONVOLUTIONAL = (Conv(3), BatchNorm(), Relu(), MaxPool(), Flatten(), Dropout(0.4), Dense(7), Relu(), Dense(3))
-ROW = (2, 6, 4)
-
-
-def case(function: Callable[[], Any]) -> Callable[[], Any]:
-    CASES[function.__name__] = function
-    return function
-
-
-def build(layers: Any = PERCEPTRON, shape: tuple[int, ...] = (4,), dtype: str = "float32") -> Any:
-    weights = {name: weight.astype(dtype) for name, weight in draw_weights(layers, shape, 3).items()}
-    return FRAMEWORK.build_network(layers, shape, weights)
-
-
-def make_rows(num_rows: int = 12, shape: tuple[int, ...] = (4,), dtype: str = "float32") -> tuple[Any, Any]:
-    rng = np.random.default_rng(5)
-    return rng.standard_normal((num_rows, *shape)).astype(dtype), rng.integers(0, 3, num_rows)
-
-
-def fit(model: Any, loss: Any, optimizer: Any, num_steps: int = 5, **options: Any) -> list[float]:
-    step = FRAMEWORK.build_step(model, loss, optimizer, FitOptions(**options))
-    x, y = make_rows()
-    return [step(x, y, number)[0] for number in range(1, num_steps + 1)]
-
-
-def get_values(model: Any) -> np.ndarray:
-    return np.concatenate([weight.ravel() for weight in FRAMEWORK.get_weights(model).values()])
-
-
-def measure_distance(model: Any, other: Any) -> float:
-    return float(np.max(np.abs(get_values(model) - get_values(other))))
-
-
-def digest(arrays: dict[str, Any]) -> str:
-    content = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        content.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return content.hexdigest()
-
-
-def refuse(function: Callable[[], Any]) -> list[str]:
-    """Give the key and the message of the error that a call ends with."""
-    try:
-        function()
-    except ArgosyError as error:
-        return [error.key, error.message]
-    return ["", "it was not refused"]
-
-
-class Embedding(mx.gluon.HybridBlock):
-    def __init__(self, sparse: bool = False) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, 8, sparse_grad=sparse)
-        self.head = nn.Dense(3)
-
-    def hybrid_forward(self, ops: Any, x: Any) -> Any:
-        return self.head(ops.mean(self.embed(x), axis=1))
-
-
-class Recurrent(mx.gluon.HybridBlock):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = mx.gluon.rnn.LSTM(8, layout="NTC")
-        self.head = nn.Dense(3)
-
-    def hybrid_forward(self, ops: Any, x: Any) -> Any:
-        return self.head(ops.mean(self.lstm(x), axis=1))
-
-
-class Eager(mx.gluon.Block):
-    """Its forward is Python, and looks at numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Dense(8, in_units=4), nn.Dense(3, in_units=8)
-
-    def forward(self, x: Any) -> Any:
-        hidden = self.first(x)
-        return self.second(hidden if float(hidden.sum().asscalar()) > 1e9 else hidden.relu())
-
-
-class Scale(mx.gluon.HybridBlock):
-    """One weight, by which a function is scaled."""
-
-    def __init__(self, function: Callable[[Any, Any], Any], value: float = 1.0) -> None:
-        super().__init__()
-        self._function = function
-        self.scale = self.params.get("scale", shape=(1,), init=mx.init.Constant(value))
-
-    def hybrid_forward(self, ops: Any, x: Any, scale: Any) -> Any:
-        return ops.broadcast_mul(self._function(ops, x), scale)
-
-
-def ready(model: Any, *shape: int, dtype: str = "float32") -> Any:
-    mx.random.seed(4)
-    model.initialize(mx.init.Xavier())
-    model(mx.nd.zeros(shape or (1, 4), dtype=dtype))
-    return model
-
+from tests.frameworks.mxnet_models import (
+    CONVOLUTIONAL,
+    FRAMEWORK,
+    ROW,
+    Eager,
+    Embedding,
+    Scale,
+    build,
+    case,
+    digest,
+    fit,
+    make_rows,
+    measure_distance,
+    nn,
+    print_cases,
+    ready,
+    refuse,
+)
 
 # networks and prediction
 
@@ -233,7 +130,11 @@ def own_losses() -> Any:
         models = build(), build()
         # Gluon's half squared error is a mean over outputs too, of which there are three.
         factor = 3.0 if name == "half_mse" else 1.0
-        for model, loss in zip(models, (name, (lambda o, t, own=own: own(o, t) * factor)), strict=True):
+
+        def compute(outputs: Any, targets: Any, own: Any = own, factor: float = factor) -> Any:
+            return own(outputs, targets) * factor
+
+        for model, loss in zip(models, (name, compute), strict=True):
             step = FRAMEWORK.build_step(model, loss, Momentum(), FitOptions())
             for number in (1, 2, 3):
                 step(x, y if name == "cross_entropy" else targets, number)
@@ -269,9 +170,7 @@ def own_optimizers() -> Any:
         "sgd": lambda: mx.optimizer.SGD(learning_rate=0.1, momentum=0.9, wd=0.01),
         "adam": lambda: mx.optimizer.Adam(learning_rate=0.01),
         "ftrl": lambda: mx.optimizer.Ftrl(),
-        "schedule": lambda: mx.optimizer.SGD(
-            learning_rate=1, lr_scheduler=mx.lr_scheduler.FactorScheduler(step=2, factor=0.5, base_lr=1)
-        ),
+        "schedule": lambda: mx.optimizer.SGD(lr_scheduler=mx.lr_scheduler.FactorScheduler(step=2, factor=0.5, base_lr=1)),
     }
     found = {}
     for name, make in optimizers.items():
@@ -291,7 +190,7 @@ def own_optimizers() -> Any:
 
 @case
 def optimizer_descriptions() -> Any:
-    scheduler = mx.lr_scheduler.FactorScheduler(step=2, factor=0.5)
+    scheduler = mx.lr_scheduler.FactorScheduler(step=2, factor=0.5, base_lr=0.5)
     optimizer = mx.optimizer.Adam(learning_rate=0.5, lr_scheduler=scheduler)
     trainer = mx.gluon.Trainer(build().collect_params(), optimizer)
     return json.loads(json.dumps([FRAMEWORK.describe_optimizer(part) for part in (optimizer, trainer, Adam())]))
@@ -400,6 +299,7 @@ def fit_refusals() -> Any:
         "no-values": lambda: step(nn.Dense(3)),
         "devices": lambda: step(twice),
         "foreign-trainer": lambda: step(build(), optimizer=foreign),
+        "state-elsewhere": lambda: step(build(), optimizer=mx.optimizer.LBSGD()),
         "mixed-types": lambda: step(mixed, optimizer=SGD(clip_norm=1.0)),
         "eager-bfloat16": lambda: step(ready(Eager()), precision="bfloat16"),
         "double-bfloat16": lambda: step(build(dtype="float64"), precision="bfloat16"),
@@ -438,7 +338,6 @@ def added_gradients() -> Any:
 
 @case
 def eager_models() -> Any:
-    x, y = make_rows()
     sequential = nn.Sequential()
     sequential.add(nn.Dense(8, activation="relu", in_units=4), nn.Dense(3, in_units=8))
     models = ready(Eager()), ready(sequential), build()
@@ -464,20 +363,24 @@ def frozen_weights() -> Any:
 def not_finite() -> Any:
     x, y = make_rows()
     targets = np.zeros((12, 4), np.float32)
-    exploding = nn.HybridSequential()
-    exploding.add(nn.Dense(4, in_units=4), Scale(lambda ops, x: ops.exp(x), 1e30), nn.Dense(4, in_units=4))
-    rooted = nn.HybridSequential()
-    rooted.add(nn.Dense(4, in_units=4), Scale(lambda ops, x: ops.sqrt(ops.relu(x) * 0)), nn.Dense(4, in_units=4))
-    dense = nn.HybridSequential()
-    dense.add(nn.Dense(4, in_units=4, activation="relu"), nn.Dense(4, in_units=4))
+
+    def stack(*layers: Any) -> Any:
+        model = nn.HybridSequential()
+        model.add(*layers)
+        return ready(model)
+
+    def explode() -> Any:
+        return stack(nn.Dense(4, in_units=4), Scale(lambda ops, x: ops.exp(x), 1e30), nn.Dense(4, in_units=4))
+
+    rooted = stack(nn.Dense(4, in_units=4), Scale(lambda ops, x: ops.sqrt(ops.relu(x) * 0)), nn.Dense(4, in_units=4))
+    dense = stack(nn.Dense(4, in_units=4, activation="relu"), nn.Dense(4, in_units=4))
     found = {}
     for name, model, optimizer, hybrid in (
-        ("loss", exploding, Adam(), True),
-        ("loss-eager", exploding, mx.optimizer.Adam(), False),
+        ("loss", explode(), Adam(), True),
+        ("loss-eager", explode(), mx.optimizer.Adam(), False),
         ("gradient", rooted, SGD(learning_rate=0.25), True),
         ("dense", dense, SGD(), True),
     ):
-        ready(model, 1, 4)
         if name == "dense":
             model[0].bias.set_data(mx.nd.full((4,), 1e38) * 10)
         if name.startswith("loss"):
@@ -507,218 +410,15 @@ def bfloat16() -> Any:
     return {"losses": values, "types": types, "distance": measure_distance(*models)}
 
 
-# state
-
-
-def make_run(kind: str) -> tuple[Any, Any]:
-    model = build(CONVOLUTIONAL, ROW)
-    optimizers = {
-        "rule": lambda: Momentum(learning_rate=LinearDecay(0.1, steps=8), weight_decay=0.01, clip_norm=0.5),
-        "double": lambda: Adam(),
-        "own": lambda: mx.optimizer.Nadam(
-            learning_rate=1, lr_scheduler=mx.lr_scheduler.FactorScheduler(step=3, factor=0.1, base_lr=1)
-        ),
-        "noisy": lambda: mx.optimizer.SGLD(learning_rate=0.01),
-    }
-    if kind == "double":
-        model = build(CONVOLUTIONAL, ROW, "float64")
-    return model, FRAMEWORK.build_step(model, "cross_entropy", optimizers[kind](), FitOptions(seed=9))
-
-
-def take_steps(step: Any, kind: str, first: int, last: int) -> None:
-    x, y = make_rows(12, ROW, "float64" if kind == "double" else "float32")
-    for number in range(first, last + 1):
-        step(x, y, number)
-
-
-KINDS = ("rule", "double", "own", "noisy")
-
-
 @case
-def whole_runs() -> Any:
-    """Ten steps; what there is after the fifth is left for another process."""
-    found = {}
-    for kind in KINDS:
-        _, step = make_run(kind)
-        take_steps(step, kind, 1, 5)
-        np.savez(FOLDER / f"{kind}.npz", **{name.replace("/", "|"): array for name, array in step.get_state().items()})
-        take_steps(step, kind, 6, 10)
-        _, again = make_run(kind)
-        take_steps(again, kind, 1, 10)
-        found[kind] = [digest(step.get_state()), digest(again.get_state())]
-    return found
-
-
-def resume() -> Any:
-    found = {}
-    for kind in KINDS:
-        model, step = make_run(kind)
-        with np.load(FOLDER / f"{kind}.npz") as kept:
-            step.set_state({name.replace("|", "/"): kept[name] for name in kept})
-        take_steps(step, kind, 6, 10)
-        found[kind] = digest(step.get_state())
-    return found
-
-
-@case
-def state_names() -> Any:
-    _, step = make_run("rule")
-    state = step.get_state()
-    missing = {name: array for name, array in state.items() if name != "optimizer/dense1.weight/v"}
-    return {
-        "names": sorted(state),
-        "missing": refuse(lambda: step.set_state(missing)),
-        "shape": refuse(lambda: step.set_state(state | {"weights/dense1.bias": np.zeros(2, np.float32)})),
-        "own": sorted(name for name in make_run("own")[1].get_state() if not name.startswith("weights")),
-    }
-
-
-@case
-def sessions() -> Any:
-    before = count_threads()
-    np.random.seed(1)
-    random.seed(1)
-    mx.random.seed(1)
-    with FRAMEWORK.session(3, 2):
-        inside = count_threads()
-        first = [random.random(), np.random.rand(), float(mx.nd.random.uniform(shape=(1,)).asscalar())]
-    followed = float(mx.nd.random.uniform(shape=(1,)).asscalar())
-    kept = [random.random(), np.random.rand()]
-    mx.random.seed(1)
-    with FRAMEWORK.session(3, None):
-        second = [random.random(), np.random.rand(), float(mx.nd.random.uniform(shape=(1,)).asscalar())]
-        mx.nd.random.uniform(shape=(100,)).wait_to_read()
-    np.random.seed(1)
-    random.seed(1)
-    return {
-        "threads": [before, inside, count_threads()],
-        "same": first == second,
-        "restored": kept == [random.random(), np.random.rand()],
-        "followed": followed == float(mx.nd.random.uniform(shape=(1,)).asscalar()),
-    }
-
-
-# loaders
-
-
-@case
-def loaders() -> Any:
-    x, y = np.arange(7, dtype=np.float32)[:, None], np.arange(7)
-
-    def read(loader: Any, seed: int = 0) -> Any:
-        FRAMEWORK.seed(seed)
-        return [[batch[0].ravel().tolist(), batch[1].tolist()] for batch in FRAMEWORK.read_loader(loader)]
-
-    def shuffled() -> Any:
-        np.random.seed(4)
-        return mx.io.NDArrayIter(x, y, batch_size=3, shuffle=True)
-
-    padded = mx.io.NDArrayIter(x, y, batch_size=3)
-    dataset = mx.gluon.data.ArrayDataset(x, y)
-    first, second = shuffled(), shuffled()
-    orders = [read(first, seed) for seed in (1, 2, 1)]
-    return {
-        "owner": [loader_framework(loader).name for loader in (padded, mx.gluon.data.DataLoader(dataset, 3))],
-        "padded": [read(padded), read(padded)],
-        "discarded": read(mx.io.NDArrayIter(x, y, batch_size=3, last_batch_handle="discard")),
-        "shuffled": [orders[0] == orders[2], orders[0] != orders[1], read(second, 2) == orders[1]],
-        "gluon": read(mx.gluon.data.DataLoader(dataset, 3)),
-        "gluon-shuffled": [read(mx.gluon.data.DataLoader(dataset, 3, shuffle=True), seed) for seed in (1, 1)],
-        "rolled": refuse(lambda: read(mx.io.NDArrayIter(x, y, batch_size=3, last_batch_handle="roll_over"))),
-        "alone": refuse(lambda: read(mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(x), 3))),
-        "unlabelled": refuse(lambda: read(mx.io.NDArrayIter(x, batch_size=3))),
-    }
-
-
-# out of the framework
-
-
-def list_models() -> dict[str, tuple[Any, Any]]:
-    rng = np.random.default_rng(8)
-    image, row = rng.standard_normal((9, *ROW)), rng.standard_normal((9, 4))
-    sentence = rng.integers(0, 50, (9, 5))
-    return {
-        "perceptron": (build(), row.astype(np.float32)),
-        "convolutional": (build(CONVOLUTIONAL, ROW), image.astype(np.float32)),
-        "recurrent": (ready(Recurrent(), 1, 5, 4), rng.standard_normal((9, 5, 4)).astype(np.float32)),
-        "embedding": (ready(Embedding(), 1, 5), sentence),
-        "embedding-int32": (ready(Embedding(), 1, 5), sentence.astype(np.int32)),
-        "double": (build(dtype="float64"), row),
-    }
-
-
-@case
-def onnx_exports() -> Any:
-    found = {}
-    for name, (model, rows) in list_models().items():
-        path = FOLDER / f"{name}.onnx"
-        # Names that MXNet gives to tensors inside.
-        inner = next(iter(model.collect_params()))
-        FRAMEWORK.export_onnx(model, rows, path, input_name=inner, output_name="data")
-        exported = OnnxModel(path)
-        difference = check_export(exported, rows, FRAMEWORK.predict(model, rows))
-        found[name] = [difference, exported.input_names == [inner], exported.output_names]
-    return found
-
-
-@case
-def exporter_is_left_as_it_was() -> Any:
-    import onnx
-
-    handlers, version = list(logging.root.handlers), onnx.defs.onnx_opset_version()
-    model, rows = list_models()["perceptron"]
-    FRAMEWORK.export_onnx(model, rows, FOLDER / "again.onnx", input_name="input", output_name="output")
-    return [logging.root.handlers == handlers, onnx.defs.onnx_opset_version() == version]
-
-
-@case
-def export_refusals() -> Any:
-    x, _ = make_rows()
-    shaped = nn.HybridLambda(lambda ops, x: x.reshape((x.shape[0], -1)))
-    noisy = nn.HybridLambda(lambda ops, x: ops.broadcast_add(x, ops.random.normal(shape=(1, 4))))
-    unknown = nn.HybridLambda(lambda ops, x: ops.erfinv(x))
-    calls: dict[str, Callable[[Any, Path], Any]] = {
-        "onnx": lambda model, folder: FRAMEWORK.export_onnx(model, x, folder / "m.onnx", input_name="a", output_name="b"),
-        "native": lambda model, folder: FRAMEWORK.save_native(model, x, folder),
-    }
-    models = {"eager": ready(Eager()), "shaped": shaped, "noisy": noisy, "unknown": unknown}
-    found = {}
-    for kind, call in calls.items():
-        for name, model in models.items():
-            folder = FOLDER / f"refused-{kind}-{name}"
-            folder.mkdir()
-            found[f"{kind} {name}"] = refuse(lambda call=call, model=model, folder=folder: call(model, folder))
-    return found
-
-
-@case
-def native_files() -> Any:
-    found = {}
-    for name, (model, rows) in list_models().items():
-        folder = FOLDER / "native" / name
-        folder.mkdir(parents=True)
-        entry = FRAMEWORK.save_native(model, rows, folder)
-        found[name] = [entry, sorted(path.name for path in folder.iterdir())]
-        np.savez(FOLDER / "native" / f"{name}.npz", rows=rows, answers=FRAMEWORK.predict(model, rows))
-        loaded = mx.gluon.SymbolBlock.imports(str(folder / entry), ["data"], str(folder / "model-0000.params"))
-        found[name].append(
-            float(np.abs(loaded(mx.nd.array(rows, dtype=rows.dtype)).asnumpy() - FRAMEWORK.predict(model, rows)).max())
-        )
-    return found
-
-
-def main() -> None:
-    if sys.argv[2:] == ["resume"]:
-        print(json.dumps(resume()))
-        return
-    found: dict[str, Any] = {}
-    for name, function in CASES.items():
-        try:
-            found[name] = function()
-        except Exception:
-            found[name] = {"failed": traceback.format_exc()}
-    print(json.dumps(found))
+def numpy_interface_is_refused() -> Any:
+    model, (x, _) = build(), make_rows()
+    mx.npx.set_np()
+    try:
+        return refuse(lambda: FRAMEWORK.predict(model, x))
+    finally:
+        mx.npx.reset_np()
 
 
 if __name__ == "__main__":
-    main()
+    print_cases()

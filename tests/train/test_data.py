@@ -50,7 +50,7 @@ def test_unusable_data_is_refused_with_its_fault(data, words):
     [
         pytest.param("cross_entropy", np.array([0, 3]), (2, 3), "from 0 to 3, the model has 3 classes", id="label-too-large"),
         pytest.param("cross_entropy", np.array([-1, 2]), (2, 3), "from -1 to 2", id="label-negative"),
-        pytest.param("cross_entropy", np.array([0.0, 1.0]), (2, 3), "integer type", id="labels-are-floats"),
+        pytest.param("cross_entropy", np.array([0.0, 0.5]), (2, 3), "integer type", id="labels-are-floats"),
         pytest.param("cross_entropy", np.zeros((2, 1), int), (2, 3), "shape (rows,)", id="labels-two-dimensional"),
         pytest.param("cross_entropy", np.array([0, 1]), (2,), "outputs of shape (rows, classes)", id="no-classes"),
         pytest.param("mse", np.ones(2), (2, 3), "the model gives (2, 3)", id="would-broadcast"),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 import types
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,15 +66,20 @@ def _mend() -> Generator[None]:
     mapping: Any = types.ModuleType("onnx.mapping")
     mapping.NP_TYPE_TO_TENSOR_TYPE = {np.dtype(name): kind for name, kind in _KINDS.items()}
     mapping.TENSOR_TYPE_TO_NP_TYPE = {kind: np.dtype(name) for name, kind in _KINDS.items()}
-    with (
-        warnings.catch_warnings(),
-        mock.patch.dict(sys.modules, {"onnx.mapping": mapping}),
-        mock.patch.object(onnx, "mapping", mapping, create=True),
-        mock.patch.object(onnx.defs, "onnx_opset_version", lambda: _OPSET),
-        mock.patch.object(onnx.checker, "check_graph", _skip),
-        mock.patch.object(logging.root, "handlers", [logging.NullHandler()]),
-    ):
+    replaced: list[tuple[Any, str, Any]] = [
+        (onnx, "mapping", mapping),
+        (onnx.defs, "onnx_opset_version", lambda: _OPSET),
+        (onnx.checker, "check_graph", _skip),
+        (logging.root, "handlers", [logging.NullHandler()]),
+    ]
+    with warnings.catch_warnings(), ExitStack() as undo:
         warnings.simplefilter("ignore")
+        for owner, name, value in replaced:
+            if name in vars(owner):
+                undo.callback(setattr, owner, name, getattr(owner, name))
+            else:
+                undo.callback(delattr, owner, name)
+            setattr(owner, name, value)
         yield
 
 

@@ -31,7 +31,7 @@ _PREDICT_ROWS: Final = 256
 _UNBOUNDED: Final = {"SigmoidBinaryCrossEntropyLoss": "_from_sigmoid", "SoftmaxCrossEntropyLoss": "_from_logits"}
 """Gluon's losses that take logits, unless this attribute of theirs is set."""
 
-_COUNTED: Final = ("num_update", "count", "aggregate_num", "allow_np_array")
+_COUNTED: Final = ("num_update", "m_schedule", "count", "cur_step_ind", "aggregate_num", "allow_np_array")
 """Attributes of optimizers and schedules that are not what a user chose."""
 
 _ALWAYS_UNBOUNDED: Final = ("LogisticLoss", "HingeLoss", "SquaredHingeLoss")
@@ -191,7 +191,7 @@ def _read_pair(parts: list[Any], loader: Any) -> tuple[NDArray[Any], NDArray[Any
 
 
 def _list_simple(value: Any) -> dict[str, Any]:
-    attributes: dict[str, Any] = value.__dict__
+    attributes: dict[str, Any] = getattr(value, "__dict__", {})
     return {key: own for key, own in attributes.items() if isinstance(own, str | float | int) and key not in _COUNTED}
 
 

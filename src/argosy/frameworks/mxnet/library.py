@@ -52,7 +52,7 @@ def to_tensor(array: NDArray[Any]) -> Any:
     if array.dtype.name == "int8":  # The one type that MXNet has and its import does not.
         return copy_tensor(array)
     # A view, since MXNet makes what it is given read-only.
-    return mx.nd.from_numpy(np.ascontiguousarray(array).view())
+    return mx.nd.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view())
 
 
 def copy_tensor(array: NDArray[Any]) -> Any:

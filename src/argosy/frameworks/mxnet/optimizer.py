@@ -62,8 +62,22 @@ def _move_momentum(rule: Momentum, change: _Change, weight: Any, gradient: Any, 
 
 
 def _move_rmsprop(rule: RMSprop, change: _Change, weight: Any, gradient: Any, slots: Slots) -> None:
-    """Adam's kernel without a mean of gradients: RMSprop's own has epsilon inside the root, and takes five times as long."""
-    root = math.sqrt(_excess(rule.rho))
+    """MXNet's kernel has epsilon inside the root; Adam's, without a mean of gradients, has it outside."""
+    excess = _excess(rule.rho)
+    root = math.sqrt(excess)
+    if rule.form == "text":
+        mx.nd.rmsprop_update(
+            weight,
+            gradient,
+            slots["E"],
+            out=weight,
+            lr=change.scalars.rate * root,
+            gamma1=rule.rho,
+            epsilon=rule.epsilon * excess,
+            wd=rule.weight_decay,
+            rescale_grad=change.scale,
+        )
+        return
     mx.nd.adam_update(
         weight,
         gradient,
@@ -157,7 +171,7 @@ class RuleOptimizer(mx.optimizer.Optimizer):
         dense = _fill(gradient)
         if self._has_kernel(weight):
             before = rule.rate_at(max(step - 1, 1)) * multiplier
-            scratch = self._get_scratch(weight) if type(rule) is RMSprop else None
+            scratch = self._get_scratch(weight) if type(rule) is RMSprop and rule.form == "common" else None
             _KERNELS[type(rule)](rule, _Change(scalars, before, scale, scratch), weight, dense, slots)
             return
         moved, after = rule.move(weight, dense * scale, slots, scalars, mx.nd.sqrt)
@@ -170,8 +184,7 @@ class RuleOptimizer(mx.optimizer.Optimizer):
         return self._scratch[weight.shape]
 
     def _has_kernel(self, weight: Any) -> bool:
-        has_root_of_sum = type(self.rule) is RMSprop and self.rule.form == "text"
-        return np.dtype(weight.dtype) == np.float32 and type(self.rule) in _KERNELS and not has_root_of_sum
+        return np.dtype(weight.dtype) == np.float32 and type(self.rule) in _KERNELS
 
 
 def measure_norm(gradients: Sequence[Any]) -> float:

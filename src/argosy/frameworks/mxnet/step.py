@@ -180,12 +180,14 @@ class MxnetStep:
         for block in compiled:
             block._active = False
         self._seed(number)
-        with mx.autograd.train_mode():
-            self._model(inputs)
-        for block in compiled:
-            block._active = True
-        for hook in hooks:
-            hook.detach()
+        try:
+            with mx.autograd.train_mode():
+                self._model(inputs)
+        finally:
+            for block in compiled:
+                block._active = True
+            for hook in hooks:
+                hook.detach()
         return (bad or ran[-1:] or [None])[0]
 
     def _find_bad_gradient(self) -> str | None:

@@ -28,7 +28,7 @@ class KeptTrainer:
             parameters: that are to be trained, by name.
 
         Raises:
-            InputError: `bad_option`, the Trainer is of another model or keeps its state elsewhere; or clipping over all
+            InputError: `bad_option`, the Trainer is of another model, or state of it cannot be had; or clipping over all
                 weights is asked for, and they are of several types.
         """
         if not isinstance(optimizer, mx.gluon.Trainer):
@@ -38,8 +38,8 @@ class KeptTrainer:
             expected = "one over this model's collect_params()"
             raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
         optimizer._init_kvstore()
-        if optimizer._update_on_kvstore:
-            expected = "a Trainer with update_on_kvstore=False, whose state is at hand"
+        if optimizer._update_on_kvstore or isinstance(optimizer.optimizer, mx.optimizer.LBSGD):
+            expected = "a Trainer with update_on_kvstore=False and not LBSGD, which keep state where it cannot be had"
             raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
         self._trainer = optimizer
         self.optimizer = optimizer.optimizer

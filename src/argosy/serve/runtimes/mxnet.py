@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve.runtimes.mxnet_files import Graph, read_graph, read_parameters
+from argosy.serve.runtimes.mxnet_files import Graph, Node, read_graph, read_parameters
 
 __all__ = ["RUNTIME", "MxnetRuntime"]
 
@@ -63,22 +63,34 @@ class MxnetRuntime:
             tensors: list[Any] = [answers] if len(self._outputs) == 1 else answers
             return {name: tensor.asnumpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
         except mx.base.MXNetError as error:
-            # The trace through MXNet's own source comes first.
-            raise RuntimeError(str(error).strip().rpartition("\n")[2].removeprefix("MXNetError: ")) from error
+            raise RuntimeError(_explain(error)) from error
 
 
 def _build_symbol(graph: Graph) -> Any:
     symbols: list[Any] = []
     for node in graph.nodes:
-        if node.operator is None:
-            symbols.append(mx.sym.var(node.name))
-            continue
-        handle = ctypes.c_void_p()
-        mx.base.check_call(mx.base._LIB.NNGetOpHandle(node.operator.encode(), ctypes.byref(handle)))
-        operands = [symbols[source][output] for source, output in node.inputs]
-        creator = mx.symbol._internal._symbol_creator
-        symbols.append(creator(handle.value, operands, None, [*node.attributes], [*node.attributes.values()], node.name, False))
-    return mx.sym.Group([symbols[source][output] for source, output in graph.heads])
+        try:
+            symbols.append(mx.sym.var(node.name) if node.operator is None else _build_node(node, symbols))
+        except (mx.base.MXNetError, IndexError) as error:
+            raise ValueError(f"Node {node.name!r} of the graph, {node.operator}, cannot be made: {_explain(error)}") from error
+    try:
+        return mx.sym.Group([symbols[source][output] for source, output in graph.heads])
+    except IndexError as error:
+        raise ValueError(f"The graph gives {graph.heads}, of which some are not there") from error
+
+
+def _build_node(node: Node, symbols: list[Any]) -> Any:
+    handle = ctypes.c_void_p()
+    mx.base.check_call(mx.base._LIB.NNGetOpHandle(str(node.operator).encode(), ctypes.byref(handle)))
+    operands = [symbols[source][output] for source, output in node.inputs]
+    create = mx.symbol._internal._symbol_creator
+    return create(handle.value, operands, None, [*node.attributes], [*node.attributes.values()], node.name, False)
+
+
+def _explain(error: Exception) -> str:
+    """Give what MXNet says, without the trace through its source that comes before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["it takes an output that is not there"]
+    return next((line for line in lines if line.startswith("MXNetError: ")), lines[-1]).removeprefix("MXNetError: ")
 
 
 def _copy(array: NDArray[Any]) -> Any:
