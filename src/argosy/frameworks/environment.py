@@ -199,7 +199,8 @@ def _build(environment: Environment, lock_fd: int) -> None:
 def _list_commands(environment: Environment) -> tuple[list[str], list[str]]:
     """What makes the environment, and what installs its packages. No code of a package runs: all of them are wheels."""
     folder, version = str(environment.folder), environment.python_version
-    install = ["--quiet", "--require-hashes", "--only-binary", ":all:", "-r", str(environment.lock)]
+    # The lock is whole: what it does not list is not wanted.
+    install = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(environment.lock)]
     base = _find_base(version)
     if uv := _find_uv():
         # uv finds a Python by its version, and brings one where there is none.
