@@ -254,7 +254,7 @@ store = argosy.Store(Path(sys.argv[2]))
 version = import_onnx(store, Path(sys.argv[1]), "scale")
 assert version.manifest.num_golden > 0
 signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),))
-store.publish("net", {"net.pt": b"weights"}, signature=signature, entry="net.pt", runtime="torch")
+store.publish("net", {"net.jx": b"weights"}, signature=signature, entry="net.jx", runtime="jax")
 x = np.arange(8, dtype=np.float32).reshape(2, 4)
 with argosy.serve("scale@1", home=store.home) as server:
     with server.client() as client:
@@ -279,8 +279,8 @@ def test_argosy_serves_with_the_old_numpy_of_mxnet(mxnet_python: Path, home: Hom
     assert done.returncode == 0, done.stderr
     # What the rollout of a framework's version says where the framework is neither here nor in an environment.
     lines = done.stdout.splitlines()
-    assert "Runtime torch needs the package torch, which is not installed" in lines[0]
-    assert "pip install 'argosy[torch]'" in done.stdout
+    assert "Runtime jax needs the package jax, which is not installed" in lines[0]
+    assert "pip install 'argosy[jax]'" in done.stdout
     assert lines[-1] == "1.23.5 ['failed']"
 
 

@@ -11,9 +11,11 @@ import onnxruntime
 import pytest
 import torch
 
+import argosy
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.optim import Adam
+from argosy.serve.runtimes.torch import TorchRuntime
 from argosy.train.data import digest_arrays
 from argosy.train.run import train
 
@@ -111,20 +113,44 @@ def test_measurements_are_those_of_the_run_and_the_callers(blobs, make_model, st
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "words"),
+    ("kind", "words"),
     [
-        pytest.param(Bent, "export_differs", "answers differently", id="other-numbers"),
-        pytest.param(Fixed, "export_failed", "for 1 rows it answers with shape (2, 3)", id="fixed-batch"),
-        pytest.param(Strange, "export_failed", "special_i0e", id="no-such-operator"),
+        pytest.param(Bent, "answers differently", id="other-numbers"),
+        pytest.param(Fixed, "for 1 rows it answers with shape (2, 3)", id="fixed-batch"),
+        pytest.param(Strange, "special_i0e", id="no-such-operator"),
     ],
 )
-def test_export_that_is_not_the_model_is_never_published(kind, key, words, blobs, store):
+def test_model_that_does_not_become_onnx_is_kept_as_torch_saves_it(kind, words, blobs, store):
     result = fit(kind(), blobs)
+    version = result.publish("blobs", store, input_name="point", output_name="logits")
+    manifest = version.manifest
+    assert (manifest.runtime, manifest.options) == ("torch", {"inputs": ["point"], "outputs": ["logits"]})
+    assert words in manifest.lineage["export"]["reason"]
+    runtime = TorchRuntime()
+    runtime.load(store.open_artifact(version), manifest.entry, {**manifest.options, "threads": 1})
+    for num_rows in (1, 3, 120):
+        (got,) = runtime.infer({"point": blobs[0][:num_rows]}).values()
+        np.testing.assert_allclose(got, result.predict(blobs[0][:num_rows]), rtol=1e-5, atol=1e-5)
+
+
+def test_model_that_nothing_can_keep_is_not_published(blobs, store):
+    class Foreign(Classifier):
+        """Leaves torch on its way, where no exporter can follow."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(torch.from_numpy(np.sin(x.detach().numpy())))
+
     with pytest.raises(ModelError) as caught:
-        result.publish("blobs", store)
-    assert caught.value.key == key
-    assert words in caught.value.message
+        argosy.publish(Foreign(), "blobs", store, sample=blobs[0])
+    assert caught.value.key == "save_failed"
     assert store.list_models() == []
+
+
+def test_native_is_served_by_its_framework_without_an_attempt_at_onnx(blobs, make_model, store):
+    version = argosy.publish(make_model(), "blobs", store, sample=blobs[0], native=True, labels=["a", "b", "c"])
+    assert version.manifest.runtime == "torch"
+    assert version.manifest.lineage["kind"] == "live model"
+    assert version.manifest.signature.outputs[0].labels == ("a", "b", "c")
 
 
 def test_few_rows_are_enough_for_the_check(make_model, store):

@@ -60,7 +60,7 @@ def publish(
         native: do not try ONNX; serve it by its framework.
 
     Raises:
-        ModelError: `export_differs`; `save_failed`, neither ONNX nor the framework's own form takes it. Nothing was published.
+        ModelError: `save_failed`, neither ONNX nor the framework's own form takes it; nothing was published.
         InputError: `bad_data`, the sample; `bad_option`, no model, or the labels; `bad_name` and more from the store.
 
     >>> import numpy as np, torch
@@ -83,10 +83,10 @@ def publish(
             export: dict[str, object] = {"format": "onnx", "difference": check_export(exported, rows, expected)}
             answers, entry, runtime, files = exported.run_alone({input_name: rows})[output_name], _MODEL_FILE, "onnx", [path]
         except ModelError as error:
-            if error.key != "export_failed":
+            if error.key not in ("export_failed", "export_differs"):
                 raise
             entry, files = _save_native(framework, model, rows, Path(folder, "native"))
-            export = {"format": framework.name, "reason": str(error.fields["detail"])[:500]}
+            export = {"format": framework.name, "reason": error.message[:500]}
             answers, runtime = np.concatenate([framework.predict(model, row[None]) for row in rows]), framework.name
         golden = Golden({input_name: rows}, {output_name: answers})
         return (store or Store()).publish(

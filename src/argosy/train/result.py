@@ -149,7 +149,7 @@ class TrainResult:
             labels: names of the output's last axis, such as class names.
 
         Raises:
-            ModelError: `export_failed`, `export_differs`, `save_failed`; nothing was published.
+            ModelError: `save_failed`; nothing was published.
             InputError: `bad_data`, the sample; `bad_option`, the labels; `bad_name` and more from the store.
         """
         return publish(
