@@ -181,7 +181,7 @@ class TorchFramework:
                     output_names=[output_name],
                     dynamic_axes={input_name: {0: "batch"}, output_name: {0: "batch"}},
                 )
-            except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            except Exception as error:  # Of the exporter, or of the model's own code when it is traced: any.
                 raise ModelError("export_failed", detail=str(error).strip()) from error
 
 
