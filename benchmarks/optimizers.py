@@ -2,138 +2,67 @@
 
     python benchmarks/optimizers.py
 
-Two processes of one thread each; three to four minutes on two quiet cores. No test row decides anything: learning rates
-are chosen by the training loss of a seed that does not race.
+Two processes of one thread each. No test row decides anything: learning rates are chosen by the training loss of a seed
+that does not race.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
+import math
 import multiprocessing
+import os
 import re
-import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from machine import describe_machine
-from optimizers_plot import Curve, draw_race, draw_search
 
-from argosy.errors import ModelError
-from argosy.frameworks.base import FitOptions, count_weights, get_framework
-from argosy.frameworks.layers import Conv, Dense, Flatten, Layer, MaxPool, Relu, draw_weights
-from argosy.frameworks.torch import RuleOptimizer
-from argosy.optim import Adam, Genetic, GradientFreeOptimizer, GradientOptimizer, LinearDecay, Optimizer, RandomSearch, get_optimizer
+from argosy.optim import OPTIMIZERS
 from argosy.optim.base import FORMS, Form
-from argosy.train import train
-from argosy.train.data import Dataset, iterate_batches, load_mnist
-from argosy.train.free import FreeStep
-from argosy.train.losses import resolve_loss
+from machine import describe_machine
+from optimizers_plot import TITLES, WINDOW, Curve, Trace, draw_race, draw_search
+from optimizers_runs import OVERFIT_EPOCHS, Run, load, overfit, race, search, time_free, time_rules
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 CARDS = ROOT / "src" / "argosy" / "optim"
-PAGE = ROOT / "docs" / "optimizers.md"
 
-NETWORK: tuple[Layer, ...] = (
-    MaxPool(),  # 14 x 14 is enough to tell digits apart, and a step takes 2 ms instead of 7.
-    Conv(8),
-    Relu(),
-    MaxPool(),
-    Conv(16),
-    Relu(),
-    MaxPool(),
-    Flatten(),
-    Dense(32),
-    Relu(),
-    Dense(10),
-)
-EPOCHS = 5
-BATCH_SIZE = 32
-NUM_LAST = 100
-"""Steps whose mean training loss is the loss at the end."""
+RULES = ("sgd", "momentum", "rmsprop", "adam")
+FREE_RULES = ("random_search", "genetic")
 SEEDS = range(5)
+SEARCH_SEEDS = range(3)
 TUNING_SEED = 99
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-CENTRES: dict[tuple[str, Form], float] = {
-    ("sgd", "common"): 0.1,
-    ("sgd", "text"): 0.1,
+"""A grid of the race is these times its centre."""
+SEARCH_FACTORS = (0.3, 1.0, 3.0)
+RATES: dict[tuple[str, Form], float] = {
+    ("sgd", "common"): 0.1,  # The text form is the same rule, so that one races for both.
     ("momentum", "common"): 0.03,
     ("momentum", "text"): 0.3,
-    ("rmsprop", "common"): 0.003,
-    ("rmsprop", "text"): 0.003,
-    ("adam", "common"): 0.003,
+    ("rmsprop", "common"): 0.01,
+    ("rmsprop", "text"): 0.01,
+    ("adam", "common"): 0.01,
     ("adam", "text"): 0.003,
 }
-
-WIDTHS = (0, 500, 5000)
-"""Of the hidden layer of the networks that are searched without gradients: 100, 10,010 and 100,010 weights."""
-SEARCHERS: dict[str, float] = {"adam": 0.01, "genetic": 0.03, "random_search": 0.03}
-"""The centres of their grids: of Adam's rate, of the others' scale."""
-SEARCH_SEEDS = range(3)
-NUM_PASSES = 2000
-NUM_SEARCH_ROWS = 256
-
-NUM_COSTLY = 5
-"""Arrays of 1,000 x 1,000 weights whose update is timed: 5 M."""
-NUM_FEW = 200
-"""Rows of the run that overfits; a fifth of them are labelled at random."""
-OVERFIT_EPOCHS = 60
-
-
-class Run(NamedTuple):
-    losses: list[float]
-    """Of every step, on its batch; infinite from the step at which the run diverged."""
-    accuracies: list[float]
-    """On the test rows, after every epoch."""
-
-    @property
-    def end(self) -> float:
-        return statistics.fmean(self.losses[-NUM_LAST:])
-
-
-@functools.cache
-def load() -> tuple[Dataset, Dataset]:
-    return load_mnist()
-
-
-def race(rule: GradientOptimizer, seed: int) -> Run:
-    (x, y), testing = load()
-    framework = get_framework("torch")
-    run = Run([], [])
-    num_steps = EPOCHS * -(-len(x) // BATCH_SIZE)
-    with framework.session(seed, 1):
-        model = framework.build_network(NETWORK, x.shape[1:], draw_weights(NETWORK, x.shape[1:], seed))
-        step = framework.build_step(model, "cross_entropy", rule, FitOptions(seed=seed))
-        for epoch in range(EPOCHS):
-            for rows in iterate_batches(len(x), BATCH_SIZE, shuffle=True, seed=seed, epoch=epoch):
-                try:
-                    run.losses.append(step(x[rows], y[rows], len(run.losses) + 1)[0])
-                except ModelError:
-                    return Run(run.losses + [np.inf] * (num_steps - len(run.losses)), [0.0] * EPOCHS)
-            run.accuracies.append(float(np.mean(framework.predict(model, testing.x).argmax(axis=1) == testing.y)))
-    return run
-
-
-def build_racer(name: str, form: Form, rate: float) -> GradientOptimizer:
-    """Let the rate fall to zero over the run, as recipes do."""
-    num_steps = EPOCHS * -(-len(load()[0].x) // BATCH_SIZE)
-    rule = get_optimizer(name, learning_rate=LinearDecay(rate, num_steps), form=form)
-    assert isinstance(rule, GradientOptimizer)
-    return rule
-
-
-def list_rates(centre: float) -> list[float]:
-    return [float(f"{centre * factor:.1g}") for factor in FACTORS]
-
-
-def run_all(pool: Executor, work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
-    return list(pool.map(work, *zip(*jobs, strict=True)))
+"""Centres of the grids of the race; a best rate at the edge of its grid would call for another."""
+SEARCHES: dict[tuple[int, str], float] = {
+    (0, "adam"): 1.0,
+    (0, "random_search"): 0.1,
+    (0, "genetic"): 0.3,
+    (500, "adam"): 0.01,
+    (500, "random_search"): 0.01,
+    (500, "genetic"): 0.03,
+    (5000, "adam"): 0.003,
+    (5000, "random_search"): 0.003,
+    (5000, "genetic"): 0.01,
+}
+"""Centres by the width of the hidden layer: 100, 10,010 and 100,010 weights. Of values as good to 0.01, the smallest is taken."""
+OVERFITS = {"sgd": 0.1, "adam": 0.001}
 
 
 class Place(NamedTuple):
@@ -141,153 +70,184 @@ class Place(NamedTuple):
 
     name: str
     form: Form
-    rates: list[float]
-    tuned: list[float]
-    """Loss at the end by rate, of the seed that does not race."""
+    ends: dict[float, float]
+    """Loss at the end by learning rate, of the seed that does not race."""
     rate: float
     runs: list[Run]
 
-
-def hold_race(pool: Executor) -> list[Place]:
-    entries = [(name, form, rate) for (name, form), centre in CENTRES.items() for rate in list_rates(centre)]
-    tuned = run_all(pool, race, [(build_racer(*entry), TUNING_SEED) for entry in entries])
-    ends = {entry: run.end for entry, run in zip(entries, tuned, strict=True)}
-    places: list[Place] = []
-    for (name, form), centre in CENTRES.items():
-        rates = list_rates(centre)
-        losses = [ends[name, form, rate] for rate in rates]
-        best = rates[int(np.argmin(losses))]
-        runs = run_all(pool, race, [(build_racer(name, form, best), seed) for seed in SEEDS])
-        places.append(Place(name, form, rates, losses, best, runs))
-        print(f"{name:<9}{form:<7} rate {best:<6g} loss {statistics.median(run.end for run in runs):.4f}", flush=True)
-    return places
-
-
-def shrink_rows() -> Dataset:
-    """Give the mean grey values of 3 x 3 fields, scaled to mean 0 and variance 1, of rows that hold every class alike."""
-    x, y = load()[0]
-    rows = np.random.default_rng(0).permutation(len(x))[:NUM_SEARCH_ROWS]
-    fields = x[rows, 0, :27, :27].reshape(-1, 3, 9, 3, 9).mean(axis=(2, 4)).reshape(-1, 9)
-    return Dataset(((fields - fields.mean(axis=0)) / fields.std(axis=0)).astype(np.float32), y[rows])
-
-
-def search(rule: Optimizer, width: int, seed: int) -> Curve:
-    """Fit a network of some width on the same rows at every step; loss by forward passes, a backward pass counted as two."""
-    x, y = shrink_rows()
-    layers: tuple[Layer, ...] = (Dense(width), Relu(), Dense(10)) if width else (Dense(10),)
-    framework = get_framework("torch")
-    passes, losses = [0], []
-    with framework.session(seed, 1):
-        model = framework.build_network(layers, x.shape[1:], draw_weights(layers, x.shape[1:], seed))
-        criterion = resolve_loss("cross_entropy", framework)
-        losses.append(criterion.compute(framework.predict(model, x), y))
-        if isinstance(rule, GradientFreeOptimizer):
-            step: Any = FreeStep(framework, model, criterion, rule, seed)
-        else:
-            step = framework.build_step(model, "cross_entropy", rule, FitOptions(seed=seed))
-        # A step of a free rule ends with one more pass, for the metrics.
-        num_passes = {"random_search": RandomSearch().tries + 2, "genetic": Genetic().population + 1}.get(rule.name, 3)
-        while passes[-1] + num_passes <= NUM_PASSES:
-            losses.append(step(x, y, len(losses))[0])
-            passes.append(passes[-1] + num_passes)
-        return Curve(passes, losses, count_weights(framework, model))
-
-
-def build_searcher(name: str, value: float) -> Optimizer:
-    return get_optimizer(name, **{"learning_rate" if name == "adam" else "scale": value})
+    @property
+    def label(self) -> str:
+        return "both forms" if self.name == "sgd" else self.form
 
 
 class Search(NamedTuple):
-    """What one rule came to on a network of one width."""
+    """What one rule came to on a network of one size."""
 
     name: str
-    num_weights: int
     value: float
     """The best of the grid: Adam's rate, the others' scale."""
+    is_edge: bool
     curves: list[Curve]
+
+    @property
+    def middle(self) -> np.ndarray[Any, Any]:
+        return np.median([curve.losses for curve in self.curves], axis=0)
+
+
+def list_grid(centre: float, factors: Sequence[float]) -> list[float]:
+    return [float(f"{centre * factor:.1g}") for factor in factors]
+
+
+def run_all(pool: Executor, work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
+    return list(pool.map(work, *zip(*jobs, strict=True)))
+
+
+def hold_race(pool: Executor) -> list[Place]:
+    entries: list[tuple[str, Form, float]] = [
+        (name, form, rate) for (name, form), centre in RATES.items() for rate in list_grid(centre, FACTORS)
+    ]
+    tuned = run_all(pool, race, [(*entry, TUNING_SEED) for entry in entries])
+    found: dict[tuple[str, Form], dict[float, float]] = {entry: {} for entry in RATES}
+    for entry, run in zip(entries, tuned, strict=True):
+        found[entry[0], entry[1]][entry[2]] = run.end
+    best = {entry: min(ends, key=lambda rate: ends[rate]) for entry, ends in found.items()}
+    runs = run_all(pool, race, [(*entry, best[entry], seed) for entry in RATES for seed in SEEDS])
+    return [
+        Place(entry[0], entry[1], found[entry], best[entry], runs[number * len(SEEDS) : (number + 1) * len(SEEDS)])
+        for number, entry in enumerate(RATES)
+    ]
 
 
 def hold_search(pool: Executor) -> list[Search]:
-    entries = [(name, width, value) for width in WIDTHS for name, centre in SEARCHERS.items() for value in list_rates(centre)]
-    tuned = run_all(pool, search, [(build_searcher(name, value), width, TUNING_SEED) for name, width, value in entries])
+    entries = [(name, width, value) for (width, name), centre in SEARCHES.items() for value in list_grid(centre, SEARCH_FACTORS)]
+    tuned = run_all(pool, search, [(*entry, TUNING_SEED) for entry in entries])
     found: list[Search] = []
-    for start in range(0, len(entries), len(FACTORS)):
-        best = min(range(start, start + len(FACTORS)), key=lambda number: tuned[number].losses[-1])
-        name, width, value = entries[best]
-        curves = run_all(pool, search, [(build_searcher(name, value), width, seed) for seed in SEARCH_SEEDS])
-        found.append(Search(name, curves[0].num_weights, value, curves))
-        ends = " ".join(f"{curve.losses[-1]:.3f}" for curve in tuned[start : start + len(FACTORS)])
-        print(f"{name:<14}{curves[0].num_weights:>8,} weights, best {value:<6g} of {ends}", flush=True)
+    for start in range(0, len(entries), len(SEARCH_FACTORS)):
+        best = min(range(start, start + len(SEARCH_FACTORS)), key=lambda number: round(tuned[number].losses[-1], 2))
+        curves = run_all(pool, search, [(*entries[best], seed) for seed in SEARCH_SEEDS])
+        found.append(Search(entries[best][0], entries[best][2], best in (start, start + len(SEARCH_FACTORS) - 1), curves))
     return found
 
 
-def time_rule(name: str, form: Form) -> float:
-    """Give the seconds of one update of 5 M weights in torch, without forward and backward pass."""
-    torch: Any = importlib.import_module("torch")
-    weights = [torch.nn.Parameter(torch.randn(1000, 1000)) for _ in range(NUM_COSTLY)]
-    for weight in weights:
-        weight.grad = torch.randn(1000, 1000)
-    rule = get_optimizer(name, form=form)
-    assert isinstance(rule, GradientOptimizer)
-    return time_calls(RuleOptimizer(weights, rule).step, 20)
+def tabulate(*rows: Iterable[object]) -> str:
+    lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]])
 
 
-def time_builtin(name: str) -> float:
-    """Give the seconds of one update of 5 M weights by torch's own optimizer."""
-    torch: Any = importlib.import_module("torch")
-    weights = [torch.nn.Parameter(torch.randn(1000, 1000)) for _ in range(NUM_COSTLY)]
-    for weight in weights:
-        weight.grad = torch.randn(1000, 1000)
-    builders = {
-        "sgd": lambda: torch.optim.SGD(weights, lr=0.01),
-        "momentum": lambda: torch.optim.SGD(weights, lr=0.01, momentum=0.9),
-        "rmsprop": lambda: torch.optim.RMSprop(weights, lr=0.001, alpha=0.9),
-        "adam": lambda: torch.optim.Adam(weights),
-    }
-    return time_calls(builders[name]().step, 20)
+def tabulate_race(places: list[Place]) -> str:
+    rows: list[tuple[object, ...]] = [("rule", "form", "rate", "training loss", "test accuracy, %", "lowest", "loss 0.5 at step")]
+    for place in places:
+        accuracies = [100 * run.accuracy for run in place.runs]
+        middle = np.median([np.convolve(run.losses, np.full(WINDOW, 1 / WINDOW), "valid") for run in place.runs], axis=0)
+        reached = np.flatnonzero(middle < 0.5)
+        rows.append(
+            (
+                TITLES[place.name],
+                place.label,
+                f"{place.rate:g}",
+                f"{statistics.median(run.end for run in place.runs):.3f}",
+                f"{statistics.median(accuracies):.1f}",
+                f"{min(accuracies):.1f}",
+                reached[0] + WINDOW if len(reached) else "never",
+            )
+        )
+    return tabulate(*rows)
 
 
-def time_calls(work: Callable[[], object], num_calls: int) -> float:
-    seconds: list[float] = []
-    for _ in range(num_calls + 2):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
-
-
-def time_free(name: str) -> tuple[float, float]:
-    """Give the seconds of one step on 5 M weights without its forward passes, and the bytes that it needs at its peak."""
-    rule = get_optimizer(name)
-    assert isinstance(rule, GradientFreeOptimizer)
-    weights = {f"w{number}": np.zeros((1000, 1000), np.float32) for number in range(NUM_COSTLY)}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    state, random = rule.init_state(weights), np.random.default_rng(0)
-    seconds: list[float] = []
-    for _ in range(2):
-        start = time.perf_counter()
-        weights, state = rule.search(weights, lambda tried: float(tried["w0"][0, 0]), state, random)
-        seconds.append(time.perf_counter() - start)
-    return seconds[-1], 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
-def overfit(name: str, rate: float, seed: int) -> list[tuple[float, float, float]]:
-    """Fit a perceptron to few rows, a fifth of them labelled at random: training loss, test loss, test accuracy by epoch."""
-    (x, y), testing = load()
-    random = np.random.default_rng([7, seed])
-    rows = random.permutation(len(x))[:NUM_FEW]
-    labels = np.where(random.random(NUM_FEW) < 0.2, random.integers(0, 10, NUM_FEW), y[rows])
-    layers: tuple[Layer, ...] = (Flatten(), Dense(256), Relu(), Dense(10))
-    framework = get_framework("torch")
-    model = framework.build_network(layers, x.shape[1:], draw_weights(layers, x.shape[1:], seed))
-    result = train(
-        model,
-        (x[rows], labels),
-        optimizer=get_optimizer(name, learning_rate=rate),
-        epochs=OVERFIT_EPOCHS,
-        seed=seed,
-        validation_data=testing,
-        num_threads=1,
-        progress=False,
+def tabulate_grids(places: list[Place]) -> str:
+    header = ("rule", "form", "middle rate", *(f"x {factor:g}" for factor in FACTORS))
+    return tabulate(
+        header,
+        *(
+            (TITLES[place.name], place.label, f"{[*place.ends][2]:g}", *(f"{end:.2f}" for end in place.ends.values()))
+            for place in places
+        ),
     )
-    return [(epoch.loss, epoch.validation_loss or 0.0, epoch.validation_metrics["accuracy"]) for epoch in result.history]
+
+
+def tabulate_search(searches: list[Search]) -> str:
+    rows: list[tuple[object, ...]] = [("weights", "rule", "rate or scale", "loss", "Adam is there after")]
+    adams = {found.curves[0].num_weights: found for found in searches if found.name == "adam"}
+    for found in searches:
+        adam = adams[found.curves[0].num_weights]
+        first = int(np.flatnonzero(adam.middle <= found.middle[-1])[0])
+        there = f"{adam.curves[0].passes[first]:,} passes" if found.name != "adam" else ""
+        value = f"{found.value:g}" + (" (end of the grid)" if found.is_edge else "")
+        rows.append((f"{found.curves[0].num_weights:,}", TITLES[found.name], value, f"{found.middle[-1]:.3f}", there))
+    return tabulate(*rows)
+
+
+def tabulate_cost(seconds: Mapping[tuple[str, str], float], names: Iterable[str]) -> str:
+    header = ("rule", *(f"form {form}, ms" for form in FORMS), "torch's own, ms")
+    columns = (*FORMS, "torch")
+    return tabulate(header, *((TITLES[name], *(f"{1e3 * seconds[name, column]:.1f}" for column in columns)) for name in names))
+
+
+def tabulate_free_cost(costs: Mapping[str, tuple[float, float]]) -> str:
+    header = ("rule", "s a step, beside its forward passes", "memory beside the weights, at its peak")
+    return tabulate(header, *((TITLES[name], f"{spent:.1f}", f"{size / 1e6:,.0f} MB") for name, (spent, size) in costs.items()))
+
+
+def tabulate_overfit(pool: Executor) -> str:
+    end = f"after epoch {OVERFIT_EPOCHS}"
+    rows = [("rule", "lowest test loss", "in epoch", f"training loss {end}", f"test loss {end}", f"test accuracy {end}")]
+    for name, rate in OVERFITS.items():
+        fits = run_all(pool, overfit, [(name, rate, seed) for seed in SEEDS])
+        lowest, epoch, loss, test_loss, accuracy = (statistics.median(values) for values in zip(*fits, strict=True))
+        rows.append(
+            (f"{TITLES[name]}, {rate:g}", f"{lowest:.2f}", f"{epoch}", f"{loss:.3f}", f"{test_loss:.2f}", f"{accuracy:.3f}")
+        )
+    return tabulate(*rows)
+
+
+def fill(path: Path, blocks: Mapping[str, str]) -> None:
+    """Replace the blocks of a page that stand between `<!-- measured: NAME -->` and `<!-- end -->`."""
+    text = path.read_text()
+    for name, block in blocks.items():
+        head, *rest = text.split(f"<!-- measured: {name} -->\n")
+        if len(rest) != 1 or "<!-- end -->" not in rest[0]:
+            raise SystemExit(f"{path} has {len(rest)} places for the block {name}, expected one that ends")
+        tail = rest[0].partition("<!-- end -->")[2]
+        text = f"{head}<!-- measured: {name} -->\n\n{block}\n\n<!-- end -->{tail}"
+    path.write_text(text)
+
+
+def describe(load_average: float) -> str:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy"))
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    machine = f"{describe_machine()} ({model[1] if model else 'unknown'})"
+    return (
+        f"`make bench-optimizers` on {machine}, {versions}, one thread a process, load average {load_average:.1f} at the start."
+    )
+
+
+def main() -> None:
+    start, load_average = time.monotonic(), os.getloadavg()[0]
+    load()
+    seconds = time_rules(RULES)
+    free_costs = {name: time_free(name) for name in FREE_RULES}
+    print(f"costs {time.monotonic() - start:.0f} s", flush=True)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        overfits = tabulate_overfit(pool)
+        places = hold_race(pool)
+        print(f"race {time.monotonic() - start:.0f} s", flush=True)
+        searches = hold_search(pool)
+    traces = [Trace(p.name, p.label, np.array([run.losses for run in p.runs]), [run.accuracy for run in p.runs]) for p in places]
+    draw_race(traces, DOCS / "optimizers.svg")
+    draw_search([(found.name, found.curves) for found in searches], DOCS / "optimizers-free.svg")
+    where = {"where": describe(load_average)}
+    tables = {"race": tabulate_race(places), "grids": tabulate_grids(places), "search": tabulate_search(searches)}
+    fill(DOCS / "optimizers.md", where | tables | {"cost": tabulate_cost(seconds, RULES)})
+    for name in RULES:
+        overfitted = {"overfit": overfits} if name == "adam" else {}
+        fill(CARDS / f"{name}.md", where | {"cost": tabulate_cost(seconds, [name])} | overfitted)
+    fill(CARDS / "free.md", where | {"cost": tabulate_free_cost(free_costs), "search": tables["search"]})
+    assert {*RULES, *FREE_RULES} == set(OPTIMIZERS)
+    assert all(math.isfinite(run.end) for place in places for run in place.runs)
+    for table in (*tables.values(), overfits, tabulate_cost(seconds, RULES), tabulate_free_cost(free_costs)):
+        print(f"\n{table}")
+    print(f"\n{where['where']} {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -167,6 +167,44 @@ MESSAGES: dict[str, Message] = {
         "{module} did not end within {timeout_s:.0f} s and was killed", "allow it more time, if you trust the file"
     ),
     "confined_output": Message("{module} wrote more than {limit} bytes to its output and was killed"),
+    "unknown_format": Message(
+        "File {path} is of no format that can be imported, neither by its content nor by its suffix",
+        "known formats: {known}, and files .onnx and .py",
+    ),
+    "format_mismatch": Message(
+        "File {path} should be {expected}, but its content is that of {got}",
+        "save the model again with the library that made it, under the suffix of its format; or name another --format",
+    ),
+    "bad_archive": Message(
+        "File {path} is an archive that cannot be read safely: {detail}", "save the model again with the library that made it"
+    ),
+    "model_file_too_large": Message(
+        "{path} has {what} of {got}, at most {limit} is taken", "a file that unfolds to many times its size is an attack"
+    ),
+    "bad_model_file": Message(
+        "File {path} is not {title} that can be imported: {detail}",
+        "save the model again with the library that made it, or as ONNX",
+    ),
+    "pickle_not_allowed": Message(
+        "File {path} is {title}, which runs whatever code its maker put in when it is opened",
+        "{instead}; or, if you trust its maker: --allow-pickle opens it in a process that reaches nothing",
+    ),
+    "needs_sample": Message(
+        "The import of {title} needs sample rows: {detail}",
+        "give a few real rows with --sample FILE: .npy, .npz with one array for each input, or .json",
+    ),
+    "bad_sample": Message("The sample rows do not fit the model: {detail}"),
+    "needs_code": Message(
+        "The import of {title} needs code, for the file holds weights alone",
+        "give a function that builds the model: --code FILE.py:FUNCTION",
+    ),
+    "bad_code": Message(
+        "Code {code} cannot be used: {detail}", "it has the form FILE.py:FUNCTION, a function that is called without arguments"
+    ),
+    "not_convertible": Message(
+        "The model of {framework} can be served neither as ONNX nor in a form of its own that is no pickle. {detail}",
+        "convert it to ONNX where it was trained, or write a Python model around it (.py)",
+    ),
     # training and compression
     "not_finite": Message(
         "Training stopped at step {step}: the {what} is not finite{where}{kept}",

@@ -32,7 +32,11 @@ __all__ = ["deploy", "roll_out", "rollback", "undeploy"]
     default=None,
     help="Replicas share the pages of their weights.  [default: where these are in files beside the graph]",
 )
-@click.option("--allow-code/--no-allow-code", default=None, help="Allow a version that may run code of its maker (python, tensorflow, torch).")
+@click.option(
+    "--allow-code/--no-allow-code",
+    default=None,
+    help="Allow a version that may run code of its maker (python, tensorflow, torch).",
+)
 @click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
 def deploy(shell: Shell, reference: str, name: str | None, is_waiting: bool, **settings: Any) -> None:
     """Deploy a version, or roll a deployment out to another one.

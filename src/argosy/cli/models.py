@@ -23,26 +23,83 @@ _CREATED_LENGTH: Final = len("2025-01-31T12:00")
 @command("import")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Model to make a version of.")
+@click.option("--format", "format_name", help="Format of the file, such as xgboost.  [default: by its content and suffix]")
+@click.option("--sample", type=click.Path(path_type=Path), help="File with a few real rows: .npz, .npy or .json.")
+@click.option("--code", metavar="FILE.py:FUNCTION", help="Function that builds the model, for a file that holds weights alone.")
+@click.option("--allow-pickle", is_flag=True, help="Open a file that runs its maker's code, in a process that reaches nothing.")
 @click.option("--signature", type=click.Path(path_type=Path), help=f"JSON file with the tensors of a Python model: {_EXAMPLE}")
 @click.option("--repeatable", is_flag=True, help="A Python model may run twice for one request, after a crash.")
-def import_model(shell: Shell, path: Path, name: str, signature: Path | None, repeatable: bool) -> None:
-    """Publish an .onnx file, or a .py file with a class Model, as the next version of a model."""
-    if path.suffix == ".py":
-        from argosy.store.python_file import publish_python
+def import_model(
+    shell: Shell, path: Path, name: str, signature: Path | None, repeatable: bool, sample: Path | None, **foreign: Any
+) -> None:
+    """Publish a model that was trained elsewhere as the next version of a model.
 
-        if signature is None:
-            raise click.UsageError("A Python model needs --signature FILE.json: code does not tell its tensors.")
-        tensors = _read_signature(signature)
-        version = publish_python(shell.open_store(), path, name, signature=tensors, repeatable=repeatable)
-    elif path.suffix == ".onnx":
-        from argosy.store.onnx_file import import_onnx
-
-        if signature is not None or repeatable:
-            raise click.UsageError("--signature and --repeatable are for .py files: an ONNX file tells its tensors.")
-        version = import_onnx(shell.open_store(), path, name)
+    PATH is an .onnx file, a .py file with a class Model, or a file of another framework: TorchScript, torch.export,
+    .keras, a SavedModel folder, an MXNet symbol, jax.export, XGBoost, LightGBM, skops, a pickle of scikit-learn, or weights
+    (safetensors, Flax, torch.save) with --code.
+    """
+    is_named = foreign["format_name"] is not None
+    if path.suffix == ".py" and not is_named:
+        version = _import_python(shell, path, name, signature, repeatable, _list_given(sample=sample, **foreign))
+    elif signature is not None or repeatable:
+        raise click.UsageError("--signature and --repeatable are for .py files: other files tell their tensors.")
+    elif path.suffix == ".onnx" and not is_named:
+        version = _import_onnx(shell, path, name, sample, _list_given(**foreign))
     else:
-        raise click.UsageError(f"{path.name} is neither an .onnx nor a .py file.")
+        version = _import_foreign(shell, path, name, sample, **foreign)
     show_version(shell, version)
+
+
+def _list_given(**options: object) -> list[str]:
+    return [f"--{name.replace('_', '-').removesuffix('-name')}" for name, value in options.items() if value]
+
+
+def _import_python(shell: Shell, path: Path, name: str, signature: Path | None, repeatable: bool, other: list[str]) -> Version:
+    from argosy.store.python_file import publish_python
+
+    if other:
+        raise click.UsageError(f"{', '.join(other)}: not for .py files, which are published as they are.")
+    if signature is None:
+        raise click.UsageError("A Python model needs --signature FILE.json: code does not tell its tensors.")
+    return publish_python(shell.open_store(), path, name, signature=_read_signature(signature), repeatable=repeatable)
+
+
+def _import_onnx(shell: Shell, path: Path, name: str, sample: Path | None, other: list[str]) -> Version:
+    from argosy.errors import InputError
+    from argosy.store.foreign_file import to_array
+    from argosy.store.onnx_file import import_onnx
+
+    if other:
+        raise click.UsageError(f"{', '.join(other)}: not for .onnx files, which are published as they are.")
+    rows = None
+    if sample is not None:
+        given = _read_sample(sample)
+        if not isinstance(given, dict):
+            raise InputError("bad_sample", detail="an ONNX file names its inputs: give .npz, or .json with lists by input name")
+        rows = {key: to_array(value) for key, value in cast("dict[str, Any]", given).items()}
+    return import_onnx(shell.open_store(), path, name, golden_inputs=rows)
+
+
+def _import_foreign(
+    shell: Shell, path: Path, name: str, sample: Path | None, *, format_name: str | None, code: str | None, allow_pickle: bool
+) -> Version:
+    from argosy.store.foreign_file import import_foreign
+
+    return import_foreign(
+        shell.open_store(),
+        path,
+        name,
+        format=format_name,
+        sample=None if sample is None else _read_sample(sample),
+        code=code,
+        allow_pickle=allow_pickle,
+    )
+
+
+def _read_sample(path: Path) -> Any:
+    from argosy.cli.predict import read_inputs
+
+    return read_inputs(path)
 
 
 def _read_signature(path: Path) -> Signature:

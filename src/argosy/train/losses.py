@@ -227,7 +227,7 @@ def _prepare_labels(y: Array, output_shape: tuple[int, ...]) -> Array:
     if y.dtype.kind == "f" and np.array_equal(y, np.rint(y)):
         y = y.astype(np.int64)  # MXNet's iterators give class numbers as float32.
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        detail = f"cross_entropy needs whole numbers as labels, of an integer type and shape (rows,), y has {y.dtype} and {y.shape}"
+        detail = f"cross_entropy needs labels of an integer type (whole numbers) and shape (rows,), y has {y.dtype} and {y.shape}"
         raise InputError("bad_data", detail=detail)
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= output_shape[1]:

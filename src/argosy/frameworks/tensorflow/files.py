@@ -23,9 +23,7 @@ _OPSET: Final = 17
 """Of the ONNX files: the first with LayerNormalization, and read by every runtime that Argosy knows."""
 
 
-def export_graph(
-    call: Callable[[Any], Any], rows: NDArray[Any], path: Path, *, input_name: str, output_name: str
-) -> None:
+def export_graph(call: Callable[[Any], Any], rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
     """Write a function of one tensor as an ONNX file whose first axis is any number of rows.
 
     Args:
@@ -63,9 +61,13 @@ def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folde
     Raises:
         ModelError: `save_failed`, it uses something that `owner` does not hold.
     """
+
+    def serve(x: Any) -> dict[str, Any]:
+        return {"output": call(x)}
+
     holder = tf.Module()
     holder.model = owner
-    holder.serve = tf.function(lambda x: {"output": call(x)}, input_signature=[_describe_rows(rows, "input")])
+    holder.serve = tf.function(serve, input_signature=[_describe_rows(rows, "input")])
     with tempfile.TemporaryDirectory(dir=folder) as made:
         try:
             tf.saved_model.save(holder, made, signatures=holder.serve)

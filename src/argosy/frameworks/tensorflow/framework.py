@@ -10,7 +10,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,8 @@ class TensorFlowFramework:
 
     `__call__` may take `training`, a boolean, and `seed`, two integers for the operators of `tf.random` whose names
     begin with `stateless`. Random numbers of any other kind inside a module cannot follow from a step's number,
-    so that a run that is resumed goes on with other ones. The same holds for the order of a `tf.data.Dataset.shuffle`,
-    which should be given a seed.
+    so that a run that is resumed goes on with other ones. The same holds for the order in which a `tf.data.Dataset`
+    is shuffled, unless by `shuffle(..., seed=1, reshuffle_each_iteration=False)`.
     """
 
     name = "tensorflow"
@@ -56,9 +56,12 @@ class TensorFlowFramework:
     def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         if int(data.cardinality()) == int(tf.data.INFINITE_CARDINALITY):
             raise InputError("bad_data", detail="the Dataset never ends; give one epoch of it, such as .take(100)")
-        spec = data.element_spec
-        if not (isinstance(spec, tuple) and [type(part) for part in spec] == [tf.TensorSpec] * 2):
-            raise InputError("bad_data", detail=f"the Dataset gives {_describe_spec(spec)}, expected pairs of tensors (x, y)")
+        spec: Any = data.element_spec
+        kind = type(spec).__name__
+        parts = list(cast(tuple[Any, ...], spec)) if isinstance(spec, tuple) else list[Any]()
+        if [isinstance(part, tf.TensorSpec) for part in parts] != [True, True]:
+            got = ", ".join(type(part).__name__ for part in parts) or kind
+            raise InputError("bad_data", detail=f"the Dataset gives {got}, expected pairs of tensors (x, y)")
         for x, y in data.as_numpy_iterator():
             if np.ndim(x) == 0 or np.ndim(y) == 0 or len(x) != len(y):
                 detail = f"the Dataset gives x of shape {np.shape(x)} and y of shape {np.shape(y)}, expected rows; use .batch(32)"
@@ -136,9 +139,7 @@ class TensorFlowFramework:
         return tuple(name for name, variable in name_variables(model).items() if variable.trainable)
 
     def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
-        export_graph(
-            lambda x: call_module(model, x, training=False), rows, path, input_name=input_name, output_name=output_name
-        )
+        export_graph(lambda x: call_module(model, x, training=False), rows, path, input_name=input_name, output_name=output_name)
 
     def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
         save_graph(lambda x: call_module(model, x, training=False), model, rows, folder)
@@ -174,8 +175,8 @@ def bound_threads(num_threads: int | None) -> None:
             change(num_threads)
         except RuntimeError as error:
             expected = (
-                f"{get() or num_cores}, with which TensorFlow has started; for another number call "
-                "tf.config.threading.set_intra_op_parallelism_threads and set_inter_op_parallelism_threads before the model is made"
+                f"{get() or num_cores}, with which TensorFlow has started; for another number call before the model is made "
+                "tf.config.threading.set_intra_op_parallelism_threads and set_inter_op_parallelism_threads"
             )
             raise InputError("bad_option", option="num_threads", got=num_threads, expected=expected) from error
 
@@ -192,10 +193,6 @@ def seed_graphs(seed: int) -> Generator[None]:
         yield
     finally:
         tf.random.set_seed(after)
-
-
-def _describe_spec(spec: Any) -> str:
-    return ", ".join(type(part).__name__ for part in spec) if isinstance(spec, tuple) else type(spec).__name__
 
 
 FRAMEWORK: Final[Framework] = TensorFlowFramework()

@@ -29,6 +29,9 @@ _LAST_TO_FIRST: Final = (0, 3, 1, 2)
 class _Layer(tf.Module):
     """One layer. Names of variables are such that a module's order, the alphabet's, has a weight before its bias."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)  # pyright: ignore[reportUnknownMemberType]
+
     def __call__(self, x: Any, training: bool, seed: Any) -> Any:
         raise NotImplementedError
 
@@ -122,7 +125,7 @@ class Network(tf.Module):
 
     def __init__(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> None:
         """Build it; see `base.Framework.build_network`."""
-        super().__init__("network")
+        super().__init__("network")  # pyright: ignore[reportUnknownMemberType]
         shapes = list_shapes(layers, input_shape)
         self._ranks = len(shapes[0]), len(shapes[-1])
         self.layers = [

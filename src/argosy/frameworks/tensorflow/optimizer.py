@@ -27,7 +27,7 @@ class RuleOptimizer(tf.Module):
 
     def __init__(self, weights: Iterable[Any], rule: GradientOptimizer) -> None:
         """Take the variables that it is to move; what the rule remembers of them is made here."""
-        super().__init__("rule_optimizer")
+        super().__init__("rule_optimizer")  # pyright: ignore[reportUnknownMemberType]
         self.rule = rule
         self.weights = list(weights)
         self.taken = tf.Variable(0, dtype=tf.int64, trainable=False, name="taken")

@@ -71,7 +71,9 @@ class ModuleStep:
             expected = "None: a tf.Module computes in the type of its variables"
             raise InputError("bad_option", option="precision", got=options.precision, expected=expected)
         if options.micro_batch_size and getattr(loss, "reduction", "mean") in ("sum", "none", None):
-            raise InputError("bad_option", option="loss", got=f"reduction {loss.reduction}", expected="a mean, with micro-batches")
+            raise InputError(
+                "bad_option", option="loss", got=f"reduction {loss.reduction}", expected="a mean, with micro-batches"
+            )
         self._loss = _LOSSES[loss] if isinstance(loss, str) else loss
         weights = list(self._weights.values())
         self._rule = optimizer if isinstance(optimizer, GradientOptimizer) else None
@@ -130,14 +132,15 @@ class ModuleStep:
 
     def _fit_pieces(self, x: NDArray[Any], y: NDArray[Any], number: int, scalars: NDArray[Any]) -> tuple[Any, Any, Any]:
         """Go through the batch in pieces; once the loss of one is not finite, the rest is not looked at."""
-        value, parts, total = 0.0, list[Any](), list[Any]()
+        value, parts = 0.0, list[Any]()
+        total: list[Any] = []
         for piece, rows in enumerate(self._cut(len(x))):
             passed = self._graph.differentiate(x[rows], y[rows], self._make_seed(number, piece))
             share = len(x[rows]) / len(x)
             value += share * float(passed.loss)
             if not math.isfinite(value):
                 return value, passed.outputs, False
-            shared = [gradient if gradient is None else share * gradient for gradient in passed.gradients]
+            shared: list[Any] = [gradient if gradient is None else share * gradient for gradient in passed.gradients]
             total = [a if b is None else a + b for a, b in zip(total, shared, strict=True)] if total else shared
             parts.append(passed.outputs)
         return value, tf.concat(parts, 0), self._graph.move(total, scalars)
@@ -211,7 +214,10 @@ def _label_layers(model: Any) -> dict[str, str]:
 
 
 def _flatten(model: Any, kind: type) -> Any:
-    return model._flatten(predicate=lambda value: isinstance(value, kind), with_path=True)  # as subclasses may
+    def is_wanted(value: object) -> bool:
+        return isinstance(value, kind)
+
+    return model._flatten(predicate=is_wanted, with_path=True)  # as subclasses may
 
 
 def _join(path: tuple[str | int, ...]) -> str:

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ __all__ = ["BACKEND_FILE", "RUNTIME", "KerasRuntime"]
 
 BACKEND_FILE: Final = "backend.json"
 """Beside the model: {"backend": "tensorflow"}, "jax" or "torch"."""
-
-_NUM_CORES: Final = "NPROC"
-"""The environment variable by which XLA, when it starts, is told how many threads to make."""
 
 _REFUSED: Final = frozenset({"FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__"})
 """Keras' own, but made of foreign code or files."""
@@ -32,10 +29,13 @@ _MAX_CONFIG_BYTES: Final = 64 << 20
 class KerasRuntime:
     """One Keras model.
 
-    Options: `threads` (of one operator; default 1; on TensorFlow and JAX fixed by the first model of a process), `inputs`
-    and `outputs` (names of the version's tensors, in the order of the model's own). On JAX, which compiles for each number
-    of rows, these are filled up to a power of two with copies of the last.
+    Options: `threads` (of one operator; default 1), `inputs` and `outputs` (names of the version's tensors, in the order of
+    the model's own). On JAX, which compiles for each number of rows, these are filled up to a power of two with copies of
+    the last.
     """
+
+    fixes_threads: ClassVar[bool] = True
+    """The first model of a process decides how many there are."""
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
         """Choose the backend, start it with as many threads as asked for, and load the model."""
@@ -63,13 +63,15 @@ class KerasRuntime:
             detail = f"{len(inputs)} inputs and {len(outputs)} outputs, the model {len(model.inputs)} and {len(model.outputs)}"
             raise RuntimeError(f"The version has {detail}")
         self._inputs, self._outputs = inputs, outputs
-        self._structure = model.input
+        # With one input it is that; only a functional model has more, and then tells how it wants them.
+        self._structure = model.input if len(inputs) > 1 else None
         self._tree: Any = keras.tree
         self._call = _CALLS[backend](model)
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
-        given = self._tree.pack_sequence_as(self._structure, [inputs[name] for name in self._inputs])
+        given: Any = [inputs[name] for name in self._inputs]
+        given = given[0] if self._structure is None else self._tree.pack_sequence_as(self._structure, given)
         answers = zip(self._outputs, self._tree.flatten(self._call(given)), strict=True)
         return {name: _make_plain(answer) for name, answer in answers}
 
@@ -86,11 +88,8 @@ def _set_threads(backend: str, num_threads: int) -> None:
         importlib.import_module("torch").set_num_threads(num_threads)
     elif backend == "tensorflow":
         importlib.import_module("argosy.serve.runtimes.tensorflow").set_threads(num_threads)
-    elif (before := os.environ.get(_NUM_CORES)) != str(num_threads):
-        if importlib.import_module("jax._src.xla_bridge").backends_are_initialized():  # nothing public tells
-            detail = f"JAX runs with {before or 'all'} threads in this process, which cannot be changed to {num_threads} any more"
-            raise RuntimeError(detail)
-        os.environ[_NUM_CORES] = str(num_threads)
+    else:
+        importlib.import_module("argosy.serve.runtimes.jax").begin(num_threads)
 
 
 def _check_config(path: Path) -> None:
@@ -103,38 +102,52 @@ def _check_config(path: Path) -> None:
         is_foreign = module.partition(".")[0] not in ("", "keras") or ">" in registered
         if is_foreign or kind in _REFUSED:
             where = f" of {module}" if module else ""
-            raise RuntimeError(f"The model has {kind}{where}, whose code a file cannot bring; a runtime takes layers of Keras' own")
+            raise RuntimeError(
+                f"The model has {kind}{where}, whose code a file cannot bring; a runtime takes layers of Keras' own"
+            )
 
 
 def _list_classes(value: Any) -> Iterator[tuple[str, str, str]]:
     """Give class, module and registered name of everything in a description that Keras makes an object of."""
     if isinstance(value, dict):
-        found: dict[str, Any] = value
+        found = cast(dict[str, Any], value)
         if "class_name" in found:
             yield str(found["class_name"]), str(found.get("module") or ""), str(found.get("registered_name") or "")
         for part in found.values():
             yield from _list_classes(part)
     elif isinstance(value, list):
-        parts: list[Any] = value
-        for part in parts:
+        for part in cast(list[Any], value):
             yield from _list_classes(part)
 
 
 def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
     tf: Any = importlib.import_module("tensorflow")
-    return tf.function(lambda x: model(x, training=False), reduce_retracing=True, autograph=False)
+
+    def call(x: Any) -> Any:
+        return model(x, training=False)
+
+    return tf.function(call, reduce_retracing=True, autograph=False)
 
 
 def _call_in_jax(model: Any) -> Callable[[Any], Any]:
     jax: Any = importlib.import_module("jax")
     weights, buffers = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
-    run = jax.jit(lambda weights, buffers, x: model.stateless_call(weights, buffers, x, training=False)[0])
+
+    @jax.jit
+    def run(weights: list[Any], buffers: list[Any], x: Any) -> Any:
+        return model.stateless_call(weights, buffers, x, training=False)[0]
 
     def call(x: Any) -> Any:
         num_rows = len(jax.tree.leaves(x)[0])
-        num_run = 1 << (num_rows - 1).bit_length()
-        filled = jax.tree.map(lambda part: np.concatenate([part, np.repeat(part[-1:], num_run - num_rows, axis=0)]), x)
-        return jax.tree.map(lambda part: part[:num_rows], run(weights, buffers, filled))
+        num_missing = (1 << (num_rows - 1).bit_length()) - num_rows
+
+        def fill(part: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([part, np.repeat(part[-1:], num_missing, axis=0)])
+
+        def cut(part: NDArray[Any]) -> NDArray[Any]:
+            return part[:num_rows]
+
+        return jax.tree.map(cut, run(weights, buffers, jax.tree.map(fill, x)))
 
     return call
 

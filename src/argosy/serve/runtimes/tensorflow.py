@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,12 @@ _REFUSED: Final = re.compile(
 class TensorFlowRuntime:
     """The signature `serving_default` of one SavedModel.
 
-    Options: `threads` (of one operator; default 1; fixed by the first model of a process), `inputs` and `outputs` (names
-    of the version's tensors, in order). A model with one tensor may call it as it likes; with more, the names must be its own.
+    Options: `threads` (of one operator; default 1), `inputs` and `outputs` (names of the version's tensors, in order). A
+    model with one tensor may call it as it likes; with more, the names must be its own.
     """
+
+    fixes_threads: ClassVar[bool] = True
+    """The first model of a process decides how many there are."""
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
         """Load it, with as many threads as asked for."""
@@ -78,7 +81,9 @@ def set_threads(num_threads: int) -> None:
         try:
             change(wanted)
         except RuntimeError as error:
-            detail = f"TensorFlow runs with {get() or 'all'} threads in this process, which cannot be changed to {wanted} any more"
+            detail = (
+                f"TensorFlow runs with {get() or 'all'} threads in this process, which cannot be changed to {wanted} any more"
+            )
             raise RuntimeError(detail) from error
 
 

@@ -1,0 +1,103 @@
+"""Sample rows of an import: the user's, or random ones where the file tells the shapes of its inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import ArgosyError, InputError, list_choices
+from argosy.frameworks.files.base import FORMATS, ForeignModel
+from argosy.signature import Arrays, TensorSpec
+
+__all__ = ["NUM_ROWS", "count_rows", "is_batched", "name_sample", "synthesise"]
+
+NUM_ROWS: Final = 8
+"""Golden examples of a version: enough to tell a wrong artifact, few enough to run in milliseconds."""
+
+_ATTEMPTS: Final = ((16, 100), (16, 2), (224, 100), (1, 100))
+"""(length of free axes, bound of integers): small vocabularies, images that pooling makes too small at 16, single steps."""
+
+_MAX_ELEMENTS: Final = 1 << 26
+"""Of one tensor, all rows together: 256 MiB of float32."""
+
+
+def is_batched(model: ForeignModel) -> bool:
+    """Say whether the first axis of a model's tensors is rows: unless its file fixes a length."""
+    return all(spec.shape[:1] == (-1,) for spec in model.inputs)
+
+
+def count_rows(inputs: Arrays) -> int:
+    """Give the number of rows of inputs that have some."""
+    return len(next(iter(inputs.values())))
+
+
+def name_sample(given: Mapping[str, NDArray[Any]] | NDArray[Any], model: ForeignModel) -> Arrays:
+    """Give the user's sample the names of the model's inputs, and at most as many rows as become golden examples.
+
+    Raises:
+        InputError: `bad_sample`, names or numbers of rows do not fit.
+    """
+    if not isinstance(given, Mapping):
+        if len(model.input_names) != 1:
+            known = list_choices(model.input_names)
+            raise InputError("bad_sample", detail=f"it is one array, expected one for each of the inputs {known}, by name")
+        given = {model.input_names[0]: given}
+    if set(given) != set(model.input_names):
+        detail = f"it has {list_choices(given)}, expected {list_choices(model.input_names)}"
+        raise InputError("bad_sample", detail=detail)
+    inputs = {name: np.asarray(given[name]) for name in model.input_names}
+    if is_batched(model):
+        lengths = {name: len(array) if array.ndim else 0 for name, array in inputs.items()}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise InputError("bad_sample", detail=f"rows are {lengths}, expected one number above 0, on the first axis")
+        inputs = {name: array[:NUM_ROWS] for name, array in inputs.items()}
+    return model.arrange(inputs)
+
+
+def synthesise(model: ForeignModel, format_name: str) -> Arrays:
+    """Make random rows that the model answers with finite numbers.
+
+    Raises:
+        InputError: `needs_sample`, the file does not tell the shapes, or nothing that was tried is answered so.
+    """
+    title, reason = FORMATS[format_name].title, ""
+    if not model.inputs:
+        known = list_choices(model.input_names)
+        raise InputError("needs_sample", title=title, detail=f"it does not tell the shapes of its inputs ({known})")
+    for free_length, bound in _ATTEMPTS:
+        generator = np.random.default_rng(0)
+        try:
+            inputs = {spec.name: _draw(spec, generator, free_length, bound, is_batched(model)) for spec in model.inputs}
+            answers = model.predict(inputs)
+        except ArgosyError as error:
+            reason = reason or error.message
+            continue
+        if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in answers.values()):
+            return inputs
+        reason = reason or "random rows are answered with NaN or infinity"
+    raise InputError("needs_sample", title=title, detail=reason)
+
+
+def _draw(spec: TensorSpec, generator: np.random.Generator, free_length: int, bound: int, has_rows: bool) -> NDArray[Any]:
+    """Draw one input, in the range that its datatype and name suggest."""
+    shape = tuple(free_length if dim == -1 else dim for dim in spec.shape)
+    shape = (NUM_ROWS, *shape[1:]) if has_rows else shape
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise InputError("bad_sample", detail=f"random rows of input {spec.name!r} would have shape {shape}")
+    kind = spec.dtype.kind
+    if kind == "f":
+        return generator.standard_normal(shape).astype(spec.dtype)
+    if kind == "O":
+        texts = np.empty(shape, object)
+        texts.ravel()[:] = [f"word {number}".encode() for number in generator.integers(0, bound, shape).ravel().tolist()]
+        return texts
+    if kind == "b" or "mask" in spec.name.lower() or "type" in spec.name.lower():
+        values = generator.integers(0, 2, shape)
+        if "mask" in spec.name.lower() and values.ndim > 1:
+            values[..., 0] = 1  # A mask of zeros alone makes a softmax over nothing.
+        return values.astype(spec.dtype)
+    return generator.integers(0, bound, shape).astype(spec.dtype)

@@ -1,0 +1,207 @@
+"""Models of scikit-learn: pickles (which may hold those of XGBoost and LightGBM, too), and skops archives."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError, ModelError, list_choices
+from argosy.frameworks.base import import_extra, name_kind
+from argosy.frameworks.files.base import ForeignModel, Source, refuse
+from argosy.frameworks.files.graph import ML_OPSET, OPSET, Output, finish_outputs
+from argosy.frameworks.files.trees import INPUT
+from argosy.signature import Arrays, TensorSpec, datatype_of
+
+__all__ = ["SklearnModel", "load"]
+
+_ML_DOMAIN: Final = "ai.onnx.ml"
+_TYPES: Final = {
+    "FP32": "FloatTensorType",
+    "FP64": "DoubleTensorType",
+    "INT64": "Int64TensorType",
+    "BOOL": "BooleanTensorType",
+    "BYTES": "StringTensorType",
+}
+"""Of what an estimator takes, as skl2onnx calls it."""
+
+_TRUSTED: Final = ("sklearn.", "lightgbm.", "xgboost.", "collections.OrderedDict")
+"""Beginnings of the names of types that an archive may ask for, beside those that skops itself trusts. They hold no code."""
+
+
+class SklearnModel(ForeignModel):
+    """A fitted estimator or pipeline. See `base.ForeignModel`.
+
+    What predicts classes gives `label`, and `probabilities` if it has them; what finds outliers or clusters `label` and
+    `scores`; what predicts or transforms numbers `output`. A pipeline that picks columns by name takes one input a column.
+    """
+
+    framework = "scikit-learn"
+    packages = ("scikit-learn", "skl2onnx")
+
+    def __init__(self, estimator: Any) -> None:
+        """Take an estimator.
+
+        Raises:
+            InputError: `bad_model_file`, it does not know its features: it was never fitted.
+        """
+        names: list[str] = [str(name) for name in getattr(estimator, "feature_names_in_", ())]
+        num_features: object = getattr(estimator, "n_features_in_", None)
+        if not isinstance(num_features, int):
+            raise refuse("a model", f"its {type(estimator).__name__} was never fitted")
+        self._estimator = estimator
+        self._is_by_column = bool(names) and _picks_columns(estimator)
+        self.input_names = tuple(names) if self._is_by_column else (INPUT,)
+        self.inputs = () if self._is_by_column else (TensorSpec(INPUT, "FP32", (-1, num_features)),)
+
+    def arrange(self, inputs: Arrays) -> Arrays:
+        if not self._is_by_column:
+            return super().arrange(inputs)
+        # skl2onnx takes each column as a matrix.
+        columns = {name: array.reshape(len(array), -1) if array.ndim else array for name, array in inputs.items()}
+        for name, array in columns.items():
+            if array.ndim != 2 or array.shape[1] != 1 or datatype_of(array.dtype) not in _TYPES:
+                expected = f"one value a row, of {list_choices(_TYPES)}"
+                raise InputError(
+                    "bad_sample", detail=f"column {name!r} is {array.dtype} of shape {array.shape}, expected {expected}"
+                )
+        return columns
+
+    def predict(self, inputs: Arrays) -> Arrays:
+        rows = self._join_columns(inputs)
+        try:
+            with warnings.catch_warnings():
+                # A matrix has no feature names, which is said for each batch.
+                warnings.simplefilter("ignore")
+                return {name: _simplify(getattr(self._estimator, method)(rows)) for name, method in self._list_methods().items()}
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            raise InputError("bad_sample", detail=f"the model fails on them: {error}") from error
+
+    def export_onnx(self, inputs: Arrays, path: Path) -> None:
+        skl2onnx: Any = importlib.import_module("skl2onnx")
+        expected = self.predict(inputs)
+        try:
+            with warnings.catch_warnings():
+                # It reads attributes that scikit-learn means to drop.
+                warnings.simplefilter("ignore")
+                model = _convert(skl2onnx, self._estimator, inputs)
+        except Exception as error:  # Each converter raises what it likes.
+            raise ModelError("export_failed", detail=f"skl2onnx says: {str(error).strip() or type(error).__name__}") from error
+        sources = [output.name for output in model.graph.output]
+        if len(sources) < len(expected):
+            raise ModelError("export_failed", detail=f"skl2onnx gives {list_choices(sources)}, expected {list_choices(expected)}")
+        outputs = {
+            name: Output(source, array.dtype, array.shape[1:])
+            for (name, array), source in zip(expected.items(), sources, strict=False)
+        }
+        finish_outputs(model, outputs)
+        path.write_bytes(model.SerializeToString())
+
+    def _list_methods(self) -> dict[str, str]:
+        """Name the outputs, each with the method that gives it, in the order in which skl2onnx gives them."""
+        base: Any = importlib.import_module("sklearn.base")
+        estimator = self._estimator
+        if hasattr(estimator, "predict_proba"):
+            return {"label": "predict", "probabilities": "predict_proba"}
+        if base.is_classifier(estimator):
+            return {"label": "predict"}
+        if base.is_outlier_detector(estimator):
+            return {"label": "predict", "scores": "decision_function"}
+        if base.is_clusterer(estimator) and hasattr(estimator, "transform"):
+            return {"label": "predict", "scores": "transform"}
+        method = next((method for method in ("predict", "transform") if hasattr(estimator, method)), None)
+        if method is None:
+            raise refuse("a model", f"its {type(estimator).__name__} predicts nothing")
+        return {"label" if base.is_clusterer(estimator) else "output": method}
+
+    def _join_columns(self, inputs: Arrays) -> Any:
+        if not self._is_by_column:
+            return inputs[INPUT]
+        pandas = import_extra("pandas", feature="A model that picks columns by name", extra="convert")
+        columns = {name: _to_text(array).reshape(len(array)) for name, array in inputs.items()}
+        return pandas.DataFrame(columns)
+
+
+def load(source: Source) -> ForeignModel:
+    """Load a pickle or a skops archive."""
+    return wrap(_load_skops(source.path) if source.format == "skops" else importlib.import_module("joblib").load(source.path))
+
+
+def wrap(model: Any) -> ForeignModel:
+    """Take what a pickle held.
+
+    Raises:
+        InputError: `bad_model_file`, it is no model that is known here.
+    """
+    package = type(model).__module__.partition(".")[0]
+    if package == "xgboost":
+        from argosy.frameworks.files.xgboost import XgboostModel
+
+        return XgboostModel(model.get_booster() if hasattr(model, "get_booster") else model)
+    if package == "lightgbm":
+        from argosy.frameworks.files.lightgbm import LightgbmModel
+
+        classes = getattr(model, "classes_", None)
+        return LightgbmModel(getattr(model, "booster_", model), None if classes is None else _simplify(classes))
+    if isinstance(model, importlib.import_module("sklearn.base").BaseEstimator):
+        return SklearnModel(model)
+    raise refuse("a model", f"it holds a {name_kind(model)}, expected a fitted estimator")
+
+
+def _load_skops(path: Path) -> Any:
+    io: Any = importlib.import_module("skops.io")
+    named: list[str] = io.get_untrusted_types(file=path)
+    if unknown := [name for name in named if not name.startswith(_TRUSTED)]:
+        raise refuse("a skops archive", f"it names types that are not trusted: {list_choices(unknown)}")
+    return io.load(path, trusted=named)
+
+
+def _picks_columns(estimator: Any) -> bool:
+    """Say whether an estimator, or the first step of a pipeline, picks columns."""
+    steps = getattr(estimator, "steps", None)
+    return hasattr(estimator, "transformers_") if steps is None else _picks_columns(steps[0][1])
+
+
+def _convert(skl2onnx: Any, estimator: Any, inputs: Arrays) -> Any:
+    types: Any = importlib.import_module("skl2onnx.common.data_types")
+    declared = [
+        (name, getattr(types, _TYPES[datatype_of(array.dtype)])([None, array.shape[1]])) for name, array in inputs.items()
+    ]
+    opsets = {"": OPSET, _ML_DOMAIN: ML_OPSET}
+    last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
+    if hasattr(last, "flatten_transform"):
+        # It changes nothing of what a vote predicts, and skl2onnx does not know the default.
+        last.flatten_transform = False
+    try:
+        # Otherwise probabilities would be a list of dictionaries.
+        return skl2onnx.convert_sklearn(
+            estimator, initial_types=declared, target_opset=opsets, options={id(estimator): {"zipmap": False}}
+        )
+    except NameError:
+        # Not everything has the option.
+        return skl2onnx.convert_sklearn(estimator, initial_types=declared, target_opset=opsets)
+
+
+def _simplify(answer: Any) -> NDArray[Any]:
+    """Give an answer in the types that are served: float32, int64, or text."""
+    dense = answer.toarray() if hasattr(answer, "toarray") else answer
+    if isinstance(dense, list):
+        raise refuse("a model", "it gives a list of answers, one for each of several targets")
+    array: NDArray[Any] = np.asarray(dense)
+    if array.dtype.kind in "OUS":
+        out = np.empty(array.shape, object)
+        out.ravel()[:] = [str(item).encode() for item in array.ravel().tolist()]
+        return out
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+
+def _to_text(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind != "O":
+        return array
+    out = np.empty(array.shape, object)
+    out.ravel()[:] = [item.decode() for item in array.ravel().tolist()]
+    return out

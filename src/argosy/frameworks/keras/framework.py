@@ -1,0 +1,172 @@
+"""Keras, as `frameworks/base.py` asks of every framework.
+
+Keras' stubs are partial, so the module is taken as `Any`. The backend is the process' choice (KERAS_BACKEND).
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, name_kind
+from argosy.frameworks.keras.arrays import name_weights, to_numpy
+from argosy.frameworks.keras.files import export_onnx, save_native
+from argosy.frameworks.keras.network import build_network, check_precision
+from argosy.frameworks.keras.optimizer import RuleOptimizer
+from argosy.frameworks.keras.session import bind_backend
+from argosy.frameworks.keras.step import KerasStep
+from argosy.frameworks.layers import Layer
+from argosy.signature import Arrays
+
+__all__ = ["FRAMEWORK", "KerasFramework"]
+
+keras: Any = importlib.import_module("keras")
+
+_PREDICT_ROWS: Final = 256
+"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
+
+
+class KerasFramework:
+    """See `base.Framework`. Models are `keras.Model`s with one input and one output tensor, on the CPU.
+
+    Random numbers of layers follow from a step's number if they are drawn with a `keras.random.SeedGenerator` of the
+    layer's, as all of Keras' own do; those of `keras.random` without one follow from the session's seed at best.
+    """
+
+    name = "keras"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        backend = keras.backend.backend()
+        return ("keras", *(("tensorflow", "tensorflow-cpu") if backend == "tensorflow" else (backend,)))
+
+    def is_model(self, model: object) -> bool:
+        return isinstance(model, keras.Model)
+
+    def is_loader(self, data: object) -> bool:
+        return isinstance(data, keras.utils.PyDataset)
+
+    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        num_batches = data.num_batches
+        if num_batches is None:
+            raise InputError(
+                "bad_data", detail="the PyDataset never ends: its num_batches is None; give it the length of an epoch"
+            )
+        data.on_epoch_begin()
+        for index in range(num_batches):
+            batch: Any = data[index]
+            kind = type(batch).__name__
+            parts = list(cast(tuple[Any, ...], batch)) if isinstance(batch, list | tuple) else list[Any]()
+            if [np.ndim(part) > 0 for part in parts] != [True, True] or len(parts[0]) != len(parts[1]):
+                got = ", ".join(type(part).__name__ for part in parts) or kind
+                raise InputError("bad_data", detail=f"the PyDataset gives {got}, expected pairs of arrays (x, y) of as many rows")
+            yield to_numpy(parts[0]), to_numpy(parts[1])
+        data.on_epoch_end()
+
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        if not model.compiled:
+            return None, None
+        config: dict[str, Any] = model.get_compile_config() or {}
+        loss: Any = model.loss
+        if isinstance(loss, list | tuple | dict) or config.get("loss_weights") is not None:
+            expected = "one loss without loss_weights: models have one output here"
+            raise InputError("bad_option", option="loss of the compiled model", got=config.get("loss", loss), expected=expected)
+        if isinstance(loss, str) and loss.lower() in ("ce", "crossentropy"):
+            expected = "the full name, such as sparse_categorical_crossentropy"
+            raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
+        return keras.losses.get(loss), model.optimizer
+
+    def describe_loss(self, loss: object) -> LossPart | None:
+        if not callable(loss):
+            return None
+        config: dict[str, Any] = dict(getattr(loss, "get_config", dict)())
+        name = getattr(loss, "__name__", type(loss).__name__)
+        parameters = {key: value for key, value in config.items() if isinstance(value, str | float | int)}
+        return LossPart(name, parameters, takes_logits=bool(config.get("from_logits")) or "hinge" in name.lower())
+
+    def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            return None
+        own: Any = optimizer
+        if isinstance(optimizer, RuleOptimizer):
+            return own.rule.describe()
+        return {"name": name_kind(own), **{k: v for k, v in own.get_config().items() if isinstance(v, str | float | int | dict)}}
+
+    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+        tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)
+        return float(keras.ops.mean(loss(*tensors)))
+
+    def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
+        return build_network(layers, input_shape, weights)
+
+    @contextmanager
+    def session(self, seed: int, num_threads: int | None) -> Generator[None]:
+        # Layers draw their first seeds from Python's generator, and datasets what they like from NumPy's.
+        before = random.getstate(), np.random.get_state()
+        with bind_backend(seed, num_threads):
+            try:
+                self.seed(seed)
+                yield
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])
+
+    def seed(self, seed: int) -> None:
+        random.seed(seed)
+        np.random.seed(derive_seed(seed))
+
+    def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
+        return KerasStep(model, loss, optimizer, options)
+
+    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
+        parts: list[NDArray[Any]] = []
+        for start in range(0, len(x), _PREDICT_ROWS):
+            rows = x[start : start + _PREDICT_ROWS]
+            try:
+                if not model.built:
+                    model(keras.ops.convert_to_tensor(rows[:1]), training=False)
+                outputs = model.predict_on_batch(rows)
+            except Exception as error:  # Those of the backends share no base but this one.
+                detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}"
+                raise InputError("bad_data", detail=detail) from error
+            if np.ndim(outputs) == 0 or not hasattr(outputs, "shape") or len(outputs) != len(rows):
+                got = f"a tensor of shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__qualname__
+                detail = f"for {len(rows)} rows the model gives {got}, expected one tensor of as many rows"
+                raise InputError("bad_data", detail=detail)
+            parts.append(to_numpy(outputs))
+        return np.concatenate(parts)
+
+    def float_dtype(self, model: Any) -> np.dtype[Any]:
+        kinds = [variable.dtype for variable in model.weights] or [layer.variable_dtype for layer in model.layers]
+        dtype = np.dtype(np.float64 if "float64" in kinds else np.float32)
+        check_precision(dtype)
+        return dtype
+
+    def get_weights(self, model: Any) -> Arrays:
+        return {name: to_numpy(variable) for name, variable in name_weights(model).items()}
+
+    def set_weights(self, model: Any, weights: Arrays) -> None:
+        own = name_weights(model)
+        for name, array in weights.items():
+            own[name].assign(array)
+
+    def list_trainable(self, model: Any) -> tuple[str, ...]:
+        trained = {id(variable) for variable in model.trainable_variables}
+        return tuple(name for name, variable in name_weights(model).items() if id(variable) in trained)
+
+    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+        export_onnx(model, rows, path, input_name=input_name, output_name=output_name)
+
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
+        return save_native(model, rows, folder, self.predict(model, rows))
+
+
+FRAMEWORK: Final[Framework] = KerasFramework()

@@ -1,0 +1,285 @@
+"""Import a file of another framework: copy it, have a confined process turn it into an artifact, check and publish that.
+
+The file is never opened by a library in this process. What the confined process gives back is as hostile as the file:
+its answer is checked field by field, its arrays are no pickles, its artifact is looked at as any user's file is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from argosy.errors import InputError, NotAllowedError
+from argosy.frameworks.confine import remove_hostile_folder, run_confined
+from argosy.frameworks.convert import ANSWER_FILE, ONNX_FILE, Answer, Request
+from argosy.frameworks.environment import find_interpreter, is_importable, lives_apart
+from argosy.frameworks.files.answer import Made, check_onnx, clean, explain, look_at, read_answer
+from argosy.frameworks.files.base import FORMATS, Format
+from argosy.frameworks.files.copy import Copied, copy_file, copy_folder, copy_parameters
+from argosy.frameworks.files.detect import detect_format
+from argosy.signature import check_name, datatype_of
+from argosy.store.golden import Golden, encode_golden
+from argosy.store.local import Store, Version
+from argosy.store.onnx_file import import_onnx
+
+__all__ = ["import_foreign", "to_array"]
+
+_MEMORY_BYTES: Final = 16 << 30
+"""Address space of the confined process beside the file's: frameworks reserve more than they use, TensorFlow most."""
+_MEMORY_TIMES: Final = 8
+"""The file's size so many times: weights as they are, traced, exported and loaded again, each with room to move."""
+
+
+class _Code(NamedTuple):
+    path: Path
+    function: str
+
+
+def import_foreign(
+    store: Store,
+    path: Path,
+    name: str,
+    *,
+    format: str | None = None,
+    sample: Mapping[str, ArrayLike] | ArrayLike | None = None,
+    code: str | None = None,
+    allow_pickle: bool = False,
+    lineage: Mapping[str, object] = {},
+    measurements: Mapping[str, float] = {},
+    timeout_s: float = 600.0,
+) -> Version:
+    """Publish a model that another framework saved: as ONNX, or where that has no words for it in the framework's own form.
+
+    What is published answers as the framework does, to 1e-5 of the largest magnitude of each output: this is checked in
+    batches of 1, 2 and 7 rows, and once more on each sample row; `lineage["export"]` has the difference.
+
+    Args:
+        store: where to.
+        path: of the file; of a SavedModel the folder, of MXNet the symbol, with its parameters beside it.
+        name: the model's.
+        format: a key of `FORMATS`; None tells it by content and suffix.
+        sample: a few real rows: an array, or arrays by input name; the first 8 become golden examples. None draws random
+            ones, where the file tells the shapes of its inputs, and the version says so. Lists of fractions become float32.
+        code: `FILE.py:FUNCTION` that builds the model, for a file that holds weights alone. It runs in the confined process.
+        allow_pickle: open a file that runs code of its maker's choice, in the confined process.
+        lineage: added to what is known of the file.
+        measurements: as in `Store.publish`.
+        timeout_s: how long the confined process may take.
+
+    Raises:
+        InputError: `missing_file`; `unknown_choice`, `unknown_format`, `format_mismatch`, `bad_archive`; `bad_model_file`, the
+            framework cannot load it, or nothing can serve it; `not_convertible`; `needs_sample`, `bad_sample`; `needs_code`,
+            `bad_code`; `missing_extra`, the framework is not installed; `bad_name` and more from the store.
+        TooLargeError: `model_file_too_large`.
+        NotAllowedError: `pickle_not_allowed`; `not_confined`, this machine cannot confine a process.
+        ModelError: `export_differs`, `save_failed`; `confined_timeout`, `confined_output`.
+        StoreError: as `Store.publish`. Nothing was published, whichever is raised.
+    """
+    check_name(name)
+    with _hostile_folder() as work:
+        copied = _copy(path, work / "source")
+        chosen = detect_format(copied.path, path.name, format)
+        program = _check_options(path, chosen, code, allow_pickle)
+        copied = _complete(path, copied, chosen)
+        request = _write_request(work, copied, chosen, sample, program)
+        answer = _convert(path, request, copied, chosen, program, timeout_s)
+        made = look_at(work / "out", answer)
+        difference = check_onnx(made) if answer.runtime == "onnx" else answer.difference
+        known = _describe(path, copied, chosen, answer, program, difference) | dict(lineage)
+        publish = _publish_onnx if answer.runtime == "onnx" else _publish_native
+        return publish(store, name, made, known, measurements)
+
+
+@contextmanager
+def _hostile_folder() -> Generator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="argosy-import-")).resolve()
+    try:
+        yield folder
+    finally:
+        remove_hostile_folder(folder)
+
+
+def _copy(path: Path, folder: Path) -> Copied:
+    if path.is_dir():
+        return copy_folder(path, folder)
+    folder.mkdir()
+    return copy_file(path, folder / "model")
+
+
+def _check_options(path: Path, name: str, code: str | None, allow_pickle: bool) -> _Code | None:
+    """Hold what the user allows and gives against what the format needs; the code, if there is some."""
+    chosen = FORMATS[name]
+    if chosen.needs_code and code is None:
+        raise InputError("needs_code", title=chosen.title)
+    if code is not None and not chosen.takes_code:
+        expected = f"nothing for {chosen.title}, which tells its model itself"
+        raise InputError("bad_option", option="code", got=code, expected=expected)
+    # With code, a file of torch.save is read for its tensors alone.
+    if chosen.is_pickle and code is None and not allow_pickle:
+        raise NotAllowedError("pickle_not_allowed", path=path.name, title=chosen.title, instead=chosen.instead)
+    if code is None:
+        return None
+    file, colon, function = code.rpartition(":")
+    if not colon or not function.isidentifier() or not file.endswith(".py"):
+        raise InputError("bad_code", code=code, detail="it is not of that form")
+    program = Path(file).absolute()
+    if not program.is_file():
+        raise InputError("missing_file", path=file, detail="it is no regular file")
+    return _Code(program, function)
+
+
+def _complete(path: Path, copied: Copied, name: str) -> Copied:
+    """Give the copy the name that its library expects, and copy what belongs to it."""
+    if copied.path.is_dir():
+        return copied
+    if name == "mxnet":
+        return copy_parameters(path, copied)
+    renamed = copied.path.with_suffix(FORMATS[name].suffixes[0])
+    copied.path.rename(renamed)
+    return copied._replace(path=renamed)
+
+
+def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: _Code | None) -> Path:
+    """Write what the confined process is asked for; the request's file."""
+    (work / "out").mkdir()
+    file, sample_file = work / "request.json", work / "sample.npz"
+    if sample is not None:
+        arrays = cast("Mapping[str, Any]", sample) if isinstance(sample, Mapping) else {"sample": sample}
+        inputs = {str(key): to_array(value) for key, value in arrays.items()}
+        sample_file.write_bytes(encode_golden(Golden(inputs, {})))
+    request = Request(
+        name,
+        str(copied.path),
+        str(work / "out"),
+        sample="" if sample is None else str(sample_file),
+        is_sample_named=isinstance(sample, Mapping),
+        code=str(program.path) if program else "",
+        function=program.function if program else "",
+    )
+    file.write_bytes(msgspec.json.encode(request))
+    return file
+
+
+def to_array(values: Any) -> NDArray[Any]:
+    """Give a user's sample of one input as an array: text as bytes, lists of fractions as float32.
+
+    Raises:
+        InputError: `bad_sample`, it is not rectangular, or holds objects; `unsupported_type`.
+    """
+    try:
+        array: NDArray[Any] = np.asarray(values)
+    except ValueError as error:
+        raise InputError("bad_sample", detail=f"it is not rectangular: {error}") from error
+    if array.dtype.kind in "USO":
+        items = array.ravel().tolist()
+        if not all(isinstance(item, str | bytes) for item in items):
+            raise InputError("bad_sample", detail="it holds objects that are neither numbers nor text")
+        texts = np.empty(array.shape, object)
+        texts.ravel()[:] = [item.encode() if isinstance(item, str) else item for item in items]
+        return texts
+    datatype_of(array.dtype)
+    return array.astype(np.float32) if array.dtype == np.float64 and not isinstance(values, np.ndarray) else array
+
+
+def _convert(path: Path, request: Path, copied: Copied, name: str, program: _Code | None, timeout_s: float) -> Answer:
+    """Have the confined process carry out a request.
+
+    Raises:
+        ArgosyError: what it says; `bad_model_file` if it died.
+    """
+    work = request.parent
+    done = run_confined(
+        ["argosy.frameworks.convert", str(request)],
+        read=[work, *([program.path.parent] if program else [])],
+        write=[work / "out"],
+        timeout_s=timeout_s,
+        memory_bytes=_MEMORY_BYTES + _MEMORY_TIMES * copied.size_bytes,
+        python=_find_python(FORMATS[name]),
+        env=_choose_environment(),
+        module_folders=[program.path.parent] if program else [],
+    )
+    answer = read_answer(work / "out" / ANSWER_FILE)
+    if isinstance(answer, Answer) and answer.runtime in ("onnx", *FORMATS[name].runtimes):
+        return answer
+    raise explain(path, name, answer, done)
+
+
+def _find_python(chosen: Format) -> Path:
+    """Give the interpreter that has a format's packages.
+
+    Raises:
+        InputError: `missing_extra`; as `find_interpreter`.
+    """
+    for package in chosen.needs:
+        if lives_apart(package):
+            return find_interpreter(package)
+        if not is_importable(package):
+            raise InputError("missing_extra", feature=f"The import of {chosen.title}", package=package, extra=chosen.extra)
+    return Path(sys.executable)
+
+
+def _choose_environment() -> dict[str, str]:
+    backend = os.environ.get("KERAS_BACKEND")
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    return quiet | ({"KERAS_BACKEND": backend} if backend else {})
+
+
+def _describe(
+    path: Path, copied: Copied, name: str, answer: Answer, program: _Code | None, difference: float
+) -> dict[str, object]:
+    source: dict[str, object] = {"format": name, "digest": copied.digest, "size_bytes": copied.size_bytes}
+    if program:
+        source["code"] = {"name": f"{program.path.name}:{program.function}", "digest": f"sha256:{_digest(program.path)}"}
+    export: dict[str, object] = {"format": answer.runtime, "difference": difference}
+    return {
+        "kind": "imported model",
+        "source_file": path.name,
+        "source": source,
+        "framework": clean(answer.framework),
+        "environment": {clean(package): clean(version) for package, version in answer.versions.items()},
+        "export": export | ({"reason": clean(answer.reason)} if answer.reason else {}),
+    }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _publish_onnx(store: Store, name: str, made: Made, known: Mapping[str, object], measurements: Mapping[str, float]) -> Version:
+    return import_onnx(
+        store,
+        made.folder / ONNX_FILE,
+        name,
+        lineage=known,
+        measurements=measurements,
+        golden_inputs=None if made.answer.is_synthetic else made.examples.inputs,
+    )
+
+
+def _publish_native(
+    store: Store, name: str, made: Made, known: Mapping[str, object], measurements: Mapping[str, float]
+) -> Version:
+    """Publish a framework's own form. Its golden examples are what the runtime answered in the confined process."""
+    signature = made.answer.signature
+    return store.publish(
+        name,
+        {file: made.folder / file for file in made.files},
+        signature=signature,
+        runtime=made.answer.runtime,
+        entry=made.answer.entry,
+        golden=made.examples,
+        golden_is_synthetic=made.answer.is_synthetic,
+        lineage=known,
+        measurements=measurements,
+        options={"inputs": [spec.name for spec in signature.inputs], "outputs": [spec.name for spec in signature.outputs]},
+    )

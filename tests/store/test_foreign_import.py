@@ -1,0 +1,306 @@
+"""Models of every format: imported in a confined process, served by one server, held against what their framework answered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import argosy
+from argosy.errors import ArgosyError, InputError, NotAllowedError
+from argosy.frameworks.confine import describe_confinement
+from argosy.frameworks.environment import find_interpreter, get_environment, is_importable
+from argosy.store.foreign_file import import_foreign
+from argosy.store.local import Store, Version
+
+pytestmark = [
+    pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process"),
+    # Of the first test, which writes, imports and deploys all files.
+    pytest.mark.timeout(600),
+    pytest.mark.slow,
+]
+
+WRITER = Path(__file__).with_name("foreign_files.py")
+TOLERANCE = 1e-5
+"""Relative to the largest magnitude of an output: float32 kernels that sum in another order differ by 1e-7 to 1e-6."""
+NEEDS = {"torch": "torch", "tables": "onnxruntime", "tensorflow": "tensorflow", "jax": "flax", "mxnet": "mxnet"}
+
+
+class Case(NamedTuple):
+    file: str
+    group: str
+    input: str = "input"
+    runtime: str = "onnx"
+    has_sample: bool = False
+    options: dict[str, Any] = {}
+
+
+CASES = {
+    "torchscript": Case("torchscript.pt", "torch", "input", has_sample=True),
+    "pt2": Case("pt2.pt2", "torch"),
+    "safetensors": Case("safetensors.safetensors", "torch", has_sample=True, options={"code": "program.py:build_torch"}),
+    "state": Case("state.pt", "torch", has_sample=True, options={"code": "program.py:build_torch"}),
+    "pickled": Case("pickled.pt", "torch", has_sample=True, options={"allow_pickle": True}),
+    "sklearn": Case("sklearn.joblib", "tables", options={"allow_pickle": True}),
+    "xgboost": Case("xgboost.ubj", "tables"),
+    "lightgbm": Case("lightgbm.txt", "tables"),
+    "keras": Case("keras.keras", "tensorflow", "input_layer"),
+    "savedmodel": Case("savedmodel", "tensorflow", "x"),
+    "jax": Case("jax.jax", "jax", runtime="jax"),
+    "flax": Case("flax.msgpack", "jax", has_sample=True, options={"code": "program.py:build_linen"}),
+    "mxnet": Case("mxnet-symbol.json", "mxnet", "data", has_sample=True),
+}
+
+
+# Not every one in both ways: TensorFlow takes as long to start as ten others.
+DAMAGED = [
+    *(
+        (name, damage)
+        for name in CASES
+        for damage in ("half", "flipped")
+        if name not in ("flax", "savedmodel", "state", "pickled")
+    ),
+    ("savedmodel", "half"),
+]
+
+
+def find_python(group: str) -> Path | None:
+    if is_importable(NEEDS[group]):
+        return Path(sys.executable)
+    return find_interpreter("mxnet") if group == "mxnet" and get_environment("mxnet").is_built else None
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign")
+    (folder / "secret").write_text("correct-horse")
+
+    def write(group: str) -> None:
+        if python := find_python(group):
+            environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+            subprocess.run([python, WRITER, group, folder], check=True, timeout=300, capture_output=True, env=environment)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, NEEDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store") / "home")
+
+
+@pytest.fixture(scope="module")
+def versions(files: Path, store: Store) -> dict[str, Version]:
+    """Every file that could be written, imported."""
+
+    def bring(name: str) -> Version:
+        case = CASES[name]
+        options = dict(case.options)
+        if "code" in options:
+            options["code"] = f"{files}/{options['code']}"
+        rows = np.load(files / "rows.npy") if case.has_sample else None
+        return import_foreign(store, files / case.file, name, sample=rows, **options)
+
+    with ThreadPoolExecutor(2) as pool:
+        names = [name for name, case in CASES.items() if find_python(case.group)]
+        return dict(zip(names, pool.map(bring, names), strict=True))
+
+
+@pytest.fixture(scope="module")
+def damaged(files: Path, versions: dict[str, Version], store: Store) -> dict[str, Version | ArgosyError]:
+    """Every file that was imported, once with its first half alone, and once with bytes flipped in the middle."""
+
+    def bring(name: str, damage: str) -> Version | ArgosyError:
+        case, folder = CASES[name], files / "damaged" / f"{name}-{damage}"
+        folder.mkdir(parents=True)
+        path = folder / case.file
+        if (files / case.file).is_dir():
+            shutil.copytree(files / case.file, path)
+        for part in () if path.is_dir() else files.glob(f"{Path(case.file).stem.removesuffix('-symbol')}[-.]*"):
+            shutil.copy(part, folder)
+        spoil(path / "saved_model.pb" if path.is_dir() else path, damage)
+        options = dict(case.options) | ({"code": f"{files}/{case.options['code']}"} if "code" in case.options else {})
+        rows = np.load(files / "rows.npy") if case.has_sample else None
+        try:
+            return import_foreign(store, path, "damaged", sample=rows, **options)
+        except ArgosyError as error:
+            return error
+
+    keys = [(name, damage) for name, damage in DAMAGED if name in versions]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip([f"{name}-{damage}" for name, damage in keys], pool.map(bring, *zip(*keys, strict=True)), strict=True))
+
+
+def spoil(path: Path, damage: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes(byte ^ 0xFF for byte in content[middle : middle + 16]) + content[middle + 16 :]
+    path.write_bytes(content[:middle] if damage == "half" else flipped)
+
+
+@pytest.fixture(scope="module")
+def client(versions: dict[str, Version], store: Store) -> Iterator[argosy.Client]:
+    with argosy.serve(home=store.home) as server:
+        for name in versions:
+            server.deploy(name, allow_code=True)
+        with server.client() as client:
+            yield client
+
+
+def measure(want: np.ndarray, got: np.ndarray) -> float:
+    assert want.shape == got.shape
+    if want.dtype.kind != "f":
+        return 0.0 if np.array_equal(want, got) else np.inf
+    return float(np.max(np.abs(want - got)) / np.max(np.abs(want)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_imported_model_answers_as_its_framework(
+    name: str, files: Path, versions: dict[str, Version], client: argosy.Client
+) -> None:
+    if name not in versions:
+        pytest.skip(f"{NEEDS[CASES[name].group]} is not installed")
+    got = client.predict(name, {CASES[name].input: np.load(files / "rows.npy")})
+    expected = dict(np.load(files / f"{name}.answers.npz"))
+    assert got.keys() == expected.keys()
+    for output, want in expected.items():
+        answer = np.char.decode(got[output].astype("S")) if want.dtype.kind == "U" else got[output]
+        assert measure(want, answer) <= TOLERANCE, output
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_version_says_where_it_comes_from(name: str, files: Path, versions: dict[str, Version]) -> None:
+    if name not in versions:
+        pytest.skip(f"{NEEDS[CASES[name].group]} is not installed")
+    case, manifest = CASES[name], versions[name].manifest
+    lineage = manifest.lineage
+    assert manifest.runtime == case.runtime
+    assert lineage["source_file"] == case.file
+    assert lineage["source"]["digest"].startswith("sha256:") and lineage["source"]["size_bytes"] > 0
+    assert lineage["environment"]
+    assert lineage["export"]["format"] == case.runtime
+    assert 0 <= lineage["export"]["difference"] <= TOLERANCE
+    # The user's rows become golden examples; without any, they are random, and this is said.
+    assert (manifest.num_golden, manifest.golden_is_synthetic) == (8, not case.has_sample)
+
+
+@pytest.mark.parametrize("key", [f"{name}-{damage}" for name, damage in DAMAGED])
+def test_damaged_file_is_refused_or_answers_as_what_it_became(
+    key: str, files: Path, damaged: dict[str, Version | ArgosyError]
+) -> None:
+    if key not in damaged:
+        pytest.skip(f"{key.partition('-')[0]} is not installed")
+    outcome = damaged[key]
+    if isinstance(outcome, ArgosyError):
+        assert outcome.key in (
+            "format_mismatch",
+            "bad_archive",
+            "bad_model_file",
+            "bad_sample",
+            "needs_sample",
+            "not_convertible",
+        )
+        assert "Traceback" not in str(outcome) and len(outcome.message) < 1000
+    else:
+        # Weights were hit, or what nothing depends on; the framework saw the same file.
+        assert outcome.manifest.lineage["export"]["difference"] <= TOLERANCE
+    if key.endswith("half"):
+        assert isinstance(outcome, ArgosyError)
+
+
+def test_several_inputs_and_outputs_keep_their_names(files: Path, store: Store) -> None:
+    rows = np.load(files / "rows.npy")
+    version = import_foreign(store, files / "heads.pt", "heads", sample={"right": rows, "left": rows})
+    signature = version.manifest.signature
+    assert [(spec.name, spec.shape) for spec in signature.inputs] == [("left", (-1, 4)), ("right", (-1, 4))]
+    assert [(spec.name, spec.shape) for spec in signature.outputs] == [("sum", (-1, 4)), ("first", (-1,))]
+    # A script that gives a dictionary has no ONNX form; PyTorch serves it.
+    assert version.manifest.runtime == "torch"
+    assert "DictConstruct" in version.manifest.lineage["export"]["reason"]
+    golden = store.load_golden(version)
+    np.testing.assert_array_equal(golden.outputs["first"], rows[:8, 0])
+
+
+def test_columns_that_are_picked_by_name_are_inputs(files: Path, store: Store) -> None:
+    with pytest.raises(InputError, match="needs sample rows"):
+        import_foreign(store, files / "columns.joblib", "columns", allow_pickle=True)
+    sample = {"age": np.zeros(3, np.float32), "city": ["oslo", "rome", "bern"]}
+    version = import_foreign(store, files / "columns.joblib", "columns", allow_pickle=True, sample=sample)
+    assert [(s.name, s.datatype, s.shape) for s in version.manifest.signature.inputs] == [
+        ("age", "FP32", (-1, 1)),
+        ("city", "BYTES", (-1, 1)),
+    ]
+
+
+@pytest.mark.parametrize("file", ["sklearn.joblib", "pickled.pt"])
+def test_pickle_is_not_opened_unless_allowed(files: Path, store: Store, file: str) -> None:
+    with pytest.raises(NotAllowedError, match="runs whatever code its maker put in") as caught:
+        import_foreign(store, files / file, "unopened")
+    assert "--allow-pickle" in caught.value.hint and ("skops" in caught.value.hint or ".pt2" in caught.value.hint)
+
+
+def test_sample_has_to_fit(files: Path, store: Store) -> None:
+    def refuse(sample: Any, file: str = "xgboost.ubj") -> str:
+        with pytest.raises(InputError) as caught:
+            import_foreign(store, files / file, "unfit", sample=sample)
+        assert caught.value.key == "bad_sample"
+        return caught.value.message
+
+    assert "has shape (3, 5), expected (-1, 4)" in refuse(np.zeros((3, 5), np.float32))
+    assert "it has nonsense, expected input" in refuse({"nonsense": np.zeros((3, 4))})
+    assert "not rectangular" in refuse([[1.0, 2.0], [1.0]])
+    assert "neither numbers nor text" in refuse([[None] * 4])
+    assert "rows are" in refuse(np.zeros((0, 4), np.float32))
+    assert "is bool, expected FP32" in refuse(np.zeros((3, 4), bool))
+    assert "the model fails on them" in refuse(np.zeros((3, 5), np.float32), "torchscript.pt")
+
+
+def test_code_has_to_fit(files: Path, store: Store) -> None:
+    rows = np.load(files / "rows.npy")
+
+    def refuse(code: str | None, file: str = "safetensors.safetensors") -> ArgosyError:
+        with pytest.raises(ArgosyError) as caught:
+            import_foreign(store, files / file, "unfit", sample=rows, code=code)
+        return caught.value
+
+    program = files / "program.py"
+    assert refuse(None).key == "needs_code"
+    assert refuse("program.py").key == "bad_code"
+    assert refuse(f"{files}/nothing.py:build").key == "missing_file"
+    assert "has no attribute 'nothing'" in refuse(f"{program}:nothing").message
+    assert "expected nothing for a LightGBM model" in refuse(f"{program}:build_torch", "lightgbm.txt").message
+
+
+def test_code_cannot_read_what_lies_elsewhere(
+    files: Path, store: Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (tmp_path / "secret").write_text("correct-horse")
+    thief = tmp_path_factory.mktemp("thief") / "thief.py"
+    thief.write_text(f"def build():\n    raise ValueError(open('{tmp_path}/secret').read())\n")
+    with pytest.raises(InputError, match="PermissionError") as caught:
+        import_foreign(store, files / "safetensors.safetensors", "stolen", code=f"{thief}:build", sample=np.zeros((1, 4)))
+    assert "correct-horse" not in str(caught.value)
+
+
+def test_missing_framework_is_named_with_its_extra(files: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("argosy.store.foreign_file.is_importable", lambda package: False)
+    with pytest.raises(InputError, match="needs the package lightgbm") as caught:
+        import_foreign(store, files / "lightgbm.txt", "absent")
+    assert caught.value.hint == "pip install 'argosy[convert]'"
+
+
+def test_nothing_is_imported_where_a_process_cannot_be_confined(
+    files: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("argosy.frameworks.confine.read_landlock_abi", lambda: 0)
+    with pytest.raises(NotAllowedError, match="cannot confine files"):
+        import_foreign(store, files / "sklearn.joblib", "unconfined", allow_pickle=True)
