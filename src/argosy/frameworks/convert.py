@@ -231,7 +231,7 @@ def _check_rows(model: ForeignModel, inputs: Arrays) -> None:
     for name, array in model.predict(inputs).items():
         if not array.ndim or len(array) != count_rows(inputs):
             detail = f"for {count_rows(inputs)} rows its output {name!r} has shape {array.shape}, expected as many rows"
-            raise refuse("a model that can be served", detail)
+            raise refuse("a model of rows", detail)
 
 
 def _make_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, float]:
@@ -285,6 +285,9 @@ def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arra
             rows = "" if num_rows is None else f" on {num_rows} rows"
             raise ModelError(key, detail=f"what was written does not run{rows}: {error}") from error
         difference = measure_difference(expected, got)
+        if math.isinf(difference):
+            shapes = {name: array.shape for name, array in got.items()}
+            raise ModelError(key, detail=f"what was written gives other shapes, integers or text than the model: {shapes}")
         if not difference <= TOLERANCE:
             raise ModelError("export_differs", got=difference, allowed=TOLERANCE)
         worst = max(worst, difference)

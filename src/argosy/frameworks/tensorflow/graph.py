@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from argosy.errors import InputError
+from argosy.errors import ArgosyError, InputError
 from argosy.frameworks.tensorflow.optimizer import make_dense, measure_norm
 
 __all__ = ["Graph", "Outcome", "Pass"]
@@ -118,5 +118,11 @@ def _run(graph: Any, x: Array, y: Array, *rest: Array) -> Any:
     if graph.experimental_get_tracing_count() == 0:
         # Left alone, the first trace would be for as many rows as the first batch has, and the last batch would need another.
         specs = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (x, y)]
-        graph.get_concrete_function(*specs, *(tf.TensorSpec(array.shape, array.dtype) for array in rest))
+        try:
+            graph.get_concrete_function(*specs, *(tf.TensorSpec(array.shape, array.dtype) for array in rest))
+        except Exception as error:
+            # An error from within a trace comes in a wrapping of TensorFlow's.
+            if isinstance(error.__context__, ArgosyError):
+                raise error.__context__ from error
+            raise
     return graph(x, y, *rest)
