@@ -44,6 +44,6 @@ def to_numpy(tensor: Any) -> NDArray[Any]:
     if isinstance(tensor, keras.Variable):
         # NumPy warns of the way in which Keras converts TensorFlow's variables, not of that for tensors.
         tensor = keras.ops.copy(tensor)
-    is_array = isinstance(tensor, np.ndarray)
+    is_array = hasattr(tensor, "__array_interface__")  # Keras would have TensorFlow make a tensor of it first.
     array: NDArray[Any] = np.array(tensor if is_array else keras.ops.convert_to_numpy(tensor))
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
