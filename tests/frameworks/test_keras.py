@@ -288,7 +288,7 @@ def test_micro_batches_add_up_to_the_whole_batch(size, own):
 
 
 def test_integers_of_an_embedding_are_trained():
-    model = keras.Sequential([keras.Input((5,), dtype="int64"), keras.layers.Embedding(50, 4), keras.layers.Flatten()])
+    model = keras.Sequential([keras.Input((5,), dtype="int32"), keras.layers.Embedding(50, 4), keras.layers.Flatten()])
     model.add(keras.layers.Dense(1))
     x = make_labels(30, 50).reshape(6, 5)
     for optimizer in (keras.optimizers.SGD(0.1), Adam(clip_norm=0.1)):
@@ -400,7 +400,7 @@ def make_lstm():
 
 def make_embedding():
     random.seed(5)
-    layers = [keras.Input((6,), dtype="int64"), keras.layers.Embedding(30, 4), keras.layers.GlobalAveragePooling1D()]
+    layers = [keras.Input((6,), dtype="int32"), keras.layers.Embedding(30, 4), keras.layers.GlobalAveragePooling1D()]
     return keras.Sequential([*layers, keras.layers.Dense(3)])
 
 
@@ -601,6 +601,16 @@ def test_model_is_built_by_its_first_rows():
     assert set(FRAMEWORK.get_weights(model)) == {f"dense{n}/{w}" for n in ("", "_2") for w in ("kernel", "bias")}
     values = [value for value, _ in fit(model, x, make_rows(6, 2), steps=3)]
     assert values[2] < values[0]
+
+
+@pytest.mark.skipif(HAS_DOUBLE, reason="this backend has int64")
+def test_integers_that_would_be_cut_are_refused():
+    x = make_labels(12, 30).reshape(2, 6)
+    step = FRAMEWORK.build_step(make_embedding(), "mse", SGD(), FitOptions())
+    x[1, 2] = 2**32
+    for use in (lambda: FRAMEWORK.predict(make_embedding(), x), lambda: step(x, make_rows(2, 3), 1)):
+        with pytest.raises(InputError, match="integers beyond"):
+            use()
 
 
 def test_prediction_joins_pieces_and_leaves_the_rows_alone():

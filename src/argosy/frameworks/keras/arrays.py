@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["name_weights", "to_numpy"]
+from argosy.errors import InputError
+
+__all__ = ["name_weights", "narrow_integers", "to_numpy"]
 
 keras: Any = importlib.import_module("keras")
 
@@ -47,3 +49,19 @@ def to_numpy(tensor: Any) -> NDArray[Any]:
     is_array = hasattr(tensor, "__array_interface__")  # Keras would have TensorFlow make a tensor of it first.
     array: NDArray[Any] = np.array(tensor if is_array else keras.ops.convert_to_numpy(tensor))
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def narrow_integers(array: NDArray[Any]) -> NDArray[Any]:
+    """Give an array as the backend takes it: JAX would cut integers of 64 bits, unless it is told to keep them.
+
+    Raises:
+        InputError: `bad_data`, numbers would not stay what they are.
+    """
+    if array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or keras.backend.backend() != "jax":
+        return array
+    if importlib.import_module("jax").config.jax_enable_x64:
+        return array
+    try:
+        return importlib.import_module("argosy.serve.runtimes.jax").narrow(array, f"{array.dtype.kind}4")
+    except ValueError as error:
+        raise InputError("bad_data", detail=str(error)) from error

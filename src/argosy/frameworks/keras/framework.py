@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, name_kind
-from argosy.frameworks.keras.arrays import name_weights, to_numpy
+from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.network import build_network, check_precision
 from argosy.frameworks.keras.optimizer import RuleOptimizer
@@ -129,7 +129,7 @@ class KerasFramework:
     def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
         parts: list[NDArray[Any]] = []
         for start in range(0, len(x), _PREDICT_ROWS):
-            rows = x[start : start + _PREDICT_ROWS]
+            rows = narrow_integers(x[start : start + _PREDICT_ROWS])
             try:
                 if not model.built:
                     model(keras.ops.convert_to_tensor(rows[:1]), training=False)

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from numpy.typing import NDArray
 
+from argosy.frameworks.keras.arrays import narrow_integers
 from argosy.frameworks.keras.optimizer import measure_norm
 from argosy.frameworks.keras.step import Fit
 
@@ -40,6 +41,7 @@ class JaxEngine:
 
     def fit(self, x: Array, y: Array, seed: Array, number: int) -> tuple[Any, Any, Any]:
         """Take one step."""
+        x, y = narrow_integers(x), narrow_integers(y)
         self._state, loss, outputs, is_finite = self._fit_compiled(self._state, x, y, seed, self._fit.scalars_at(number))
         return loss, outputs, is_finite
 

@@ -77,10 +77,10 @@ class KerasRuntime:
 
 
 def _read_backend(folder: Path) -> str:
-    backend: object = json.loads((folder / BACKEND_FILE).read_text())["backend"]
+    backend = str(json.loads((folder / BACKEND_FILE).read_text())["backend"])
     if backend not in _CALLS:
-        raise RuntimeError(f"{BACKEND_FILE} names the backend {backend!r}; known: {', '.join(_CALLS)}")
-    return str(backend)
+        raise RuntimeError(f"{BACKEND_FILE} names the backend {backend[:200]!r}; known: {', '.join(_CALLS)}")
+    return backend
 
 
 def _set_threads(backend: str, num_threads: int) -> None:
@@ -131,6 +131,7 @@ def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
 
 def _call_in_jax(model: Any) -> Callable[[Any], Any]:
     jax: Any = importlib.import_module("jax")
+    narrow: Any = importlib.import_module("argosy.serve.runtimes.jax").narrow
     weights, buffers = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
 
     @jax.jit
@@ -142,6 +143,8 @@ def _call_in_jax(model: Any) -> Callable[[Any], Any]:
         num_missing = (1 << (num_rows - 1).bit_length()) - num_rows
 
         def fill(part: NDArray[Any]) -> NDArray[Any]:
+            if part.dtype.kind in "iu" and part.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
+                part = narrow(part, f"{part.dtype.kind}4")
             return np.concatenate([part, np.repeat(part[-1:], num_missing, axis=0)])
 
         def cut(part: NDArray[Any]) -> NDArray[Any]:
