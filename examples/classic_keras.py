@@ -6,7 +6,7 @@
 As people first meet this program it does not run or does not learn: `numpy` is used without its import, `Dense(1)` is
 followed by a softmax, which is 1 for a single number whatever it is, and the labels are drawn by chance. Here the
 output is a sigmoid, and the program runs twice: on chance, where no program does better than the most frequent label,
-and on labels that follow from the rows.
+and on rows that differ by their label.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import argosy
 def make_data(is_chance: bool) -> tuple[np.ndarray, np.ndarray]:
     """1000 rows of 100 numbers, a label of 0 or 1 for each."""
     random = np.random.default_rng(0)
-    x = random.standard_normal((1000, 100)).astype(np.float32)
-    y = random.integers(0, 2, 1000) if is_chance else x @ random.standard_normal(100) > 0
-    return x, y.astype(np.float32)
+    x, y = random.standard_normal((1000, 100)), random.integers(0, 2, 1000)
+    if not is_chance:
+        x += np.where(y == 1, 0.25, -0.25)[:, None]
+    return x.astype(np.float32), y.astype(np.float32)
 
 
 def train(name: str, is_chance: bool) -> None:

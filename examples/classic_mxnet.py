@@ -8,7 +8,7 @@ MXNet needs an old NumPy, so it lives in an environment of its own, which the se
 As people first meet this program it does not run: `mx` and `nd` are used without their imports, the accuracy is a sum
 divided by `total = 0`, and `SoftmaxCrossEntropyLoss` is taken over a single number, whose softmax is always 1, so that the
 loss is 0 and nothing is learnt. The labels are drawn by chance. Here the loss is that of a sigmoid, and the program
-runs twice: on chance, where no program does better than the most frequent label, and on labels that follow from the rows.
+runs twice: on chance, where no program does better than the most frequent label, and on rows that differ by their label.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import argosy
 def make_data(is_chance: bool) -> tuple[np.ndarray, np.ndarray]:
     """1000 rows of 100 numbers, a label of 0 or 1 for each."""
     random = np.random.default_rng(0)
-    x = random.standard_normal((1000, 100)).astype(np.float32)
-    y = random.integers(0, 2, 1000) if is_chance else x @ random.standard_normal(100) > 0
-    return x, y.astype(np.float32)
+    x, y = random.standard_normal((1000, 100)), random.integers(0, 2, 1000)
+    if not is_chance:
+        x += np.where(y == 1, 0.25, -0.25)[:, None]
+    return x.astype(np.float32), y.astype(np.float32)
 
 
 def train(name: str, is_chance: bool) -> None:
