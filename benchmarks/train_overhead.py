@@ -60,7 +60,7 @@ def loop_torch(model: Any, x: Array, y: Array, batch: int) -> None:
 def loop_keras(model: Any, x: Array, y: Array, batch: int) -> None:
     import keras
 
-    if model.optimizer is None:
+    if not model.compiled:
         is_tiny = y.dtype.kind == "f"
         model.compile(
             optimizer=keras.optimizers.SGD(0.01) if is_tiny else keras.optimizers.Adam(1e-3),

@@ -19,7 +19,11 @@ from argosy.errors import InputError, list_choices
 __all__ = [
     "DATATYPES",
     "MAX_RANK",
+    "PREPROCESS_KINDS",
     "Arrays",
+    "Preprocess",
+    "Ragged",
+    "RaggedInput",
     "Signature",
     "TensorSpec",
     "check_name",
@@ -48,6 +52,7 @@ DATATYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype("O"),
 }
+PREPROCESS_KINDS: Final = ("image", "text")
 _NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
 _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -105,11 +110,52 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return len(shape) == len(self.shape) and all(want in (-1, got) for want, got in zip(self.shape, shape, strict=True))
 
 
-class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RaggedInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input whose length along one axis may differ between the requests of a batch."""
+
+    axis: int
+    """Which axis is as long as the request has it; not 0, the rows."""
+    pad: float = 0.0
+    """What fills a shorter row up: the mask's 0, the vocabulary's padding token, an image's background."""
+
+
+class Ragged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What allows requests of different lengths into one batch: each is padded to the longest.
+
+    A row must answer as it does alone, whatever it is padded to, so the model needs a mask among its inputs or must
+    not care; warm-up proves it before requests are joined so.
+    """
+
+    inputs: dict[str, RaggedInput]
+    """Every input that has the ragged axis; all have the same length there."""
+    outputs: dict[str, int] = {}
+    """Outputs that have the axis as well, and which of theirs it is: they are cut to the request's length."""
+
+
+class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A step in the worker that makes tensors of what people have in hand."""
+
+    kind: str
+    """`image`: PNG, JPEG ... to pixels; `text`: UTF-8 to tokens."""
+    name: str
+    """Of the input that a client may send instead: BYTES, one element a row."""
+    inputs: tuple[str, ...]
+    """The tensors that are made of it."""
+    options: dict[str, Any] = {}
+    """Of the kind, such as size and mean, or the tokenizer's file in the artifact."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in PREPROCESS_KINDS:
+            raise InputError("unknown_choice", kind="preprocessing", got=self.kind, known=list_choices(PREPROCESS_KINDS))
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The input and output tensors of a version."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    ragged: Ragged | None = None
+    preprocess: tuple[Preprocess, ...] = ()
 
     def __post_init__(self) -> None:
         for specs in (self.inputs, self.outputs):
@@ -117,6 +163,39 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for name in names:
                 if names.count(name) > 1:
                     raise InputError("duplicate_tensor", tensor=name)
+        if self.ragged is not None:
+            self._check_axes("input", self.inputs, {name: item.axis for name, item in self.ragged.inputs.items()})
+            self._check_axes("output", self.outputs, self.ragged.outputs)
+        self._check_preprocess()
+
+    def _check_axes(self, kind: str, specs: tuple[TensorSpec, ...], axes: Mapping[str, int]) -> None:
+        known = {spec.name: spec for spec in specs}
+        for name, axis in axes.items():
+            spec = known.get(name)
+            if spec is None or not 0 < axis < len(spec.shape) or spec.shape[axis] != -1:
+                expected = f"an {kind} with an axis {axis} of any length, beside that of the rows"
+                raise InputError("bad_option", option="ragged", got=name, expected=expected)
+
+    def _check_preprocess(self) -> None:
+        made = [name for step in self.preprocess for name in step.inputs]
+        known = {spec.name for spec in self.inputs}
+        for name in made:
+            if name not in known or made.count(name) > 1:
+                raise InputError("bad_option", option="preprocess", got=name, expected="inputs of the signature, each made once")
+        names = [step.name for step in self.preprocess] + [name for name in known if name not in made]
+        if len(set(names)) != len(names):
+            raise InputError("bad_option", option="preprocess", got=", ".join(names), expected="different names")
+        if self.preprocess and not self.is_batched:
+            raise InputError(
+                "bad_option", option="preprocess", got=self.preprocess[0].name, expected="none without an axis of rows"
+            )
+
+    @property
+    def raw_inputs(self) -> tuple[TensorSpec, ...]:
+        """What a client sends where the worker preprocesses: each step's own input, and the tensors that none makes."""
+        made = {name for step in self.preprocess for name in step.inputs}
+        steps = tuple(TensorSpec(step.name, "BYTES", (-1,)) for step in self.preprocess)
+        return steps + tuple(spec for spec in self.inputs if spec.name not in made)
 
     @property
     def is_batched(self) -> bool:

@@ -112,9 +112,10 @@ def _shares_weights(spec: DeploymentSpec, version: Version, folder: Path) -> boo
 
 
 def _strip_signature(signature: Message) -> Message:
-    """Names, datatypes and shapes alone: labels may be many, and a worker does not need them."""
+    """Of a tensor its name, datatype and shape alone: labels may be many, and a worker does not need them."""
     keys = ("name", "datatype", "shape")
-    return {side: [{key: spec[key] for key in keys} for spec in specs] for side, specs in signature.items()}
+    tensors = {side: [{key: spec[key] for key in keys} for spec in signature[side]] for side in ("inputs", "outputs")}
+    return {**signature, **tensors}
 
 
 def estimate_memory(version: Version) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import NDArray
 
@@ -11,7 +11,11 @@ from argosy.errors import ArgosyError
 if TYPE_CHECKING:
     from argosy.serve.router import Lane
 
-__all__ = ["Call"]
+__all__ = ["FORM_COUNTED", "FORM_RAW", "FORM_TENSORS", "Call"]
+
+FORM_TENSORS: Final = 0
+FORM_RAW: Final = 1
+FORM_COUNTED: Final = 2
 
 
 class Call:
@@ -21,15 +25,18 @@ class Call:
         lane: the version that answers it; changes when a held request is routed again.
         inputs: one array per input of the signature, in its order. The first axis is rows where the
             signature is batched.
+        form: FORM_TENSORS; FORM_RAW where the inputs are those that the worker preprocesses (`Signature.raw_inputs`);
+            FORM_COUNTED where the answer then ends with one more output, the tokens of each row, INT64.
         num_rows: rows, 1 where the signature is not batched.
         size_bytes: size of the request as received, for the bound on bytes in the queue.
         deadline_s: `time.monotonic()` after which nobody waits for the answer.
         started_s: `time.monotonic()` when the request was complete.
+        priority: 1 is taken first, then 2 and so on; 0 is the default's.
         attempts: how many workers died while they ran it.
         is_done: answered, failed, or its client went away.
     """
 
-    __slots__ = ("attempts", "deadline_s", "inputs", "is_done", "lane", "num_rows", "size_bytes", "started_s")
+    __slots__ = ("attempts", "deadline_s", "form", "inputs", "is_done", "lane", "num_rows", "priority", "size_bytes", "started_s")
 
     def __init__(
         self, lane: Lane, inputs: list[NDArray[Any]], num_rows: int, size_bytes: int, started_s: float, deadline_s: float
@@ -40,6 +47,8 @@ class Call:
         self.size_bytes = size_bytes
         self.started_s = started_s
         self.deadline_s = deadline_s
+        self.form = FORM_TENSORS
+        self.priority = 0
         self.attempts = 0
         self.is_done = False
 

@@ -32,6 +32,8 @@ class HttpCall(Call):
         self.size_bytes = size_bytes
         self.started_s = started_s
         self.deadline_s = deadline_s
+        self.form = request.form
+        self.priority = request.priority
         self.attempts = 0
         self.is_done = False
         self._connection = connection

@@ -16,6 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError, list_choices
+from argosy.serve.call import FORM_TENSORS
 from argosy.serve.tensors import array_from_raw, check_tensor, count_elements, gather_inputs
 from argosy.signature import TensorSpec, pack_bytes
 
@@ -67,6 +68,8 @@ class Request(NamedTuple):
     timeout_s: float | None
     wanted: list[Wanted] | None
     """None stands for all outputs, as JSON."""
+    form: int = FORM_TENSORS
+    priority: int = 0
 
 
 _decode_body: Final = msgspec.json.Decoder(_RequestJson).decode
