@@ -54,3 +54,30 @@ def test_failed_guard_publishes_nothing(call: Callable[..., Result], tmp_path: P
     assert result.exit_code == 1
     assert json.loads(result.stdout)["key"] == "guard_failed"
     assert len(Store(tmp_path / "home").list_versions("wide")) == 1
+
+
+PROGRAM = '''
+import numpy as np
+from torch import nn
+
+def line():
+    x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+    return {"model": nn.Linear(1, 1), "data": (x, 3 * x + 1), "loss": "mse", "epochs": 50, "validation_split": 0.25}
+'''
+
+
+def test_train_of_a_program_takes_the_options_of_the_call(call: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    options = ("--patience", "2", "--tolerance", "0.5", "--micro-batch-size", "4", "--num-threads", "1", "--batch-size", "16")
+    result = call("train", f"{tmp_path / 'program.py'}:line", *options, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("epoch ") < 50
+    lineage = Store(tmp_path / "home").get_version("line@1").manifest.lineage["training"]
+    kept = {name: lineage[name] for name in ("patience", "tolerance", "micro_batch_size", "num_threads", "batch_size")}
+    assert kept == {"patience": 2, "tolerance": 0.5, "micro_batch_size": 4, "num_threads": 1, "batch_size": 16}
+
+
+def test_recipe_keeps_its_own_batch_and_threads(call: Callable[..., Result]) -> None:
+    for option in ("--batch-size", "--num-threads"):
+        result = call("train", "recipe:digits", option, "1")
+        assert result.exit_code == 2 and f"{option} is for programs" in result.stderr

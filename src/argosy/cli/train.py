@@ -27,6 +27,10 @@ __all__ = ["train"]
 @click.option("--learning-rate", type=float, help="Of the optimizer.  [default: the recipe's, or the optimizer's]")
 @click.option("--batch-size", type=int, help="Rows of a step, for a program.")
 @click.option("--epochs", type=int, help="Passes over the data.  [default: the recipe's or the program's]")
+@click.option("--patience", type=int, help="End after so many epochs without a better validation loss, with the best weights.")
+@click.option("--tolerance", type=float, help="End when the training loss has settled to this part of itself.")
+@click.option("--micro-batch-size", type=int, help="Rows of one forward and backward pass; needs less memory.")
+@click.option("--num-threads", type=int, help="Of the framework, for a program.")
 @click.option("--seed", type=int, help="Of the first weights and the order of the rows.  [default: 0]")
 @click.option("--precision", type=click.Choice(["bfloat16"]), help="Mixed precision, where the framework has it.")
 @click.option("--name", help="Model to make a version of.  [default: the recipe's name, or the function's]")
@@ -93,8 +97,9 @@ def train(
 def _train_recipe(shell: Shell, target: str, framework: str, name: str, given: dict[str, Any]) -> tuple[Any, Version, Any, Any]:
     from argosy.train.recipes import run_recipe
 
-    if "batch_size" in given:
-        raise click.UsageError("--batch-size is for programs: a recipe has its own.")
+    for option in ("batch_size", "num_threads"):
+        if option in given:
+            raise click.UsageError(f"--{option.replace('_', '-')} is for programs: a recipe has its own.")
     run = run_recipe(target, framework=framework, publish_as=name, store=shell.open_store(), **given)
     assert run.version is not None
     return run.result, run.version, run.confusion, run.recipe.labels

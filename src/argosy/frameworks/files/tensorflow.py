@@ -98,8 +98,6 @@ def load(source: Source) -> SavedModel:
     Raises:
         InputError: `bad_model_file`, it has no such signature, or a tensor of a type that no client can send.
     """
-    # The runtime lays a SavedModel out with links, and a confined process can make none.
-    setattr(Path, "symlink_to", _copy_instead)  # noqa: B010 - to a checker, a method of a class is no variable
     # As the runtime will want it when it loads what is written here; a process cannot change its mind.
     set_threads(1)
     saved = importlib.import_module("tensorflow.core.protobuf.saved_model_pb2").SavedModel()
@@ -120,10 +118,6 @@ def _describe(tensors: Any) -> tuple[TensorSpec, ...]:
         dtype = np.dtype(tf.as_dtype(tensor.dtype).as_numpy_dtype)
         specs.append(TensorSpec(name, datatype_of(dtype), tuple(dim.size for dim in tensor.tensor_shape.dim)))
     return tuple(specs)
-
-
-def _copy_instead(link: Path, target: Path) -> None:
-    shutil.copyfile(target, link)
 
 
 def _to_dtype(spec: TensorSpec) -> Any:

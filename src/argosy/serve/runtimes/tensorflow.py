@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -47,13 +48,9 @@ class TensorFlowRuntime:
             RuntimeError: it has no such signature, other tensors, or operators that reach outside of it.
         """
         _check_operators((folder / entry).read_bytes())
-        with tempfile.TemporaryDirectory(prefix="argosy-saved-model-") as seen:
-            for file in (file for file in folder.rglob("*") if file.is_file()):
-                link = Path(seen, _place(file.relative_to(folder).as_posix()))
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file.resolve())
+        with _lay_out(folder) as seen:
             # The object must live as long as its functions.
-            self._model = tf.saved_model.load(seen)
+            self._model = tf.saved_model.load(str(seen))
         if _SIGNATURE not in self._model.signatures:
             known = ", ".join(sorted(self._model.signatures)) or "none"
             raise RuntimeError(f"The SavedModel has no signature {_SIGNATURE}; it has: {known}")
@@ -87,9 +84,19 @@ def set_threads(num_threads: int) -> None:
             raise RuntimeError(detail) from error
 
 
-def _place(name: str) -> str:
-    """Give the place in a SavedModel of a file of an artifact: `variables.index` is `variables/variables.index`."""
-    return f"variables/{name}" if name.startswith("variables.") else name
+@contextlib.contextmanager
+def _lay_out(folder: Path) -> Generator[Path, None, None]:
+    """Give the folder as TensorFlow wants it: of a flat artifact, `variables.index` is `variables/variables.index`."""
+    if not any(folder.glob("variables.*")):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="argosy-saved-model-") as name:
+        for file in (file for file in folder.rglob("*") if file.is_file()):
+            inner = "variables" if file.name.startswith("variables.") and file.parent == folder else ""
+            link = Path(name, inner, file.relative_to(folder))
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+        yield Path(name)
 
 
 def _match(kind: str, names: list[str], known: Iterable[str]) -> dict[str, str]:
