@@ -31,7 +31,9 @@ __all__ = [
     "check_state",
     "count_weights",
     "derive_seed",
+    "fail_answer",
     "fail_not_finite",
+    "fail_rows",
     "framework_of",
     "get_framework",
     "import_extra",
@@ -364,6 +366,16 @@ def import_extra(module: str, *, feature: str, extra: str) -> Any:
     if importlib.util.find_spec(package) is None:
         raise InputError("missing_extra", feature=feature, package=package, extra=extra)
     return importlib.import_module(module)
+
+
+def fail_rows(rows: NDArray[Any], error: object) -> InputError:
+    """Make the error of a model that fails on rows; `error` is what it raised, or says it."""
+    return InputError("bad_data", detail=f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}")
+
+
+def fail_answer(num_rows: int, got: str) -> InputError:
+    """Make the error of a model that gives `got` instead of as many rows as it was given."""
+    return InputError("bad_data", detail=f"for {num_rows} rows the model gives {got}, expected one tensor of as many rows")
 
 
 def fail_not_finite(*, step: int, what: str, layer: str | None, learning_rate: object) -> ModelError:

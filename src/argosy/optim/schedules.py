@@ -62,13 +62,32 @@ class Schedule(ABC):
         check_count(f"{self.name}.warmup_steps", warmup_steps, 0)
         check_number(f"{self.name}.end", end, "a finite number, at least 0", lowest=0.0)
 
-    def _warm(self, step: int, warmup_steps: int) -> float | None:
-        """Give the rate while it rises linearly over the warm-up; None after it."""
-        return self.learning_rate * step / warmup_steps if step <= warmup_steps else None
+
+@dataclass(frozen=True)
+class _Decay(Schedule):
+    """From `learning_rate` to `end` over `steps`, where it stays."""
+
+    steps: int
+    """Of the fall, after the warm-up."""
+    end: float = 0.0
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly first."""
+
+    def __post_init__(self) -> None:
+        self._check(self.steps, self.warmup_steps, self.end)
+
+    def rate_at(self, step: int) -> float:
+        if step <= self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        return self._fall(min(1.0, (step - 1 - self.warmup_steps) / self.steps))
+
+    def _fall(self, part: float) -> float:
+        """Give the rate when this part of the fall is over, 0 to 1."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class LinearDecay(Schedule):
+class LinearDecay(_Decay):
     """Falls linearly from `learning_rate` to `end` over `steps`, where it stays.
 
     >>> [LinearDecay(0.1, steps=4).rate_at(step) for step in (1, 3, 5, 6)]
@@ -77,25 +96,12 @@ class LinearDecay(Schedule):
 
     name: ClassVar[str] = "linear_decay"
 
-    steps: int
-    """Of the fall, after the warm-up."""
-    end: float = 0.0
-    warmup_steps: int = 0
-    """Steps over which the rate rises linearly first."""
-
-    def __post_init__(self) -> None:
-        self._check(self.steps, self.warmup_steps, self.end)
-
-    def rate_at(self, step: int) -> float:
-        warm = self._warm(step, self.warmup_steps)
-        if warm is not None:
-            return warm
-        part = min(1.0, (step - 1 - self.warmup_steps) / self.steps)
+    def _fall(self, part: float) -> float:
         return self.learning_rate * (1.0 - part) + self.end * part
 
 
 @dataclass(frozen=True)
-class CosineDecay(Schedule):
+class CosineDecay(_Decay):
     """Falls along half a cosine from `learning_rate` to `end` over `steps`, where it stays.
 
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
@@ -103,20 +109,7 @@ class CosineDecay(Schedule):
 
     name: ClassVar[str] = "cosine_decay"
 
-    steps: int
-    """Of the fall, after the warm-up."""
-    end: float = 0.0
-    warmup_steps: int = 0
-    """Steps over which the rate rises linearly first."""
-
-    def __post_init__(self) -> None:
-        self._check(self.steps, self.warmup_steps, self.end)
-
-    def rate_at(self, step: int) -> float:
-        warm = self._warm(step, self.warmup_steps)
-        if warm is not None:
-            return warm
-        part = min(1.0, (step - 1 - self.warmup_steps) / self.steps)
+    def _fall(self, part: float) -> float:
         return self.end + (self.learning_rate - self.end) * 0.5 * (1.0 + math.cos(math.pi * part))
 
 

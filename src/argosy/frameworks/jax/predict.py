@@ -9,8 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError
-from argosy.frameworks.base import name_kind
+from argosy.frameworks.base import fail_answer, fail_rows, name_kind
 from argosy.frameworks.jax.state import Leaves, Structure, open_precision, prepare, take_apart
 
 __all__ = ["TRACE_ERRORS", "predict"]
@@ -34,12 +33,10 @@ def predict(model: Any, x: NDArray[Any]) -> NDArray[Any]:
             try:
                 outputs = _answer(parts.structure, parts.trained, parts.random, parts.rest, rows)
             except TRACE_ERRORS as error:
-                detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}"
-                raise InputError("bad_data", detail=detail) from error
+                raise fail_rows(rows, error) from error
             if not isinstance(outputs, jax.Array) or outputs.shape[:1] != (len(rows),):
                 shown = f"an array of shape {outputs.shape}" if isinstance(outputs, jax.Array) else name_kind(outputs)
-                detail = f"for {len(rows)} rows the model gives {shown}, expected one array of as many rows"
-                raise InputError("bad_data", detail=detail)
+                raise fail_answer(len(rows), shown)
             answers.append(np.asarray(outputs))
     return np.concatenate(answers)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, name_kind
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.network import build_network, check_precision
@@ -135,12 +135,10 @@ class KerasFramework:
                     model(keras.ops.convert_to_tensor(rows[:1]), training=False)
                 outputs = model.predict_on_batch(rows)
             except Exception as error:  # Those of the backends share no base but this one.
-                detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}"
-                raise InputError("bad_data", detail=detail) from error
+                raise fail_rows(rows, error) from error
             if np.ndim(outputs) == 0 or not hasattr(outputs, "shape") or len(outputs) != len(rows):
                 got = f"a tensor of shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__qualname__
-                detail = f"for {len(rows)} rows the model gives {got}, expected one tensor of as many rows"
-                raise InputError("bad_data", detail=detail)
+                raise fail_answer(len(rows), got)
             parts.append(to_numpy(outputs))
         return np.concatenate(parts)
 

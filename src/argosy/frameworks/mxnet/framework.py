@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, name_kind
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.mxnet.library import FAILURES, count_threads, explain, mx, set_threads, to_tensor
 from argosy.frameworks.mxnet.native import save_native
@@ -138,11 +138,9 @@ class MxnetFramework:
                     # Computed in the background: what fails there is raised where the result is asked for.
                     answers = outputs.asnumpy() if isinstance(outputs, mx.nd.NDArray) else None
                 except FAILURES as error:
-                    detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {explain(error)}"
-                    raise InputError("bad_data", detail=detail) from error
+                    raise fail_rows(rows, explain(error)) from error
                 if answers is None or answers.ndim < 1 or len(answers) != len(rows):
-                    detail = f"for {len(rows)} rows the model gives {_describe(outputs)}, expected one tensor of as many rows"
-                    raise InputError("bad_data", detail=detail)
+                    raise fail_answer(len(rows), _describe(outputs))
                 parts.append(answers)
         return np.concatenate(parts)
 

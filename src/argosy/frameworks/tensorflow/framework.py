@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, name_kind
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.network import Network
@@ -114,12 +114,10 @@ class TensorFlowFramework:
             try:
                 outputs = call_module(model, tf.convert_to_tensor(rows), training=False)
             except (tf.errors.OpError, TypeError, ValueError, IndexError, AttributeError) as error:
-                detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}"
-                raise InputError("bad_data", detail=detail) from error
+                raise fail_rows(rows, error) from error
             if not tf.is_tensor(outputs) or outputs.shape.rank == 0 or len(outputs) != len(rows):
                 got = f"a tensor of shape {tuple(outputs.shape)}" if tf.is_tensor(outputs) else type(outputs).__qualname__
-                detail = f"for {len(rows)} rows the model gives {got}, expected one tensor of as many rows"
-                raise InputError("bad_data", detail=detail)
+                raise fail_answer(len(rows), got)
             parts.append(outputs.numpy())
         return np.concatenate(parts)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, name_kind
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, fail_answer, fail_rows, name_kind
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
 from argosy.frameworks.torch.files import save_native
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
@@ -136,11 +136,9 @@ class TorchFramework:
                 try:
                     outputs = model(torch.from_numpy(rows))
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                    detail = f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}"
-                    raise InputError("bad_data", detail=detail) from error
+                    raise fail_rows(rows, error) from error
                 if not torch.is_tensor(outputs) or outputs.ndim < 1 or len(outputs) != len(rows):
-                    detail = f"for {len(rows)} rows the model gives {_describe(outputs)}, expected one tensor of as many rows"
-                    raise InputError("bad_data", detail=detail)
+                    raise fail_answer(len(rows), _describe(outputs))
                 parts.append(outputs.numpy())
         return np.concatenate(parts)
 
