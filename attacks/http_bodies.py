@@ -186,7 +186,7 @@ def _build_fields(good: dict[str, Any]) -> list[Case]:
         return {name: value for name, value in good.items() if name != field}
 
     name = good["name"]
-    timeouts: tuple[Any, ...] = (0, -1, 1.5, "1", True, 1e30, 1 << 70, [])
+    timeouts: tuple[Any, ...] = (-1, 1.5, "1", True, 1e30, 1 << 70, [])
     return [
         *(Case(f"without_{field}", dump(without(field))) for field in good),
         Case("inputs_empty", dump()),
@@ -216,6 +216,7 @@ def _build_fields(good: dict[str, Any]) -> list[Case]:
         Case("binary_data_output_text", dump(good, parameters={"binary_data_output": "true"})),
         Case("binary_data_output_number", dump(good, parameters={"binary_data_output": 1})),
         *(Case(f"timeout_{timeout}", dump(good, parameters={"timeout": timeout})) for timeout in timeouts),
+        *(Case(f"priority_{priority}", dump(good, parameters={"priority": priority})) for priority in timeouts),
     ]
 
 

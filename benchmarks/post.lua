@@ -1,10 +1,14 @@
--- wrk script: sends the lines of a file as bodies, in rotation. usage: wrk -s post.lua URL -- FILE
+-- wrk script: sends the bodies of a file in rotation, each written as its length, a line's end, its bytes.
+-- usage: wrk -s post.lua [-H "Name: value"] URL -- FILE
 local requests, next_one, count = {}, 0, 0
 function init(args)
-  wrk.headers["Content-Type"] = "application/json"
-  for line in io.lines(args[1]) do
+  local file = assert(io.open(args[1], "rb"))
+  while true do
+    local length = file:read("*n")
+    if length == nil then break end
+    file:read(1)
     count = count + 1
-    requests[count] = wrk.format("POST", nil, wrk.headers, line)
+    requests[count] = wrk.format("POST", nil, wrk.headers, file:read(length))
   end
 end
 function request()

@@ -1,216 +1,108 @@
-"""Requests/s, CPU per request and latency of small V2 JSON requests, beside rivals in the same run.
+"""Requests/s, CPU per request, latency and memory of Argosy beside its rivals, in one run on one machine.
 
-    python benchmarks/serve.py [--rounds 5] [--seconds 5] [--rivals mosec,fastapi]
+    python benchmarks/serve.py [--scenarios mlp,grpc] [--rivals mosec,fastapi] [--rounds 9] [--seconds 5] [--json FILE]
 
-Every round measures each server once at 64 connections and once at 1, in turn, so that a change of the
-machine's speed meets all of them. CPU is that of all processes of the server, from the kernel's accounts.
-Needs `wrk` (Debian: wrk). Rivals get environments of their own below `.bench/`.
+Every round measures all servers of a scenario, in an order that rotates, so that a change of the machine's speed meets
+all of them; Argosy takes part twice, and what its two instances differ by is noise. CPU is that of all processes of a
+server, from the kernel's accounts. What other processes use is shown, and a window in which they use much is dirty. A rival
+that uses the processor while nobody asks it is started for its own windows alone. Each server's answers are checked against
+ONNX Runtime before it is loaded; one that does not install, start, answer rightly or stand the load is reported with the
+reason. A full run of all takes about two hours, so that nothing else should run on the machine.
+
+Needs `wrk` and `h2load` (Debian: wrk, nghttp2-client); for MiniLM what examples/minilm.py needs, for the tuned deployment
+OpenVINO; for TorchServe Java. Rivals get environments of their own in ~/.cache/argosy-bench/venvs, made when they are first
+needed (`--install`: all, and nothing is measured).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
-import psutil
 
-import argosy
-from argosy.store.onnx_file import import_onnx
-from machine import cpu_seconds, describe_machine, pss_bytes
-from models import make_bodies, make_mlp
+from machine import describe_machine
+from rivals.catalogue import RIVALS
+from rivals.environment import EntrantError, make_environment
+from rounds import Rounds
+from scenarios import make_scenarios
+from start import StartOutcome, measure_start
+from tables import Outcome
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent / ".bench"
-RIVALS = {
-    "mosec": (
-        ["mosec==0.9.8", "orjson==3.13.0"],
-        [
-            "{python}",
-            "{here}/rivals/mosec_mlp.py",
-            "--address",
-            "127.0.0.1",
-            "--port",
-            "{port}",
-            "--log-level",
-            "warning",
-            "--timeout",
-            "30000",
-        ],
-    ),
-    "fastapi": (
-        ["fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.22.1", "httptools==0.9.0", "orjson==3.13.0"],
-        [
-            "{python}",
-            "-m",
-            "uvicorn",
-            "--app-dir",
-            "{here}/rivals",
-            "fastapi_mlp:app",
-            "--port",
-            "{port}",
-            "--workers",
-            "2",
-            "--no-access-log",
-            "--loop",
-            "uvloop",
-            "--http",
-            "httptools",
-            "--log-level",
-            "warning",
-        ],
-    ),
-}
+# A rival takes part in all forms that it has: HTTP, gRPC, raw bytes.
+ENVIRONMENTS = tuple(dict.fromkeys(rival.environment for rival in RIVALS.values()))
+ALL = ("mlp", "binary", "grpc", "minilm", "lengths", "start", "fronts", "open")
 
 
-def make_environment(name: str, packages: list[str]) -> Path:
-    """A virtual environment for a rival, with the ONNX Runtime and NumPy that Argosy uses here."""
-    python = ROOT / name / "bin" / "python"
-    mark = ROOT / name / "packages.txt"
-    wanted = "\n".join([*packages, f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"])
-    if not mark.exists() or mark.read_text() != wanted:
-        shutil.rmtree(ROOT / name, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(ROOT / name)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted.split("\n")], check=True)
-        mark.write_text(wanted)
-    return python
+def say(*words: object) -> None:
+    print(*words, file=sys.stderr, flush=True)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenarios", default=",".join(ALL), help="default: all")
+    parser.add_argument("--rivals", default=",".join(ENVIRONMENTS), help="default: all; empty: none")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of one window; MiniLM's are twice as long")
+    parser.add_argument("--rate", type=float, default=1000.0, help="requests/s of the open loop")
+    parser.add_argument("--minilm", default="replicas=2,threads=1", help="flags of argosy deploy for MiniLM")
+    parser.add_argument("--tuned", default="runtime=openvino,precision=bfloat16,replicas=2,threads=1", help="of the tuned one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every window there")
+    parser.add_argument("--install", action="store_true", help="make the rivals' environments, and measure nothing")
+    options = parser.parse_args()
+    options.scenarios, options.rivals = options.scenarios.split(","), [name for name in options.rivals.split(",") if name]
+    for what, given, known in (("scenario", options.scenarios, ALL), ("rival", options.rivals, ENVIRONMENTS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = [program for program in ("wrk", "h2load") if shutil.which(program) is None]
+    if missing:
+        parser.error(f"not found: {', '.join(missing)}; Debian has them in the packages wrk and nghttp2-client")
+    options.rivals = [rival.name for rival in RIVALS.values() if rival.environment in options.rivals]
+    return options
 
 
-@contextmanager
-def run_rival(name: str, model: Path):
-    packages, command = RIVALS[name]
-    python, port = make_environment(name, packages), free_port()
-    filled = [part.format(python=python, here=HERE, port=port) for part in command]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")} | {
-        "MODEL": str(model),
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        filled, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        yield process.pid, f"http://127.0.0.1:{port}" + ("/inference" if name == "mosec" else "/v2/models/mlp/infer")
-    finally:
-        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-        process.send_signal(signal.SIGTERM)
+def install(names: Sequence[str]) -> None:
+    for name in names:
         try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            pass
-        for pid in family:
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+            say(name, make_environment(RIVALS[name]))
+        except EntrantError as error:
+            say(name, error)
 
 
-@contextmanager
-def run_argosy(model: Path, folder: Path):
-    store = argosy.Store(folder / "home")
-    import_onnx(store, model, "mlp")
-    with argosy.serve("mlp", home=store.home) as server:
-        yield server.pid, f"{server.url}/v2/models/mlp/infer"
-
-
-def check_answers(url: str, bodies: Path, rows: np.ndarray, model: Path) -> None:
-    """Every body's answer against bare ONNX Runtime: a fast server that answers wrongly is no rival."""
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    for line, row in zip(bodies.read_bytes().splitlines(), rows, strict=True):
-        for attempt in range(200):
-            try:
-                request = urllib.request.Request(url, line, {"Content-Type": "application/json"})
-                answer = json.loads(urllib.request.urlopen(request, timeout=10).read())
-                break
-            except OSError:
-                if attempt == 199:
-                    raise
-                time.sleep(0.1)
-        got = answer["outputs"][0]["data"] if "outputs" in answer else answer["y"]
-        np.testing.assert_allclose(np.ravel(got), session.run(None, {"x": row[None]})[0][0], atol=1e-5)
-
-
-def load(pid: int, url: str, bodies: Path, connections: int, seconds: float) -> dict:
-    before = cpu_seconds(pid)
-    command = [
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{round(seconds)}s",
-        "--timeout",
-        "10s",
-        "-s",
-        str(HERE / "post.lua"),
-        url,
-        "--",
-        str(bodies),
-    ]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    result = json.loads(next(line for line in output.splitlines() if line.startswith("JSON"))[5:])
-    result["rps"] = result["requests"] / result["seconds"]
-    result["cpu_us"] = (cpu_seconds(pid) - before) / result["requests"] * 1e6
-    return result
+def run_one(name: str, options: argparse.Namespace, folder: Path) -> Outcome | StartOutcome:
+    if name == "start":
+        return measure_start(options.rounds, options.seconds, folder, say)
+    scenario = make_scenarios(options.rivals, options.minilm, options.tuned, options.rate)[name]
+    seconds = options.seconds * (2 if scenario.unit == "rows" else 1)
+    return Rounds(scenario, seconds, folder, say).run(options.rounds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=5)
-    parser.add_argument("--rivals", default="mosec,fastapi")
-    options = parser.parse_args()
-    rivals = [name for name in options.rivals.split(",") if name]
-    print(f"{describe_machine()}, onnxruntime {onnxruntime.__version__}; {options.rounds} rounds of {options.seconds} s; medians")
-    with tempfile.TemporaryDirectory() as path, ExitStack() as stack:
-        folder = Path(path)
-        model, rows = make_mlp(folder / "mlp.onnx"), make_bodies(folder)
-        servers = {"argosy": (*stack.enter_context(run_argosy(model, folder)), folder / "v2.txt")}
-        for rival in rivals:
-            bodies = folder / ("plain.txt" if rival == "mosec" else "v2.txt")
-            servers[rival] = (*stack.enter_context(run_rival(rival, model)), bodies)
-        results: dict[tuple[str, int], list[dict]] = {}
-        for pid, url, bodies in servers.values():
-            check_answers(url, bodies, rows, model)
-            load(pid, url, bodies, 64, 1)
-        for _ in range(options.rounds):
-            for connections in (64, 1):
-                for name, (pid, url, bodies) in servers.items():
-                    results.setdefault((name, connections), []).append(load(pid, url, bodies, connections, options.seconds))
-        memory = {server: pss_bytes(pid) for server, (pid, _, _) in servers.items()}
-    print_table(results, memory)
-
-
-def print_table(results: dict[tuple[str, int], list[dict]], memory: dict[str, float]) -> None:
-    def median(server: str, connections: int, key: str) -> float:
-        return statistics.median(result[key] for result in results[server, connections])
-
-    print(f"{'server':<10}{'conns':>6}{'requests/s':>12}{'CPU us':>8}{'p50 ms':>8}{'p99 ms':>8}{'errors':>8}{'PSS MB':>8}")
-    for server, connections in results:
-        errors = sum(result["errors"] for result in results[server, connections])
-        figures = [median(server, connections, key) for key in ("rps", "cpu_us", "p50_ms", "p99_ms")]
-        shown = f"{figures[0]:>12,.0f}{figures[1]:>8.1f}{figures[2]:>8.3f}{figures[3]:>8.3f}"
-        print(f"{server:<10}{connections:>6}{shown}{errors:>8}{memory[server] / 2**20:>8.0f}")
-    for rival in [server for server in memory if server != "argosy"]:
-        pairs = list(zip(results["argosy", 64], results[rival, 64], strict=True))
-        speed = statistics.median(a["rps"] / b["rps"] for a, b in pairs)
-        cpu = statistics.median(a["cpu_us"] / b["cpu_us"] for a, b in pairs)
-        head = f"argosy / {rival} at 64 connections, median of {len(pairs)} pairs"
-        print(f"{head}: {speed:.2f} of its requests/s, {cpu:.2f} of its CPU per request")
+    options = parse_options()
+    # So that the servers are ended when this process is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if options.install:
+        install(options.rivals)
+        return
+    head = (
+        f"{describe_machine()}, ONNX Runtime {onnxruntime.__version__}; {options.rounds} rounds of {options.seconds:g} s; medians"
+    )
+    print(head)
+    found = {}
+    for name in options.scenarios:
+        with tempfile.TemporaryDirectory() as path:
+            outcome = run_one(name, options, Path(path))
+        print(f"\n{outcome.format()}", flush=True)
+        found[name] = outcome.to_json()
+        if options.json:
+            options.json.write_text(json.dumps({"machine": head, "scenarios": found}, indent=1))
 
 
 if __name__ == "__main__":

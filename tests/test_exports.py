@@ -25,6 +25,8 @@ EXPORTED = [
     "Version",
     "compress",
     "publish",
+    "pull",
+    "push",
     "serve",
     "train",
 ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from argosy.signature import Signature, TensorSpec
     from argosy.store.local import Store
     from argosy.store.manifest import Version
+    from argosy.store.oci import pull, push
     from argosy.train.checkpoint import Checkpoints
     from argosy.train.publish import publish
     from argosy.train.run import TrainResult, train
@@ -39,6 +40,8 @@ __all__ = [
     "Version",
     "compress",
     "publish",
+    "pull",
+    "push",
     "serve",
     "train",
 ]
@@ -62,6 +65,8 @@ _HOMES: Final = {
     "TrainResult": "argosy.train.run",
     "Version": "argosy.store.manifest",
     "publish": "argosy.train.publish",
+    "pull": "argosy.store.oci",
+    "push": "argosy.store.oci",
 }
 
 

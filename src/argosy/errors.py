@@ -15,6 +15,7 @@
     │   └── DeadlineError       504  the deadline passed
     └── FaultError              500  a fault of the server, the model or the machine
         ├── ModelError          500  the model's own code failed on this request
+        ├── RegistryError       502  a registry does not answer, or not as it should
         └── StoreError          500  a file of the store is missing or damaged
 
 Texts live in `MESSAGES`: what was wrong, expected, got, then a hint. An error is raised by its key:
@@ -45,6 +46,7 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "PoisonError",
+    "RegistryError",
     "RequestError",
     "StoreError",
     "TooLargeError",
@@ -157,6 +159,42 @@ MESSAGES: dict[str, Message] = {
         "deploy it with --allow-code if you trust its publisher",
     ),
     "bad_python_model": Message("Python model {what} is not valid: {detail}"),
+    # registries
+    "bad_location": Message(
+        "Registry reference {got!r} is not valid: {detail}",
+        "expected HOST[:PORT]/REPOSITORY[:TAG][@sha256:DIGEST], such as registry.example.com/team/iris:3",
+    ),
+    "bad_credentials": Message("The credentials in {source} cannot be used: {detail}"),
+    "registry_unauthorized": Message(
+        "Registry {host} asks for credentials of repository {repository}: {detail}",
+        "log in with docker, podman or skopeo, or set ARGOSY_REGISTRY_USERNAME and ARGOSY_REGISTRY_PASSWORD",
+    ),
+    "registry_denied": Message("Registry {host} does not allow us {what}: {detail}", "use an account that may"),
+    "insecure_registry": Message(
+        "Registry {host} leads to {got}, which would be reached without TLS",
+        "only this machine's own addresses are, or with --plain-http every one",
+    ),
+    "not_in_registry": Message("Registry {host} has no {what}: {detail}"),
+    "registry_refused": Message("Registry {host} refuses {what}: {detail}"),
+    "registry_unreachable": Message(
+        "Registry {host} does not answer: {detail}",
+        "check the host; --plain-http speaks to one without TLS, --ca-file trusts another authority",
+    ),
+    "bad_registry_answer": Message("The answer of registry {host} is not of the Distribution protocol: {detail}"),
+    "blob_differs": Message(
+        "Blob {digest} of {location} is not what it should be: {detail}", "nothing was kept; push the artifact there again"
+    ),
+    "not_modelpack": Message(
+        "{location} is no ModelPack artifact: {detail}", "push models with argosy push, or with another tool of ModelPack"
+    ),
+    "bad_layer": Message(
+        "Layer {name!r} of {location} cannot be unpacked: {detail}",
+        "fetch it with the tool that made it, and argosy import the files",
+    ),
+    "not_servable": Message(
+        "{location} is a ModelPack artifact that cannot be a version: {detail}",
+        "fetch its files alone with --files FOLDER, then argosy import makes a version of them",
+    ),
     # files of other frameworks, opened in a confined process
     "not_confined": Message(
         "This machine cannot open a file that may be hostile safely: it cannot confine {missing}",
@@ -246,8 +284,8 @@ MESSAGES: dict[str, Message] = {
         "argosy compress takes --calibration FILE; the models of recipes bring their own",
     ),
     # requests
-    "no_path": Message("No {method} {path} here", "the inference API is under /v2"),
-    "method_not_allowed": Message("Method {method} is not allowed for {path}", "inference is POST, everything else is GET"),
+    "no_path": Message("No {method} {path} here", "the inference API is under /v2, OpenAI's under /v1"),
+    "method_not_allowed": Message("Method {method} is not allowed for {path}", "inference and the repository are POST, everything else is GET"),
     "bad_http": Message("The request is not valid HTTP/1.1: {detail}"),
     "bad_compression": Message("The compressed body cannot be unpacked: {detail}"),
     "bad_json": Message("The body is not valid: {detail}"),
@@ -257,6 +295,12 @@ MESSAGES: dict[str, Message] = {
     "missing_input": Message(
         "Model {model!r} version {version} needs the input {tensor!r}, which is not in the request; got: {got}"
     ),
+    "mixed_inputs": Message(
+        "The request to model {model!r} version {version} holds tensors ({got}) beside what they are made of",
+        "send all tensors, or instead: {expected}",
+    ),
+    "bad_row": Message("Model {model!r} version {version} cannot take this request: {detail}"),
+    "bad_preprocess": Message("The preprocessing cannot be published: {detail}"),
     "unknown_input": Message("Model {model!r} version {version} has no input {tensor!r}; it has: {known}"),
     "unknown_output": Message("Model {model!r} version {version} has no output {tensor!r}; it has: {known}"),
     "duplicate_tensor": Message("Tensor {tensor!r} stands twice in the request"),
@@ -285,6 +329,18 @@ MESSAGES: dict[str, Message] = {
     "bad_grpc": Message("The request is not valid gRPC: {detail}"),
     "bad_value": Message("Input {tensor!r} holds a value that {datatype} cannot: {detail}"),
     "bad_parameter": Message("Parameter `{name}` is {got!r}, expected {expected}"),
+    "no_raw": Message(
+        "Model {model!r} version {version} has no raw endpoint",
+        "a Python model whose class has a method raw(self, request) offers one",
+    ),
+    "only_raw": Message(
+        "Model {model!r} version {version} has no tensors", "its API is its own, under /v2/models/{model}/raw"
+    ),
+    "bad_raw_answer": Message("Model {model!r} version {version} gave an answer that cannot be sent: {detail}"),
+    "lost_twice": Message(
+        "Worker {worker} of model {model!r} version {version} died while it answered the request, as one did before it",
+        "the request may be at fault: do not send it again",
+    ),
     "not_finite_output": Message(
         "Output {tensor!r} of model {model!r} version {version} holds a value that JSON cannot (NaN or infinity)",
         "ask for binary outputs, which are exact",
@@ -295,6 +351,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "deadline_hopeless": Message(
         "The request cannot be answered within its {timeout_s:.3f} s: {got} rows wait before it", "try again in {retry_s:.1f} s"
+    ),
+    "deadline_short": Message(
+        "The request's deadline of {timeout_s:.3f} s leaves it {left_s:.3f} s, and its model takes about {service_s:.3f} s",
+        "give it more time",
     ),
     "deadline_passed": Message("The deadline of {timeout_s:.3f} s passed before the answer was there"),
     "no_replica": Message("Model {model!r} has no replica that is ready", "argosy status says why"),
@@ -313,6 +373,13 @@ MESSAGES: dict[str, Message] = {
     "unauthorized": Message(
         "The admin API needs the header Authorization: Bearer TOKEN", "the token stands in ARGOSY_HOME/run/serve.json"
     ),
+    "control_away": Message(
+        "The control process is being started again, and nothing can be loaded or unloaded meanwhile",
+        "what was asked before may have been recorded: the repository's index shows what is there",
+    ),
+    "too_many_errands": Message("More than {limit} loads and unloads wait already", "try again when some of them have ended"),
+    "url_too_long": Message("The URL is longer than {limit} bytes"),
+    "headers_too_large": Message("The request has more than {num_headers} headers, or more than {limit} bytes of them"),
     "unimplemented": Message("Method {method} is not offered"),
     "internal": Message("Internal error: {detail}"),
     # clients
@@ -322,6 +389,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "bad_answer": Message(
         "The answer of {url} is not V2: {detail}", "give the URL of a server that speaks the V2 inference protocol"
+    ),
+    "no_test_model": Message(
+        "The server at {url} has no model {got} to be tested with",
+        "give it those of argosy conformance --write-models FOLDER, or name one that it has with --model",
     ),
     "bad_inputs": Message("File {path} does not hold inputs: {detail}"),
     "needs_names": Message("Model {model!r} has {got} inputs: {known}", "give a dict of input name to array"),
@@ -338,6 +409,22 @@ MESSAGES: dict[str, Message] = {
     "golden_differs": Message(
         "Version {version} of {name!r} does not answer its golden examples as recorded: "
         "output {tensor!r} differs by {got:.3g}, allowed {allowed:.3g}"
+    ),
+    "golden_rounded": Message(
+        "Version {version} of {name!r} loses too much in bfloat16: to its golden examples "
+        "output {tensor!r} has cosine {got:.6f}, expected at least {allowed:.6f}",
+        "deploy it with --precision float32",
+    ),
+    # tuning
+    "tune_while_serving": Message(
+        "A server (process {pid}) runs for this ARGOSY_HOME ({home}): it and the measurements would slow each other down",
+        "stop it, or tune beside it with --share",
+    ),
+    "engine_failed": Message("{engine} cannot run this version: {detail}"),
+    "load_failed": Message("The client that measures the servers failed: {detail}"),
+    "bad_trace": Message(
+        "Line {line} of trace {path} cannot be used: {detail}",
+        'expected JSON lines in the order of arrival, such as {{"at_s": 0.013, "rows": 1, "length": 17}}',
     ),
 }
 
@@ -442,6 +529,13 @@ class FaultError(ArgosyError):
 
 class ModelError(FaultError):
     """The model's own code failed on this request."""
+
+
+class RegistryError(FaultError):
+    """A registry cannot be reached, refuses, or sends something else than it should."""
+
+    status = 502
+    grpc_code = GrpcCode.UNAVAILABLE
 
 
 class StoreError(FaultError):

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.bfloat16 import find_bfloat16
 from argosy.errors import InputError, list_choices
 
 __all__ = [
@@ -36,7 +37,7 @@ Arrays = dict[str, NDArray[Any]]
 
 MAX_RANK: Final = 16
 
-# The V2 datatypes with a NumPy equivalent. BYTES arrays have dtype object and hold `bytes`.
+# The V2 datatypes as NumPy's. BYTES arrays have dtype object and hold `bytes`.
 DATATYPES: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("u1"),
@@ -50,6 +51,7 @@ DATATYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "BF16": find_bfloat16(),
     "BYTES": np.dtype("O"),
 }
 PREPROCESS_KINDS: Final = ("image", "text")
@@ -182,7 +184,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         for name in made:
             if name not in known or made.count(name) > 1:
                 raise InputError("bad_option", option="preprocess", got=name, expected="inputs of the signature, each made once")
-        names = [step.name for step in self.preprocess] + [name for name in known if name not in made]
+        names = [step.name for step in self.preprocess] + [spec.name for spec in self.inputs]
         if len(set(names)) != len(names):
             raise InputError("bad_option", option="preprocess", got=", ".join(names), expected="different names")
         if self.preprocess and not self.is_batched:

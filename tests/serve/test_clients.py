@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 import argosy
 from argosy.serve.launch import Server
 from tests.conftest import row
-from tests.serve.test_v2_models import serve_models
+from tests.serve.test_v2_models import TYPES, serve_models
 
 KINDS = ("http", "http.aio", "grpc", "grpc.aio")
 
@@ -105,8 +105,7 @@ def test_triton_sees_health(triton: Triton) -> None:
 def test_triton_reads_metadata(triton: Triton) -> None:
     found = triton.get_server_metadata() if triton.is_http else triton.get_server_metadata(as_json=True)
     assert (found["name"], found["version"]) == ("argosy", find_version("argosy"))
-    # The binary extension is one of HTTP: gRPC has raw contents of its own.
-    assert ("binary_tensor_data" in found.get("extensions", [])) == triton.is_http
+    assert {"binary_tensor_data", "model_configuration", "model_repository", "statistics"} <= set(found["extensions"])
     for version in ("", "1"):
         assert triton.read_metadata("pair", version) == {
             "name": "pair",
@@ -148,7 +147,7 @@ def test_triton_takes_the_outputs_it_asked_for(triton: Triton, is_binary: bool) 
 def test_triton_sends_every_datatype(triton: Triton) -> None:
     arrays = {
         name: np.array([[b"a\0b", b""]], object) if name == "BYTES" else np.array([[1, 0]], dtype)
-        for name, dtype in argosy.signature.DATATYPES.items()
+        for name, dtype in TYPES.items()
     }
     inputs = [triton.make_input(f"in-{name}", array, datatype=name) for name, array in arrays.items()]
     result = triton.infer("types", inputs)

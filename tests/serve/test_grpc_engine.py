@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import Home, row
+from argosy.serve.launch import Server
+from tests.conftest import Home, row, wait_until
 
 
 def make_input(array: np.ndarray) -> triton.InferInput:
@@ -65,3 +72,60 @@ def test_deadlines_and_cancelled_calls_leave_the_model_free_for_others(home: Hom
             assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
             result = client.infer("code", [make_input(row(1.0))])
             np.testing.assert_array_equal(result.as_numpy("y"), row(2.0))
+
+
+@pytest.mark.parametrize("kind", ["ours", "http", "grpc", "stream"])
+def test_request_of_higher_priority_is_taken_first(home: Home, kind: str, tmp_path: Path) -> None:
+    gate, order = tmp_path / "gate", tmp_path / "order"
+    order.touch()
+    # The first request holds the model until the gate is there; each writes down when it was run.
+    wait = f"while x[0, 0] == 0 and not os.path.exists({str(gate)!r}): time.sleep(0.005)"
+    note = f"open({str(order)!r}, 'a').write('%d ' % x[0, 0])"
+    home.publish_code(f"{note}\n{wait}\nreturn {{'y': x}}")
+    with home.serve() as server, ExitStack() as stack:
+        server.deploy("code", allow_code=True)
+        ask = make_asker(kind, server, stack)
+        pool = stack.enter_context(ThreadPoolExecutor(8))
+        stack.callback(gate.touch)
+
+        def count_waiting() -> int:
+            with server.admin() as admin:
+                lanes = [lane for front in admin.stats()["fronts"].values() for lane in front]
+            return sum(lane["open_requests"] for lane in lanes)
+
+        asked = []
+        # One runs, and one stands ready beside it; what comes then waits in the front.
+        for number, (value, priority) in enumerate(((0, 0), (1, 0), (2, 0), (3, 9), (4, 1))):
+            asked.append(pool.submit(ask, value, priority))
+            wait_until(lambda number=number: count_waiting() == number + 1)
+        gate.touch()
+        for value, each in enumerate(asked):
+            np.testing.assert_array_equal(each.result(20), row(float(value)))
+    assert order.read_text().split() in (["0", "1", "4", "3", "2"], ["0", "1", "4", "2", "3"])
+
+
+def make_asker(kind: str, server: Server, stack: ExitStack) -> Callable[[int, int], np.ndarray]:
+    """A function that asks the model `code` for a row of one value, with a priority; threads may share it."""
+    if kind == "ours":
+        client = stack.enter_context(server.client())
+        return lambda value, priority: client.predict("code", {"x": row(value)}, priority=priority)["y"]
+    if kind == "http":
+        made = stack.enter_context(triton_http.InferenceServerClient(server.url.removeprefix("http://"), concurrency=8))
+
+        def ask_http(value: int, priority: int) -> np.ndarray:
+            tensor = triton_http.InferInput("x", [1, 4], "FP32")
+            tensor.set_data_from_numpy(row(value))
+            return made.async_infer("code", [tensor], priority=priority).get_result().as_numpy("y")
+
+        return ask_http
+    client_grpc = stack.enter_context(triton.InferenceServerClient(server.grpc_address))
+    if kind == "grpc":
+        return lambda value, priority: client_grpc.infer("code", [make_input(row(value))], priority=priority).as_numpy("y")
+    answers: dict[str, queue.Queue[np.ndarray]] = {str(value): queue.Queue() for value in range(8)}
+    client_grpc.start_stream(lambda result, error: answers[result.get_response().id].put(result.as_numpy("y")))
+
+    def ask_stream(value: int, priority: int) -> np.ndarray:
+        client_grpc.async_stream_infer("code", [make_input(row(value))], request_id=str(value), priority=priority)
+        return answers[str(value)].get(timeout=20)
+
+    return ask_stream

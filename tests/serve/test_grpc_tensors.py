@@ -97,7 +97,7 @@ def test_empty_tensors_are_arrays():
 
 def test_inputs_are_gathered_in_the_signatures_order():
     x, free = np.ones((2, 3), np.float32), np.ones((2, 1), np.int8)
-    arrays, rows = gather_inputs(LANE, {"free": free, "x": x})
+    arrays, rows, _ = gather_inputs(LANE, {"free": free, "x": x})
     assert arrays[0] is x
     assert arrays[1] is free
     assert rows == 2
@@ -105,7 +105,7 @@ def test_inputs_are_gathered_in_the_signatures_order():
 
 def test_rows_of_an_unbatched_signature_are_not_counted():
     lane = make_lane(TensorSpec("x", "FP32", (3,)), batched=False)
-    arrays, rows = gather_inputs(lane, {"x": np.ones(3, np.float32)})
+    arrays, rows, _ = gather_inputs(lane, {"x": np.ones(3, np.float32)})
     assert (len(arrays), rows) == (1, 1)
 
 

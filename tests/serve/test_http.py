@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import socket
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ INFER = "/v2/models/scale/infer"
 OUTPUTS = [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [3.0, 6.0, 9.0, 12.0]}]
 MAX_BODY_BYTES = 1 << 20
 VERSION = find_version("argosy")
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics"]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,8 @@ def exchange(address: tuple[str, int], *pieces: bytes, is_head: bool = False) ->
     [
         ("/v2/health/live", 200, {"live": True}),
         ("/v2/health/ready", 200, {"ready": True}),
-        ("/v2", 200, {"name": "argosy", "version": VERSION, "extensions": ["binary_tensor_data"]}),
-        ("/v2/", 200, {"name": "argosy", "version": VERSION, "extensions": ["binary_tensor_data"]}),
+        ("/v2", 200, {"name": "argosy", "version": VERSION, "extensions": EXTENSIONS}),
+        ("/v2/", 200, {"name": "argosy", "version": VERSION, "extensions": EXTENSIONS}),
         ("/v2/health/live?verbose=1", 200, {"live": True}),
         ("/v2/models/scale/ready", 200, {"name": "scale", "ready": True}),
         ("/v2/models/scale/versions/2/ready", 200, {"name": "scale", "ready": True}),
@@ -128,7 +130,7 @@ NO_VERSION = "Version 1 of model 'scale' is not served now; served: 2"
         ("/v2/models", "No {method} /v2/models here"),
         ("/v2/models/scale/nothing", "No {method} /v2/models/scale/nothing here"),
         ("/v2/models/scale/versions", "No {method} /v2/models/scale/versions here"),
-        ("/v1/models/scale/infer", "No {method} /v1/models/scale/infer here"),
+        ("/v3/models/scale/infer", "No {method} /v3/models/scale/infer here"),
         ("/v2/models/scale%2Finfer/nothing/x", "No {method} /v2/models/scale%2Finfer/nothing/x here"),
         ("/V2/health/live", "No {method} /V2/health/live here"),
     ],
@@ -439,3 +441,42 @@ def test_connections_over_the_limit_are_closed_and_others_go_on(home: Home) -> N
             peer.send(post())
             assert json.loads(peer.read().body)["outputs"] == OUTPUTS
             peer.socket.close()
+
+
+# errors that end the connection
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "text"),
+    [
+        (b"GET /" + b"a" * 5000, 414, "The URL is longer than 4096 bytes"),
+        (b"GET /" + b"a" * 200_000, 414, "The URL is longer than 4096 bytes"),
+        (b"GET /v2 HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 200, 431, "more than 100 headers, or more than 32768 bytes of them"),
+        (b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000 + b"\r\n", 431, "more than 100 headers"),
+        (b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 200_000, 431, "more than 100 headers"),
+        (b"POST /v2/models/scale/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n", 413, "more than 1048576 bytes"),
+        (b"nonsense\r\n\r\n", 400, "not valid HTTP/1.1"),
+    ],
+    ids=["url", "url-without-end", "headers", "header", "header-without-end", "body", "nonsense"],
+)
+def test_client_that_goes_on_sending_still_reads_why_it_was_refused(
+    address: tuple[str, int], head: bytes, status: int, text: str
+) -> None:
+    # As most clients do: all is sent before anything is read. A reset would destroy the answer.
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(head)
+        for _ in range(30):
+            connection.sendall(b"x" * 100_000)
+        data = b""
+        while piece := connection.recv(65536):
+            data += piece
+    assert data.startswith(b"HTTP/1.1 %d " % status)
+    assert text in json.loads(data.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_client_that_never_ends_after_a_refusal_is_cut_off(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for _ in range(2000):
+                connection.sendall(b"x" * 100_000)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
@@ -60,22 +61,34 @@ class Batch(NamedTuple):
     rows: int
     sequence: int
     x: np.ndarray
+    form: int = 0
 
 
 class Front:
     """A front's loop, router and lane; its workers are played by the test."""
 
-    def __init__(self, shape: tuple[int, ...] = (-1, 4), datatype: str = "FP32", *, is_repeatable: bool = True) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...] = (-1, 4),
+        datatype: str = "FP32",
+        *,
+        is_repeatable: bool = True,
+        signature: Signature | None = None,
+        **fields: Any,
+    ) -> None:
         self.loop = uvloop.new_event_loop()
         self.faults: list[Any] = []
         self.loop.set_exception_handler(lambda loop, context: self.faults.append(context))
         fd = os.memfd_create("counters", os.MFD_CLOEXEC)
         os.ftruncate(fd, MEMORY_BYTES)
-        self.router = Router(self.loop, Counters(fd, 0))
-        signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", datatype, shape),))
+        self.counters = Counters(fd, 0)
+        self.router = Router(self.loop, self.counters)
+        signature = signature or Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", datatype, shape),))
         names = tuple(f"w{number}" for number in range(4))
         entry = LaneEntry("1", 1.0, False, 0, signature, "onnx", names, 8, True, is_repeatable, 30.0, 1000, 1 << 20)
-        self.router.apply(Table(1, (TableEntry("m", "m", (entry,)),)))
+        entry = msgspec.structs.replace(entry, **fields)
+        self.table = Table(1, (TableEntry("m", "m", (entry,)),))
+        self.router.apply(self.table)
         self.lane = self.router.find("m")
         self.lost: list[str] = []
         self.played: list[Played] = []
@@ -127,14 +140,14 @@ class Played:
     def take(self) -> Batch:
         while True:
             frame, fds = frames.read_frame(self.sock)
-            kind, _, slot, rows, sequence = HEADER.unpack_from(frame)
+            kind, form, slot, rows, sequence = HEADER.unpack_from(frame)
             if kind == Kind.ARENA:
                 self.arenas[slot] = [frames.map_arena(fd) for fd in fds]
                 continue
             assert kind == Kind.BATCH
             inputs = self.arenas[slot][0]
             (tensor,) = frames.unpack_tensors(frame, HEADER.size, len(inputs))
-            return Batch(slot, rows, sequence, frames.read_tensor(inputs, tensor).copy())
+            return Batch(slot, rows, sequence, frames.read_tensor(inputs, tensor).copy(), form)
 
     def reply(self, batch: Batch, y: np.ndarray, **changes: Any) -> None:
         """Write y into the arena and describe it, with some fields of the description changed."""

@@ -35,8 +35,12 @@ ELEMENT_TYPES = {
     "FP16": TensorProto.FLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
+    "BF16": TensorProto.BFLOAT16,
     "BYTES": TensorProto.STRING,
 }
+
+# ONNX Runtime's Python interface has no bfloat16 output for a model that has text among its inputs.
+TYPES = {name: dtype for name, dtype in DATATYPES.items() if name != "BF16"}
 
 Tensor = tuple[str, str, Sequence[int | str]]
 """Name, datatype and shape, whose free axes are words."""
@@ -71,10 +75,10 @@ def publish_same(home: Home, datatype: str) -> argosy.Version:
 
 
 def publish_all_types(home: Home) -> argosy.Version:
-    """Publish a model with an input and an output of every datatype; each output is its input."""
-    nodes = [helper.make_node("Identity", [f"in-{datatype}"], [f"out-{datatype}"]) for datatype in DATATYPES]
-    inputs = [(f"in-{datatype}", datatype, ("N", "K")) for datatype in DATATYPES]
-    outputs = [(f"out-{datatype}", datatype, ("N", "K")) for datatype in DATATYPES]
+    """Publish a model with an input and an output of every datatype but BF16; each output is its input."""
+    nodes = [helper.make_node("Identity", [f"in-{datatype}"], [f"out-{datatype}"]) for datatype in TYPES]
+    inputs = [(f"in-{datatype}", datatype, ("N", "K")) for datatype in TYPES]
+    outputs = [(f"out-{datatype}", datatype, ("N", "K")) for datatype in TYPES]
     return publish_graph(home, "types", nodes, inputs, outputs)
 
 
@@ -151,8 +155,8 @@ EXPECTED = {
     "scalar": ([("x", "FP32", [])], [("y", "FP32", [])]),
     "same-BYTES": ([("x", "BYTES", [-1, -1])], [("y", "BYTES", [-1, -1])]),
     "types": (
-        [(f"in-{datatype}", datatype, [-1, -1]) for datatype in DATATYPES],
-        [(f"out-{datatype}", datatype, [-1, -1]) for datatype in DATATYPES],
+        [(f"in-{datatype}", datatype, [-1, -1]) for datatype in TYPES],
+        [(f"out-{datatype}", datatype, [-1, -1]) for datatype in TYPES],
     ),
 }
 

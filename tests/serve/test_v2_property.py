@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from argosy.serve.launch import Server
 from argosy.signature import DATATYPES, pack_bytes, unpack_bytes
 from tests.serve.test_http import Peer, attacks, request
-from tests.serve.test_v2_models import serve_models
+from tests.serve.test_v2_models import TYPES, serve_models
 
 HEADER = "inference-header-content-length"
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -142,7 +142,7 @@ def count_joined(server: Server) -> float:
 @given(data=st.data())
 def test_each_client_gets_its_own_rows(data: st.DataObject, peers: list[Any]) -> None:
     width = data.draw(st.integers(0, MAX_WIDTH))
-    asked = data.draw(st.lists(questions(width, tuple(DATATYPES)), min_size=1, max_size=MAX_CLIENTS))
+    asked = data.draw(st.lists(questions(width, tuple(TYPES)), min_size=1, max_size=MAX_CLIENTS))
     ask_all(peers, asked)
 
 
@@ -150,7 +150,7 @@ def test_each_client_gets_its_own_rows(data: st.DataObject, peers: list[Any]) ->
 @given(data=st.data())
 def test_clients_of_different_widths_get_their_own_rows(data: st.DataObject, peers: list[Any]) -> None:
     widths = data.draw(st.lists(st.integers(0, MAX_WIDTH), min_size=1, max_size=MAX_CLIENTS))
-    asked = [data.draw(questions(width, tuple(DATATYPES))) for width in widths]
+    asked = [data.draw(questions(width, tuple(TYPES))) for width in widths]
     ask_all(peers, asked)
 
 
@@ -166,8 +166,8 @@ def test_rows_that_number_themselves_stay_in_their_place(server: Server, peers: 
             number += num_rows
             text = np.array([str(value).encode() for value in rows.ravel()], object).reshape(num_rows, 1)
             with np.errstate(over="ignore"):
-                arrays = {name: text if name == "BYTES" else rows.astype(dtype) for name, dtype in DATATYPES.items()}
-            flags = dict.fromkeys(DATATYPES, client % 2 == 0)
+                arrays = {name: text if name == "BYTES" else rows.astype(dtype) for name, dtype in TYPES.items()}
+            flags = dict.fromkeys(TYPES, client % 2 == 0)
             asked.append(Question(arrays, flags, flags, client % 3 == 0))
         ask_all(peers, asked)
     joined = count_joined(server) - before

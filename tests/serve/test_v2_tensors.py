@@ -14,7 +14,7 @@ import pytest
 
 from argosy.serve.launch import Server
 from argosy.signature import DATATYPES, pack_bytes, unpack_bytes
-from tests.serve.test_v2_models import serve_models
+from tests.serve.test_v2_models import TYPES, serve_models
 
 HEADER = "Inference-Header-Content-Length"
 SINGLES = ("BOOL", "UINT8", "UINT64", "INT8", "INT64", "FP16", "FP32", "FP64", "BYTES")
@@ -80,9 +80,9 @@ def read_outputs(answer: httpx.Response) -> dict[str, np.ndarray]:
 
 
 def make_limits() -> dict[str, np.ndarray]:
-    """Two rows of the lowest and highest values of every datatype."""
+    """Two rows of the lowest and highest values of every datatype but BF16 (`test_datatypes.py`)."""
     arrays: dict[str, np.ndarray] = {}
-    for name, dtype in DATATYPES.items():
+    for name, dtype in TYPES.items():
         if dtype.kind == "O":
             values: list[Any] = ["", "a\0b\n\u00e4\u20ac\U0001f6a2".encode(), b"x" * 1000, b'"\\']
         elif dtype.kind == "b":
@@ -324,7 +324,12 @@ def test_outputs_are_binary_as_asked_for_each(client: httpx.Client) -> None:
         ((A, {**B, "data": [[1, 2], [4, 5, 6, 7]]}), {}, "nesting of input `b` does not follow its shape (2, 3)"),
         ((A, B), {"outputs": [{"name": "y"}]}, "Model 'pair' version 1 has no output 'y'; it has: joined, positive, total"),
         ((A, B), {"outputs": [{"name": "total"}, {"name": "total"}]}, "Tensor 'total' stands twice in the request"),
-        ((A, B), {"parameters": {"timeout": 0}}, "Parameter `timeout` is 0, expected microseconds"),
+        ((A, B), {"parameters": {"timeout": -1}}, "Parameter `timeout` is -1, expected microseconds"),
+        ((A, B), {"parameters": {"priority": -1}}, "Parameter `priority` is -1, expected 1 (first) to 65536, or 0"),
+        ((A, B), {"parameters": {"sequence_id": 7}}, "Parameter `sequence_id` is 7, expected none: sequences are not offered"),
+        ((A, B), {"parameters": {"sequence_start": True}}, "Parameter `sequence_start` is True, expected none"),
+        (({**A, "parameters": {"shared_memory_region": "r"}}, B), {}, "Parameter `shared_memory_region` is 'r', expected none"),
+        ((A, B), {"outputs": [{"name": "total", "parameters": {"classification": 3}}]}, "Parameter `classification` is 3"),
     ],
 )
 def test_refusals_name_what_was_wrong(

@@ -37,6 +37,7 @@ CONTENTS: dict[str, bytes | dict[str, bytes]] = {
     "pickle": pickle.dumps([1], 4),
     "xgboost": b'{"learner":{"attributes":{}}}',
     "lightgbm": b"tree\nversion=v4\n",
+    "openvino": b'<?xml version="1.0"?>\n<net name="n" version="11">\n',
 }
 
 

@@ -27,26 +27,42 @@ _CREATED_LENGTH: Final = len("2025-01-31T12:00")
 @click.option("--sample", type=click.Path(path_type=Path), help="File with a few real rows: .npz, .npy or .json.")
 @click.option("--code", metavar="FILE.py:FUNCTION", help="Function that builds the model, for a file that holds weights alone.")
 @click.option("--allow-pickle", is_flag=True, help="Open a file that runs its maker's code, in a process that reaches nothing.")
+@click.option("--labels", type=click.Path(path_type=Path), help="File with the names of the output's last axis, one a line.")
+@click.option(
+    "--preprocess", type=click.Path(path_type=Path), help="File of steps, .toml or .json: pictures or text may be sent instead."
+)
 @click.option("--signature", type=click.Path(path_type=Path), help=f"JSON file with the tensors of a Python model: {_EXAMPLE}")
 @click.option("--repeatable", is_flag=True, help="A Python model may run twice for one request, after a crash.")
 def import_model(
-    shell: Shell, path: Path, name: str, signature: Path | None, repeatable: bool, sample: Path | None, **foreign: Any
+    shell: Shell,
+    path: Path,
+    name: str,
+    signature: Path | None,
+    repeatable: bool,
+    sample: Path | None,
+    labels: Path | None,
+    preprocess: Path | None,
+    **foreign: Any,
 ) -> None:
     """Publish a model that was trained elsewhere as the next version of a model.
 
     PATH is an .onnx file, a .py file with a class Model, or a file of another framework: TorchScript, torch.export,
-    .keras, a SavedModel folder, an MXNet symbol, jax.export, XGBoost, LightGBM, skops, a pickle of scikit-learn, or weights
-    (safetensors, Flax, torch.save) with --code.
+    .keras, a SavedModel folder, an MXNet symbol, OpenVINO's .xml, jax.export, XGBoost, LightGBM, skops, a pickle of
+    scikit-learn, or weights (safetensors, Flax, torch.save) with --code.
     """
+    from argosy.store.preprocess import read_steps
+
     is_named = foreign["format_name"] is not None
+    given: dict[str, Any] = {"preprocess": () if preprocess is None else read_steps(preprocess)}
     if path.suffix == ".py" and not is_named:
-        version = _import_python(shell, path, name, signature, repeatable, _list_given(sample=sample, **foreign))
+        other = _list_given(sample=sample, labels=labels, **foreign)
+        version = _import_python(shell, path, name, signature, other, repeatable=repeatable, **given)
     elif signature is not None or repeatable:
         raise click.UsageError("--signature and --repeatable are for .py files: other files tell their tensors.")
     elif path.suffix == ".onnx" and not is_named:
-        version = _import_onnx(shell, path, name, sample, _list_given(**foreign))
+        version = _import_onnx(shell, path, name, sample, _list_given(**foreign), labels=_read_labels(labels), **given)
     else:
-        version = _import_foreign(shell, path, name, sample, **foreign)
+        version = _import_foreign(shell, path, name, sample, labels=_read_labels(labels), **foreign, **given)
     show_version(shell, version)
 
 
@@ -54,17 +70,29 @@ def _list_given(**options: object) -> list[str]:
     return [f"--{name.replace('_', '-').removesuffix('-name')}" for name, value in options.items() if value]
 
 
-def _import_python(shell: Shell, path: Path, name: str, signature: Path | None, repeatable: bool, other: list[str]) -> Version:
+def _read_labels(path: Path | None) -> list[str] | None:
+    from argosy.errors import InputError
+
+    if path is None:
+        return None
+    try:
+        return path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InputError("missing_file", path=path, detail=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise InputError("bad_config", component="labels", source=path, detail=str(error)) from error
+
+
+def _import_python(shell: Shell, path: Path, name: str, signature: Path | None, other: list[str], **given: Any) -> Version:
     from argosy.store.python_file import publish_python
 
     if other:
         raise click.UsageError(f"{', '.join(other)}: not for .py files, which are published as they are.")
-    if signature is None:
-        raise click.UsageError("A Python model needs --signature FILE.json: code does not tell its tensors.")
-    return publish_python(shell.open_store(), path, name, signature=_read_signature(signature), repeatable=repeatable)
+    tensors = None if signature is None else _read_signature(signature)
+    return publish_python(shell.open_store(), path, name, signature=tensors, **given)
 
 
-def _import_onnx(shell: Shell, path: Path, name: str, sample: Path | None, other: list[str]) -> Version:
+def _import_onnx(shell: Shell, path: Path, name: str, sample: Path | None, other: list[str], **given: Any) -> Version:
     from argosy.errors import InputError
     from argosy.store.foreign_file import to_array
     from argosy.store.onnx_file import import_onnx
@@ -73,15 +101,15 @@ def _import_onnx(shell: Shell, path: Path, name: str, sample: Path | None, other
         raise click.UsageError(f"{', '.join(other)}: not for .onnx files, which are published as they are.")
     rows = None
     if sample is not None:
-        given = _read_sample(sample)
-        if not isinstance(given, dict):
+        found = _read_sample(sample)
+        if not isinstance(found, dict):
             raise InputError("bad_sample", detail="an ONNX file names its inputs: give .npz, or .json with lists by input name")
-        rows = {key: to_array(value) for key, value in cast("dict[str, Any]", given).items()}
-    return import_onnx(shell.open_store(), path, name, golden_inputs=rows)
+        rows = {key: to_array(value) for key, value in cast("dict[str, Any]", found).items()}
+    return import_onnx(shell.open_store(), path, name, golden_inputs=rows, **given)
 
 
 def _import_foreign(
-    shell: Shell, path: Path, name: str, sample: Path | None, *, format_name: str | None, code: str | None, allow_pickle: bool
+    shell: Shell, path: Path, name: str, sample: Path | None, *, format_name: str | None, **given: Any
 ) -> Version:
     from argosy.store.foreign_file import import_foreign
 
@@ -91,8 +119,7 @@ def _import_foreign(
         name,
         format=format_name,
         sample=None if sample is None else _read_sample(sample),
-        code=code,
-        allow_pickle=allow_pickle,
+        **given,
     )
 
 
@@ -162,12 +189,13 @@ def _describe(version: Version) -> dict[str, Any]:
         "golden_is_synthetic": manifest.golden_is_synthetic,
         "measurements": version.measurements,
         "lineage": manifest.lineage,
+        "pulled_from": version.pulled_from,
     }
 
 
 def _build_row(version: Version) -> tuple[str, ...]:
     # One for each batch size would drown the others; --json has them all.
-    shown = {name: value for name, value in version.measurements.items() if not name.startswith("service_s_batch_")}
+    shown = {name: value for name, value in version.measurements.items() if "service_s_batch_" not in name}
     if (row_s := version.measurements.get("service_s_batch_1")) is not None:
         shown["row_s"] = row_s
     return (
@@ -177,7 +205,7 @@ def _build_row(version: Version) -> tuple[str, ...]:
         version.manifest.runtime,
         version.created[:_CREATED_LENGTH].replace("T", " "),
         ", ".join(f"{name} {format_measurement(name, value)}" for name, value in shown.items()),
-        summarise_lineage(version.manifest.lineage),
+        summarise_lineage(version.manifest.lineage | ({"pulled from": version.pulled_from} if version.pulled_from else {})),
     )
 
 

@@ -119,12 +119,14 @@ def _measure_difference(prediction: Prediction, expected: Arrays) -> float:
     """The largest difference of a number from the recorded one; infinite where anything else differs."""
     import numpy as np
 
+    from argosy.bfloat16 import is_float
+
     largest = 0.0
     for name, want in expected.items():
         got = prediction[name]
         if got.shape != want.shape:
             return math.inf
-        if want.dtype.kind != "f":
+        if not is_float(want.dtype):
             largest = largest if np.array_equal(got, want) else math.inf
         else:
             apart = np.abs(got.astype(np.float64) - want.astype(np.float64))
@@ -162,10 +164,11 @@ def _to_lists(prediction: Prediction, name: str) -> Any:
     """
     import numpy as np
 
+    from argosy.bfloat16 import is_float, widen
     from argosy.errors import InputError, ModelError
 
-    array = prediction[name]
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    array = widen(prediction[name])
+    if is_float(array.dtype) and not np.isfinite(array).all():
         raise ModelError("not_finite_output", tensor=name, model=prediction.model, version=prediction.version)
     if array.dtype.kind != "O":
         return array.tolist()

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from argosy.bfloat16 import is_bfloat16, is_float, widen
 from argosy.errors import ArgosyError
 from argosy.signature import Arrays, TensorSpec
 from argosy.store.golden import Golden
@@ -21,7 +22,7 @@ __all__ = ["Snippet", "build_snippet", "choose_example"]
 MAX_SHOWN_VALUES: Final = 1024
 """Beyond this a request is made of zeros by a short expression: nobody pastes a picture's 150,000 numbers."""
 
-_ZEROS: Final = {"f": "0.0", "i": "0", "u": "0", "b": "False", "O": '""'}
+_ZEROS: Final = {"f": "0.0", "i": "0", "u": "0", "b": "False", "O": '""', "V": "0.0"}
 
 
 class Snippet(NamedTuple):
@@ -41,6 +42,8 @@ def build_snippet(url: str, name: str, store: Store, version: Version) -> Snippe
         version: what the deployment serves.
     """
     specs = version.manifest.signature.inputs
+    if not version.manifest.signature.outputs:
+        return _build_raw(url, name)
     inputs = choose_example(store, version)
     target = f"{url}/v2/models/{name}/infer"
     if sum(array.size for array in inputs.values()) > MAX_SHOWN_VALUES:
@@ -62,6 +65,13 @@ def build_snippet(url: str, name: str, store: Store, version: Version) -> Snippe
         f"client = Client({url!r})",
         f"print(client.predict({name!r}, {values!r}))",
     )
+    return Snippet(curl, "\n".join(python))
+
+
+def _build_raw(url: str, name: str) -> Snippet:
+    """A request whose form only the model's own code knows."""
+    curl = f"curl -sSN {shlex.quote(f'{url}/v2/models/{name}/raw')} -d {shlex.quote('{}')}"
+    python = ("from argosy import Client", f"client = Client({url!r})", f"print(client.raw({name!r}, body=b'{{}}').content)")
     return Snippet(curl, "\n".join(python))
 
 
@@ -87,8 +97,8 @@ def _make_zeros(spec: TensorSpec) -> NDArray[Any]:
 
 
 def _fits_json(array: NDArray[Any]) -> bool:
-    if array.dtype.kind == "f":
-        return bool(np.isfinite(array).all())
+    if is_float(array.dtype):
+        return bool(np.isfinite(widen(array)).all())
     try:
         return array.dtype.kind != "O" or all(item.decode() is not None for item in array.ravel().tolist())
     except UnicodeDecodeError:
@@ -99,7 +109,7 @@ def _to_json(array: NDArray[Any]) -> bytes:
     """Write the values flat; floats with as few digits as their own precision needs, 0.1 and not 0.10000000149."""
     if array.dtype.kind == "O":
         return orjson.dumps([item.decode() for item in array.ravel().tolist()])
-    return orjson.dumps(np.ascontiguousarray(array).ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(np.ascontiguousarray(widen(array)).ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _to_lists(array: NDArray[Any]) -> Any:
@@ -125,4 +135,9 @@ def _build_from_zeros(url: str, name: str, target: str, specs: tuple[TensorSpec,
 
 
 def _write_zeros(spec: TensorSpec, shape: tuple[int, ...]) -> str:
-    return f'numpy.full({shape}, b"", object)' if spec.dtype.kind == "O" else f'numpy.zeros({shape}, "{spec.dtype.name}")'
+    return f'numpy.full({shape}, b"", object)' if spec.dtype.kind == "O" else f'numpy.zeros({shape}, "{_name_dtype(spec)}")'
+
+
+def _name_dtype(spec: TensorSpec) -> str:
+    # The client rounds float32 to bfloat16, and who pastes this may not have that type.
+    return "float32" if is_bfloat16(spec.dtype) else spec.dtype.name

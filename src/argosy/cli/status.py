@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from argosy.cli.shell import Shell, Table, command, format_bytes, format_seconds
 
@@ -41,7 +41,7 @@ def _build_status_rows(deployment: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{lane['weight']:.0%}",
             f"{lane['ready_replicas']}/{spec['replicas']}",
             format_bytes(sum(worker["memory_bytes"] for worker in lane["workers"])),
-            lane["runtime"],
+            " ".join(filter(None, (lane["runtime"], lane["precision"]))),
             f"{lane['num_golden']}{' synthetic' if lane['golden_is_synthetic'] else ''}",
         )
         for lane in deployment["lanes"]
@@ -55,6 +55,8 @@ def _list_notes(deployment: dict[str, Any]) -> list[str]:
     for lane in deployment["lanes"]:
         if lane["join_refusal"]:
             notes.append(f"{name} version {lane['version']}: rows are not joined: {lane['join_refusal']}")
+        elif lane["pad_refusal"]:
+            notes.append(f"{name} version {lane['version']}: rows of different lengths are not joined: {lane['pad_refusal']}")
         for worker in lane["workers"]:
             if worker["deaths"]:
                 notes.append(f"{name}: worker {worker['name']} died {worker['deaths']} times, last: {worker['last_death']}")
@@ -69,16 +71,16 @@ def _list_notes(deployment: dict[str, Any]) -> list[str]:
 
 @command("stats")
 def stats(shell: Shell) -> None:
-    """Show counters since the server's start: answers, refusals, batches, latency."""
+    """Show counters since the server's start: answers, refusals, batches and why they were closed, latency."""
     from argosy.client import AdminClient
 
     with AdminClient(shell.home) as admin:
         found = admin.stats()
     columns = (
         *("name", "version", "ok", "bad", "fault", "refused", "queued"),
-        *("batches", "rows/batch", "service", "p50", "p99"),
+        *("batches", "rows/batch", "padding", "service", "in queue", "p50", "p99"),
     )
-    shell.show(found, Table(columns, [_build_stats_row(series) for series in found["series"]]))
+    shell.show(found, Table(columns, [_build_stats_row(series) for series in found["series"]]), *_explain_batches(found))
 
 
 def _build_stats_row(series: dict[str, Any]) -> tuple[str, ...]:
@@ -88,5 +90,44 @@ def _build_stats_row(series: dict[str, Any]) -> tuple[str, ...]:
         series["version"],
         *(str(series[name]) for name in counts),
         f"{series['mean_batch_rows']:.1f}",
-        *(format_seconds(series[name]) for name in ("mean_service_s", "p50_s", "p99_s")),
+        f"{series['padding_share']:.0%}" if series["padding_share"] else "",
+        *(format_seconds(series[name]) for name in ("mean_service_s", "mean_queue_s", "p50_s", "p99_s")),
     )
+
+
+_CLOSED: Final = {
+    "idle": "a replica was idle and took all that waited",
+    "full": "the most rows allowed (max_batch_rows)",
+    "bytes": "the most bytes that are joined",
+    "shape": "what else waits has another shape, or is too different in length",
+    "deadline": "with more rows it would come too late",
+    "pays": "more rows would not raise rows/s, as measured",
+    "shared": "the rest went to another idle replica",
+    "single": "rows are not joined",
+    "alone": "sent again after a failure",
+}
+
+
+def _explain_batches(found: dict[str, Any]) -> list[str]:
+    """Why batches have the size that they have, for each version that ran any."""
+    notes: list[str] = []
+    for series in found["series"]:
+        if not series["batches"]:
+            continue
+        name = f"{series['name']} version {series['version']}"
+        reasons = sorted(((count, reason) for reason, count in series["closed"].items() if count), reverse=True)
+        sizes = ", ".join(_describe_size(size) for size in series["sizes"])
+        notes.append(f"{name}: batches by rows: {sizes}; closed because:")
+        notes += [f"  {count / series['batches']:4.0%}  {_CLOSED[reason]}" for count, reason in reasons]
+    refused = {
+        f"{lane['name']} version {lane['version']}: {what}: {lane[key]}"
+        for lanes in found["fronts"].values()
+        for lane in lanes
+        for key, what in (("join_refusal", "rows are not joined"), ("pad_refusal", "rows of different lengths are not joined"))
+        if lane[key] and not (key == "pad_refusal" and lane["join_refusal"])
+    }
+    return notes + sorted(refused)
+
+
+def _describe_size(size: dict[str, Any]) -> str:
+    return f"more {size['batches']}" if size["max_rows"] is None else f"<= {size['max_rows']} {size['batches']}"

@@ -6,7 +6,7 @@ replies. The two classes differ only in who carries them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -31,6 +31,8 @@ __all__ = ["AsyncClient", "Client"]
 
 MAX_TIMEOUT_S: Final = 3600.0
 """The longest deadline that a server takes."""
+MAX_PRIORITY: Final = 1 << 16
+"""The last priority that a server takes."""
 _SLACK_S: Final = 0.25
 """How much longer than a request's deadline its answer is waited for: what the server says of it is on its way."""
 _PROBE_TIMEOUT_S: Final = 5.0
@@ -84,16 +86,20 @@ class _Caller:
         outputs: Sequence[str] | None,
         timeout_s: float | None,
         request_id: str | None,
+        priority: int,
     ) -> _Plan[Prediction]:
         if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise InputError("bad_option", option="timeout_s", got=timeout_s, expected=f"above 0, at most {MAX_TIMEOUT_S:.0f}")
+        if not 0 <= priority <= MAX_PRIORITY:
+            raise InputError("bad_option", option="priority", got=priority, expected=f"1 (first) to {MAX_PRIORITY}, or 0")
         chosen = "" if version is None else str(version)
         cached = self._metadata.get((model, chosen))
         metadata = cached or (yield from self._plan_metadata(model, chosen))
         while True:
             try:
                 arrays = fit_inputs(metadata, inputs, chosen)
-                body, length = encode_request(arrays, metadata.inputs, outputs, timeout_s, request_id)
+                specs = metadata.inputs + metadata.raw_inputs
+                body, length = encode_request(arrays, specs, outputs, timeout_s, request_id, priority)
                 allowed_s = self.timeout_s if timeout_s is None else timeout_s
                 headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(length)}
                 path = _build_path(model, chosen, "infer")
@@ -113,6 +119,20 @@ class _Caller:
         metadata = self._read(decode_metadata, accept(reply, self.url, self.timeout_s))
         self._metadata[model, version] = metadata
         return metadata
+
+    def _build_raw(
+        self, model: str, path: str, method: str, body: bytes, headers: Mapping[str, str], version: str | int | None
+    ) -> _Ask:
+        if path and not path.startswith("/"):
+            raise InputError("bad_option", option="path", got=path[:200], expected="nothing, or a path that begins with a slash")
+        target = _build_path(model, "" if version is None else str(version), "raw") + path
+        return _Ask(method, target, self.timeout_s, body, headers)
+
+    def _plan_raw(self, ask: _Ask) -> _Plan[httpx.Response]:
+        reply = yield ask
+        if isinstance(reply, Exception):
+            return accept(reply, self.url, self.timeout_s)
+        return reply
 
     def _plan_probe(self, path: str) -> _Plan[bool]:
         """Ask for health; a server that cannot be reached is not well, and a model that is not there not ready."""
@@ -158,6 +178,7 @@ class Client(_Caller):
         outputs: Sequence[str] | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        priority: int = 0,
     ) -> Prediction:
         """Ask a model for its outputs.
 
@@ -169,6 +190,7 @@ class Client(_Caller):
             outputs: names of those that are wanted; default: all.
             timeout_s: deadline of the request; default: the deployment's.
             request_id: comes back in the answer.
+            priority: 1 is taken first, then 2 and so on; 0 is the deployment's default.
 
         Raises:
             InputError: the inputs do not fit the model; found before they are sent where possible.
@@ -178,7 +200,7 @@ class Client(_Caller):
             DeadlineError: the deadline passed.
             FaultError: the model or the server failed.
         """
-        return self._run(self._plan_predict(model, inputs, version, outputs, timeout_s, request_id))
+        return self._run(self._plan_predict(model, inputs, version, outputs, timeout_s, request_id, priority))
 
     def metadata(self, model: str, version: str | int | None = None) -> Metadata:
         """Ask for a deployment's inputs and outputs.
@@ -188,6 +210,65 @@ class Client(_Caller):
             UnavailableError: no server answers.
         """
         return self._run(self._plan_metadata(model, "" if version is None else str(version)))
+
+    def raw(
+        self,
+        model: str,
+        path: str = "",
+        *,
+        method: str = "POST",
+        body: bytes = b"",
+        headers: Mapping[str, str] = {},
+        version: str | int | None = None,
+    ) -> httpx.Response:
+        """Ask the raw endpoint of a model, whose own code answers.
+
+        Args:
+            model: the deployment's name.
+            path: what follows `/raw` in the URL, a query included: nothing, or it begins with a slash.
+            method: of HTTP.
+            body: as it is.
+            headers: further ones, such as Content-Type.
+            version: of the model; default: as the deployment's traffic is split.
+
+        Returns:
+            The answer with whatever status the model gave it; the server's own errors are answers, too.
+
+        Raises:
+            InputError: the path does not begin with a slash.
+            UnavailableError: no server answers.
+            DeadlineError: no answer came within the client's `timeout_s`.
+        """
+        return self._run(self._plan_raw(self._build_raw(model, path, method, body, headers, version)))
+
+    def raw_stream(
+        self,
+        model: str,
+        path: str = "",
+        *,
+        method: str = "POST",
+        body: bytes = b"",
+        headers: Mapping[str, str] = {},
+        version: str | int | None = None,
+    ) -> Iterator[bytes]:
+        """As `raw`, but the parts of the body are given as they come.
+
+        Raises:
+            ArgosyError: what the server or the model said, where the status is no success.
+            UnavailableError: no server answers, or the answer was cut.
+            DeadlineError: the next part did not come within the client's `timeout_s`.
+        """
+        import httpx
+
+        ask = self._build_raw(model, path, method, body, headers, version)
+        try:
+            with self._http.stream(**self._to_httpx(ask)) as reply:
+                if not reply.is_success:
+                    reply.read()
+                accept(reply, self.url, self.timeout_s)
+                yield from reply.iter_raw()
+        except httpx.RequestError as error:
+            accept(error, self.url, self.timeout_s)
 
     def is_ready(self, model: str | None = None) -> bool:
         """Say whether the server, or a model on it, answers now; False also where it cannot be reached."""
@@ -248,13 +329,51 @@ class AsyncClient(_Caller):
         outputs: Sequence[str] | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        priority: int = 0,
     ) -> Prediction:
         """As `Client.predict`."""
-        return await self._run(self._plan_predict(model, inputs, version, outputs, timeout_s, request_id))
+        return await self._run(self._plan_predict(model, inputs, version, outputs, timeout_s, request_id, priority))
 
     async def metadata(self, model: str, version: str | int | None = None) -> Metadata:
         """As `Client.metadata`."""
         return await self._run(self._plan_metadata(model, "" if version is None else str(version)))
+
+    async def raw(
+        self,
+        model: str,
+        path: str = "",
+        *,
+        method: str = "POST",
+        body: bytes = b"",
+        headers: Mapping[str, str] = {},
+        version: str | int | None = None,
+    ) -> httpx.Response:
+        """As `Client.raw`."""
+        return await self._run(self._plan_raw(self._build_raw(model, path, method, body, headers, version)))
+
+    async def raw_stream(
+        self,
+        model: str,
+        path: str = "",
+        *,
+        method: str = "POST",
+        body: bytes = b"",
+        headers: Mapping[str, str] = {},
+        version: str | int | None = None,
+    ) -> AsyncIterator[bytes]:
+        """As `Client.raw_stream`."""
+        import httpx
+
+        ask = self._build_raw(model, path, method, body, headers, version)
+        try:
+            async with self._http.stream(**self._to_httpx(ask)) as reply:
+                if not reply.is_success:
+                    await reply.aread()
+                accept(reply, self.url, self.timeout_s)
+                async for part in reply.aiter_raw():
+                    yield part
+        except httpx.RequestError as error:
+            accept(error, self.url, self.timeout_s)
 
     async def is_ready(self, model: str | None = None) -> bool:
         """As `Client.is_ready`."""

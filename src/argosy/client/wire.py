@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from argosy.bfloat16 import is_bfloat16, is_float
 from argosy.errors import (
     ArgosyError,
     AuthError,
@@ -45,6 +46,7 @@ __all__ = [
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _MAX_SHOWN: Final = 300
+_BFLOAT16_MANTISSA: Final = 7  # bits, the leading one left out
 
 _ERRORS: Final[dict[int, type[ArgosyError]]] = {
     error.status: error
@@ -104,6 +106,8 @@ class Metadata(msgspec.Struct, frozen=True):
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    raw_inputs: tuple[TensorSpec, ...] = ()
+    """What may be sent instead of `inputs`, where the server preprocesses: pictures and text."""
 
 
 class _TensorJson(msgspec.Struct):
@@ -120,6 +124,7 @@ class _MetadataJson(msgspec.Struct):
     outputs: tuple[_TensorJson, ...]
     versions: tuple[str, ...] = ()
     platform: str = ""
+    parameters: dict[str, Any] | None = None
 
 
 class _AnswerJson(msgspec.Struct):
@@ -191,7 +196,8 @@ def _fit_array(value: ArrayLike, spec: TensorSpec, model: str, version: str) -> 
         raise InputError("bad_value", tensor=spec.name, datatype=spec.datatype, detail=str(error)) from None
     if array.dtype == want and want.kind != "O":
         return array
-    kinds = array.dtype.kind + want.kind
+    # NumPy calls bfloat16 no float.
+    kinds = "".join("f" if is_bfloat16(dtype) else dtype.kind for dtype in (array.dtype, want))
     if kinds in ("SO", "UO") or (kinds == "OO" and all(isinstance(item, (str, bytes)) for item in array.ravel().tolist())):
         return array
     if kinds not in ("ff", "ii", "iu", "ui", "uu", "if", "uf", "bi", "bu", "bf"):
@@ -208,13 +214,13 @@ def _find_misfit(array: NDArray[Any], want: np.dtype[Any]) -> str:
     """Say which value a number type cannot hold; "" when it holds all of them."""
     if not array.size or array.dtype.kind == "b":
         return ""
-    if array.dtype.kind == "f":
+    if is_float(array.dtype):
         with np.errstate(over="ignore"):
             is_lost = np.isinf(array.astype(want)) & ~np.isinf(array)
         return f"{array[is_lost].flat[0]} is too large" if is_lost.any() else ""
-    if want.kind == "f":
+    if is_float(want):
         # Every integer up to here has a float of its own.
-        high = 1 << (np.finfo(want).nmant + 1)
+        high = 1 << (_BFLOAT16_MANTISSA if is_bfloat16(want) else np.finfo(want).nmant) + 1
         low = -high
     else:
         low, high = int(np.iinfo(want).min), int(np.iinfo(want).max)
@@ -229,6 +235,9 @@ def fit_inputs(metadata: Metadata, inputs: Inputs, version: str) -> Arrays:
         InputError: `needs_names`, `unknown_input`, `missing_input`, `datatype_mismatch`, `bad_value`.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
+    raw = {spec.name: spec for spec in metadata.raw_inputs}
+    if isinstance(inputs, Mapping) and inputs.keys() & (raw.keys() - specs.keys()):
+        specs = raw
     shown = version or ", ".join(metadata.versions)
     if not isinstance(inputs, Mapping):
         if len(specs) != 1:
@@ -244,7 +253,12 @@ def fit_inputs(metadata: Metadata, inputs: Inputs, version: str) -> Arrays:
 
 
 def encode_request(
-    arrays: Arrays, specs: Sequence[TensorSpec], outputs: Sequence[str] | None, timeout_s: float | None, request_id: str | None
+    arrays: Arrays,
+    specs: Sequence[TensorSpec],
+    outputs: Sequence[str] | None,
+    timeout_s: float | None,
+    request_id: str | None,
+    priority: int = 0,
 ) -> tuple[bytes, int]:
     """Write a V2 request; returns the body, and how many of its bytes are the JSON that stands first."""
     datatypes = {spec.name: spec.datatype for spec in specs}
@@ -252,6 +266,8 @@ def encode_request(
     parameters: dict[str, Any] = {"binary_data_output": True}
     if timeout_s is not None:
         parameters["timeout"] = max(1, int(timeout_s * 1e6))  # microseconds, by the protocol
+    if priority:
+        parameters["priority"] = priority
     head: dict[str, Any] = {
         "parameters": parameters,
         "inputs": [
@@ -302,7 +318,11 @@ def _array_from_json(item: _TensorJson, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 def decode_metadata(response: httpx.Response) -> Metadata:
     found = msgspec.json.decode(response.content, type=_MetadataJson)
-    inputs, outputs = (
-        tuple(TensorSpec(item.name, item.datatype, item.shape) for item in side) for side in (found.inputs, found.outputs)
-    )
-    return Metadata(found.name, found.versions, found.platform, inputs, outputs)
+    raw = msgspec.convert((found.parameters or {}).get("raw_inputs", ()), tuple[_TensorJson, ...])
+    inputs, outputs, raw_inputs = (tuple(_read_spec(item) for item in side) for side in (found.inputs, found.outputs, raw))
+    return Metadata(found.name, found.versions, found.platform, inputs, outputs, raw_inputs)
+
+
+def _read_spec(item: _TensorJson) -> TensorSpec:
+    more = {key: value for key, value in (item.parameters or {}).items() if key in ("labels", "unit")}
+    return msgspec.convert({"name": item.name, "datatype": item.datatype, "shape": item.shape, **more}, TensorSpec)

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from argosy.signature import Arrays, Signature
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import Version
+from argosy.store.preprocess import list_step_files
 from argosy.train.data import check_rows, digest_arrays
 from argosy.train.lineage import describe_environment
 
@@ -236,9 +238,11 @@ def _publish(store: Store, result: CompressResult, precision: str, calibration: 
     # What the parent was trained on and by which recipe holds for its child too.
     lineage |= {key: parent.manifest.lineage[key] for key in ("data", "recipe") if key in parent.manifest.lineage}
     entry = parent.manifest.entry
+    step_files = list_step_files(parent.manifest.signature)
+    folder = store.open_artifact(parent) if step_files else Path()
     return store.publish(
         parent.name,
-        {entry: result.model},
+        {entry: result.model} | {name: folder / name for name in step_files},
         signature=parent.manifest.signature,
         entry=entry,
         repeatable=parent.manifest.repeatable,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from argosy.deploy.spec import DeploymentSpec
+from argosy.deploy.spec import DeploymentSpec, choose_runtime
 from argosy.errors import ConflictError, InputError, NotFoundError, list_choices
 from argosy.store.local import Store
 
@@ -131,10 +131,11 @@ class Ledger:
         Args:
             reference: NAME, NAME@VERSION or NAME@ALIAS; an alias is resolved now.
             name: of the deployment; default: the model's.
-            settings: fields of `DeploymentSpec`; None stands for not given.
+            settings: fields of `DeploymentSpec`; None stands for not given. A precision belongs to its runtime: with another
+                runtime, it is forgotten.
 
         Raises:
-            InputError: a setting is unknown or out of range.
+            InputError: a setting is unknown or out of range, or the runtime cannot run the version.
             NotFoundError: no such version.
         """
         version = self.store.get_version(reference)
@@ -142,21 +143,27 @@ class Ledger:
         present = [deployment.spec for deployment in self.list_deployments() if deployment.spec.name == chosen]
         kept: dict[str, Any] = msgspec.to_builtins(present[0]) if present else {}
         given = {key: value for key, value in settings.items() if value is not None}
+        own = version.manifest.runtime
+        if "runtime" in given and given["runtime"] != (kept.get("runtime") or own):
+            kept.pop("precision", None)
         try:
-            return msgspec.convert(
+            spec = msgspec.convert(
                 {**kept, **given, "name": chosen, "model": version.name, "version": version.number}, DeploymentSpec
             )
         except msgspec.ValidationError as error:
             raise InputError("bad_config", component="deployment", source="settings", detail=str(error)) from None
+        # A version's own runtime is not written down, so that a later version of another framework can follow it.
+        return spec if choose_runtime(spec, own) != own else msgspec.structs.replace(spec, runtime=None)
 
     def request_rollout(self, spec: DeploymentSpec) -> Rollout:
         """Ask that a deployment becomes `spec`; whoever runs it takes it from here.
 
         Raises:
             NotFoundError: no such version.
+            InputError: `bad_option`, as `choose_runtime`.
             ConflictError: another rollout of this deployment has not ended.
         """
-        self.store.get_version(f"{spec.model}@{spec.version}")
+        choose_runtime(spec, self.store.get_version(f"{spec.model}@{spec.version}").manifest.runtime)
         with self.store.transaction() as db:
             running = db.execute(
                 "SELECT spec FROM rollouts WHERE name = ? AND state = 'running' ORDER BY id DESC", (spec.name,)

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -66,10 +66,16 @@ class LocalNode:
         memory_limit_bytes: what all workers may use together; 0 stands for 90 % of what there is.
         on_front: called with a front's name when it has connected, so that it gets a table.
         on_hung: called with a worker's name when a front says that it does not answer.
+        on_errand: carries out what a client asked a front for, and returns the answer.
     """
 
     def __init__(
-        self, channel: Channel, memory_limit_bytes: int, on_front: Callable[[str], None], on_hung: Callable[[str], None]
+        self,
+        channel: Channel,
+        memory_limit_bytes: int,
+        on_front: Callable[[str], None],
+        on_hung: Callable[[str], None],
+        on_errand: Callable[[Message], Awaitable[Message]],
     ) -> None:
         self.workers: dict[str, Worker] = {}
         self.fronts: dict[str, _Front] = {}
@@ -78,6 +84,8 @@ class LocalNode:
         self._channel = channel
         self._on_front = on_front
         self._on_hung = on_hung
+        self._on_errand = on_errand
+        self._errands: set[asyncio.Task[None]] = set()
         self._next_id = 0
 
     # interpreters
@@ -177,12 +185,21 @@ class LocalNode:
                     future.set_result(message)
             elif message["op"] == "hung":
                 self._on_hung(message["worker"])
+            elif "errand" in message:
+                task = asyncio.create_task(self._run_errand(front, message))
+                self._errands.add(task)
+                task.add_done_callback(self._errands.discard)
         if self.fronts.get(name) is front:
             del self.fronts[name]
         for future in front.pending.values():
             if not future.done():
                 future.set_exception(ConnectionError(f"{name} is gone"))
         writer.close()
+
+    async def _run_errand(self, front: _Front, message: Message) -> None:
+        answer = await self._on_errand(message)
+        if not front.writer.is_closing():
+            write_message(front.writer, {**answer, "op": "errand", "errand": message["errand"]})
 
     async def ask_fronts(self, message: Message) -> dict[str, Message]:
         """Ask every front; answers by front. A front that dies meanwhile is left out: it holds nothing any more."""

@@ -13,10 +13,10 @@ import msgspec
 
 from argosy.deploy.ledger import Deployment, Ledger
 from argosy.deploy.local import LocalNode
-from argosy.deploy.rollout import Lane, build_worker_spec, roll_out
+from argosy.deploy.repository import describe_repository
+from argosy.deploy.rollout import Lane, build_worker_spec, name_setting, roll_out
 from argosy.errors import ArgosyError
-from argosy.serve.table import Table, TableEntry
-from argosy.store.manifest import Version
+from argosy.serve.table import RepositoryEntry, Table, TableEntry
 
 __all__ = ["Reconciler"]
 
@@ -47,6 +47,7 @@ class Reconciler:
         self._name_series = name_series
         self._lanes: dict[str, list[Lane]] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._repository: tuple[RepositoryEntry, ...] = ()
         # Epochs grow over restarts of this process, too.
         self._epoch = time.time_ns() // 1_000_000
         self._retry_at_s: dict[str, float] = {}
@@ -62,10 +63,11 @@ class Reconciler:
         entries: list[TableEntry] = []
         for name, lanes in self._lanes.items():
             described = tuple(
-                lane.describe(self.node.workers, self._name_series(name, str(lane.version.number))) for lane in lanes
+                lane.describe(self.node.workers, self._name_series(name, str(lane.version.number)), self._num_fronts)
+                for lane in lanes
             )
             entries.append(TableEntry(name, lanes[-1].spec.model, described))
-        return Table(self._epoch, tuple(entries))
+        return Table(self._epoch, tuple(entries), self._repository)
 
     # lanes
 
@@ -131,12 +133,16 @@ class Reconciler:
         finally:
             self.problems.pop(name, None)
 
-    def keep_measurements(self, version: Version, report: Message) -> None:
+    def keep_measurements(self, lane: Lane, report: Message) -> None:
         """Record what a load has shown."""
         values: dict[str, float] = {"load_s": report["load_s"], "memory_bytes": report["memory_bytes"]}
         for rows, seconds in report.get("service_s", {}).items():
             values[f"service_s_batch_{rows}"] = seconds
-        self.ledger.store.add_measurements(version, values)
+        for rows, length, seconds in report.get("service", ()):
+            if length:
+                values[f"service_s_batch_{rows}_length_{length}"] = seconds
+        setting = name_setting(lane.spec)
+        self.ledger.store.add_measurements(lane.version, {f"{setting}{name}": value for name, value in values.items()})
 
     # the loop
 
@@ -160,6 +166,9 @@ class Reconciler:
         lost = [lane for name in gone for lane in self._lanes.pop(name)]
         for name in [name for name in self._lanes if name not in self._running]:
             is_changed |= self._keep_live(name)
+        repository = await asyncio.to_thread(describe_repository, self.ledger, deployments, dict(self.problems))
+        is_changed |= repository != self._repository
+        self._repository = repository
         if is_changed or lost or not self.is_settled:
             self.is_settled = True
             await self.publish()
@@ -209,7 +218,7 @@ class Reconciler:
 
     def _can_start(self, lane: Lane) -> bool:
         """Say whether what a lane lacks can be started now; an environment that it needs first begins to be built."""
-        name, runtime = lane.spec.name, lane.version.manifest.runtime
+        name, runtime = lane.spec.name, lane.runtime
         if len(self._find_workers(lane)[1]) == lane.spec.replicas:
             return True
         try:

@@ -14,6 +14,7 @@ import os
 import time
 import traceback
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,15 +22,16 @@ import msgspec
 
 from argosy.deploy.ledger import Rollout
 from argosy.deploy.local import Worker
-from argosy.deploy.spec import DeploymentSpec
+from argosy.deploy.spec import DeploymentSpec, choose_runtime
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
 from argosy.serve.table import LaneEntry
 from argosy.store.manifest import CODE_RUNTIMES, GOLDEN_FILE, OWN_FILES, Version
+from argosy.store.preprocess import list_step_files
 
 if TYPE_CHECKING:
     from argosy.deploy.reconcile import Reconciler
 
-__all__ = ["Lane", "build_worker_spec", "estimate_memory", "roll_out"]
+__all__ = ["Lane", "build_worker_spec", "estimate_memory", "name_setting", "roll_out"]
 
 LOAD_TIMEOUT_S: Final = 600.0
 MAX_LOAD_DEATHS: Final = 2
@@ -52,14 +54,20 @@ class Lane:
     weight: float = 0.0
     is_draining: bool = False
     workers: list[str] = field(default_factory=list[str])
-    can_join: bool = False
-    """What the workers that loaded last have shown; kept while one of them is being replaced."""
+    report: Message = field(default_factory=dict[str, Any])
+    """What a worker that loaded last has shown; kept while one is being replaced."""
 
-    def describe(self, workers: dict[str, Worker], series: int) -> LaneEntry:
+    @property
+    def runtime(self) -> str:
+        """What runs the version here."""
+        return choose_runtime(self.spec, self.version.manifest.runtime)
+
+    def describe(self, workers: dict[str, Worker], series: int, num_fronts: int) -> LaneEntry:
         """What fronts are told."""
         reports = [worker.report for name in self.workers if (worker := workers.get(name)) is not None and worker.is_ready]
         if reports:
-            self.can_join = all(report is not None and not report["join_refusal"] for report in reports)
+            # Workers on one machine agree; if not, the one that refuses counts.
+            self.report = next((report for report in reports if report and report["join_refusal"]), reports[0] or {})
         manifest = self.version.manifest
         return LaneEntry(
             version=str(self.version.number),
@@ -67,26 +75,34 @@ class Lane:
             is_draining=self.is_draining,
             series=series,
             signature=manifest.signature,
-            platform=manifest.runtime,
+            platform=self.runtime,
             workers=tuple(self.workers),
             max_batch_rows=self.spec.max_batch_rows,
-            can_join=self.can_join,
+            can_join=bool(self.report) and not self.report["join_refusal"],
+            can_pad=self.report.get("pad_refusal") == "",
+            join_refusal=self.report.get("join_refusal", ""),
+            pad_refusal=self.report.get("pad_refusal", ""),
+            service=tuple((rows, length, seconds) for rows, length, seconds in self.report.get("service", ())),
             is_repeatable=manifest.repeatable,
             timeout_s=self.spec.timeout_s,
             max_queue_rows=self.spec.max_queue_rows,
             max_queue_bytes=self.spec.max_queue_bytes,
+            created_s=int(datetime.fromisoformat(self.version.created).timestamp()),
+            max_streams=max(1, self.spec.max_streams // num_fronts) if manifest.options.get("raw") else 0,
         )
 
 
 def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_fronts: int) -> Message:
     """What a worker is told to load. `key` is equal where one worker can stand for another."""
     manifest = version.manifest
+    runtime = choose_runtime(spec, manifest.runtime)
     worker: Message = {
         "deployment": spec.name,
         "model": version.name,
         "version": version.number,
         "digest": version.digest,
-        "runtime": manifest.runtime,
+        "runtime": runtime,
+        "precision": spec.precision or "",
         "folder": str(folder),
         "entry": manifest.entry,
         "signature": _strip_signature(msgspec.to_builtins(manifest.signature)),
@@ -95,7 +111,8 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
             **manifest.options,
             "threads": spec.threads,
             "max_threads": max(1, (os.cpu_count() or 1) // spec.replicas),
-            "share_weights": _shares_weights(spec, version, folder),
+            "share_weights": runtime == "onnx" and _shares_weights(spec, version, folder),
+            **({"precision": spec.precision} if spec.precision else {}),
         },
         "max_batch_rows": spec.max_batch_rows,
         "num_fronts": num_fronts,
@@ -107,8 +124,8 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
 def _shares_weights(spec: DeploymentSpec, version: Version, folder: Path) -> bool:
     if spec.share_weights is not None:
         return spec.share_weights
-    own = {version.manifest.entry, *OWN_FILES}
-    return version.manifest.runtime == "onnx" and any(path.name not in own for path in folder.iterdir())
+    own = {version.manifest.entry, *OWN_FILES, *list_step_files(version.manifest.signature)}
+    return any(path.name not in own for path in folder.iterdir())
 
 
 def _strip_signature(signature: Message) -> Message:
@@ -118,10 +135,15 @@ def _strip_signature(signature: Message) -> Message:
     return {**signature, **tensors}
 
 
-def estimate_memory(version: Version) -> int:
+def estimate_memory(spec: DeploymentSpec, version: Version) -> int:
     """Bytes that one replica needs: as measured at an earlier load, else guessed from the artifact's size."""
-    measured = version.measurements.get("memory_bytes")
+    measured = version.measurements.get(f"{name_setting(spec)}memory_bytes")
     return int(measured) if measured else int(version.size_bytes * _LOAD_FACTOR) + _RUNTIME_BYTES
+
+
+def name_setting(spec: DeploymentSpec) -> str:
+    """What stands before the name of a measurement that was taken of another runtime than the version's own."""
+    return "".join(f"{part}_" for part in (spec.runtime, spec.precision) if part)
 
 
 async def roll_out(control: Reconciler, rollout: Rollout) -> None:
@@ -173,7 +195,7 @@ async def _check(control: Reconciler, rollout: Rollout) -> Lane:
     version = await asyncio.to_thread(store.get_version, f"{spec.model}@{spec.version}")
     if version.manifest.runtime in CODE_RUNTIMES and not spec.allow_code:
         raise NotAllowedError("code_not_allowed", name=version.name, version=version.number, runtime=version.manifest.runtime)
-    await _prepare(control, rollout, version.manifest.runtime)
+    await _prepare(control, rollout, choose_runtime(spec, version.manifest.runtime))
     before = time.monotonic()
     folder = await asyncio.to_thread(store.open_artifact, version)
     _say(control, rollout, "check", f"{version.size_bytes} bytes verified in {time.monotonic() - before:.2f} s")
@@ -200,7 +222,7 @@ def _must_swap(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane | No
     Raises:
         ConflictError: the new version does not fit at all.
     """
-    needed = estimate_memory(lane.version) * lane.spec.replicas
+    needed = estimate_memory(lane.spec, lane.version) * lane.spec.replicas
     free = control.node.free_memory_bytes()
     loaded = sum(worker.memory_bytes for worker in control.node.workers.values() if worker.name in control.workers_of(lane))
     if needed - loaded <= free:
@@ -237,7 +259,7 @@ async def _load(control: Reconciler, rollout: Rollout, lane: Lane) -> None:
             raise _failed(rollout.spec, "load", f"not ready after {LOAD_TIMEOUT_S:.0f} s")
     lane.workers = names
     report = workers[0].report or {}
-    control.keep_measurements(lane.version, report)
+    control.keep_measurements(lane, report)
     _say(control, rollout, "verify", _describe_report(lane, report))
 
 
@@ -246,6 +268,9 @@ def _check_load(spec: DeploymentSpec, worker: Worker, num_deaths: int) -> None:
     if report is not None and report["state"] == "failed":
         if "tensor" in report:
             fields = {key: report[key] for key in ("tensor", "got", "allowed")}
+            if spec.precision == "bfloat16":
+                cosines = {"got": max(-1.0, 1.0 - fields["got"]), "allowed": 1.0 - fields["allowed"]}
+                raise FaultError("golden_rounded", version=spec.version, name=spec.name, tensor=fields["tensor"], **cosines)
             raise FaultError("golden_differs", version=spec.version, name=spec.name, **fields)
         raise _failed(spec, "load", report["error"])
     if worker.is_gone or worker.num_deaths - num_deaths > MAX_LOAD_DEATHS:
@@ -261,10 +286,14 @@ def _describe_report(lane: Lane, report: Message) -> str:
     kind = "synthetic " if manifest.golden_is_synthetic else ""
     if "golden_difference" in report:
         golden = f"{manifest.num_golden} {kind}golden examples answered, largest difference {report['golden_difference']:.2g}"
+        golden += " (1 - cosine)" if lane.spec.precision == "bfloat16" else ""
     else:
         golden = "no golden examples, nothing verified"
     joining = f"rows are not joined: {report['join_refusal']}" if report["join_refusal"] else "rows are joined"
-    return f"loaded in {report['load_s']:.2f} s, {report['threads']} thread(s); {golden}; {joining}"
+    if report.get("pad_refusal") and not report["join_refusal"]:
+        joining += f", those of different lengths not: {report['pad_refusal']}"
+    runtime = " ".join(filter(None, (lane.runtime, lane.spec.precision)))
+    return f"loaded by {runtime} in {report['load_s']:.2f} s, {report['threads']} thread(s); {golden}; {joining}"
 
 
 async def _shift(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane | None) -> None:
@@ -300,7 +329,7 @@ async def _drain(control: Reconciler, lane: Lane, workers: list[str]) -> None:
 
 async def _swap(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane) -> None:
     """Unload the old version, then load the new one; requests queue meanwhile, bounded and by deadline."""
-    free, needed = control.node.free_memory_bytes(), estimate_memory(lane.version) * lane.spec.replicas
+    free, needed = control.node.free_memory_bytes(), estimate_memory(lane.spec, lane.version) * lane.spec.replicas
     _say(
         control,
         rollout,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from argosy.errors import InputError
+from argosy.errors import InputError, list_choices
+from argosy.serve.runtimes.base import ALSO_RUNS, PRECISIONS
 from argosy.signature import check_name
 
-__all__ = ["DeploymentSpec"]
+__all__ = ["DeploymentSpec", "choose_runtime"]
 
 
 class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +34,12 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     1.1 to 2 times as long (`make bench-large`). None stands for yes where there are such files."""
     allow_code: bool = False
     """Allow a version whose runtime may run code of its maker: python, tensorflow, torch."""
+    runtime: str | None = None
+    """What runs the version in place of its own runtime: `openvino` for one of `onnx`."""
+    max_streams: int = 16
+    """Raw requests that a replica answers at once, each in a thread; further ones wait."""
+    precision: str | None = None
+    """What the runtime computes in: `float32` or `bfloat16` with `openvino`. None stands for float32, or what the file says."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "Deployment")
@@ -45,6 +52,29 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("max_queue_rows", self.max_queue_rows, 1, 1 << 24),
             ("max_queue_bytes", self.max_queue_bytes, 1024, 1 << 40),
             ("threads", self.threads, 0, 1024),
+            ("max_streams", self.max_streams, 1, 256),
         ):
             if not low <= value <= high:
                 raise InputError("bad_option", option=option, got=value, expected=f"{low} to {high}")
+
+
+def choose_runtime(spec: DeploymentSpec, own: str) -> str:
+    """Give the runtime of a deployment's workers.
+
+    Args:
+        spec: the deployment.
+        own: runtime of its version.
+
+    Raises:
+        InputError: `bad_option`, that runtime cannot run such a version, or has no such precision.
+    """
+    runtimes = (own, *ALSO_RUNS.get(own, ()))
+    runtime = spec.runtime or own
+    if runtime not in runtimes:
+        expected = f"for this version one of {list_choices(runtimes)}"
+        raise InputError("bad_option", option="runtime", got=runtime, expected=expected)
+    precisions = PRECISIONS.get(runtime, ())
+    if spec.precision is not None and spec.precision not in precisions:
+        expected = f"with runtime {runtime} one of {list_choices(precisions)}" if precisions else f"none with runtime {runtime}"
+        raise InputError("bad_option", option="precision", got=spec.precision, expected=expected)
+    return runtime

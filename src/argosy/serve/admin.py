@@ -90,13 +90,15 @@ class Admin:
             lanes.append(
                 {
                     "version": lane.version.number,
-                    "runtime": lane.version.manifest.runtime,
+                    "runtime": lane.runtime,
+                    "precision": lane.spec.precision,
                     "weight": lane.weight,
                     "is_draining": lane.is_draining,
                     "ready_replicas": min(ready.get((spec.name, number), [0])),
                     "golden_is_synthetic": lane.version.manifest.golden_is_synthetic,
                     "num_golden": lane.version.manifest.num_golden,
                     "join_refusal": reports[0].get("join_refusal", "") if reports else "not known yet",
+                    "pad_refusal": reports[0].get("pad_refusal", "") if reports else "",
                     "workers": described,
                 }
             )

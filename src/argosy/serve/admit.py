@@ -12,6 +12,7 @@ from argosy.errors import DeadlineError, InputError, OverloadedError, Unavailabl
 if TYPE_CHECKING:
     from argosy.serve.call import Call
     from argosy.serve.metrics import Counters
+    from argosy.serve.raw import RawCall
     from argosy.serve.router import Lane
 
 __all__ = ["Admit"]
@@ -49,6 +50,29 @@ class Admit:
             raise
         lane.put(call)
 
+    def submit_raw(self, call: RawCall) -> None:
+        """Queue a raw request, which counts as one row.
+
+        Raises:
+            OverloadedError: the queue is full.
+            UnavailableError: the server is stopping.
+        """
+        lane = call.lane
+        waiting = lane.queued_rows + lane.streams.num_waiting
+        if self._has_others:
+            lane.series.set_queued(waiting + 1)
+            waiting += int(self._counters.queued_elsewhere(lane.series_index))
+        num_bytes = lane.queued_bytes + lane.streams.waiting_bytes + len(call.body)
+        if waiting >= lane.max_queue_rows or (waiting and num_bytes > lane.max_queue_bytes):
+            lane.series.add_failure(OverloadedError.status)
+            raise OverloadedError(
+                "queue_full", model=lane.name, got=waiting, limit=lane.max_queue_rows, retry_s=1.0, retry_after_s=1.0
+            )
+        if self.is_draining:
+            lane.series.add_failure(UnavailableError.status)
+            raise UnavailableError("draining", retry_after_s=1.0)
+        lane.streams.put(call)
+
     def _check(self, call: Call, lane: Lane) -> None:
         rows = call.num_rows
         waiting = lane.queued_rows
@@ -71,6 +95,8 @@ class Admit:
             raise OverloadedError(
                 "queue_full", model=lane.name, got=waiting, limit=lane.max_queue_rows, retry_s=retry_s, retry_after_s=retry_s
             )
-        if lane.links and call.started_s + wait_s > call.deadline_s:
+        if call.priority:
+            wait_s = lane.lines.count_before(call.priority) / rate if rate else 0.0
+        if lane.links and call.started_s + wait_s + lane.plan.times(call.form).least_s > call.deadline_s:
             timeout_s = call.deadline_s - call.started_s
             raise OverloadedError("deadline_hopeless", timeout_s=timeout_s, got=waiting, retry_s=wait_s, retry_after_s=wait_s)

@@ -1,8 +1,9 @@
 """Join waiting requests into batches, and give each the rows that are its own.
 
-No timer: an idle replica gets what waits at once; while all replicas work, requests gather, and the next
-batch is as large as the load made it. Rows are counted, not requests. Only requests whose rows have equal
-shapes are joined, and only when warm-up showed that a joined row answers as it does alone.
+No timer: an idle replica gets what waits at once; while all replicas work, requests gather. A batch is as large as the load
+made it, but no larger than pays by the measured times, and than the deadlines in it allow. Rows are counted, not requests.
+Rows of one shape are joined only when warm-up showed that a joined row answers as it does alone; rows of different
+lengths, padded, only when it showed that the padding moves no answer.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError, DeadlineError, FaultError, ModelError, PoisonError
+from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, ModelError, PoisonError
+from argosy.serve.batch import Batch
+from argosy.serve.call import FORM_COUNTED, FORM_TENSORS
 from argosy.serve.frames import DTYPES, LinkError, Tensor
+from argosy.serve.lines import PLAIN, Lines
+from argosy.serve.metrics import ALONE, BYTES, DEADLINE, IDLE, PAYS, SHAPE, SINGLE
+from argosy.serve.plan import Plan
 from argosy.signature import Signature
 
 if TYPE_CHECKING:
@@ -23,25 +30,11 @@ if TYPE_CHECKING:
     from argosy.serve.link import Link
     from argosy.serve.metrics import Series
 
-__all__ = ["Batch", "Batcher"]
+__all__ = ["Batcher"]
 
 MAX_BATCH_BYTES: Final = 64 << 20
 _RATE_SMOOTHING: Final = 0.2
-
-ShapeKey = tuple[tuple[int, ...], ...]
-
-
-class Batch:
-    """Requests that run together."""
-
-    __slots__ = ("calls", "lane", "num_rows", "sent_s", "sequence")
-
-    def __init__(self, lane: Batcher, calls: list[Call], num_rows: int) -> None:
-        self.lane = lane
-        self.calls = calls
-        self.num_rows = num_rows
-        self.sequence = 0
-        self.sent_s = 0.0
+_INT64: Final = DTYPES.index(np.dtype("<i8"))
 
 
 class Batcher:
@@ -68,23 +61,29 @@ class Batcher:
         self.queued_bytes = 0
         self.num_open = 0
         self.rows_per_s = 0.0
+        self.plan = Plan()
         self._loop = loop
         self._is_armed = False
-        self._is_ragged = any(-1 in spec.shape[1:] for spec in signature.inputs)
-        # One queue per shape of row; a fixed signature has a single one.
-        self._queues: dict[ShapeKey, deque[Call]] = {}
+        self.lines = Lines(signature)
+        self._plain = self.lines.get(PLAIN)
         self._resends: deque[Batch] = deque()
         self._output_codes = [DTYPES.index(spec.dtype) for spec in signature.outputs]
+        self._cuts: list[int] = [0] * len(signature.outputs)
+        self.pads: list[tuple[int, float] | None] = [None] * len(signature.inputs)
+        """Of each input the ragged axis and what fills it up."""
+        if (ragged := signature.ragged) is not None:
+            self._cuts = [ragged.outputs.get(spec.name, 0) for spec in signature.outputs]
+            found = [ragged.inputs.get(spec.name) for spec in signature.inputs]
+            self.pads = [(item.axis, item.pad) if item is not None else None for item in found]
 
     # in
 
     def put(self, call: Call) -> None:
         """Queue a request; it starts in this turn of the loop if a replica is idle."""
-        key = tuple([array.shape[1:] for array in call.inputs]) if self._is_ragged else ()
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = deque()
-        queue.append(call)
+        if self._plain is None or call.form or call.priority:
+            self.lines.put(call)
+        else:
+            self._plain.append(call)
         self.queued_rows += call.num_rows
         self.queued_bytes += call.size_bytes
         self.num_open += 1
@@ -95,9 +94,8 @@ class Batcher:
 
     def take_queued(self) -> list[Call]:
         """Remove and return every request that has not been sent, oldest first."""
-        calls = [call for queue in self._queues.values() for call in queue]
+        calls = self.lines.take_all()
         calls += [call for batch in self._resends for call in batch.calls]
-        self._queues.clear()
         self._resends.clear()
         self.queued_rows = self.queued_bytes = 0
         self.num_open -= len(calls)
@@ -112,9 +110,16 @@ class Batcher:
             link = self._pick_link()
             if link is None:
                 return
-            batch = self._resends.popleft() if self._resends else self._take_batch()
+            if self._resends:
+                batch = self._resends.popleft()
+                if batch.closed == DEADLINE:
+                    batch = self._split(batch.calls, link, time.monotonic(), IDLE)
+            else:
+                batch = self._take_batch(link)
             if batch is not None:
-                self.series.add_batch(batch.num_rows, len(batch.calls))
+                self.series.add_batch(batch.num_rows, len(batch.calls), batch.closed)
+                if batch.length:
+                    self.series.add_padding(batch.real_length, batch.length * batch.num_rows)
                 link.send(batch)
 
     def _pick_link(self) -> Link | None:
@@ -123,43 +128,106 @@ class Batcher:
         for link in self.links:
             if link.can_send and (best is None or link.num_in_flight < best.num_in_flight):
                 best = link
-        if best is not None and best.num_in_flight:
-            limit = self.max_batch_rows if self.can_join else 1
-            if self._resends or self.queued_rows < limit:
-                return None
+        if best is not None and best.num_in_flight and (self._resends or self.queued_rows < self.plan.limit):
+            return None
         return best
 
-    def _oldest_queue(self) -> tuple[ShapeKey, deque[Call]]:
-        if len(self._queues) == 1:
-            return next(iter(self._queues.items()))
-        return min(self._queues.items(), key=lambda item: item[1][0].started_s)
-
-    def _take_batch(self) -> Batch | None:
+    def _take_batch(self, link: Link) -> Batch | None:
         """Take the oldest request, and those that can join it."""
-        key, queue = self._oldest_queue()
+        queue, now = self._plain, time.monotonic()
+        if queue is None or len(self.lines) > 1:
+            return self._take_mixed(link, now)
+        plan = self.plan
+        limit, cause = plan.limit, plan.cause
+        if cause == PAYS or len(self.links) > 1:
+            limit, cause = plan.adjust(
+                plan.times(FORM_TENSORS), limit, cause, length=0, links=self.links, waiting=self.queued_rows
+            )
+        horizon = now + plan.limit_s * (1 + link.num_in_flight)
         calls: list[Call] = []
         rows = num_bytes = 0
-        now = time.monotonic()
+        closed, is_tight = IDLE, False
         while queue:
             call = queue[0]
-            if calls and (
-                not self.can_join or rows + call.num_rows > self.max_batch_rows or num_bytes + call.size_bytes > MAX_BATCH_BYTES
-            ):
+            if calls and (rows + call.num_rows > limit or num_bytes + call.size_bytes > MAX_BATCH_BYTES):
+                closed = cause if rows + call.num_rows > limit else BYTES
                 break
             queue.popleft()
             self.queued_rows -= call.num_rows
             self.queued_bytes -= call.size_bytes
             if call.is_done:
                 self._close(call)
-            elif call.deadline_s < now:
-                self._expire(call)
-            else:
-                calls.append(call)
-                rows += call.num_rows
-                num_bytes += call.size_bytes
-        if not queue and self._is_ragged:
-            del self._queues[key]
-        return Batch(self, calls, rows) if calls else None
+                continue
+            if call.deadline_s < horizon:
+                is_tight = True
+            calls.append(call)
+            rows += call.num_rows
+            num_bytes += call.size_bytes
+        if is_tight:
+            return self._split(calls, link, now, closed)
+        return Batch(self, calls, rows, closed) if calls else None
+
+    def _take_mixed(self, link: Link, now: float) -> Batch | None:
+        """As `_take_batch`, where requests differ in priority, form, shape or length."""
+        lines = self.lines
+        head = lines.find_oldest()
+        plan = self.plan
+        times = plan.times(head.form)
+        limit, cause = plan.pick_rows(times, head.length) if lines.can_join(head.form) else (1, SINGLE)
+        limit, cause = plan.adjust(times, limit, cause, length=head.length, links=self.links, waiting=self.queued_rows)
+        choice = lines.choose(head, limit, times.slack, MAX_BATCH_BYTES)
+        for call in choice.calls:
+            self.queued_rows -= call.num_rows
+            self.queued_bytes -= call.size_bytes
+        rest = SHAPE if self.queued_rows else IDLE
+        closed = {"rows": cause, "bytes": BYTES, "": rest}[choice.cause]
+        horizon = now + times.estimate(choice.num_rows, choice.length) * (1 + link.num_in_flight)
+        if any(call.is_done or call.deadline_s < horizon for call in choice.calls):
+            return self._split(choice.calls, link, now, closed)
+        return self._form_batch(choice.calls, closed)
+
+    def _form_batch(self, calls: list[Call], closed: int) -> Batch:
+        batch = Batch(self, calls, sum([call.num_rows for call in calls]), closed)
+        if self._plain is None or calls[0].form:
+            lengths = [self.lines.find_length(call) for call in calls]
+            batch.form = calls[0].form
+            batch.length = max(lengths)
+            # Text is made tensors in the worker, which pads them.
+            batch.is_padded = not batch.form and min(lengths) < batch.length
+            batch.real_length = sum([length * call.num_rows for length, call in zip(lengths, calls, strict=True)])
+        return batch
+
+    def _split(self, calls: list[Call], link: Link, now: float, closed: int) -> Batch | None:
+        """Make a batch of those requests that it can answer in time, the most pressing first; the rest follows at once."""
+        calls = [call for call in calls if not self._refuse_hopeless(call, now)]
+        if not calls:
+            return None
+        calls.sort(key=lambda call: call.deadline_s)
+        times = self.plan.times(calls[0].form)
+        length = max([self.lines.find_length(call) for call in calls])
+        busy_s = sum([times.estimate(batch.num_rows, batch.length) for batch in link.batches_in_flight])
+        most = times.fit_rows(calls[0].deadline_s - now - busy_s, sum([call.num_rows for call in calls]), length)
+        rows, count = calls[0].num_rows, 1
+        while count < len(calls) and rows + calls[count].num_rows <= most:
+            rows += calls[count].num_rows
+            count += 1
+        if count == len(calls):
+            return self._form_batch(calls, closed)
+        self._resends.append(self._form_batch(calls[count:], DEADLINE))
+        return self._form_batch(calls[:count], DEADLINE)
+
+    def _refuse_hopeless(self, call: Call, now: float) -> bool:
+        """Refuse a request that cannot be answered in time any more; true when it is out of the way."""
+        if self._drop_late(call, now):
+            return True
+        times = self.plan.times(call.form)
+        least_s = times.least_s
+        if call.deadline_s - now >= least_s:
+            return False
+        times.doubt()
+        timeout_s = call.deadline_s - call.started_s
+        self._fail(call, DeadlineError("deadline_short", timeout_s=timeout_s, left_s=call.deadline_s - now, service_s=least_s))
+        return True
 
     # back
 
@@ -167,49 +235,73 @@ class Batcher:
         """Check that a reply holds exactly the rows that were sent.
 
         Raises:
-            LinkError: a tensor is missing, or has another datatype or number of rows.
+            LinkError: a tensor is missing, or has another datatype, number of rows or ragged length.
         """
-        specs = self.signature.outputs
-        if [tensor.code for tensor in tensors] != self._output_codes:
+        codes = [tensor.code for tensor in tensors]
+        if batch.form == FORM_COUNTED:
+            if codes[-1:] != [_INT64] or tensors[-1].shape != (batch.num_rows,):
+                raise LinkError("reply does not count the tokens of each row")
+            del codes[-1]
+        if codes != self._output_codes:
             raise LinkError("reply has other outputs than the signature")
         is_batched = self.signature.is_batched
-        for tensor, spec in zip(tensors, specs, strict=True):
+        for tensor, spec, cut in zip(tensors, self.signature.outputs, self._cuts, strict=False):
             if not spec.accepts(tensor.shape) or (is_batched and tensor.shape[0] != batch.num_rows):
                 raise LinkError("reply has other rows than were sent")
+            if cut and batch.is_padded and tensor.shape[cut] != batch.length:
+                raise LinkError("reply has another length than was sent")
 
     def take_answers(self, batch: Batch, outputs: list[NDArray[Any]], service_s: float) -> None:
         """Give each request its rows."""
         if service_s > 0:
-            rate = batch.num_rows / service_s
-            self.rows_per_s += _RATE_SMOOTHING * (rate - self.rows_per_s) if self.rows_per_s else rate
-        self.series.add_service(service_s)
+            self._learn(batch, service_s)
         now = time.monotonic()
         calls = batch.calls
-        if len(calls) == 1:
-            self._answer(calls[0], outputs, now)
-        else:
-            start = 0
-            for call in calls:
-                end = start + call.num_rows
-                self._answer(call, [output[start:end] for output in outputs], now)
-                start = end
+        latencies_s = [now - call.started_s for call in calls if not call.is_done]
+        self.series.add_answers(latencies_s, batch.num_rows, now - batch.sent_s, service_s)
+        self.num_open -= len(calls)
+        start = 0
+        for call in calls:
+            end = start + call.num_rows
+            if not call.is_done:
+                call.is_done = True
+                if len(calls) == 1:
+                    call.answer(outputs)
+                elif batch.is_padded:
+                    call.answer(self._cut(call, [output[start:end] for output in outputs]))
+                else:
+                    call.answer([output[start:end] for output in outputs])
+            start = end
 
-    def _answer(self, call: Call, outputs: list[NDArray[Any]], now: float) -> None:
-        self.num_open -= 1
-        if not call.is_done:
-            call.is_done = True
-            self.series.add_answer(now - call.started_s)
-            call.answer(outputs)
+    def _learn(self, batch: Batch, service_s: float) -> None:
+        rate = batch.num_rows / service_s
+        self.rows_per_s += _RATE_SMOOTHING * (rate - self.rows_per_s) if self.rows_per_s else rate
+        self.plan.learn(batch.form, batch.num_rows, batch.length, service_s)
 
-    def take_failure(self, batch: Batch, detail: str) -> None:
-        """The model raised an error: halve the batch until the request at fault stands alone."""
+    def _cut(self, call: Call, outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Cut the ragged outputs of a padded request to its own length."""
+        length = self.lines.find_length(call)
+        return [
+            output[(slice(None),) * axis + (slice(length),)] if axis else output
+            for output, axis in zip(outputs, self._cuts, strict=True)
+        ]
+
+    def take_failure(self, batch: Batch, detail: str, *, is_input_fault: bool = False) -> None:
+        """The model raised an error: halve the batch until the request at fault stands alone.
+
+        Args:
+            batch: what failed.
+            detail: what was raised.
+            is_input_fault: preprocessing refused a row: the client is at fault, not the model.
+        """
         calls = [call for call in batch.calls if not self._close_if_done(call)]
         if len(calls) == 1:
-            self._fail(calls[0], ModelError("model_failed", model=self.name, version=self.version, detail=detail))
+            kind, key = (InputError, "bad_row") if is_input_fault else (ModelError, "model_failed")
+            self._fail(calls[0], kind(key, model=self.name, version=self.version, detail=detail))
         elif calls:
             middle = len(calls) // 2
             for half in (calls[:middle], calls[middle:]):
-                self._resends.append(Batch(self, half, sum(call.num_rows for call in half)))
+                self._resends.append(self._form_batch(half, ALONE))
         self.flush()
 
     def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:
@@ -231,19 +323,17 @@ class Batcher:
         self.flush()
 
     def _resend(self, call: Call) -> None:
-        self._resends.append(Batch(self, [call], call.num_rows))
+        self._resends.append(self._form_batch([call], ALONE))
 
     def expire(self, now: float) -> None:
         """Fail requests whose deadline has passed, wherever they are, and drop queued ones whose client left."""
         if self.queued_rows:
-            for key, queue in list(self._queues.items()):
-                self._queues[key] = deque(call for call in queue if not self._drop_late(call, now, is_queued=True))
-                if not self._queues[key]:
-                    del self._queues[key]
+            self.lines.filter(lambda call: self._drop_late(call, now, is_queued=True))
         for _ in range(len(self._resends)):
-            calls = [call for call in self._resends.popleft().calls if not self._drop_late(call, now)]
+            batch = self._resends.popleft()
+            calls = [call for call in batch.calls if not self._drop_late(call, now)]
             if calls:
-                self._resends.append(Batch(self, calls, sum(call.num_rows for call in calls)))
+                self._resends.append(self._form_batch(calls, batch.closed))
         for link in self.links:
             for batch in link.batches_in_flight:
                 for call in batch.calls:

@@ -18,6 +18,7 @@ from argosy.config import ServeConfig
 from argosy.deploy.ledger import Ledger
 from argosy.deploy.local import LocalNode
 from argosy.deploy.reconcile import Reconciler
+from argosy.deploy.repository import Repository
 from argosy.serve.admin import build_admin
 from argosy.serve.channel import Channel, open_channel
 from argosy.serve.metrics import Counters
@@ -80,9 +81,10 @@ class Control:
         self.counters = Counters(counters_fd)
         self.store = Store(home)
         self.ledger = Ledger(self.store)
-        self.node = LocalNode(self.channel, config.memory_limit_bytes, self._on_front, self._on_hung)
+        self.node = LocalNode(self.channel, config.memory_limit_bytes, self._on_front, self._on_hung, self._on_errand)
         self.reconciler = Reconciler(self.ledger, self.node, self.counters.name_series, config.num_fronts)
         token = json.loads((home / "run" / "serve.json").read_text())["token"]
+        self._repository = Repository(self.reconciler, token)
         self._admin = build_admin(self.reconciler, self.counters, home, token)
         self._admin_socket = socket.socket(fileno=admin_fd)
 
@@ -93,6 +95,9 @@ class Control:
     def _on_hung(self, worker: str) -> None:
         self.reconciler.log(f"worker {worker} does not answer and is killed")
         self.node.kill_worker(worker)
+
+    async def _on_errand(self, message: Message) -> Message:
+        return await self._repository.answer(message)
 
     async def _serve_admin(self) -> None:
         settings = uvicorn.Config(self._admin, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)

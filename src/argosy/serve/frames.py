@@ -5,10 +5,12 @@ front makes, seals against resizing and passes as descriptors. A batch occupies 
 arena for inputs and one for outputs. An output that does not fit comes in a descriptor of its own.
 
     front -> worker   ARENA  slot, two descriptors      (before the first batch of that size)
-                      BATCH  slot, rows, sequence, input tensors
+                      BATCH  slot, form (as `argosy.serve.call`), rows, sequence, input tensors
     worker -> front   HELLO  credits
                       REPLY  slot, rows, sequence, nanoseconds in the runtime, output tensors
-                      ERROR  slot, sequence, text       (the batch failed, the worker lives)
+                      ERROR  flags, slot, sequence, text    (the batch failed, the worker lives)
+
+STREAMS passes one end of a socket pair, once: raw requests travel as `stream_frames.py` says.
 
 NumPy and the standard library only: any interpreter can host a worker.
 """
@@ -29,11 +31,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.bfloat16 import OPAQUE, find_bfloat16
+from argosy.serve.ragged import fill_padded
+
 __all__ = [
     "CODES",
     "DTYPES",
     "FRAME_BYTES",
     "HEADER",
+    "INPUT_FAULT",
     "NANOSECONDS",
     "NUM_SLOTS",
     "OBJECT",
@@ -42,7 +48,9 @@ __all__ = [
     "Tensor",
     "align",
     "flatten_bytes",
+    "learn_bfloat16",
     "make_arena",
+    "make_output",
     "map_arena",
     "pack_tensors",
     "read_elements",
@@ -65,11 +73,20 @@ HEADER: Final = struct.Struct("<BBHIQ")  # kind, flags, slot, rows (or tensors),
 NANOSECONDS: Final = struct.Struct("<Q")
 
 # Codes of the element types on the wire; BYTES travel as length-prefixed elements.
-DTYPES: Final[tuple[np.dtype[Any], ...]] = tuple(
-    np.dtype(code) for code in ("?", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", "O")
-)
+DTYPES: Final[list[np.dtype[Any]]] = [
+    np.dtype(code) for code in ("?", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", OPAQUE, "O")
+]
 CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
+INPUT_FAULT: Final = 1
+"""Flag of ERROR: a row of the batch is not what the version takes, and its sender is at fault."""
 OBJECT: Final = len(DTYPES) - 1
+
+
+def learn_bfloat16() -> None:
+    """Know BF16 tensors by their own type from now on; before, they are items of two bytes."""
+    code = len(DTYPES) - 2
+    DTYPES[code] = find_bfloat16()
+    CODES[DTYPES[code]] = code
 
 
 class Kind:
@@ -80,6 +97,7 @@ class Kind:
     HELLO = 3
     REPLY = 4
     ERROR = 5
+    STREAMS = 6
 
 
 class LinkError(Exception):
@@ -179,10 +197,19 @@ def flatten_bytes(array_: NDArray[Any]) -> bytes:
     return b"".join(parts)
 
 
-def write_tensor(memory: mmap.mmap, tensor: Tensor, parts: Sequence[NDArray[Any]]) -> None:
-    """Write arrays side by side along the first axis into one contiguous tensor."""
+def write_tensor(memory: mmap.mmap, tensor: Tensor, parts: Sequence[NDArray[Any]], pad: tuple[int, float] | None = None) -> None:
+    """Write arrays side by side along the first axis into one contiguous tensor.
+
+    Args:
+        memory: the arena.
+        tensor: where; large enough.
+        parts: the arrays.
+        pad: axis along which they may be shorter than the tensor, and what fills them up there.
+    """
     target = np.frombuffer(memory, DTYPES[tensor.code], math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
-    if len(parts) == 1:
+    if pad is not None:
+        fill_padded(target, parts, *pad)
+    elif len(parts) == 1:
         target[...] = parts[0]
     else:
         np.concatenate(parts, out=target)
@@ -199,6 +226,14 @@ def make_arena(size_bytes: int) -> tuple[int, mmap.mmap]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def make_output(size_bytes: int) -> tuple[int, mmap.mmap]:
+    """A memory file for an output that does not fit the arena; sealed, so that it cannot shrink under the front."""
+    fd = os.memfd_create("argosy-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size_bytes)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd, mmap.mmap(fd, size_bytes)
 
 
 def map_arena(fd: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:

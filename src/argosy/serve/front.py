@@ -17,11 +17,12 @@ import uvloop
 from argosy.config import ServeConfig
 from argosy.serve.admit import Admit
 from argosy.serve.channel import Channel, open_channel, read_message, write_message
+from argosy.serve.errands import Errands
 from argosy.serve.grpc import make_grpc_protocol
 from argosy.serve.http import HttpConnection
 from argosy.serve.http_server import HttpServer
 from argosy.serve.link import Link
-from argosy.serve.metrics import Counters, render_metrics
+from argosy.serve.metrics import CLOSED, Counters, render_metrics
 from argosy.serve.metrics_page import MetricsConnection
 from argosy.serve.router import Router
 from argosy.serve.table import Table
@@ -83,9 +84,10 @@ class Front:
         self.counters = Counters(counters_fd, message["index"])
         self.router = Router(self.loop, self.counters)
         self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts)
-        self.http = HttpServer(self.router, self.admit, version("argosy"), config.max_connections)
+        self.errands = Errands()
+        self.http = HttpServer(self.router, self.admit, self.errands, version("argosy"), config.max_connections)
         self.grpc, self._grpc_server = make_grpc_protocol(
-            self.router, self.admit, version=version("argosy"), max_connections=config.max_connections
+            self.router, self.admit, self.errands, version=version("argosy"), max_connections=config.max_connections
         )
         self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["listeners"], listeners, strict=True)}
 
@@ -93,7 +95,11 @@ class Front:
         """Serve by the tables that the control process sends; keep the last one while it is away."""
         reader, writer = await asyncio.open_connection(sock=sock)
         self._control = writer
+        self.errands.connect(writer)
         while (message := await read_message(reader)) is not None:
+            if message["op"] == "errand":
+                self.errands.take(message)
+                continue
             reply: Message = {"id": message["id"]}
             if message["op"] == "table":
                 self.router.apply(msgspec.convert(message["table"], Table))
@@ -105,6 +111,7 @@ class Front:
             write_message(writer, reply)
         if self._control is writer:
             self._control = None
+            self.errands.disconnect()
         writer.close()
 
     def _describe_lanes(self) -> list[Message]:
@@ -117,6 +124,11 @@ class Front:
                 "open_requests": lane.num_open,
                 "rows_per_s": lane.rows_per_s,
                 "can_join": lane.can_join,
+                "join_refusal": lane.join_refusal,
+                "pad_refusal": lane.pad_refusal,
+                "limit_rows": lane.plan.limit,
+                "limit_reason": CLOSED[lane.plan.cause],
+                "limit_s": lane.plan.limit_s,
             }
             for lane in self.router.list_lanes()
         ]
@@ -154,7 +166,9 @@ class Front:
             for lane in self.router.list_lanes():
                 if lane.queued_rows or lane.num_open:
                     lane.expire(now)
-                lane.series.set_queued(lane.queued_rows)
+                lane.series.set_queued(lane.queued_rows + lane.streams.num_waiting)
+                lane.series.note_time(time.time())
+            self.router.expire_streams(now)
             if now < next_sweep:
                 continue
             next_sweep = now + _SWEEP_PERIOD_S

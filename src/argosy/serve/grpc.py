@@ -2,7 +2,8 @@
 
     http2.py  ->  on_request  ->  grpc_requests.py  ->  admit.py ... batcher.py  ->  grpc_replies.py  ->  respond
 
-Unary calls; under it are only `http2.py` and `messages.py`, no gRPC library.
+ModelStreamInfer is in `grpc_stream.py`, all but inference in `grpc_models.py`. Under it are only `http2.py` and `messages.py`,
+no gRPC library.
 
 Source: grpc/grpc, doc/PROTOCOL-HTTP2.md.
 """
@@ -24,39 +25,46 @@ from argosy.errors import (
     FaultError,
     GrpcCode,
     InputError,
-    NotFoundError,
     RequestError,
     TooLargeError,
+    UnavailableError,
     list_choices,
 )
 from argosy.serve import messages
 from argosy.serve.call import Call
+from argosy.serve.errands import Errands
+from argosy.serve.grpc_models import METHODS
 from argosy.serve.grpc_replies import ACCEPTED, NOT_GRPC, NOT_POST, OK_HEADERS, OK_TRAILERS, encode_reply, encode_status
-from argosy.serve.grpc_requests import read_inputs, read_timeout, read_wanted
+from argosy.serve.grpc_requests import read_inputs, read_parameters, read_wanted
+from argosy.serve.grpc_stream import InferStream
 from argosy.serve.http2 import Head, Http2Connection, Http2Server, Limits
+from argosy.serve.http2_duplex import DuplexStream
+from argosy.serve.http2_frames import END_HEADERS, HEADERS
 from argosy.serve.inflate import WINDOW_BITS, inflate
 from argosy.serve.tensors import MAX_SHOWN
+from argosy.serve.v2 import SCHEDULE, read_schedule
 
 if TYPE_CHECKING:
     from argosy.serve.admit import Admit
     from argosy.serve.router import Router
 
-__all__ = ["GrpcCall", "GrpcConnection", "GrpcServer", "make_grpc_protocol"]
+__all__ = ["GrpcCall", "GrpcConnection", "GrpcHead", "GrpcServer", "Message", "make_grpc_protocol"]
 
 _IDENTITY: Final = b"identity"
 _PREFIX_BYTES: Final = 5  # of a gRPC message: one flag, four of length
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
+_STREAM: Final = _SERVICE + b"ModelStreamInfer"
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
 _TIMEOUT_UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc(\+proto)?(;.*)?")
 
-_Message = bytes | bytearray | memoryview
+Message = bytes | bytearray | memoryview
 
 
-class _GrpcHead(Head):
+class GrpcHead(Head):
     """What the headers of a call say: its method, or a refusal that needs no message."""
 
-    __slots__ = ("encoding", "method", "refusal", "timeout_s")
+    __slots__ = ("authorization", "encoding", "method", "refusal", "timeout_s")
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +72,7 @@ class _GrpcHead(Head):
         self.refusal = b""
         self.timeout_s: float | None = None
         self.encoding = _IDENTITY
+        self.authorization = ""
 
 
 class GrpcCall(Call):
@@ -102,14 +111,16 @@ class GrpcServer(Http2Server):
     Args:
         router: of this front.
         admit: of this front.
+        errands: of this front.
         version: of Argosy, for the server's metadata.
         limits: for each connection.
     """
 
-    def __init__(self, router: Router, admit: Admit, version: str, limits: Limits) -> None:
+    def __init__(self, router: Router, admit: Admit, errands: Errands, version: str, limits: Limits) -> None:
         super().__init__(limits)
         self.router = router
         self.admit = admit
+        self.errands = errands
         self.version = version
 
     def make_connection(self) -> GrpcConnection:
@@ -118,19 +129,26 @@ class GrpcServer(Http2Server):
 
 
 def make_grpc_protocol(
-    router: Router, admit: Admit, *, version: str = "", max_connections: int = 4096, limits: Limits | None = None
+    router: Router,
+    admit: Admit,
+    errands: Errands | None = None,
+    *,
+    version: str = "",
+    max_connections: int = 4096,
+    limits: Limits | None = None,
 ) -> tuple[Callable[[], GrpcConnection], GrpcServer]:
     """Make the protocol factory for `loop.create_server`, and the object that its owner sweeps and drains.
 
     Args:
         router: of this front.
         admit: of this front; its `max_body_bytes` bounds a message.
+        errands: of this front; None where no control process will ever be there.
         version: of Argosy, for the server's metadata.
         max_connections: more than that are closed at once.
         limits: all others; `max_connections` and `max_body_bytes` of it are replaced.
     """
     limits = replace(limits or Limits(), max_connections=max_connections, max_body_bytes=admit.max_body_bytes + _PREFIX_BYTES)
-    server = GrpcServer(router, admit, version, limits)
+    server = GrpcServer(router, admit, errands or Errands(), version, limits)
     return server.make_connection, server
 
 
@@ -145,18 +163,19 @@ class GrpcConnection(Http2Connection):
 
     def read_head(self, headers: dict[bytes, bytes]) -> Head:
         """Find the method and what it needs; or the refusal."""
-        head = _GrpcHead()
+        head = GrpcHead()
         path = headers[b":path"]
         timeout = headers.get(b"grpc-timeout")
         encoding = headers.get(b"grpc-encoding", _IDENTITY)
         head.method = _METHODS.get(path)
+        is_stream = path == _STREAM
         if timeout is not None and (match := _TIMEOUT.fullmatch(timeout)):
             head.timeout_s = int(match[1]) * _TIMEOUT_UNITS_S[match[2]]
         if headers[b":method"] != b"POST":
             head.refusal = NOT_POST
         elif not _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")):
             head.refusal = NOT_GRPC
-        elif head.method is None:
+        elif head.method is None and not is_stream:
             error = RequestError("unimplemented", method=_show(path))
             head.refusal = encode_status(error, GrpcCode.UNIMPLEMENTED)
         elif encoding != _IDENTITY and encoding not in WINDOW_BITS:
@@ -168,12 +187,14 @@ class GrpcConnection(Http2Connection):
             head.refusal = encode_status(InputError("bad_parameter", name="grpc-timeout", got=_show(timeout), expected=expected))
         else:
             head.encoding = encoding
+            head.authorization = headers.get(b"authorization", b"").decode("latin-1")
+            head.is_duplex = is_stream
         head.is_early = bool(head.refusal)
         return head
 
     def on_request(self, stream_id: int, head: Head, body: bytes | bytearray) -> object:
         """Run a call; an inference answers later, and is returned."""
-        assert isinstance(head, _GrpcHead)
+        assert isinstance(head, GrpcHead)
         if head.refusal:
             self.respond(stream_id, head.refusal)
             return None
@@ -183,9 +204,7 @@ class GrpcConnection(Http2Connection):
             # A body of one frame is small, and its copy cheaper than a view; any other is large.
             message = body[_PREFIX_BYTES:] if type(body) is bytes else memoryview(body)[_PREFIX_BYTES:]
             if body[0]:
-                if body[0] != 1 or head.encoding == _IDENTITY:
-                    raise RequestError("unimplemented", method=f"compressed message (flag {body[0]}) without a grpc-encoding")
-                message = inflate(message, head.encoding, self.server.admit.max_body_bytes)
+                message = self.unpack(body[0], message, head.encoding)
             assert head.method is not None
             return head.method(self, stream_id, head, message)
         except ArgosyError as error:
@@ -198,13 +217,54 @@ class GrpcConnection(Http2Connection):
             self.respond(stream_id, encode_status(FaultError("internal", detail=type(error).__name__)))
         return None
 
+    def unpack(self, flag: int, message: Message, encoding: bytes) -> Message:
+        """Unpack a message if its flag says that it is compressed.
+
+        Raises:
+            RequestError: `unimplemented`, the headers do not say how.
+            InputError, TooLargeError: as `inflate`.
+        """
+        if not flag:
+            return message
+        if flag != 1 or encoding == _IDENTITY:
+            raise RequestError("unimplemented", method=f"compressed message (flag {flag}) without a grpc-encoding")
+        return inflate(memoryview(message), encoding, self.server.admit.max_body_bytes)
+
+    def on_duplex(self, stream: DuplexStream) -> InferStream:
+        """A ModelStreamInfer begins."""
+        head = stream.head
+        assert isinstance(head, GrpcHead)
+        self.send_frame(HEADERS, END_HEADERS, stream.id, self.prepare_block(OK_HEADERS))
+        token = InferStream(self, stream, head.encoding, head.timeout_s)
+        if self.is_draining:
+            token.stop(UnavailableError("draining", retry_after_s=1.0))
+        return token
+
+    def drain(self) -> None:
+        """As of any connection; streams end when what is under way on them is answered."""
+        super().drain()
+        for token in self._list_streams():
+            token.stop(UnavailableError("draining", retry_after_s=1.0))
+
+    def sweep(self, now: float) -> None:
+        """As of any connection; streams whose own deadline has passed end."""
+        super().sweep(now)
+        for token in self._list_streams():
+            token.check_deadline(now)
+
+    def _list_streams(self) -> list[InferStream]:
+        return [stream.token for stream in self.streams.values() if isinstance(stream.token, InferStream)]
+
     def on_too_large(self, stream_id: int, head: Head) -> None:
         """Refuse the message, before all of it has come."""
         self.respond(stream_id, encode_status(TooLargeError("body_too_large", limit=self.server.admit.max_body_bytes)))
 
     def on_cancel(self, token: Any) -> None:
         """Nobody waits for the answer any more: the batcher drops the request."""
-        token.is_done = True
+        if isinstance(token, InferStream):
+            token.cancel()
+        else:
+            token.is_done = True
 
     def report(self, error: Exception) -> None:
         """Tell the event loop's exception handler of a fault of ours."""
@@ -213,22 +273,41 @@ class GrpcConnection(Http2Connection):
 
     # methods
 
-    def infer(self, stream_id: int, head: _GrpcHead, message: _Message) -> GrpcCall:
-        """Decode and submit an inference; its answer comes later."""
+    def infer(
+        self, stream_id: int, limit: GrpcHead | InferStream, message: Message, make_call: Callable[..., Call] = GrpcCall
+    ) -> Call:
+        """Decode and submit an inference; its answer comes later.
+
+        Args:
+            stream_id: that it came on.
+            limit: has the time that the caller waits for it at most, as `timeout_s`.
+            message: a ModelInferRequest.
+            make_call: called as `GrpcCall`.
+
+        Raises:
+            ArgosyError: it is refused.
+            DecodeError: it is no such message.
+        """
         now = time.monotonic()
         server = self.server
         request, raws = messages.parse_infer_request(message)
         lane = server.router.find(request.model_name, request.model_version)
+        priority = 0
         try:
-            inputs, num_rows = read_inputs(lane, request, raws)
-            timeout_s = lane.timeout_s if head.timeout_s is None else head.timeout_s
-            if request.parameters and (asked_s := read_timeout(request.parameters)) is not None:
-                timeout_s = asked_s if head.timeout_s is None else min(asked_s, timeout_s)
+            inputs, num_rows, form = read_inputs(lane, request, raws)
+            waits_s = limit.timeout_s
+            timeout_s = lane.timeout_s if waits_s is None else waits_s
+            if request.parameters:
+                asked_s, priority = read_schedule(read_parameters(request.parameters, SCHEDULE))
+                if asked_s is not None:
+                    timeout_s = asked_s if waits_s is None else min(asked_s, waits_s)
             wanted = read_wanted(lane, request.outputs) if request.outputs else None
         except ArgosyError as error:
             lane.series.add_failure(error.status)
             raise
-        call = GrpcCall(self, stream_id, request.id, wanted, lane, inputs, num_rows, len(message), now, now + timeout_s)
+        call = make_call(self, stream_id, request.id, wanted, lane, inputs, num_rows, len(message), now, now + timeout_s)
+        call.form = form
+        call.priority = priority
         server.admit.submit(call)
         return call
 
@@ -237,52 +316,11 @@ class GrpcConnection(Http2Connection):
         data = reply.SerializeToString()
         self.respond(stream_id, OK_HEADERS, b"\x00" + len(data).to_bytes(4, "big") + data, OK_TRAILERS)
 
-    def server_live(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
-        """Say that the process answers."""
-        messages.ServerLiveRequest.FromString(message)
-        self.send_reply(stream_id, messages.ServerLiveResponse(live=True))
 
-    def server_ready(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
-        """Say whether requests are taken."""
-        messages.ServerReadyRequest.FromString(message)
-        is_ready = self.server.router.is_server_ready and not self.server.is_draining
-        self.send_reply(stream_id, messages.ServerReadyResponse(ready=is_ready))
-
-    def model_ready(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
-        """Say whether a model, or one version of it, is ready."""
-        request = messages.ModelReadyRequest.FromString(message)
-        try:
-            is_ready = self.server.router.is_ready(request.name, request.version)
-        except NotFoundError:
-            # As Triton answers: a client that polls for a model to appear expects an answer, not an error.
-            is_ready = False
-        self.send_reply(stream_id, messages.ModelReadyResponse(ready=is_ready))
-
-    def server_metadata(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
-        """Say what answers, and its version."""
-        messages.ServerMetadataRequest.FromString(message)
-        self.send_reply(stream_id, messages.ServerMetadataResponse(name="argosy", version=self.server.version))
-
-    def model_metadata(self, stream_id: int, head: _GrpcHead, message: _Message) -> None:
-        """Describe a model's inputs and outputs."""
-        request = messages.ModelMetadataRequest.FromString(message)
-        lane = self.server.router.describe(request.name, request.version)
-        reply = messages.ModelMetadataResponse(name=lane.name, versions=lane.versions, platform=lane.platform)
-        for specs, tensors in ((lane.signature.inputs, reply.inputs), (lane.signature.outputs, reply.outputs)):
-            for spec in specs:
-                tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-        self.send_reply(stream_id, reply)
-
-
-_Method = Callable[[GrpcConnection, int, _GrpcHead, _Message], object]
-# A streaming call will stand here too, with `is_early` in its head, so that it begins before its client has ended.
+_Method = Callable[[GrpcConnection, int, GrpcHead, Message], object]
 _METHODS: Final[dict[bytes, _Method]] = {
     _SERVICE + b"ModelInfer": GrpcConnection.infer,
-    _SERVICE + b"ServerLive": GrpcConnection.server_live,
-    _SERVICE + b"ServerReady": GrpcConnection.server_ready,
-    _SERVICE + b"ModelReady": GrpcConnection.model_ready,
-    _SERVICE + b"ServerMetadata": GrpcConnection.server_metadata,
-    _SERVICE + b"ModelMetadata": GrpcConnection.model_metadata,
+    **{_SERVICE + name.encode(): method for name, method in METHODS.items()},
 }
 
 

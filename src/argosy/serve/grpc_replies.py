@@ -21,7 +21,16 @@ from argosy.signature import pack_bytes
 if TYPE_CHECKING:
     from argosy.serve.router import Lane
 
-__all__ = ["ACCEPTED", "NOT_GRPC", "NOT_POST", "OK_HEADERS", "OK_TRAILERS", "encode_reply", "encode_status"]
+__all__ = [
+    "ACCEPTED",
+    "NOT_GRPC",
+    "NOT_POST",
+    "OK_HEADERS",
+    "OK_TRAILERS",
+    "encode_reply",
+    "encode_status",
+    "encode_stream_error",
+]
 
 # Clients refuse headers beyond 8 KiB, and a header block has to fit in one frame.
 _MAX_STATUS_BYTES: Final = 4000
@@ -33,16 +42,20 @@ OK_HEADERS: Final = b"\x88" + encode_field(b"content-type", b"application/grpc")
 OK_TRAILERS: Final = encode_field(b"grpc-status", b"0")
 NOT_POST: Final = b"\x08\x03405" + encode_field(b"allow", b"POST")
 NOT_GRPC: Final = b"\x08\x03415" + encode_field(b"accept-post", b"application/grpc")
+# Of a streamed answer: clients of models that answer one request with several wait for it.
+_FINAL: Final = messages.ModelInferResponse(
+    parameters={"triton_final_response": messages.InferParameter(bool_param=True)}
+).SerializeToString()
 ACCEPTED: Final = encode_field(b"grpc-accept-encoding", b"identity,deflate,gzip")
 
 
-def encode_status(error: ArgosyError, code: GrpcCode | None = None) -> bytes:
-    """Write an error as the header block that ends a call."""
+def encode_status(error: ArgosyError, code: GrpcCode | None = None, *, is_trailing: bool = False) -> bytes:
+    """Write an error as the header block that ends a call; `is_trailing` where the headers of the answer have gone before."""
     text = quote(str(error)[:_MAX_STATUS_BYTES], safe=_PLAIN)[:_MAX_STATUS_BYTES]
     if "%" in text[-2:]:
         text = text[: text.rindex("%")]
     block = (
-        OK_HEADERS
+        (b"" if is_trailing else OK_HEADERS)
         + encode_field(b"grpc-status", b"%d" % (error.grpc_code if code is None else code))
         + encode_field(b"grpc-message", text.encode())
     )
@@ -86,7 +99,9 @@ class _ReplyParts:
         return parts
 
 
-def encode_reply(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wanted: list[int] | None) -> bytes:
+def encode_reply(
+    lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wanted: list[int] | None, *, is_streamed: bool = False
+) -> bytes:
     """Write a ModelInferResponse with the prefix of a gRPC message.
 
     Args:
@@ -94,6 +109,7 @@ def encode_reply(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, w
         outputs: one array per output of the signature, in its order.
         request_id: echoed.
         wanted: indexes of the outputs to send, in this order; None for all.
+        is_streamed: write a ModelStreamInferResponse, whose part it is.
     """
     parts: _ReplyParts | None = lane.cache.get("grpc")
     if parts is None:
@@ -112,12 +128,24 @@ def encode_reply(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, w
         if array.dtype.kind == "O":
             raw = pack_bytes(array)
             raw_head = b"\x32" + _varint(len(raw))
-        elif array.nbytes > _LARGE_BYTES and array.flags.c_contiguous:
+        elif array.nbytes > _LARGE_BYTES and array.flags.c_contiguous and array.dtype.kind != "V":
             raw = array.data.cast("B")
         else:
             raw = array.tobytes()
         raws += (raw_head, raw)
     reply += raws
+    if is_streamed:
+        reply.append(_FINAL)
+        reply[0] = b"\x12" + _varint(sum(map(len, reply)))
+        reply.insert(0, b"")
     size = sum(map(len, reply))
     reply[0] = b"\x00" + size.to_bytes(4, "big")
     return b"".join(reply)
+
+
+def encode_stream_error(error: ArgosyError, request_id: str) -> bytes:
+    """Write a ModelStreamInferResponse that says why a request was not answered, with the prefix of a gRPC message."""
+    reply = messages.ModelStreamInferResponse(error_message=str(error))
+    reply.infer_response.id = request_id
+    data = reply.SerializeToString()
+    return b"\x00" + len(data).to_bytes(4, "big") + data

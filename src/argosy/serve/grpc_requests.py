@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
 from argosy.serve.tensors import MAX_SHOWN, array_from_raw, check_bytes_count, check_tensor, count_elements, gather_inputs
+from argosy.serve.v2 import refuse_parameters
 from argosy.signature import TensorSpec
 
 if TYPE_CHECKING:
     from argosy.serve.router import Lane
 
-__all__ = ["MAX_TIMEOUT_S", "read_inputs", "read_timeout", "read_wanted"]
-
-MAX_TIMEOUT_S: Final = 3600.0
-"""The longest `timeout` parameter."""
+__all__ = ["read_inputs", "read_parameters", "read_wanted"]
 
 _CONTENTS: Final = {
     "BOOL": ("bool_contents", np.dtype("?")),
@@ -36,7 +34,7 @@ _CONTENTS: Final = {
 }
 
 
-def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDArray[Any]], int]:
+def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDArray[Any]], int, int]:
     """Check the inputs of a request and view them as arrays, in the signature's order.
 
     Args:
@@ -45,7 +43,7 @@ def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDA
         raws: its raw contents, one for each input or none.
 
     Returns:
-        The arrays and the number of rows, as `gather_inputs`.
+        The arrays, the number of rows and the form, as `gather_inputs`.
 
     Raises:
         InputError: they are not what the version's signature asks for.
@@ -61,7 +59,7 @@ def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDA
         shape = tuple(tensor.shape[:])
         spec = check_tensor(lane, name, tensor.datatype, shape)
         if tensor.parameters:
-            _check_tensor_parameters(tensor.parameters)
+            refuse_parameters(read_parameters(tensor.parameters, tensor.parameters))
         if not raws:
             named[name] = _array_from_contents(lane, spec, shape, tensor.contents)
         elif tensor.HasField("contents"):
@@ -69,13 +67,6 @@ def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDA
         else:
             named[name] = array_from_raw(spec, shape, raws[index], lane)
     return gather_inputs(lane, named)
-
-
-def _check_tensor_parameters(parameters: Any) -> None:
-    """Refuse what would change the meaning of a tensor if it were passed over."""
-    for name in ("shared_memory_region", "classification"):
-        if name in parameters:
-            raise InputError("bad_parameter", name=name, got=_parameter(parameters[name]), expected="none: it is not offered")
 
 
 def _array_from_contents(lane: Lane, spec: TensorSpec, shape: tuple[int, ...], contents: Any) -> NDArray[Any]:
@@ -102,27 +93,15 @@ def _array_from_contents(lane: Lane, spec: TensorSpec, shape: tuple[int, ...], c
     return array.astype(dtype, copy=False).reshape(shape)
 
 
-def _parameter(parameter: Any) -> Any:
+def read_parameters(parameters: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Give those of a map of InferParameter, or ModelRepositoryParameter, that have these names, as plain values."""
+    return {name: _read_parameter(parameters[name]) for name in names if name in parameters}
+
+
+def _read_parameter(parameter: Any) -> Any:
     kind = parameter.WhichOneof("parameter_choice")
     value = getattr(parameter, kind) if kind else None
-    return value[:MAX_SHOWN] if isinstance(value, str) else value
-
-
-def read_timeout(parameters: Any) -> float | None:
-    """Read the `timeout` parameter: microseconds, as Triton's schedule policy extension has it; 0 is none.
-
-    Raises:
-        InputError: bad_parameter, also for parameters of sequences, which would be answered wrongly without a state.
-    """
-    for name in ("sequence_id", "sequence_start", "sequence_end"):
-        if name in parameters and (got := _parameter(parameters[name])):
-            raise InputError("bad_parameter", name=name, got=got, expected="none: sequences are not offered")
-    if "timeout" not in parameters:
-        return None
-    timeout = _parameter(parameters["timeout"])
-    if type(timeout) is not int or not 0 <= timeout <= MAX_TIMEOUT_S * 1e6:
-        raise InputError("bad_parameter", name="timeout", got=timeout, expected="microseconds, at most one hour")
-    return timeout * 1e-6 if timeout else None
+    return value[:MAX_SHOWN] if isinstance(value, (str, bytes)) else value
 
 
 def read_wanted(lane: Lane, outputs: Iterable[Any]) -> list[int]:
@@ -141,6 +120,6 @@ def read_wanted(lane: Lane, outputs: Iterable[Any]) -> list[int]:
         if index in wanted:
             raise InputError("duplicate_tensor", tensor=output.name)
         if output.parameters:
-            _check_tensor_parameters(output.parameters)
+            refuse_parameters(read_parameters(output.parameters, output.parameters))
         wanted.append(index)
     return wanted

@@ -13,11 +13,16 @@ from typing import Any, Final, cast
 import httptools
 
 from argosy.errors import ArgosyError, FaultError, InputError, TooLargeError, list_choices
+from argosy.serve import openai
+from argosy.serve.call import Call
+from argosy.serve.errands import Errand
+from argosy.serve.http_body import MIN_BYTES, BodyReceiver
 from argosy.serve.http_call import HttpCall
-from argosy.serve.http_replies import encode_binary_head, encode_error, encode_reply
-from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, refuse_method
+from argosy.serve.http_replies import OK_HEAD, encode_binary_head, encode_error, encode_reply
+from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, KnownHead, refuse_method, split_path
 from argosy.serve.inflate import WINDOW_BITS, inflate
-from argosy.serve.router import Deployment, Lane
+from argosy.serve.raw import RawCall, find_target, open_raw
+from argosy.serve.router import Lane
 from argosy.serve.v2 import decode_request
 
 __all__ = ["HttpConnection"]
@@ -35,6 +40,9 @@ MAX_FRAMING: Final = 16
 REQUEST_TIMEOUT_S: Final = 60.0
 """Time that a client may take to send a request it has begun, or to read an answer."""
 IDLE_TIMEOUT_S: Final = 600.0
+LINGER_S: Final = 5.0
+MAX_LINGER_BYTES: Final = 64 << 20
+"""After an error that ends the connection: time for the client to read it, and what it may still send meanwhile."""
 
 # Two of one of these would be read by one server in one way and by the next in another.
 _SINGLE_HEADERS: Final = frozenset((b"host", b"content-encoding", b"inference-header-content-length"))
@@ -70,6 +78,7 @@ class HttpConnection(asyncio.Protocol):
         "_is_refused",
         "_keep_alive",
         "_last_s",
+        "_length",
         "_num_header_bytes",
         "_num_headers",
         "_num_received",
@@ -81,6 +90,7 @@ class HttpConnection(asyncio.Protocol):
         "_url",
         "_waiting",
         "_waiting_bytes",
+        "raw",
     )
 
     def __init__(self, server: HttpServer) -> None:
@@ -93,6 +103,7 @@ class HttpConnection(asyncio.Protocol):
         self._num_header_bytes = self._num_headers = self._num_received = 0
         self._url = b""
         self._size = 0
+        self._length = 0
         self._is_busy = False
         self._is_full = False
         self._is_head_complete = False
@@ -101,7 +112,8 @@ class HttpConnection(asyncio.Protocol):
         self._is_refused = False
         self._keep_alive = True
         self._last_s = time.monotonic()
-        self._call: HttpCall | None = None
+        self._call: Call | Errand | None = None
+        self.raw: RawCall | None = None
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
 
@@ -122,14 +134,21 @@ class HttpConnection(asyncio.Protocol):
             # Nobody waits for the answer any more: the batcher drops the request.
             self._call.is_done = True
             self._call = None
+        if self.raw is not None:
+            self.raw.abandon()
+            self.raw = None
 
     def pause_writing(self) -> None:
         self._is_full = True
         self._pace()
+        if self.raw is not None:
+            self.raw.pause()
 
     def resume_writing(self) -> None:
         self._is_full = False
         self._pace()
+        if self.raw is not None:
+            self.raw.resume()
 
     def _pace(self) -> None:
         """Read only while the client takes its answers, and not too far ahead of them."""
@@ -144,6 +163,9 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
+            self._num_received += len(data)
+            if self._num_received > MAX_LINGER_BYTES:
+                self._transport.abort()
             return
         if not self._is_busy and not self._is_receiving:
             # A whole request whose head was parsed before: nothing is left to parse.
@@ -152,18 +174,25 @@ class HttpConnection(asyncio.Protocol):
             if known is not None and len(data) == end + 4 + known.length:
                 self._is_busy = True
                 self._keep_alive = not self._server.is_draining
-                self._run(known.deployment, data[end + 4 :], known.json_bytes)
+                self._run(known, data[end + 4 :])
                 return
         # Only data that begins where a request begins can be remembered by its head.
         self._data = b"" if self._is_receiving else data
         parts = self._parts
         self._feed(data)
         self._data = b""
-        if self._is_receiving and self._parts is parts:
+        if self._is_receiving and self._length - self._size >= MIN_BYTES and self._can_receive_whole():
+            self._transport.set_protocol(BodyReceiver(self, self._length, self._parts))
+        elif self._is_receiving and self._parts is parts:
             # All of the data belongs to a request that has not ended.
             self._num_received += len(data)
             if self._num_received > MAX_FRAMING_BYTES + MAX_FRAMING * self._size:
-                self._refuse(InputError("bad_http", detail=f"a head or chunk longer than {MAX_FRAMING_BYTES} bytes"))
+                if self._is_head_complete:
+                    self._refuse(InputError("bad_http", detail=f"a chunk's head longer than {MAX_FRAMING_BYTES} bytes"))
+                elif self._url:
+                    self._refuse(InputError("headers_too_large", num_headers=MAX_HEADERS, limit=MAX_HEADER_BYTES))
+                else:
+                    self._refuse(InputError("url_too_long", limit=MAX_URL_BYTES))
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -205,20 +234,20 @@ class HttpConnection(asyncio.Protocol):
         self._num_header_bytes = self._num_headers = self._num_received = 0
         self._is_head_complete = False
         self._url = b""
-        self._size = 0
+        self._size = self._length = 0
         self._is_receiving = True
         self._last_s = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
         self._url += url
         if len(self._url) > MAX_URL_BYTES:
-            raise InputError("bad_http", detail=f"URL longer than {MAX_URL_BYTES} bytes")
+            raise InputError("url_too_long", limit=MAX_URL_BYTES)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._num_headers += 1
         self._num_header_bytes += len(name) + len(value)
         if self._num_header_bytes > MAX_HEADER_BYTES or self._num_headers > MAX_HEADERS:
-            raise InputError("bad_http", detail=f"more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes of them")
+            raise InputError("headers_too_large", num_headers=MAX_HEADERS, limit=MAX_HEADER_BYTES)
         if self._is_head_complete:
             return  # a trailer: it must not change how the body is read
         key = name.lower()
@@ -234,8 +263,10 @@ class HttpConnection(asyncio.Protocol):
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             raise InputError("bad_http", detail="the only Transfer-Encoding that is known is chunked")
         length = headers.get(b"content-length")
-        if length is not None and int(length) > self._admit.max_body_bytes:
+        num_bytes = 0 if length is None else int(length)
+        if num_bytes > self._admit.max_body_bytes:
             raise TooLargeError("body_too_large", limit=self._admit.max_body_bytes)
+        self._length = num_bytes
         if headers.get(b"expect", b"").lower() == b"100-continue" and not self._is_busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -274,16 +305,36 @@ class HttpConnection(asyncio.Protocol):
                 self._server.remember_head(head[:-4], self._url, self._headers)
         self._handle(method, self._url, self._headers, body)
 
+    def _can_receive_whole(self) -> bool:
+        """Say whether what comes next is the rest of one inference body, which is only ever looked at as a buffer."""
+        return self._is_head_complete and not self._is_busy and not self._is_refused and self._url.endswith(b"/infer")
+
+    def take_body(self, body: memoryview) -> None:
+        """Answer the request whose body a `BodyReceiver` has received; the parser, which waits for it, is replaced."""
+        parser = self._parser
+        self._parser = cast(Any, httptools.HttpRequestParser(self))
+        self._transport.set_protocol(self)
+        self._is_receiving = False
+        self._is_busy = True
+        self._keep_alive = parser.should_keep_alive() and not self._server.is_draining
+        self._handle(parser.get_method(), self._url, self._headers, cast(bytes, body))
+
     # requests
 
     def _handle(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes) -> None:
+        if url.startswith(b"/v1/"):
+            self._handle_openai(method, url, headers, body)
+            return
         try:
-            if method == b"POST":
+            if b"/raw" in url and (target := find_target(url)) is not None:
+                self._last_s = time.monotonic()
+                self.raw = open_raw(self, self._server, target, (method, headers, body))
+            elif method == b"POST":
                 lane = self._server.find_lane(url)
                 if lane is None:
-                    self._server.answer_get(url, "POST")
-                    raise refuse_method("POST", url)
-                self._infer(lane, headers, body)
+                    self._call = self._server.answer_post(self, url, headers, body)
+                else:
+                    self._infer(lane, headers, body)
             elif method == b"GET":
                 self.send(*self._server.answer_get(url))
             elif method == b"HEAD":
@@ -291,7 +342,7 @@ class HttpConnection(asyncio.Protocol):
             else:
                 raise refuse_method(method.decode("ascii", "replace"), url)
         except ArgosyError as error:
-            self.send_error(error)
+            self.send(*encode_error(error), has_body=method != b"HEAD")
         except Exception as error:
             self._report(error)
 
@@ -311,19 +362,33 @@ class HttpConnection(asyncio.Protocol):
         context = {"message": "an HTTP request failed", "exception": error}
         asyncio.get_running_loop().call_exception_handler(context)
 
+    def _handle_openai(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes) -> None:
+        self._last_s = time.monotonic()
+        try:
+            self._call = openai.answer(self, self._server, method.decode(), split_path(url), self._unpack(headers, body))
+        except ArgosyError as error:
+            self.send(*openai.encode_openai_error(error), has_body=method != b"HEAD")
+        except Exception as error:
+            self._report(error)
+
+    def _unpack(self, headers: dict[bytes, bytes], body: bytes) -> bytes:
+        if b"content-encoding" not in headers:
+            return body
+        encoding = headers[b"content-encoding"].lower()
+        if encoding not in WINDOW_BITS:
+            known = list_choices(name.decode() for name in WINDOW_BITS)
+            raise InputError("unknown_choice", kind="Content-Encoding", got=_show(encoding), known=known)
+        return inflate(body, encoding, self._admit.max_body_bytes)
+
     def _infer(self, lane: Lane, headers: dict[bytes, bytes], body: bytes) -> None:
         if b"content-encoding" in headers:
-            encoding = headers[b"content-encoding"].lower()
-            if encoding not in WINDOW_BITS:
-                known = list_choices(name.decode() for name in WINDOW_BITS)
-                raise InputError("unknown_choice", kind="Content-Encoding", got=_show(encoding), known=known)
-            body = inflate(body, encoding, self._admit.max_body_bytes)
+            body = self._unpack(headers, body)
         json_bytes = headers.get(b"inference-header-content-length")
         self._submit(lane, body, None if json_bytes is None else _read_length(json_bytes))
 
-    def _run(self, deployment: Deployment, body: bytes, json_bytes: int | None) -> None:
+    def _run(self, known: KnownHead, body: bytes) -> None:
         try:
-            self._submit(deployment.pick(), body, json_bytes)
+            self._submit(known.deployment.pick(), body, known.json_bytes)
         except ArgosyError as error:
             self.send_error(error)
         except Exception as error:
@@ -333,12 +398,15 @@ class HttpConnection(asyncio.Protocol):
         now = time.monotonic()
         self._last_s = now
         try:
-            request = decode_request(lane, body, json_bytes)
+            if json_bytes is None:
+                inputs, request = lane.repeats.decode(body)
+            else:
+                request = decode_request(lane, body, json_bytes)
+                inputs = request.inputs
         except ArgosyError as error:
             lane.series.add_failure(error.status)
             raise
-        timeout_s = lane.timeout_s if request.timeout_s is None else request.timeout_s
-        call = HttpCall(self, lane, request, len(body), now, now + timeout_s)
+        call = HttpCall(self, lane, inputs, request, len(body), now)
         self._call = call
         self._admit.submit(call)
 
@@ -346,7 +414,17 @@ class HttpConnection(asyncio.Protocol):
 
     def send(self, status: int, body: bytes, headers: bytes = b"", *, has_body: bool = True) -> None:
         """Answer the current request, and go on with the next one that waits."""
-        self._write(encode_reply(status, body, headers, keep_alive=self._keep_alive, has_body=has_body))
+        self._transport.write(encode_reply(status, body, headers, keep_alive=self._keep_alive, has_body=has_body))
+        self._finish()
+
+    def send_json(self, body: bytes) -> None:
+        """Answer with JSON: `send(200, body)`, without what only other answers need."""
+        if not self._keep_alive or self._waiting:
+            self.send(200, body)
+            return
+        self._transport.write(b"%b%d\r\n\r\n%b" % (OK_HEAD, len(body), body))
+        self._call = None
+        self._is_busy = False
 
     def send_binary(self, head: bytes, tail: list[bytes]) -> None:
         """Answer with JSON and the binary tensors that follow it."""
@@ -357,20 +435,58 @@ class HttpConnection(asyncio.Protocol):
         """Answer with an error body, as V2 has it."""
         self.send(*encode_error(error))
 
-    def _write(self, data: bytes) -> None:
-        self._transport.write(data)
+    def send_outcome(self, error: ArgosyError | None) -> None:
+        """Answer a request that has no answer but that it was done, or why not."""
+        self.send(200, b"{}") if error is None else self.send_error(error)
+
+    # raw answers, which come in parts
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """What parts of an answer are written to."""
+        return self._transport
+
+    @property
+    def keep_alive(self) -> bool:
+        """False where the connection ends with the current answer."""
+        return self._keep_alive
+
+    @property
+    def is_http_1_0(self) -> bool:
+        """True where the client knows no chunks."""
+        return self._parser.get_http_version() == "1.0"
+
+    def end_raw(self) -> None:
+        """The current answer is written, or cut; go on with the next request that waits."""
+        self.raw = None
         self._finish()
 
     def _finish(self) -> None:
         self._call = None
         self._is_busy = False
-        if not self._keep_alive:
+        if not self._keep_alive and self._is_refused:
+            self._linger()
+        elif not self._keep_alive:
             self._is_refused = True
             self._transport.close()
         elif self._waiting:
             # From the loop, not from here: a client's queue must not become our stack.
             self._is_busy = True
             asyncio.get_running_loop().call_soon(self._handle_waiting)
+
+    def _linger(self) -> None:
+        """Close our side alone, and drop what the client still sends until it has read the answer and closed its own.
+
+        Closing both with something unread makes the kernel send a reset, which can destroy the answer on its way.
+        """
+        transport = self._transport
+        self._num_received = 0
+        if transport.is_closing():
+            return
+        if self._is_paused:
+            transport.resume_reading()
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
 
     def _handle_waiting(self) -> None:
         if not self._waiting:
@@ -395,7 +511,7 @@ class HttpConnection(asyncio.Protocol):
             self._keep_alive = False
             return
         self._keep_alive = False
-        self.send_error(error)
+        self.send(*(openai.encode_openai_error(error) if self._url.startswith(b"/v1/") else encode_error(error)))
 
     # owner
 

@@ -26,6 +26,7 @@ import struct
 from typing import Any, Final, cast
 
 from argosy.serve.http2_control import DRAIN_PING
+from argosy.serve.http2_duplex import DuplexStream, DuplexToken
 from argosy.serve.http2_frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -164,7 +165,11 @@ class Http2Connection(asyncio.Protocol):
         raise NotImplementedError
 
     def on_cancel(self, token: Any) -> None:
-        """The client no longer waits for the answer of a request that `on_request` took."""
+        """The client no longer waits for the answer of a request that `on_request` or `on_duplex` took."""
+        raise NotImplementedError
+
+    def on_duplex(self, stream: DuplexStream) -> DuplexToken:
+        """A stream begins that is taken and answered in parts; send its headers. Only for heads with `is_duplex`."""
         raise NotImplementedError
 
     def respond(self, stream_id: int, headers: bytes, body: bytes = b"", trailers: bytes = b"") -> None:
@@ -184,9 +189,7 @@ class Http2Connection(asyncio.Protocol):
             self._is_flush_due = True
             self._server.flush_later(self)
         if self.is_shrink_due:
-            # RFC 7541, 4.2 wants the new size before any field.
-            self.is_shrink_due = False
-            headers = b"\x20" + headers
+            headers = self.prepare_block(headers)
         size = len(body)
         if not size:
             out.append(pack_head(len(headers) << 8 | HEADERS, END_HEADERS | END_STREAM, stream_id) + headers)
@@ -209,6 +212,14 @@ class Http2Connection(asyncio.Protocol):
             self.sending[stream_id] = stream
             self.unsent_bytes += size
             pump(self, stream)
+
+    def prepare_block(self, block: bytes) -> bytes:
+        """Acknowledge in a header block that the client made its table smaller, if that is due."""
+        if self.is_shrink_due:
+            # RFC 7541, 4.2 wants the new size before any field.
+            self.is_shrink_due = False
+            block = b"\x20" + block
+        return block
 
     # transport
 
@@ -274,6 +285,12 @@ class Http2Connection(asyncio.Protocol):
             self._linger()
 
     # frames out
+
+    def flush_soon(self) -> None:
+        """Write what there is to send, at the end of this turn."""
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._server.flush_later(self)
 
     def send_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Send a frame, with all others of this turn."""

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from argosy.serve.http2_control import HANDLERS
+from argosy.serve.http2_duplex import DuplexStream, begin_duplex, end_input, feed_duplex
 from argosy.serve.http2_frames import (
     ACK,
     CONTINUATION,
@@ -160,6 +161,8 @@ def _on_block(connection: Http2Connection, stream_id: int, flags: int, block: by
     elif head is None:
         connection.budget.charge_abort()
         _refuse(connection, stream_id, is_ended, ErrorCode.PROTOCOL_ERROR)
+    elif head.is_duplex:
+        begin_duplex(connection, stream_id, head, bool(is_ended))
     else:
         stream = streams[stream_id] = Stream(stream_id, head, connection.peer_window)
         if is_ended:
@@ -186,6 +189,8 @@ def _on_trailers(connection: Http2Connection, stream_id: int, flags: int, block:
         connection.reset(stream, ErrorCode.STREAM_CLOSED)
     elif not flags & END_STREAM or not is_valid:
         connection.reset(stream, ErrorCode.PROTOCOL_ERROR)
+    elif isinstance(stream, DuplexStream):
+        end_input(connection, stream)
     else:
         _complete(connection, stream, b"" if stream.upload is None else stream.upload.body)
 
@@ -208,6 +213,9 @@ def _on_data(connection: Http2Connection, stream_id: int, flags: int, payload: b
     is_last = bool(flags & END_STREAM)
     if len(payload) < _TINY_BYTES and not is_last:
         connection.budget.charge(1)
+    if isinstance(stream, DuplexStream):
+        feed_duplex(connection, stream, payload, length, is_last)
+        return
     uploads = connection.uploads
     upload = stream.upload
     if upload is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from argosy.serve.http2_duplex import DuplexStream, is_duplex_stuck
 from argosy.serve.http2_frames import ErrorCode, Fault
 from argosy.serve.http2_limits import Limits
 from argosy.serve.http2_streams import Stream
@@ -109,6 +110,8 @@ class Watch:
 
 def _is_stuck(connection: Http2Connection, stream: Stream, now: float) -> bool:
     """Say whether a request has not come, or its answer has not gone, in time."""
+    if isinstance(stream, DuplexStream):
+        return is_duplex_stuck(connection, stream, now)
     limits = connection.limits
     upload = stream.upload
     timeout_s = limits.request_timeout_s

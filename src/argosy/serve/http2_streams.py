@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from argosy.serve.http2_frames import MAX_WINDOW
+
 __all__ = ["Head", "Stream", "Upload"]
 
 
@@ -13,13 +15,15 @@ class Head:
     Attributes:
         content_length: of the header of that name.
         is_early: hand the request over without waiting for its body; `on_request` must answer it before it returns.
+        is_duplex: the body is taken while it comes, and answered in parts (`http2_duplex.py`).
     """
 
-    __slots__ = ("content_length", "is_early")
+    __slots__ = ("content_length", "is_duplex", "is_early")
 
     def __init__(self) -> None:
         self.content_length: int | None = None
         self.is_early = False
+        self.is_duplex = False
 
 
 class Upload:
@@ -30,9 +34,10 @@ class Upload:
         window: what the client may send of it until it gets more credit.
         granted: credit that it got beyond its first window.
         is_waiting: for credit, which the pool does not have now.
+        wanted: credit that it can use at most.
     """
 
-    __slots__ = ("body", "granted", "is_waiting", "window")
+    __slots__ = ("body", "granted", "is_waiting", "wanted", "window")
 
     def __init__(self, window: int) -> None:
         # Not a list of chunks: a client that sends bytes one by one must not make us keep an object for each.
@@ -40,6 +45,7 @@ class Upload:
         self.window = window
         self.granted = 0
         self.is_waiting = False
+        self.wanted = MAX_WINDOW
 
 
 class Stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from argosy.serve.http2_frames import (
     DATA,
@@ -21,6 +21,7 @@ from argosy.serve.http2_streams import Stream, Upload
 
 if TYPE_CHECKING:
     from argosy.serve.http2 import Http2Connection
+    from argosy.serve.http2_duplex import DuplexStream
 
 __all__ = [
     "CONNECTION_WINDOW",
@@ -64,16 +65,18 @@ class UploadPool:
         uploads = self.uploads
         uploads.setdefault(stream_id, upload)
         limits = self._limits
-        step = max(limits.stream_window_bytes, len(upload.body))
+        step = min(max(limits.stream_window_bytes, len(upload.body)), upload.wanted)
         if next(iter(uploads)) != stream_id:
+            least = min(step, limits.stream_window_bytes)
             step = min(step, limits.upload_pool_bytes - self.granted)
-            if step < limits.stream_window_bytes:
+            if step < least:
                 upload.is_waiting = True
                 return 0
             self.granted += step
         else:
             # Not far beyond the limit: just so that what is too large is seen to be so, and answered.
-            step = max(min(step, limits.max_body_bytes - len(upload.body)), limits.stream_window_bytes)
+            least = min(step, limits.stream_window_bytes)
+            step = max(min(step, limits.max_body_bytes - len(upload.body)), least)
         upload.is_waiting = False
         upload.granted += step
         upload.window += step
@@ -182,6 +185,29 @@ def pump(connection: Http2Connection, stream: Stream) -> None:
     stream.unsent = unsent
     # The client has to tell us of what it consumed: one WINDOW_UPDATE or two for each frame.
     connection.budget.frames_left += 2 * (sent // MAX_FRAME_BYTES)
-    if not unsent:
+    if unsent:
+        return
+    if stream.head.is_duplex:
+        _pump_next(connection, cast("DuplexStream", stream))
+    else:
         out += (pack_head(len(stream.trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, stream.id), stream.trailers)
         connection.close_stream(stream)
+
+
+def _pump_next(connection: Http2Connection, stream: DuplexStream) -> None:
+    """A part has gone: send those that wait behind it, or the trailers, or see to what was held back meanwhile."""
+    if stream.outbox:
+        stream.unsent = memoryview(b"".join(stream.outbox))
+        stream.outbox.clear()
+        stream.outbox_bytes = 0
+        connection.unsent_bytes += len(stream.unsent)
+        pump(connection, stream)
+    elif stream.is_over:
+        trailers = stream.trailers
+        connection.out.append(pack_head(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, stream.id) + trailers)
+        connection.release(stream)
+        connection.close_stream(stream)
+    else:
+        stream.unsent = None
+        del connection.sending[stream.id]
+        stream.token.advance()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import orjson
 
 from argosy.errors import ArgosyError
 
-__all__ = ["encode_binary_head", "encode_error", "encode_reply"]
+__all__ = ["OK_HEAD", "encode_binary_head", "encode_error", "encode_reply"]
 
 _REASONS: Final = {
     200: b"OK",
@@ -19,6 +20,7 @@ _REASONS: Final = {
     405: b"Method Not Allowed",
     409: b"Conflict",
     413: b"Content Too Large",
+    414: b"URI Too Long",
     422: b"Unprocessable Content",
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
@@ -26,14 +28,15 @@ _REASONS: Final = {
     503: b"Service Unavailable",
     504: b"Gateway Timeout",
 }
-_OK_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+# Of errors that other protocols have no status of their own for.
+_STATUSES: Final = {"method_not_allowed": 405, "url_too_long": 414, "headers_too_large": 431}
+_TAKES_POST: Final = re.compile(r"/(infer|load|unload|repository/index)/?(\?|$)")
+OK_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+"""Before the length and the body of a good answer in JSON."""
 
 
 def encode_reply(status: int, body: bytes, headers: bytes, *, keep_alive: bool, has_body: bool) -> bytes:
     """A whole reply with a JSON body, which HEAD leaves out; `headers` are lines of their own, each with its end."""
-    if status == 200 and keep_alive and has_body:
-        # All that differs between good answers.
-        return b"%b%d\r\n\r\n%b" % (_OK_HEAD, len(body), body)
     return b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
         status,
         _REASONS[status],
@@ -56,9 +59,10 @@ def encode_binary_head(head: bytes, tail: list[bytes], *, keep_alive: bool) -> b
 def encode_error(error: ArgosyError) -> tuple[int, bytes, bytes]:
     """Status, body and header lines of an error, as V2 has it."""
     headers = b"" if error.retry_after_s is None else b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
-    status = error.status
-    if error.key == "method_not_allowed":
-        status = 405
-        is_infer = str(error.fields["path"]).partition("?")[0].endswith("/infer")
-        headers += b"Allow: POST\r\n" if is_infer else b"Allow: GET, HEAD\r\n"
+    status = _STATUSES.get(error.key, error.status)
+    if status == 405:
+        takes_post = _TAKES_POST.search(str(error.fields["path"]))
+        headers += b"Allow: POST\r\n" if takes_post else b"Allow: GET, HEAD\r\n"
+    elif status == 401:
+        headers += b"WWW-Authenticate: Bearer\r\n"
     return status, orjson.dumps({"error": str(error)}), headers

@@ -9,13 +9,23 @@ import orjson
 
 from argosy.errors import InputError, NotFoundError
 from argosy.serve.admit import Admit
+from argosy.serve.errands import Errand, Errands
 from argosy.serve.router import Deployment, Lane, Router
-from argosy.serve.v2 import describe_lane
+from argosy.serve.v2_models import (
+    EXTENSIONS,
+    ChangeJson,
+    IndexJson,
+    describe_config,
+    describe_lane,
+    list_repository,
+    list_stats,
+    read_repository_body,
+)
 
 if TYPE_CHECKING:
     from argosy.serve.http import HttpConnection
 
-__all__ = ["HttpServer", "KnownHead", "refuse_method"]
+__all__ = ["HttpServer", "KnownHead", "refuse_method", "split_path"]
 
 MAX_LENGTH_DIGITS: Final = 12
 MAX_KNOWN_HEADS: Final = 4096
@@ -39,13 +49,15 @@ class HttpServer:
     Args:
         router: of this front.
         admit: of this front.
+        errands: of this front.
         version: of Argosy, for the server's metadata.
         max_connections: more are closed at once.
     """
 
-    def __init__(self, router: Router, admit: Admit, version: str, max_connections: int) -> None:
+    def __init__(self, router: Router, admit: Admit, errands: Errands, version: str, max_connections: int) -> None:
         self.router = router
         self.admit = admit
+        self.errands = errands
         self.connections: set[HttpConnection] = set()
         self.is_draining = False
         self.max_connections = max_connections
@@ -103,13 +115,16 @@ class HttpServer:
         """
         match split_path(url):
             case ["v2"]:
-                body = {"name": "argosy", "version": self._version, "extensions": ["binary_tensor_data"]}
+                body = {"name": "argosy", "version": self._version, "extensions": EXTENSIONS}
                 return 200, orjson.dumps(body)
             case ["v2", "health", "live"]:
                 return 200, b'{"live":true}'
             case ["v2", "health", "ready"]:
                 is_ready = self.router.is_server_ready and not self.is_draining
                 return (200, b'{"ready":true}') if is_ready else (503, b'{"ready":false}')
+            case ["v2", "models", "stats"]:
+                # As in Triton; a model of this name is described under its versions.
+                return 200, orjson.dumps(list_stats(self.router, self.router.counters))
             case ["v2", "models", name]:
                 return 200, orjson.dumps(describe_lane(self.router.describe(name)))
             case ["v2", "models", name, "versions", version]:
@@ -118,10 +133,41 @@ class HttpServer:
                 return self._answer_ready(name, "")
             case ["v2", "models", name, "versions", version, "ready"]:
                 return self._answer_ready(name, version)
+            case ["v2", "models", name, "config"]:
+                return 200, orjson.dumps(describe_config(self.router.describe(name)))
+            case ["v2", "models", name, "versions", version, "config"]:
+                return 200, orjson.dumps(describe_config(self.router.describe(name, version)))
+            case ["v2", "models", name, "stats"]:
+                return 200, orjson.dumps(list_stats(self.router, self.router.counters, name))
+            case ["v2", "models", name, "versions", version, "stats"]:
+                return 200, orjson.dumps(list_stats(self.router, self.router.counters, name, version))
+            case ["v2", "repository", "index"] | ["v2", "repository", "models", _, "load" | "unload"]:
+                raise refuse_method(method, url)
             case ["v2", "models", _, "infer"] | ["v2", "models", _, "versions", _, "infer"]:
                 raise refuse_method(method, url)
             case _:
                 raise NotFoundError("no_path", method=method, path=url[:200].decode("ascii", "replace"))
+
+    def answer_post(self, connection: HttpConnection, url: bytes, headers: dict[bytes, bytes], body: bytes) -> Errand | None:
+        """Answer a POST that is not inference; or say later how an errand went, which is returned.
+
+        Raises:
+            NotFoundError: no such path.
+            InputError: the path does not take POST, or the body is not what it takes.
+            AuthError, OverloadedError, UnavailableError: as `Errands.send`.
+        """
+        match split_path(url):
+            case ["v2", "repository", "index"]:
+                asked = read_repository_body(body, IndexJson)
+                connection.send(200, orjson.dumps(list_repository(self.router, is_ready=asked.ready)))
+            case ["v2", "repository", "models", name, "load" | "unload" as op]:
+                parameters = read_repository_body(body, ChangeJson).parameters or {}
+                authorization = headers.get(b"authorization", b"").decode("latin-1")
+                return self.errands.send(op, name, parameters, authorization, connection.send_outcome)
+            case _:
+                self.answer_get(url, "POST")
+                raise refuse_method("POST", url)
+        return None
 
     def _answer_ready(self, name: str, version: str) -> tuple[int, bytes]:
         is_ready = self.router.is_ready(name, version)

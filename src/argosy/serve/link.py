@@ -11,6 +11,7 @@ import mmap
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from argosy.serve.frames import (
     CODES,
     HEADER,
+    INPUT_FAULT,
     NANOSECONDS,
     NUM_SLOTS,
     OBJECT,
@@ -36,11 +38,12 @@ from argosy.serve.frames import (
     unpack_tensors,
     write_tensor,
 )
+from argosy.serve.streams import StreamPool
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from argosy.serve.batcher import Batch
+    from argosy.serve.batch import Batch
 
 __all__ = ["Link"]
 
@@ -94,6 +97,7 @@ class Link:
         self._free: list[_Slot] = []
         self._sequence = 0
         self._oversize_bytes = 0
+        self.streams = StreamPool(loop, self)
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._on_readable)
 
@@ -109,8 +113,17 @@ class Link:
 
     @property
     def oldest_sent_s(self) -> float | None:
-        """When the oldest batch in flight was sent, on the loop's clock."""
+        """When the oldest batch in flight was sent, on `time.monotonic`, which is the loop's clock, too."""
         return min((batch.sent_s for batch in self.batches_in_flight), default=None)
+
+    def pass_streams(self, sock: socket.socket) -> None:
+        """Give the worker its end of the socket on which streams are passed.
+
+        Raises:
+            OSError: the worker takes nothing now.
+        """
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        self._sock.sendmsg([HEADER.pack(Kind.STREAMS, 0, 0, 0, 0)], rights)
 
     def send(self, batch: Batch) -> None:
         """Write a batch's rows into a free slot and hand it to the worker."""
@@ -118,7 +131,7 @@ class Link:
         slot.batch = batch
         self._sequence += 1
         batch.sequence = self._sequence
-        batch.sent_s = self._loop.time()
+        batch.sent_s = time.monotonic()
         self.num_in_flight += 1
         try:
             self._send_frame(slot, batch)
@@ -130,10 +143,13 @@ class Link:
         tensors: list[Tensor] = []
         columns: list[list[NDArray[Any]]] = []
         offset = 0
+        pads = batch.lane.pads
         for index in range(len(batch.calls[0].inputs)):
             column = [call.inputs[index] for call in batch.calls]
             first = column[0]
             shape = first.shape if len(column) == 1 else (batch.num_rows, *first.shape[1:])
+            if batch.is_padded and (pad := pads[index]) is not None:
+                shape = (*shape[: pad[0]], batch.length, *shape[pad[0] + 1 :])
             code = CODES[first.dtype]
             if code == OBJECT:
                 packed = np.frombuffer(b"".join(flatten_bytes(part) for part in column), np.uint8)
@@ -146,12 +162,12 @@ class Link:
             offset = align(offset + num_bytes)
         self._reserve(slot, offset)
         assert slot.inputs is not None
-        for tensor, column in zip(tensors, columns, strict=True):
+        for index, tensor in enumerate(tensors):
             if tensor.code == OBJECT:
-                write_tensor(slot.inputs, Tensor(tensor.offset, tensor.num_bytes, 1, (tensor.num_bytes,)), column)
+                write_tensor(slot.inputs, Tensor(tensor.offset, tensor.num_bytes, 1, (tensor.num_bytes,)), columns[index])
             else:
-                write_tensor(slot.inputs, tensor, column)
-        header = HEADER.pack(Kind.BATCH, 0, slot.index, batch.num_rows, batch.sequence)
+                write_tensor(slot.inputs, tensor, columns[index], pads[index] if batch.is_padded else None)
+        header = HEADER.pack(Kind.BATCH, batch.form, slot.index, batch.num_rows, batch.sequence)
         self._sock.send(header + pack_tensors(tensors))
 
     def _reserve(self, slot: _Slot, input_bytes: int) -> None:
@@ -221,7 +237,7 @@ class Link:
             raise LinkError("worker answered a batch that it does not have")
         if kind == Kind.ERROR:
             self._release(slot)
-            batch.lane.take_failure(batch, frame[HEADER.size :].decode(errors="replace"))
+            batch.lane.take_failure(batch, frame[HEADER.size :].decode(errors="replace"), is_input_fault=flags == INPUT_FAULT)
             return
         if kind != Kind.REPLY:
             raise LinkError("worker sent an unknown frame")

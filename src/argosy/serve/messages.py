@@ -21,12 +21,23 @@ __all__ = [
     "DecodeError",
     "InferParameter",
     "InferTensorContents",
+    "ModelConfigRequest",
+    "ModelConfigResponse",
     "ModelInferRequest",
     "ModelInferResponse",
     "ModelMetadataRequest",
     "ModelMetadataResponse",
     "ModelReadyRequest",
     "ModelReadyResponse",
+    "ModelStatisticsRequest",
+    "ModelStatisticsResponse",
+    "ModelStreamInferResponse",
+    "RepositoryIndexRequest",
+    "RepositoryIndexResponse",
+    "RepositoryModelLoadRequest",
+    "RepositoryModelLoadResponse",
+    "RepositoryModelUnloadRequest",
+    "RepositoryModelUnloadResponse",
     "ServerLiveRequest",
     "ServerLiveResponse",
     "ServerMetadataRequest",
@@ -55,8 +66,9 @@ ModelReadyResponse: 1 ready bool
 ServerMetadataRequest
 ServerMetadataResponse: 1 name string, 2 version string, 3 extensions *string
 ModelMetadataRequest: 1 name string, 2 version string
-ModelMetadataResponse: 1 name string, 2 versions *string, 3 platform string, 4 inputs *.TensorMetadata, 5 outputs *.TensorMetadata
-ModelMetadataResponse.TensorMetadata: 1 name string, 2 datatype string, 3 shape *int64
+ModelMetadataResponse: 1 name string, 2 versions *string, 3 platform string, 4 inputs *.TensorMetadata, \
+5 outputs *.TensorMetadata, 6 parameters =InferParameter
+ModelMetadataResponse.TensorMetadata: 1 name string, 2 datatype string, 3 shape *int64, 4 parameters =InferParameter
 InferParameter: | 1 bool_param bool, 2 int64_param int64, 3 string_param string, 4 double_param double, 5 uint64_param uint64
 InferTensorContents: 1 bool_contents *bool, 2 int_contents *int32, 3 int64_contents *int64, 4 uint_contents *uint32, \
 5 uint64_contents *uint64, 6 fp32_contents *float, 7 fp64_contents *double, 8 bytes_contents *bytes
@@ -69,7 +81,46 @@ ModelInferResponse: 1 model_name string, 2 model_version string, 3 id string, 4 
 5 outputs *.InferOutputTensor, 6 raw_output_contents *bytes
 ModelInferResponse.InferOutputTensor: 1 name string, 2 datatype string, 3 shape *int64, 4 parameters =InferParameter, \
 5 contents InferTensorContents
+ModelStreamInferResponse: 1 error_message string, 2 infer_response ModelInferResponse
+ModelConfigRequest: 1 name string, 2 version string
+ModelConfigResponse: 1 config ModelConfig
+ModelConfig: 1 name string, 2 platform string, 17 backend string, 3 version_policy ModelVersionPolicy, 4 max_batch_size int32, \
+5 input *ModelInput, 6 output *ModelOutput, 11 dynamic_batching ModelDynamicBatching, 7 instance_group *ModelInstanceGroup, \
+19 model_transaction_policy ModelTransactionPolicy
+ModelVersionPolicy: 3 specific .Specific
+ModelVersionPolicy.Specific: 1 versions *int64
+ModelInput: 1 name string, 2 data_type DataType, 4 dims *int64
+ModelOutput: 1 name string, 2 data_type DataType, 3 dims *int64
+ModelDynamicBatching: 1 preferred_batch_size *int32, 2 max_queue_delay_microseconds uint64
+ModelInstanceGroup: 1 name string, 4 kind InstanceKind, 2 count int32
+ModelTransactionPolicy: 1 decoupled bool
+ModelStatisticsRequest: 1 name string, 2 version string
+ModelStatisticsResponse: 1 model_stats *ModelStatistics
+ModelStatistics: 1 name string, 2 version string, 3 last_inference uint64, 4 inference_count uint64, 5 execution_count uint64, \
+6 inference_stats InferStatistics, 7 batch_stats *InferBatchStatistics
+InferStatistics: 1 success StatisticDuration, 2 fail StatisticDuration, 3 queue StatisticDuration, \
+4 compute_input StatisticDuration, 5 compute_infer StatisticDuration, 6 compute_output StatisticDuration, \
+7 cache_hit StatisticDuration, 8 cache_miss StatisticDuration
+InferBatchStatistics: 1 batch_size uint64, 2 compute_input StatisticDuration, 3 compute_infer StatisticDuration, \
+4 compute_output StatisticDuration
+StatisticDuration: 1 count uint64, 2 ns uint64
+ModelRepositoryParameter: | 1 bool_param bool, 2 int64_param int64, 3 string_param string, 4 bytes_param bytes
+RepositoryIndexRequest: 1 repository_name string, 2 ready bool
+RepositoryIndexResponse: 1 models *.ModelIndex
+RepositoryIndexResponse.ModelIndex: 1 name string, 2 version string, 3 state string, 4 reason string
+RepositoryModelLoadRequest: 1 repository_name string, 2 model_name string, 3 parameters =ModelRepositoryParameter
+RepositoryModelLoadResponse
+RepositoryModelUnloadRequest: 1 repository_name string, 2 model_name string, 3 parameters =ModelRepositoryParameter
+RepositoryModelUnloadResponse
 """
+# The values of an enumeration, from 0 on.
+_ENUMS: Final = {
+    "DataType": (
+        "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8", "TYPE_INT16",
+        "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING", "TYPE_BF16",
+    ),
+    "InstanceKind": ("KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"),
+}  # fmt: skip
 _PACKAGE: Final = "inference"
 _ONEOF: Final = "parameter_choice"
 _Field: Final = descriptor_pb2.FieldDescriptorProto
@@ -88,6 +139,10 @@ _SCALARS: Final = {
 
 def _build_pool() -> descriptor_pool.DescriptorPool:
     file = descriptor_pb2.FileDescriptorProto(name="argosy/inference.proto", package=_PACKAGE, syntax="proto3")
+    for name, values in _ENUMS.items():
+        enum = file.enum_type.add(name=name)
+        for number, value in enumerate(values):
+            enum.value.add(name=value, number=number)
     messages: dict[str, descriptor_pb2.DescriptorProto] = {}
     for line in _TABLE.strip().splitlines():
         path, _, fields = line.partition(":")
@@ -110,6 +165,9 @@ def _add_field(message: descriptor_pb2.DescriptorProto, scope: str, number: str,
     type_name = kind.lstrip("*=")
     if type_name in _SCALARS:
         field.type = _SCALARS[type_name]
+        return
+    if type_name in _ENUMS:
+        field.type, field.type_name = _Field.TYPE_ENUM, f".{_PACKAGE}.{type_name}"
         return
     field.type = _Field.TYPE_MESSAGE
     if kind[0] != "=":
@@ -146,6 +204,17 @@ ServerMetadataRequest: Final[Any] = _message("ServerMetadataRequest")
 ServerMetadataResponse: Final[Any] = _message("ServerMetadataResponse")
 ServerReadyRequest: Final[Any] = _message("ServerReadyRequest")
 ServerReadyResponse: Final[Any] = _message("ServerReadyResponse")
+ModelConfigRequest: Final[Any] = _message("ModelConfigRequest")
+ModelConfigResponse: Final[Any] = _message("ModelConfigResponse")
+ModelStatisticsRequest: Final[Any] = _message("ModelStatisticsRequest")
+ModelStatisticsResponse: Final[Any] = _message("ModelStatisticsResponse")
+ModelStreamInferResponse: Final[Any] = _message("ModelStreamInferResponse")
+RepositoryIndexRequest: Final[Any] = _message("RepositoryIndexRequest")
+RepositoryIndexResponse: Final[Any] = _message("RepositoryIndexResponse")
+RepositoryModelLoadRequest: Final[Any] = _message("RepositoryModelLoadRequest")
+RepositoryModelLoadResponse: Final[Any] = _message("RepositoryModelLoadResponse")
+RepositoryModelUnloadRequest: Final[Any] = _message("RepositoryModelUnloadRequest")
+RepositoryModelUnloadResponse: Final[Any] = _message("RepositoryModelUnloadResponse")
 
 
 def parse_infer_request(message: bytes | bytearray | memoryview) -> tuple[Any, list[Any]]:

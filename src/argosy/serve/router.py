@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from argosy.errors import NotFoundError, UnavailableError, list_choices
-from argosy.serve.batcher import Batch, Batcher
+from argosy.serve.batch import Batch
+from argosy.serve.batcher import Batcher
 from argosy.serve.link import Link
-from argosy.serve.table import LaneEntry, Table, TableEntry
+from argosy.serve.streams import StreamQueue
+from argosy.serve.table import LaneEntry, RepositoryEntry, Table, TableEntry
+from argosy.serve.v2_repeats import Repeats
 
 if TYPE_CHECKING:
     from argosy.serve.call import Call
     from argosy.serve.metrics import Counters
+    from argosy.serve.raw import RawCall
 
 __all__ = ["Deployment", "Lane", "Router"]
+
+PRIORITY_SHARE: Final = 0.25
+"""Of a deployment's timeout: a request that waits so much longer goes before one that is a step more urgent."""
 
 
 class Lane(Batcher):
@@ -30,9 +37,10 @@ class Lane(Batcher):
         super().__init__(loop, lane.signature, entry.name, lane.version, counters.series(lane.series))
         self.model = entry.model
         self.series_index = lane.series
-        self.platform = lane.platform
         self.output_index = {spec.name: index for index, spec in enumerate(lane.signature.outputs)}
         self.versions: list[str] = []
+        self.repeats = Repeats(self)
+        self.streams = StreamQueue(self)
         self.cache: dict[str, Any] = {}
         """Whatever a protocol prepares once per lane."""
 
@@ -41,10 +49,22 @@ class Lane(Batcher):
         self.max_batch_rows = lane.max_batch_rows
         self.can_join = lane.can_join and self.signature.is_batched
         self.is_repeatable = lane.is_repeatable
+        self.lines.can_pad = lane.can_pad
+        self.lines.level_s = PRIORITY_SHARE * lane.timeout_s
+        self.plan.configure(lane.service, lane.max_batch_rows, can_join=self.can_join)
+        self.join_refusal, self.pad_refusal = lane.join_refusal, lane.pad_refusal
         self.timeout_s = lane.timeout_s
         self.max_queue_rows = lane.max_queue_rows
         self.max_queue_bytes = lane.max_queue_bytes
+        self.streams.max_streams = lane.max_streams
+        self.platform = lane.platform
+        self.created_s = lane.created_s
         self.versions = [other.version for other in entry.lanes if not other.is_draining]
+
+    def expire(self, now: float) -> None:
+        """As `Batcher.expire`, for raw requests that wait as well."""
+        super().expire(now)
+        self.streams.expire(now)
 
     @property
     def is_ready(self) -> bool:
@@ -99,6 +119,7 @@ class Router:
         self.deployments: dict[str, Deployment] = {}
         self.counters = counters
         self.epoch = 0
+        self.repository: tuple[RepositoryEntry, ...] = ()
         self.on_change: list[Callable[[], None]] = []
         self._loop = loop
         self._lanes: dict[tuple[str, str], Lane] = {}
@@ -152,6 +173,7 @@ class Router:
     def apply(self, table: Table) -> None:
         """Serve by this table from now on."""
         self.epoch = table.epoch
+        self.repository = table.repository
         old = self._lanes
         self._lanes = {}
         self.deployments = {}
@@ -177,12 +199,14 @@ class Router:
             if (lane := lane_of_worker.get(worker)) is not None:
                 lane.links.append(link)
         for lane in old.values():
+            lane.streams.max_streams = 0
             self._reroute(lane)
         for lane in draining:
             if not lane.links:
                 self._reroute(lane)
         for lane in self._lanes.values():
             lane.flush()
+            lane.streams.flush()
         for callback in self.on_change:
             callback()
 
@@ -190,6 +214,8 @@ class Router:
         """Move what waits in a lane that has no replicas any more to the lane that takes its requests now."""
         for call in lane.take_queued():
             self._move(call, lane)
+        for call in lane.streams.take_waiting():
+            self._move_raw(call, lane)
 
     def _move(self, call: Call, lane: Lane) -> None:
         deployment = self.deployments.get(lane.name)
@@ -207,11 +233,28 @@ class Router:
         call.lane = target
         target.put(call)
 
+    def _move_raw(self, call: RawCall, lane: Lane) -> None:
+        try:
+            call.lane = self.find(lane.name)
+        except (NotFoundError, UnavailableError):
+            call.fail(UnavailableError("no_replica", model=lane.name, retry_after_s=1.0))
+            return
+        if call.lane is lane or not call.lane.streams.max_streams:
+            call.fail(UnavailableError("no_replica", model=lane.name, retry_after_s=1.0))
+            return
+        call.lane.streams.put(call)
+
+    def expire_streams(self, now: float) -> None:
+        """End raw requests whose deadline has passed while a worker answers them."""
+        for link in self._links.values():
+            if link.streams.num_busy:
+                link.streams.expire(now)
+
     def is_busy(self, lanes: list[tuple[str, str]], workers: list[str]) -> bool:
         """Say whether one of these lanes holds a request, or one of these workers a batch."""
         known = [lane for key in lanes if (lane := self._lanes.get((key[0], key[1]))) is not None]
         links = [link for worker in workers if (link := self._links.get(worker)) is not None]
-        return any(lane.num_open for lane in known) or any(link.num_in_flight for link in links)
+        return any(lane.num_open for lane in known) or any(link.num_in_flight or link.streams.num_busy for link in links)
 
     # workers
 
@@ -222,6 +265,7 @@ class Router:
             lane.links = [other for other in lane.links if other.worker != link.worker]
             lane.links.append(link)
             lane.flush()
+            lane.streams.flush()
 
     def remove_link(self, link: Link) -> None:
         """A worker is gone: what it held is sent again or refused."""
@@ -239,8 +283,14 @@ class Router:
             if lane not in known:
                 # Its deployment or version has left the table meanwhile.
                 self._reroute(cast(Lane, lane))
+        for lane in link.streams.close():
+            if lane in known:
+                lane.streams.flush()
+            else:
+                self._reroute(lane)
 
     def find_hung(self, now: float, limit_s: float) -> set[tuple[str, float]]:
         """Workers that have held a batch for longer than `limit_s`, and since when."""
         held = {(worker, sent_s) for worker, link in self._links.items() if (sent_s := link.oldest_sent_s) is not None}
+        held |= {(worker, since_s) for worker, link in self._links.items() if (since_s := link.streams.stuck_since_s) is not None}
         return {(worker, sent_s) for worker, sent_s in held if now - sent_s > limit_s}

@@ -6,7 +6,7 @@ import msgspec
 
 from argosy.signature import Signature
 
-__all__ = ["LaneEntry", "Table", "TableEntry"]
+__all__ = ["LaneEntry", "RepositoryEntry", "Table", "TableEntry"]
 
 
 class LaneEntry(msgspec.Struct, frozen=True):
@@ -27,6 +27,18 @@ class LaneEntry(msgspec.Struct, frozen=True):
     timeout_s: float
     max_queue_rows: int
     max_queue_bytes: int
+    created_s: int = 0
+    """When the version was published, in seconds since 1970."""
+    can_pad: bool = False
+    """Warm-up showed that rows of different lengths answer the same when padded to the longest."""
+    join_refusal: str = ""
+    """Why rows are not joined, where they are not."""
+    pad_refusal: str = ""
+    """Why only rows of equal lengths are joined, where the signature is ragged."""
+    service: tuple[tuple[int, int, float], ...] = ()
+    """Rows, length (0 where not ragged) and seconds of the batches that a worker measured at its warm-up."""
+    max_streams: int = 0
+    """Raw requests that a replica answers at once for each front; 0 where the version has no raw endpoint."""
 
 
 class TableEntry(msgspec.Struct, frozen=True):
@@ -37,8 +49,19 @@ class TableEntry(msgspec.Struct, frozen=True):
     lanes: tuple[LaneEntry, ...]
 
 
+class RepositoryEntry(msgspec.Struct, frozen=True):
+    """A deployment, or a model of the store that is not deployed, for the repository's index."""
+
+    name: str
+    version: str
+    """Of the deployment, or the newest."""
+    reason: str
+    """Why no requests are taken for it, as far as that is known; whether they are, each front sees for itself."""
+
+
 class Table(msgspec.Struct, frozen=True):
     """All deployments; a later epoch replaces an earlier one."""
 
     epoch: int
     deployments: tuple[TableEntry, ...]
+    repository: tuple[RepositoryEntry, ...] = ()

@@ -3,10 +3,13 @@
 A protocol decoder does, for each input: `check_tensor`, then `array_from_raw` or its own reading of typed values into
 an array of the given shape; at the end `gather_inputs`. Nothing is allocated from a shape before that shape was
 compared with the bytes that came.
+
+Where the version preprocesses, a request names the tensors (FORM_TENSORS) or what they are made of (FORM_RAW).
 """
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
+from argosy.serve.call import FORM_RAW, FORM_TENSORS
 from argosy.signature import Signature, TensorSpec, unpack_bytes
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ __all__ = [
     "check_bytes_count",
     "check_tensor",
     "count_elements",
+    "decode_base64",
     "gather_inputs",
     "plan_inputs",
 ]
@@ -51,25 +56,34 @@ class InputPlan:
     """What `check_tensor` and `gather_inputs` need of a signature, worked out once per lane.
 
     Attributes:
-        specs: input name -> its TensorSpec.
+        specs: input name -> its TensorSpec, of both forms.
         sizes: input name -> {shape seen and found right: number of its elements}.
         names: the inputs in the signature's order.
+        raw_names: those of `Signature.raw_inputs` in its order; empty where the version does not preprocess.
         is_batched: the signature's, which is computed anew at each look.
     """
 
-    __slots__ = ("is_batched", "names", "sizes", "specs")
+    __slots__ = ("is_batched", "names", "raw_names", "sizes", "specs")
 
     def __init__(self, signature: Signature) -> None:
-        self.specs = {spec.name: spec for spec in signature.inputs}
-        self.sizes: dict[str, dict[tuple[int, ...], int]] = {spec.name: {} for spec in signature.inputs}
-        self.names = tuple(self.specs)
+        raw_inputs = signature.raw_inputs if signature.preprocess else ()
+        self.specs = {spec.name: spec for spec in (*signature.inputs, *raw_inputs)}
+        self.sizes: dict[str, dict[tuple[int, ...], int]] = {name: {} for name in self.specs}
+        self.names = tuple(spec.name for spec in signature.inputs)
+        self.raw_names = tuple(spec.name for spec in raw_inputs)
         self.is_batched = signature.is_batched
 
 
 def plan_inputs(lane: Lane) -> InputPlan:
-    """Return the plan of a lane, made on first use."""
+    """Return the plan of a lane, made on first use.
+
+    Raises:
+        InputError: only_raw, the version has no tensors.
+    """
     plan: InputPlan | None = lane.cache.get("inputs")
     if plan is None:
+        if not lane.signature.outputs:
+            raise InputError("only_raw", model=lane.name, version=lane.version)
         plan = lane.cache["inputs"] = InputPlan(lane.signature)
     return plan
 
@@ -90,7 +104,7 @@ def check_tensor(lane: Lane, name: str, datatype: str, shape: tuple[int, ...]) -
     spec = plan.specs.get(name)
     if spec is None:
         raise InputError(
-            "unknown_input", model=lane.name, version=lane.version, tensor=name[:MAX_SHOWN], known=list_choices(plan.names)
+            "unknown_input", model=lane.name, version=lane.version, tensor=name[:MAX_SHOWN], known=list_choices(plan.specs)
         )
     if datatype != spec.datatype:
         raise InputError(
@@ -173,7 +187,7 @@ def check_bytes_count(spec: TensorSpec, num_elements: int) -> None:
         )
 
 
-def gather_inputs(lane: Lane, named: Mapping[str, NDArray[Any]]) -> tuple[list[NDArray[Any]], int]:
+def gather_inputs(lane: Lane, named: Mapping[str, NDArray[Any]]) -> tuple[list[NDArray[Any]], int, int]:
     """Put the inputs of a request into the signature's order and count its rows.
 
     Args:
@@ -181,22 +195,44 @@ def gather_inputs(lane: Lane, named: Mapping[str, NDArray[Any]]) -> tuple[list[N
         named: input name -> array; every name went through `check_tensor`.
 
     Returns:
-        One array per input of the signature, and the rows: the common length of the first axes, or 1 where the
-        signature is not batched.
+        One array per input of the signature; the rows, which are the common length of the first axes, or 1 where the
+        signature is not batched; and the form: FORM_TENSORS, or FORM_RAW where the arrays are those of
+        `Signature.raw_inputs`.
 
     Raises:
-        InputError: missing_input, rows_differ or no_rows.
+        InputError: missing_input, mixed_inputs, rows_differ or no_rows.
     """
     plan = plan_inputs(lane)
+    names, form = _choose_form(lane, plan, named) if plan.raw_names else (plan.names, FORM_TENSORS)
     try:
-        arrays = [named[name] for name in plan.names]
+        arrays = [named[name] for name in names]
     except KeyError as missing:
         raise InputError(
             "missing_input", model=lane.name, version=lane.version, tensor=missing.args[0], got=list_choices(named)
         ) from None
     if not plan.is_batched:
-        return arrays, 1
-    return arrays, _count_rows(lane, plan.names, arrays)
+        return arrays, 1, form
+    return arrays, _count_rows(lane, names, arrays), form
+
+
+def _choose_form(lane: Lane, plan: InputPlan, named: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, ...], int]:
+    """Say which inputs the request has to hold, by those that it names."""
+    steps = lane.signature.preprocess
+    if not any(step.name in named for step in steps):
+        return plan.names, FORM_TENSORS
+    if mixed := [name for step in steps for name in step.inputs if name in named]:
+        known = list_choices(plan.raw_names)
+        raise InputError("mixed_inputs", model=lane.name, version=lane.version, got=list_choices(mixed), expected=known)
+    return plan.raw_names, FORM_RAW
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode an element that a client marked with `content_type` base64; strictly, as RFC 4648 has it.
+
+    Raises:
+        ValueError: it has other characters, or no right padding.
+    """
+    return binascii.a2b_base64(text, strict_mode=True)
 
 
 def _count_rows(lane: Lane, names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> int:

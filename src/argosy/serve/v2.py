@@ -6,7 +6,7 @@ extension_binary_data.md defines them. JSON is never coerced: "1" is no number, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -15,19 +15,35 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from argosy.bfloat16 import round_floats, widen
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.serve.call import FORM_TENSORS
-from argosy.serve.tensors import array_from_raw, check_tensor, count_elements, gather_inputs
+from argosy.serve.frames import learn_bfloat16
+from argosy.serve.tensors import MAX_SHAPES, MAX_SHOWN, array_from_raw, check_tensor, count_elements, decode_base64, gather_inputs
 from argosy.signature import TensorSpec, pack_bytes
 
 if TYPE_CHECKING:
     from argosy.serve.router import Lane
 
-__all__ = ["Request", "Wanted", "decode_request", "describe_lane", "encode_binary", "encode_json", "prepare_front"]
+__all__ = [
+    "SCHEDULE",
+    "Request",
+    "Wanted",
+    "decode_request",
+    "encode_binary",
+    "encode_json",
+    "prepare_front",
+    "read_schedule",
+    "refuse_parameters",
+]
 
 MAX_TENSORS: Final = 256
 MAX_TIMEOUT_S: Final = 3600.0
+MAX_PRIORITY: Final = 1 << 16
 _MICROSECONDS: Final = 1e-6
+SCHEDULE: Final = ("timeout", "priority", "sequence_id", "sequence_start", "sequence_end")
+"""Parameters of a request that `read_schedule` reads, or refuses."""
+_SCHEDULED: Final = frozenset(SCHEDULE)
 
 Parameters = dict[str, str | int | float | bool]
 
@@ -74,15 +90,24 @@ class Request(NamedTuple):
 
 _decode_body: Final = msgspec.json.Decoder(_RequestJson).decode
 _decode_any: Final = msgspec.json.Decoder().decode
-_LISTS: Final[dict[str, Any]] = {"f": list[float], "i": list[int], "u": list[int], "b": list[bool], "O": list[str]}
+# By NumPy's kinds; V is bfloat16's.
+_LISTS: Final[dict[str, Any]] = {
+    "f": list[float],
+    "V": list[float],
+    "i": list[int],
+    "u": list[int],
+    "b": list[bool],
+    "O": list[str],
+}
 _decode_list: Final[dict[str, Callable[[msgspec.Raw], list[Any]]]] = {
     kind: msgspec.json.Decoder(type_).decode for kind, type_ in _LISTS.items()
 }
 
 
 def prepare_front() -> None:
-    """Have NumPy raise where a JSON number does not fit its datatype; called once in a front process."""
+    """Have NumPy raise where a JSON number does not fit its datatype, and links know BF16; called once in a front process."""
     np.seterr(over="raise")
+    learn_bfloat16()
 
 
 def decode_request(lane: Lane, body: bytes, json_bytes: int | None) -> Request:
@@ -115,22 +140,28 @@ def decode_request(lane: Lane, body: bytes, json_bytes: int | None) -> Request:
         if item.name in named:
             raise InputError("duplicate_tensor", tensor=item.name[:128])
         spec = check_tensor(lane, item.name, item.datatype, item.shape)
-        size = item.parameters.get("binary_data_size") if item.parameters else None
+        size = None
+        if item.parameters:
+            size = item.parameters.get("binary_data_size")
+            if size is None or len(item.parameters) > 1:
+                refuse_parameters(item.parameters)
         if size is None:
             named[item.name] = _array_from_json(lane, spec, item)
         else:
             if type(size) is not int or not 0 <= size <= len(tail) - pos:
-                raise InputError("bad_parameter", name="binary_data_size", got=size, expected=f"0 to {len(tail) - pos}")
+                raise InputError("bad_parameter", name="binary_data_size", got=_shorten(size), expected=f"0 to {len(tail) - pos}")
             if item.data:
                 raise InputError("bad_json", detail=f"input `{item.name}` has both data and binary_data_size")
             named[item.name] = array_from_raw(spec, item.shape, tail[pos : pos + size], lane)
             pos += size
     if pos != len(tail):
         raise InputError("bad_json", detail=f"{len(tail) - pos} bytes after the last binary tensor")
-    arrays, num_rows = gather_inputs(lane, named)
-    timeout_s = _read_timeout(request.parameters) if request.parameters else None
+    arrays, num_rows, form = gather_inputs(lane, named)
+    timeout_s, priority = None, 0
+    if request.parameters and not _SCHEDULED.isdisjoint(request.parameters):
+        timeout_s, priority = read_schedule(request.parameters)
     wanted = _read_outputs(lane, request) if request.outputs or request.parameters else None
-    return Request(arrays, num_rows, request.id, timeout_s, wanted)
+    return Request(arrays, num_rows, request.id, timeout_s, wanted, form, priority)
 
 
 def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[Any]:
@@ -148,9 +179,14 @@ def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[
         raise InputError("size_mismatch", tensor=item.name, got=len(values), expected=expected, shape=item.shape)
     try:
         if dtype.kind == "O":
-            return np.array([value.encode() for value in values], dtype=object).reshape(item.shape)
+            read = decode_base64 if item.parameters and item.parameters.get("content_type") == "base64" else str.encode
+            elements = np.empty(expected, object)
+            elements[:] = [read(value) for value in values]
+            return elements.reshape(item.shape)
+        if dtype.kind == "V":
+            return round_floats(np.fromiter(values, np.float64, expected)).reshape(item.shape)
         return _make_array(values, dtype, expected).reshape(item.shape)
-    except (OverflowError, FloatingPointError, UnicodeEncodeError) as error:
+    except (OverflowError, FloatingPointError, ValueError) as error:
         raise InputError("bad_value", tensor=item.name, datatype=spec.datatype, detail=str(error)) from None
 
 
@@ -194,20 +230,49 @@ def _flatten(spec: TensorSpec, item: _InputJson) -> list[Any]:
         raise InputError("bad_value", tensor=item.name, datatype=spec.datatype, detail=str(error)) from None
 
 
-def _read_timeout(parameters: Parameters) -> float | None:
-    """The `timeout` parameter: microseconds, as Triton's schedule policy extension has it."""
-    timeout = parameters.get("timeout")
-    if timeout is None:
-        return None
-    if type(timeout) is not int or not 0 < timeout <= MAX_TIMEOUT_S / _MICROSECONDS:
-        raise InputError("bad_parameter", name="timeout", got=timeout, expected="microseconds, at most one hour")
-    return timeout * _MICROSECONDS
+def read_schedule(parameters: Mapping[str, object]) -> tuple[float | None, int]:
+    """Read `timeout` (microseconds; 0 is none) and `priority` (1 is taken first; 0 is the default's) of a request.
+
+    Returns:
+        The timeout in seconds, or None; and the priority.
+
+    Raises:
+        InputError: `bad_parameter`, also for those of sequences, which would be answered wrongly without a state.
+
+    Source: Triton's extensions schedule_policy and sequence.
+    """
+    for name in SCHEDULE[2:]:
+        if got := parameters.get(name):
+            raise InputError("bad_parameter", name=name, got=_shorten(got), expected="none: sequences are not offered")
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout <= MAX_TIMEOUT_S / _MICROSECONDS:
+        raise InputError("bad_parameter", name="timeout", got=_shorten(timeout), expected="microseconds, at most one hour")
+    priority = parameters.get("priority", 0)
+    if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
+        expected = f"1 (first) to {MAX_PRIORITY}, or 0"
+        raise InputError("bad_parameter", name="priority", got=_shorten(priority), expected=expected)
+    return timeout * _MICROSECONDS if timeout else None, priority
+
+
+def _shorten(value: object) -> object:
+    return value[:MAX_SHOWN] if isinstance(value, str) else value
+
+
+def refuse_parameters(parameters: Mapping[str, object]) -> None:
+    """Refuse parameters of a tensor that would change its meaning if they were passed over.
+
+    Raises:
+        InputError: `bad_parameter`.
+    """
+    for name in ("shared_memory_region", "classification"):
+        if name in parameters:
+            raise InputError("bad_parameter", name=name, got=_shorten(parameters[name]), expected="none: it is not offered")
 
 
 def _read_outputs(lane: Lane, request: _RequestJson) -> list[Wanted] | None:
     default = (request.parameters or {}).get("binary_data_output", False)
     if type(default) is not bool:
-        raise InputError("bad_parameter", name="binary_data_output", got=default, expected="true or false")
+        raise InputError("bad_parameter", name="binary_data_output", got=_shorten(default), expected="true or false")
     if not request.outputs:
         return [Wanted(index, True) for index in range(len(lane.output_index))] if default else None
     wanted: list[Wanted] = []
@@ -218,9 +283,13 @@ def _read_outputs(lane: Lane, request: _RequestJson) -> list[Wanted] | None:
             raise InputError("unknown_output", model=lane.name, version=lane.version, tensor=item.name[:128], known=known)
         if any(other.place == index for other in wanted):
             raise InputError("duplicate_tensor", tensor=item.name)
-        is_binary = (item.parameters or {}).get("binary_data", default)
+        is_binary = default
+        if item.parameters:
+            is_binary = item.parameters.get("binary_data", default)
+            if len(item.parameters) > 1 or "binary_data" not in item.parameters:
+                refuse_parameters(item.parameters)
         if type(is_binary) is not bool:
-            raise InputError("bad_parameter", name="binary_data", got=is_binary, expected="true or false")
+            raise InputError("bad_parameter", name="binary_data", got=_shorten(is_binary), expected="true or false")
         wanted.append(Wanted(index, is_binary))
     return wanted
 
@@ -228,7 +297,7 @@ def _read_outputs(lane: Lane, request: _RequestJson) -> list[Wanted] | None:
 class _Heads:
     """Constant parts of a lane's answers."""
 
-    __slots__ = ("open", "outputs", "shapes")
+    __slots__ = ("open", "outputs", "shapes", "single")
 
     def __init__(self, lane: Lane) -> None:
         name, version = orjson.dumps(lane.name), orjson.dumps(lane.version)
@@ -238,6 +307,8 @@ class _Heads:
             b'{"name":' + orjson.dumps(spec.name) + b',"datatype":"' + spec.datatype.encode() + b'","shape":' for spec in specs
         ]
         self.shapes: dict[tuple[int, ...], bytes] = {}
+        self.single: dict[tuple[int, ...], bytes] = {}
+        """All that stands before the numbers of an answer without id and with one output, by its shape."""
 
 
 def _heads(lane: Lane) -> _Heads:
@@ -250,7 +321,7 @@ def _heads(lane: Lane) -> _Heads:
 def _shape_json(heads: _Heads, shape: tuple[int, ...]) -> bytes:
     text = heads.shapes.get(shape)
     if text is None:
-        if len(heads.shapes) > 1024:
+        if len(heads.shapes) >= MAX_SHAPES:
             heads.shapes.clear()
         text = heads.shapes[shape] = orjson.dumps(shape)
     return text
@@ -268,22 +339,20 @@ def encode_json(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wa
         InputError: an output's bytes are not text.
     """
     heads = _heads(lane)
-    if wanted is None and len(outputs) == 1:
+    if wanted is None and len(outputs) == 1 and not request_id:
         array = outputs[0]
-        return b"".join(
-            (
-                heads.open,
-                _id_json(request_id),
-                heads.outputs[0],
-                _shape_json(heads, array.shape),
-                _data_json(lane, 0, array),
-                b"]}",
-            )
-        )
+        head = heads.single.get(array.shape)
+        if head is None:
+            if len(heads.single) >= MAX_SHAPES:
+                heads.single.clear()
+            parts = (heads.open, _id_json(""), heads.outputs[0], _shape_json(heads, array.shape), b',"data":')
+            head = heads.single[array.shape] = b"".join(parts)
+        return b"%b%b}]}" % (head, _data_json(lane, 0, array))
     parts = [heads.open, _id_json(request_id)]
     for number, index in enumerate(range(len(outputs)) if wanted is None else [want.place for want in wanted]):
         array = outputs[index]
-        parts += (b"," if number else b"", heads.outputs[index], _shape_json(heads, array.shape), _data_json(lane, index, array))
+        shape = _shape_json(heads, array.shape)
+        parts += (b"," if number else b"", heads.outputs[index], shape, b',"data":', _data_json(lane, index, array), b"}")
     parts.append(b"]}")
     return b"".join(parts)
 
@@ -295,12 +364,14 @@ def _data_json(lane: Lane, index: int, array: NDArray[Any]) -> bytes:
         except UnicodeDecodeError:
             raise InputError("needs_raw", tensor=lane.signature.outputs[index].name, datatype="BYTES") from None
     else:
+        if array.dtype.kind == "V":
+            array = widen(array)
         data = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
         # orjson writes NaN and infinity as null, which no client expects among numbers.
         if b"null" in data:
             tensor = lane.signature.outputs[index].name
             raise ModelError("not_finite_output", tensor=tensor, model=lane.name, version=lane.version)
-    return b',"data":' + data + b"}"
+    return data
 
 
 def encode_binary(
@@ -322,21 +393,6 @@ def encode_binary(
             parts.append(b',"parameters":{"binary_data_size":%d}}' % len(raw))
             tail.append(raw)
         else:
-            parts.append(_data_json(lane, want.place, array))
+            parts += (b',"data":', _data_json(lane, want.place, array), b"}")
     parts.append(b"]}")
     return b"".join(parts), tail
-
-
-def describe_lane(lane: Lane) -> dict[str, object]:
-    """The V2 metadata of a model."""
-
-    def describe(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
-        return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
-
-    return {
-        "name": lane.name,
-        "versions": lane.versions,
-        "platform": lane.platform,
-        "inputs": describe(lane.signature.inputs),
-        "outputs": describe(lane.signature.outputs),
-    }

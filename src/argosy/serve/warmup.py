@@ -13,9 +13,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.bfloat16 import decode_stored, is_float, widen
 from argosy.serve.frames import read_elements
 
 __all__ = [
+    "MEASURE_S",
     "GoldenMismatch",
     "largest_difference",
     "load_golden",
@@ -27,12 +29,14 @@ __all__ = [
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
+Measure = Callable[[NDArray[Any], NDArray[Any]], float]
 
 # Relative to the largest value of the output. Another CPU's kernels sum in another order: 1e-4 was seen for deep float32 models.
 GOLDEN_TOLERANCE: Final = 1e-3
 JOIN_TOLERANCE: Final = 1e-4
 _OUTLIER_FACTOR: Final = 100.0
-_MEASURE_S: Final = 0.15
+MEASURE_S: Final = 0.15
+"""Time that measuring may take before the first answer."""
 
 
 class GoldenMismatch(Exception):
@@ -48,7 +52,7 @@ class GoldenMismatch(Exception):
 def load_golden(path: Path) -> tuple[Arrays, Arrays]:
     """Read recorded examples, as `argosy.store.golden` writes them: inputs and outputs, the first axis counts examples."""
     with np.load(path, allow_pickle=False) as file:
-        entries = {name: file[name] for name in file.files}
+        entries = {name: decode_stored(file[name]) for name in file.files}
     for key in [key for key in entries if key.startswith("shape:")]:
         name = key.removeprefix("shape:")
         entries[name] = read_elements(entries[name].tobytes(), tuple(entries.pop(key).tolist()))
@@ -59,6 +63,7 @@ def load_golden(path: Path) -> tuple[Arrays, Arrays]:
 
 def largest_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest difference relative to the largest expected magnitude (at least 1); infinite where kinds or shapes differ."""
+    got, expected = widen(got), widen(expected)
     if got.shape != expected.shape or got.dtype.kind != expected.dtype.kind:
         return float("inf")
     if got.dtype.kind != "f":
@@ -84,8 +89,10 @@ def measure_row(infer: Infer, inputs: Arrays, *, is_batched: bool) -> float:
     return best
 
 
-def verify_golden(infer: Infer, inputs: Arrays, outputs: Arrays, *, is_batched: bool) -> float:
-    """Run each example alone and compare; returns the largest difference.
+def verify_golden(
+    infer: Infer, inputs: Arrays, outputs: Arrays, *, is_batched: bool, measure: Measure = largest_difference
+) -> float:
+    """Run each example alone and compare by `measure` (see `agreement.py`); returns the largest difference.
 
     Of a batched signature an example is one row; otherwise it is a whole request.
 
@@ -97,14 +104,14 @@ def verify_golden(infer: Infer, inputs: Arrays, outputs: Arrays, *, is_batched: 
         answer = infer(_pick(inputs, index, is_batched=is_batched))
         for name, expected in _pick(outputs, index, is_batched=is_batched).items():
             got = answer.get(name)
-            difference = float("inf") if got is None else largest_difference(got, expected)
+            difference = float("inf") if got is None else measure(got, expected)
             if difference > GOLDEN_TOLERANCE:
                 raise GoldenMismatch(name, difference, GOLDEN_TOLERANCE)
             worst = max(worst, difference)
     return worst
 
 
-def prove_joining(infer: Infer, inputs: Arrays) -> str:
+def prove_joining(infer: Infer, inputs: Arrays, measure: Measure = largest_difference) -> str:
     """Say why rows must not be joined; an empty string when a joined row answers as it does alone.
 
     The batch holds every example and one outlier, whose floats are a hundred times larger.
@@ -112,7 +119,7 @@ def prove_joining(infer: Infer, inputs: Arrays) -> str:
     count = _count(inputs)
     if not count:
         return "the version has no examples to try it with"
-    outlier = {name: array[:1] * _OUTLIER_FACTOR if array.dtype.kind == "f" else array[-1:] for name, array in inputs.items()}
+    outlier = {name: array[:1] * _OUTLIER_FACTOR if is_float(array.dtype) else array[-1:] for name, array in inputs.items()}
     outlier = {name: array.astype(inputs[name].dtype) for name, array in outlier.items()}
     joined = {name: np.concatenate([array, outlier[name], array[::-1]]) for name, array in inputs.items()}
     together = infer(joined)
@@ -120,20 +127,20 @@ def prove_joining(infer: Infer, inputs: Arrays) -> str:
         row = _pick(joined, index)
         for name, expected in infer(row).items():
             got = together[name][index : index + 1]
-            difference = largest_difference(got, expected)
+            difference = measure(got, expected)
             if difference > JOIN_TOLERANCE:
                 moved = f"output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
                 return f"a row answers differently in a batch: {moved}"
     return ""
 
 
-def measure_service(infer: Infer, inputs: Arrays, max_rows: int) -> dict[int, float]:
-    """Seconds that a batch of 1, 2, 4 ... rows takes, the fastest of a few runs; stops after 0.15 s."""
+def measure_service(infer: Infer, inputs: Arrays, max_rows: int, budget_s: float = MEASURE_S) -> dict[int, float]:
+    """Seconds that a batch of 1, 2, 4 ... rows takes, the fastest of a few runs; stops after `budget_s`."""
     count = _count(inputs)
     times: dict[int, float] = {}
     start = time.perf_counter()
     rows = 1
-    while rows <= max_rows and time.perf_counter() - start < _MEASURE_S:
+    while rows <= max_rows and time.perf_counter() - start < budget_s:
         batch = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()} if count else {}
         best = float("inf")
         for _ in range(3):

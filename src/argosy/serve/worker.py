@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import fcntl
 import mmap
 import os
 import select
@@ -20,20 +19,26 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve import frames, warmup
+from argosy.serve import frames, ragged, warmup
+from argosy.serve.agreement import choose_measure
+from argosy.serve.call import FORM_COUNTED
 from argosy.serve.channel import Channel, die_with_parent, open_channel
-from argosy.serve.runtimes.base import Runtime, load_runtime_class
+from argosy.serve.runtimes.base import Runtime, StreamRuntime, load_runtime_class
+
+if TYPE_CHECKING:
+    from argosy.serve.preprocess import Preprocessor
 
 __all__ = ["Worker", "main", "run_template"]
 
 EXIT_REFUSED: Final = 3
 NUM_CREDITS: Final = 2
 MAX_ERROR_BYTES: Final = 4000
+NUM_TOKENS: Final = "num_tokens"
 THREADS_PAY_S: Final = 0.002
 """A row that takes less is run by one thread: two were slower on a perceptron of 0.04 ms, faster on a transformer of 8 ms."""
 
@@ -70,7 +75,16 @@ class Worker:
         self.outputs: list[Message] = spec["signature"]["outputs"]
         shapes = [tensor["shape"] for tensor in self.inputs + self.outputs]
         self.is_batched = all(shape and shape[0] == -1 for shape in shapes)
+        if "BF16" in {tensor["datatype"] for tensor in self.inputs + self.outputs}:
+            frames.learn_bfloat16()
         self.output_dtypes = [frames.DTYPES[_DATATYPES.index(tensor["datatype"])] for tensor in self.outputs]
+        self.names: list[str] = [tensor["name"] for tensor in self.inputs]
+        steps: list[Message] = spec["signature"].get("preprocess", [])
+        made = [name for step in steps for name in step["inputs"]]
+        # As `Signature.raw_inputs`.
+        self.raw_names = [step["name"] for step in steps] + [name for name in self.names if name not in made]
+        self.ragged: Message | None = spec["signature"].get("ragged")
+        self.preprocessor: Preprocessor | None = None
         self.runtime: Runtime | None = None
         self.poll = select.epoll()
         self.fronts: dict[int, _Front] = {}
@@ -84,19 +98,49 @@ class Worker:
         golden = self.spec.get("golden")
         inputs, outputs = warmup.load_golden(folder / golden) if golden else ({}, {})
         threads = self._open(folder, inputs)
+        measure = choose_measure(self.spec["precision"])
         report: Message = {"state": "ready", "load_s": time.perf_counter() - started, "threads": threads}
         if inputs:
-            report["golden_difference"] = warmup.verify_golden(self._infer, inputs, outputs, is_batched=self.is_batched)
+            report["golden_difference"] = warmup.verify_golden(
+                self._infer, inputs, outputs, is_batched=self.is_batched, measure=measure
+            )
         if self.is_batched:
-            report["join_refusal"] = warmup.prove_joining(self._infer, inputs)
+            report["join_refusal"] = warmup.prove_joining(self._infer, inputs, measure)
+            report |= self._try_lengths(inputs, measure, report["join_refusal"])
             if inputs:
-                limit = self.spec["max_batch_rows"] if not report["join_refusal"] else 1
-                report["service_s"] = warmup.measure_service(self._infer, inputs, limit)
+                report |= self._measure(inputs, is_joined=not report["join_refusal"])
         else:
             report["join_refusal"] = "the signature has no axis of rows"
         report["warm_s"] = time.perf_counter() - started - report["load_s"]
         report["memory_bytes"] = _own_memory_bytes()
         return report
+
+    def _try_lengths(self, inputs: Arrays, measure: warmup.Measure, join_refusal: str) -> Message:
+        """Find out whether rows of different lengths may be joined; and load what makes tensors of texts and pictures."""
+        refusal = join_refusal
+        if self.ragged and not refusal:
+            refusal = ragged.prove_padding(self._infer, inputs, self.ragged, measure)
+        signature = self.spec["signature"]
+        if signature.get("preprocess"):
+            from argosy.serve.preprocess import Preprocessor
+
+            # Threads of the package tokenizers would take the cores that the runtime and the fronts work on.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            self.preprocessor = Preprocessor(signature, Path(self.spec["folder"]))
+            self.preprocessor.can_pad = bool(self.ragged) and not refusal
+        return {"pad_refusal": refusal} if self.ragged else {}
+
+    def _measure(self, inputs: Arrays, *, is_joined: bool) -> Message:
+        """Measure batches by rows and by length: `service_s` by rows, `service` as rows, length and seconds of each."""
+        limit = self.spec["max_batch_rows"] if is_joined else 1
+        if not self.ragged:
+            times = warmup.measure_service(self._infer, inputs, limit)
+            return {"service_s": times, "service": [[rows, 0, seconds] for rows, seconds in times.items()]}
+        times = warmup.measure_service(self._infer, inputs, limit, warmup.MEASURE_S / 2)
+        lengths = ragged.measure_lengths(self._infer, inputs, self.ragged, warmup.MEASURE_S / 2)
+        own = next(iter(ragged.list_lengths(inputs, self.ragged)), 0)
+        by_rows = [[rows, own, seconds] for rows, seconds in times.items()]
+        return {"service_s": times, "service": by_rows + [[1, length, seconds] for length, seconds in lengths.items()]}
 
     def _open(self, folder: Path, inputs: Arrays) -> int:
         """Load the artifact; returns the threads of one operator.
@@ -120,6 +164,10 @@ class Worker:
     def _infer(self, inputs: Arrays) -> Arrays:
         assert self.runtime is not None
         return self.runtime.infer(inputs)
+
+    def _infer_raw(self, inputs: Arrays, form: int) -> Arrays:
+        assert self.preprocessor is not None
+        return self.preprocessor.apply(inputs, self._infer, counts=form == FORM_COUNTED)
 
     # serve
 
@@ -153,13 +201,15 @@ class Worker:
             frame, fds = frames.read_frame(front.sock)
             if not frame:
                 raise frames.LinkError("front is gone")
-            kind, _, slot, rows, sequence = frames.HEADER.unpack_from(frame)
+            kind, flags, slot, rows, sequence = frames.HEADER.unpack_from(frame)
             if slot >= frames.NUM_SLOTS:
                 raise frames.LinkError("unknown slot")
             if kind == frames.Kind.ARENA:
                 front.inputs[slot], front.outputs[slot] = (frames.map_arena(fd) for fd in fds)
             elif kind == frames.Kind.BATCH:
-                self._run(front, frame, slot, rows, sequence)
+                self._run(front, frame, flags, slot, rows, sequence)
+            elif kind == frames.Kind.STREAMS and len(fds) == 1:
+                cast(StreamRuntime, self.runtime).accept_streams(socket.socket(fileno=fds[0]))
             else:
                 raise frames.LinkError("unknown frame")
         except (OSError, frames.LinkError, struct.error, ValueError) as error:
@@ -177,23 +227,37 @@ class Worker:
         except OSError:
             self._drop(front)
 
-    def _run(self, front: _Front, frame: bytes, slot: int, rows: int, sequence: int) -> None:
+    def _run(self, front: _Front, frame: bytes, form: int, slot: int, rows: int, sequence: int) -> None:
         memory = front.inputs[slot]
         if memory is None:
             raise frames.LinkError("a batch came before its arena")
         tensors = frames.unpack_tensors(frame, frames.HEADER.size, len(memory))
-        inputs = {spec["name"]: frames.read_tensor(memory, tensor) for spec, tensor in zip(self.inputs, tensors, strict=True)}
+        if form and (self.preprocessor is None or form > FORM_COUNTED):
+            raise frames.LinkError("unknown form")
+        names = self.raw_names if form else self.names
+        inputs = {name: frames.read_tensor(memory, tensor) for name, tensor in zip(names, tensors, strict=True)}
         try:
             before = time.perf_counter_ns()
-            answer = self._infer(inputs)
+            answer = self._infer_raw(inputs, form) if form else self._infer(inputs)
             nanoseconds = time.perf_counter_ns() - before
             arrays = self._check(answer, rows)
+            if form == FORM_COUNTED:
+                arrays.append(answer[NUM_TOKENS])
         except Exception as error:  # the model's own code: whatever it raises belongs to this batch alone
-            traceback.print_exc()
-            text = f"{type(error).__name__}: {error}".encode()[:MAX_ERROR_BYTES]
-            self._send(front, frames.HEADER.pack(frames.Kind.ERROR, 0, slot, 0, sequence) + text)
+            self._send_failure(front, error, slot, sequence)
             return
         self._reply(front, slot, rows, sequence, nanoseconds, arrays)
+
+    def _send_failure(self, front: _Front, error: Exception, slot: int, sequence: int) -> None:
+        text = f"{type(error).__name__}: {error}"
+        flags = 0
+        if getattr(error, "is_input_fault", False):
+            # The client is told; the log is not for what clients send.
+            flags, text = frames.INPUT_FAULT, str(error)
+        else:
+            traceback.print_exception(error)
+        data = text.encode(errors="replace")[:MAX_ERROR_BYTES]
+        self._send(front, frames.HEADER.pack(frames.Kind.ERROR, flags, slot, 0, sequence) + data)
 
     def _check(self, answer: Arrays, rows: int) -> list[NDArray[Any]]:
         """Put the outputs in the signature's order; datatypes and number of rows must be right."""
@@ -226,7 +290,7 @@ class Worker:
         assert memory is not None
         fd = -1
         if offset > len(memory):
-            fd, memory = _make_output(offset)
+            fd, memory = frames.make_output(offset)
         for tensor, column in zip(tensors, columns, strict=True):
             as_bytes = tensor._replace(code=1, shape=(tensor.num_bytes,)) if tensor.code == frames.OBJECT else tensor
             frames.write_tensor(memory, as_bytes, [column])
@@ -250,26 +314,15 @@ class Worker:
 
 # By link code; the same order as frames.DTYPES.
 _DATATYPES: Final = (
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES",
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES",
 )  # fmt: skip
-
-
-def _make_output(size_bytes: int) -> tuple[int, mmap.mmap]:
-    """A memory file for an output that does not fit the arena; sealed, so that it cannot shrink under the front."""
-    fd = os.memfd_create("argosy-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size_bytes)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd, mmap.mmap(fd, size_bytes)
 
 
 def _own_memory_bytes() -> int:
     """Memory that would be given back if this process ended: its private pages."""
-    total = 0
+    kinds = ("Private_Clean:", "Private_Dirty:")
     with open("/proc/self/smaps_rollup") as file:  # noqa: PTH123 - procfs, and pathlib is not imported for it elsewhere
-        for line in file:
-            if line.startswith(("Private_Clean:", "Private_Dirty:")):
-                total += int(line.split()[1]) * 1024
-    return total
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(kinds))
 
 
 def run_worker(channel: Channel, spec: Message) -> int:

@@ -9,4 +9,9 @@ records.py      its rows, references, the derived index
 golden.py       recorded examples
 onnx_file.py    import of an ONNX file, with golden_run.py
 python_file.py  publishing of a Python model
+oci.py          push and pull: to registries and from them
+artifact.py     what is asked of an artifact that comes from elsewhere
+registry.py     a client of the OCI Distribution protocol, over registry_connection.py and registry_auth.py
+location.py     references to registries, parsed
+credentials.py  who we are to a registry
 """

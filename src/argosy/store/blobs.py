@@ -16,11 +16,11 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from argosy.errors import InputError, StoreError
 from argosy.store.manifest import FILE_PATH, Descriptor, ImageManifest
-from argosy.store.staging import Staged, check_file_name, copy_hashed, digest_of_temp
+from argosy.store.staging import Staged, StagedBlob, check_file_name, copy_hashed, digest_of_temp
 from argosy.store.temporary import explain_write, fsync_folder, hold_lock, link_file, list_dead, remove, temp_folder
 
 __all__ = ["Blobs", "list_files"]
@@ -100,6 +100,26 @@ class Blobs:
                 if error.key == "corrupt_blob":
                     damaged.add(digest)
         return damaged
+
+    def adopt(self, staged: Staged, blob: Descriptor) -> StagedBlob | None:
+        """Stage a blob that the layout has already, whole; None if it has not."""
+        try:
+            self._check(blob.digest, blob.size, "")
+        except StoreError:
+            return None  # a damaged one is replaced by what is staged instead
+        return staged.adopt_blob(self._path(blob.digest), blob.digest, blob.size)
+
+    def open(self, blob: Descriptor, what: str) -> BinaryIO:
+        """Open a blob that has just been checked.
+
+        Raises:
+            StoreError: `missing_blob`, `corrupt_blob`.
+        """
+        self._check(blob.digest, blob.size, what)
+        try:
+            return self._path(blob.digest).open("rb", buffering=0)
+        except OSError as error:
+            raise StoreError("missing_blob", digest=blob.digest, what=what) from error
 
     def keep(self, staged: Staged, damaged: set[str]) -> None:
         """Give staged blobs their names, durably. Blobs that exist stay as they are, damaged ones are replaced.

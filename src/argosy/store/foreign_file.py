@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -25,12 +25,13 @@ from argosy.frameworks.convert import ANSWER_FILE, ONNX_FILE, Answer, Request
 from argosy.frameworks.environment import find_interpreter, is_importable, lives_apart
 from argosy.frameworks.files.answer import Made, check_onnx, clean, explain, look_at, read_answer
 from argosy.frameworks.files.base import FORMATS, Format
-from argosy.frameworks.files.copy import Copied, copy_file, copy_folder, copy_parameters
+from argosy.frameworks.files.copy import Copied, copy_file, copy_folder, copy_parameters, copy_weights
 from argosy.frameworks.files.detect import detect_format
 from argosy.signature import check_name, datatype_of
 from argosy.store.golden import Golden, encode_golden
 from argosy.store.local import Store, Version
-from argosy.store.onnx_file import import_onnx
+from argosy.store.onnx_file import add_labels, import_onnx
+from argosy.store.preprocess import Steps, add_steps
 
 __all__ = ["import_foreign", "to_array"]
 
@@ -45,6 +46,15 @@ class _Code(NamedTuple):
     function: str
 
 
+class _Given(NamedTuple):
+    """What is published beside the file; the names are those of `import_onnx`."""
+
+    lineage: Mapping[str, object]
+    measurements: Mapping[str, float]
+    labels: Sequence[str] | None
+    preprocess: Steps
+
+
 def import_foreign(
     store: Store,
     path: Path,
@@ -54,6 +64,8 @@ def import_foreign(
     sample: Mapping[str, ArrayLike] | ArrayLike | None = None,
     code: str | None = None,
     allow_pickle: bool = False,
+    labels: Sequence[str] | None = None,
+    preprocess: Steps = (),
     lineage: Mapping[str, object] = {},
     measurements: Mapping[str, float] = {},
     timeout_s: float = 600.0,
@@ -72,6 +84,8 @@ def import_foreign(
             ones, where the file tells the shapes of its inputs, and the version says so. Lists of fractions become float32.
         code: `FILE.py:FUNCTION` that builds the model, for a file that holds weights alone. It runs in the confined process.
         allow_pickle: open a file that runs code of its maker's choice, in the confined process.
+        labels: names of the entries of the last axis, for each output whose last axis is as long.
+        preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         lineage: added to what is known of the file.
         measurements: as in `Store.publish`.
         timeout_s: how long the confined process may take.
@@ -79,7 +93,8 @@ def import_foreign(
     Raises:
         InputError: `missing_file`; `unknown_choice`, `unknown_format`, `format_mismatch`, `bad_archive`; `bad_model_file`, the
             framework cannot load it, or nothing can serve it; `not_convertible`; `needs_sample`, `bad_sample`; `needs_code`,
-            `bad_code`; `missing_extra`, the framework is not installed; `bad_name` and more from the store.
+            `bad_code`; `missing_extra`, the framework is not installed; `bad_preprocess`; `bad_name` and more from
+            the store.
         TooLargeError: `model_file_too_large`.
         NotAllowedError: `pickle_not_allowed`; `not_confined`, this machine cannot confine a process.
         ModelError: `export_differs`, `save_failed`; `confined_timeout`, `confined_output`.
@@ -97,7 +112,7 @@ def import_foreign(
         difference = check_onnx(made) if answer.runtime == "onnx" else answer.difference
         known = _describe(path, copied, chosen, answer, program, difference) | dict(lineage)
         publish = _publish_onnx if answer.runtime == "onnx" else _publish_native
-        return publish(store, name, made, known, measurements)
+        return publish(store, name, made, _Given(known, measurements, labels, preprocess))
 
 
 @contextmanager
@@ -146,7 +161,8 @@ def _complete(path: Path, copied: Copied, name: str) -> Copied:
         return copy_parameters(path, copied)
     renamed = copied.path.with_suffix(FORMATS[name].suffixes[0])
     copied.path.rename(renamed)
-    return copied._replace(path=renamed)
+    copied = copied._replace(path=renamed)
+    return copy_weights(path, copied) if name == "openvino" else copied
 
 
 def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: _Code | None) -> Path:
@@ -255,31 +271,28 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _publish_onnx(store: Store, name: str, made: Made, known: Mapping[str, object], measurements: Mapping[str, float]) -> Version:
+def _publish_onnx(store: Store, name: str, made: Made, given: _Given) -> Version:
     return import_onnx(
         store,
         made.folder / ONNX_FILE,
         name,
-        lineage=known,
-        measurements=measurements,
         golden_inputs=None if made.answer.is_synthetic else made.examples.inputs,
+        **given._asdict(),
     )
 
 
-def _publish_native(
-    store: Store, name: str, made: Made, known: Mapping[str, object], measurements: Mapping[str, float]
-) -> Version:
+def _publish_native(store: Store, name: str, made: Made, given: _Given) -> Version:
     """Publish a framework's own form. Its golden examples are what the runtime answered in the confined process."""
-    signature = made.answer.signature
+    signature, step_files = add_steps(add_labels(made.answer.signature, given.labels), given.preprocess)
     return store.publish(
         name,
-        {file: made.folder / file for file in made.files},
+        {file: made.folder / file for file in made.files} | step_files,
         signature=signature,
         runtime=made.answer.runtime,
         entry=made.answer.entry,
         golden=made.examples,
         golden_is_synthetic=made.answer.is_synthetic,
-        lineage=known,
-        measurements=measurements,
+        lineage=given.lineage,
+        measurements=given.measurements,
         options={"inputs": [spec.name for spec in signature.inputs], "outputs": [spec.name for spec in signature.outputs]},
     )

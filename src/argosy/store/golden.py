@@ -1,7 +1,8 @@
 """Golden examples: inputs with the artifact's own outputs, against which a rollout verifies a loaded version.
 
 On disk an uncompressed `.npz`: entries `in:NAME` and `out:NAME`. A BYTES tensor is its packed bytes (uint8,
-see `argosy.signature.pack_bytes`) with its shape in `shape:in:NAME`, for NumPy would pickle an object array.
+see `argosy.signature.pack_bytes`) with its shape in `shape:in:NAME`, for NumPy would pickle an object array. Items of two
+bytes without a type are bfloat16.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.bfloat16 import OPAQUE, decode_stored, is_bfloat16
 from argosy.errors import ArgosyError, InputError, StoreError, list_choices
 from argosy.signature import Arrays, Signature, TensorSpec, pack_bytes, unpack_bytes
 
@@ -82,7 +84,7 @@ def encode_golden(golden: Golden) -> bytes:
                 entries[_SHAPE + prefix + name] = np.array(array.shape, dtype=np.int64)
                 entries[prefix + name] = np.frombuffer(pack_bytes(array), dtype=np.uint8)
             else:
-                entries[prefix + name] = array
+                entries[prefix + name] = array.view(OPAQUE) if is_bfloat16(array.dtype) else array
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for key, array in entries.items():
@@ -125,7 +127,7 @@ def _read_entries(data: bytes) -> dict[str, NDArray[Any]]:
 
 def _restore(entries: dict[str, NDArray[Any]], key: str) -> NDArray[Any]:
     if _SHAPE + key not in entries:
-        return entries[key]
+        return decode_stored(entries[key])
     shape = tuple(int(dim) for dim in entries[_SHAPE + key])
     num_elements = int(np.prod(shape, dtype=np.int64))
     return unpack_bytes(entries[key].tobytes(), num_elements, key).reshape(shape)

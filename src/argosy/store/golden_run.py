@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.bfloat16 import is_float, widen
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.signature import Arrays, Signature, TensorSpec
 from argosy.store.golden import Golden
@@ -43,7 +44,9 @@ def open_session(path: Path) -> Any:
     options.log_severity_level = 4  # what it has to say comes as the exception
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        importlib.import_module("argosy.serve.runtimes.onnx").check_session(session)
+        return session
     except Exception as error:  # its exceptions share no base class of their own
         raise InputError("bad_onnx", path=path.name, detail=f"ONNX Runtime says: {error}") from error
 
@@ -96,7 +99,7 @@ def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple
             inputs = {spec.name: _synthesise(spec, signature, generator, free_length, bound) for spec in signature.inputs}
             outputs = _run_each(session, inputs, signature)
             for name, array in outputs.items():
-                if array.dtype.kind == "f" and np.isnan(array).any():
+                if is_float(array.dtype) and np.isnan(widen(array)).any():
                     raise _failed(f"output {name!r} is NaN on random inputs")
             return Golden(inputs, outputs), ""
         except ModelError as error:
@@ -120,11 +123,6 @@ def _as_array(inputs: Mapping[str, NDArray[Any]], spec: TensorSpec, model: str) 
 
 def _to_bytes(item: str | bytes) -> bytes:
     return item.encode("utf-8", "surrogateescape") if isinstance(item, str) else bytes(item)
-
-
-def _to_text(item: bytes) -> str:
-    # ONNX Runtime takes strings as text only; escapes carry bytes that are no UTF-8 as far as the encoder.
-    return item.decode("utf-8", "surrogateescape")
 
 
 def _map_elements(array: NDArray[Any], function: Callable[[Any], bytes | str]) -> NDArray[Any]:
@@ -151,17 +149,14 @@ def _run_each(session: Any, inputs: Arrays, signature: Signature) -> Arrays:
 
 def _run_one(session: Any, golden: Golden, index: int, signature: Signature) -> Arrays:
     example = golden.example(index, is_batched=signature.is_batched)
-    feed = {name: _map_elements(array, _to_text) if array.dtype.kind == "O" else array for name, array in example.inputs.items()}
     names = [spec.name for spec in signature.outputs]
     try:
-        answers = session.run(names, feed)
+        answers = importlib.import_module("argosy.serve.runtimes.onnx").run_session(session, names, example.inputs)
     except Exception as error:  # whatever the model's operators raise is about this example
         raise _failed(error) from error
     outputs: Arrays = {}
     for spec, answer in zip(signature.outputs, answers, strict=True):
         array = np.asarray(answer)
-        if spec.datatype == "BYTES":
-            array = _map_elements(array, _to_bytes)
         if not spec.accepts(array.shape) or (signature.is_batched and len(array) != 1):
             raise _failed(f"output {spec.name!r} has shape {array.shape} for one example, declared is {spec.shape}")
         outputs[spec.name] = array
@@ -175,6 +170,7 @@ def _name_example(number: int) -> bytes:
 def _is_close(one: NDArray[Any], other: NDArray[Any]) -> bool:
     if one.shape != other.shape:
         return False
+    one, other = widen(one), widen(other)
     if one.dtype.kind == "f":
         return bool(np.allclose(one, other, rtol=_RTOL, atol=_ATOL, equal_nan=True))
     return bool(np.array_equal(one, other))
@@ -189,7 +185,7 @@ def _synthesise(
     if math.prod(shape) > _MAX_ELEMENTS:
         raise _failed(f"random examples of input {spec.name!r} would have shape {shape}")
     kind = spec.dtype.kind
-    if kind == "f":
+    if is_float(spec.dtype):
         return generator.standard_normal(shape).astype(spec.dtype)
     if kind == "O":
         return _map_elements(generator.integers(0, 100, shape), _name_example)

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -42,8 +43,9 @@ from argosy.store.manifest import (
     decode_manifest,
     encode,
 )
+from argosy.store.preprocess import try_steps
 from argosy.store.records import Event
-from argosy.store.staging import Staged
+from argosy.store.staging import Staged, StagedBlob
 from argosy.store.temporary import explain_write, fsync_folder
 
 __all__ = ["Event", "Golden", "Manifest", "ModelInfo", "Staged", "Store", "Version"]
@@ -126,7 +128,7 @@ class Store:
 
         Raises:
             InputError: `bad_name`, `bad_file_name`, `missing_file`, `missing_entry`, `unknown_choice`,
-                `bad_option`, `bad_golden`.
+                `bad_option`, `bad_golden`, `bad_preprocess`.
             StoreError: `disk_full`, `write_failed`, `store_busy`, `no_hard_links`; nothing was published.
         """
         check_name(name)
@@ -158,15 +160,25 @@ class Store:
             return self._commit(name, staged, manifest, golden)
 
     def _commit(self, name: str, staged: Staged, manifest: Manifest, golden: Golden | None) -> Version:
+        try_steps(manifest.signature, staged.folder)
         if golden is not None:
             staged.add_own(GOLDEN_FILE, encode_golden(golden))
         data = encode(manifest)
         staged.add_own(MANIFEST_FILE, data)
         config = staged.add_blob(encode(build_config(name, manifest, staged.layers, records.now())))
         image = staged.add_blob(encode(build_image(Descriptor(CONFIG_TYPE, config.digest, config.size_bytes), staged.layers)))
+        version, _ = self._insert(name, staged, image, data, manifest, "")
+        return version
+
+    def _insert(
+        self, name: str, staged: Staged, image: StagedBlob, data: bytes, manifest: Manifest, pulled_from: str
+    ) -> tuple[Version, bool]:
+        """Make what is staged a version. Returns it and True; of what was pulled, the same version as before and False."""
         damaged = self._blobs.find_damaged(staged)
         try:
             with self.transaction() as connection:
+                if pulled_from and (known := records.find_digest(connection, name, image.digest)):
+                    return records.list_versions(connection, name, known)[0], False
                 self._blobs.keep(staged, damaged)
                 number = records.insert_version(
                     connection,
@@ -176,6 +188,7 @@ class Store:
                     manifest=data,
                     size_bytes=sum(layer.size for layer in staged.layers),
                     blobs=staged.blobs,
+                    pulled_from=pulled_from,
                 )
                 records.upsert_measurements(connection, name, number, manifest.measurements)
                 (version,) = records.list_versions(connection, name, number)
@@ -184,7 +197,49 @@ class Store:
             self._take_back(staged.created)
             raise
         self._refresh_index()
-        return version
+        return version, True
+
+    def publish_image(
+        self, name: str, staged: Staged, image: StagedBlob, manifest: bytes, pulled_from: str
+    ) -> tuple[Version, bool]:
+        """Make an artifact that was published elsewhere a version of a model, byte for byte, so that its digest stays.
+
+        Args:
+            name: the model's.
+            staged: holds all of the artifact, which the caller has checked: its files, its config, its image manifest.
+            image: the image manifest.
+            manifest: the content of its `argosy.json`.
+            pulled_from: what `Version.pulled_from` will say.
+
+        Returns:
+            The new version and True; or the one of this model that has the image's digest already, and False.
+
+        Raises:
+            InputError: `bad_name`.
+            StoreError: as `publish`; `bad_manifest`.
+        """
+        described = decode_manifest(manifest, pulled_from)
+        return self._insert(check_name(name), staged, image, manifest, described, pulled_from)
+
+    def adopt(self, staged: Staged, blob: Descriptor) -> StagedBlob | None:
+        """Stage a blob that the store has, whole, without a copy; None if it has to come from elsewhere."""
+        return self._blobs.adopt(staged, blob)
+
+    def read_image(self, version: Version) -> bytes:
+        """Read a version's OCI image manifest, as it is in a registry.
+
+        Raises:
+            StoreError: `corrupt_blob`, `missing_blob`.
+        """
+        return self._blobs.read(version.digest, _describe(version))
+
+    def open_blob(self, version: Version, blob: Descriptor) -> BinaryIO:
+        """Open a blob of a version's image, after its digest was checked.
+
+        Raises:
+            StoreError: `corrupt_blob`, `missing_blob`.
+        """
+        return self._blobs.open(blob, _describe(version))
 
     def _take_back(self, digests: set[str]) -> bool:
         """Remove blobs of a commit that failed or whose writer died. Returns whether that could be done."""
@@ -341,8 +396,7 @@ class Store:
         return self._database.snapshot()
 
     def _read_image(self, version: Version) -> ImageManifest:
-        what = _describe(version)
-        return decode_image(self._blobs.read(version.digest, what), what)
+        return decode_image(self.read_image(version), _describe(version))
 
     def _refresh_index(self) -> None:
         """Rebuild `index.json` after a commit. The commit stands, so a failure here is told but not raised."""

@@ -21,6 +21,7 @@ from argosy.errors import InputError, StoreError
 from argosy.signature import Signature
 
 __all__ = [
+    "ARTIFACT_TYPE",
     "CODE_RUNTIMES",
     "CONFIG_TYPE",
     "FILE_PATH",
@@ -172,6 +173,8 @@ class Version(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...]
     """Sorted; the newest version's end in `latest`."""
     measurements: dict[str, float]
+    pulled_from: str = ""
+    """HOST/REPOSITORY:TAG@DIGEST of the registry that it came from; "" if it was published here."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

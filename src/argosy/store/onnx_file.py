@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import msgspec
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
-from argosy.signature import DATATYPES, Signature, TensorSpec, check_name
+from argosy.signature import DATATYPES, Ragged, Signature, TensorSpec, check_name
 from argosy.store.golden_run import open_session, record_golden, record_synthetic, shapes_of_outputs
 from argosy.store.local import Staged, Store, Version
+from argosy.store.preprocess import Steps, add_steps
 
-__all__ = ["import_onnx"]
+__all__ = ["add_labels", "check_external_data", "import_onnx"]
 
 _DATATYPES: Final = {
     "FLOAT": "FP32",
     "DOUBLE": "FP64",
     "FLOAT16": "FP16",
+    "BFLOAT16": "BF16",
     "STRING": "BYTES",
     "BOOL": "BOOL",
     **{name: name for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")},
@@ -42,6 +44,8 @@ def import_onnx(
     measurements: Mapping[str, float] = {},
     golden_inputs: Mapping[str, NDArray[Any]] | None = None,
     labels: Sequence[str] | None = None,
+    ragged: Ragged | None = None,
+    preprocess: Steps = (),
     repeatable: bool = True,
     options: Mapping[str, object] = {},
 ) -> Version:
@@ -57,12 +61,15 @@ def import_onnx(
             file's own answers become the golden outputs. Default: random ones, and the version says so. Where
             random ones do not run, the version has none, and `lineage["golden_error"]` says why.
         labels: names of the entries of the last axis, for each output whose last axis is as long.
+        ragged: which axes may differ between the requests of a batch.
+        preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         repeatable: as in `Store.publish`.
         options: as in `Store.publish`.
 
     Raises:
         InputError: `missing_file`; `bad_onnx`, it is no ONNX file or ONNX Runtime cannot load it;
-            `bad_external_data`; `unsupported_type`; `bad_golden`; `bad_option`, no output fits the labels.
+            `bad_external_data`; `unsupported_type`; `bad_golden`; `bad_preprocess`; `bad_option`, no output fits the
+            labels, or no input the ragged axes.
         StoreError: as `Store.publish`.
     """
     check_name(name)
@@ -71,7 +78,10 @@ def import_onnx(
         model = _read_graph(staged.folder / path.name)
         _add_external_data(staged, path, model)
         session = open_session(staged.folder / path.name)
-        signature = _add_labels(_derive_signature(model, path, shapes_of_outputs(session)), labels)
+        signature = add_labels(_derive_signature(model, path, shapes_of_outputs(session)), labels)
+        signature, files = add_steps(msgspec.structs.replace(signature, ragged=ragged), preprocess)
+        for file_name, source in files.items():
+            staged.add(file_name, source)
         facts = _describe(model, path)
         if golden_inputs is not None:
             golden = record_golden(session, golden_inputs, signature, name)
@@ -129,7 +139,25 @@ def _iterate_tensors(graph: Any) -> Iterator[Any]:
                 yield from _iterate_tensors(inner)
 
 
-def _add_external_data(staged: Staged, path: Path, model: Any) -> None:
+def check_external_data(path: Path, folder: Path, names: Collection[str]) -> None:
+    """Refuse an ONNX file of an artifact whose weights would be read from a file that is none of the artifact's.
+
+    Args:
+        path: of the file.
+        folder: of the artifact.
+        names: of the artifact's files, below `folder`.
+
+    Raises:
+        InputError: `bad_onnx`, `bad_external_data`.
+    """
+    place = PurePosixPath(path.relative_to(folder)).parent
+    for location in _list_locations(path, _read_graph(path)):
+        # An absolute one, and one with `..` in it, is no name of a file.
+        if str(place / location) not in names:
+            raise InputError("bad_external_data", path=path.name, location=location[:200])
+
+
+def _list_locations(path: Path, model: Any) -> list[str]:
     locations: set[str] = set()
     for graph in (*_iterate_graphs(model), *model.functions):
         for tensor in _iterate_tensors(graph):
@@ -139,7 +167,11 @@ def _add_external_data(staged: Staged, path: Path, model: Any) -> None:
                 if len(found) != 1:
                     raise InputError("bad_external_data", path=path, location=", ".join(found)[:200])
                 locations.add(found[0])
-    for location in sorted(locations):
+    return sorted(locations)
+
+
+def _add_external_data(staged: Staged, path: Path, model: Any) -> None:
+    for location in _list_locations(path, model):
         source = _find_beside(path, location)
         if location not in staged.names:
             staged.add(location, source)
@@ -186,7 +218,12 @@ def _derive_spec(info: Any, path: Path, inferred: Mapping[str, tuple[int, ...]])
     return TensorSpec(info.name, _DATATYPES[element], shape)
 
 
-def _add_labels(signature: Signature, labels: Sequence[str] | None) -> Signature:
+def add_labels(signature: Signature, labels: Sequence[str] | None) -> Signature:
+    """Give the signature with names for the entries of the last axis, on each output whose last axis is as long.
+
+    Raises:
+        InputError: `bad_option`, no output fits.
+    """
     if labels is None:
         return signature
     fits = [spec.shape[-1:] == (len(labels),) for spec in signature.outputs]
@@ -198,7 +235,7 @@ def _add_labels(signature: Signature, labels: Sequence[str] | None) -> Signature
         msgspec.structs.replace(spec, labels=tuple(labels)) if is_fit else spec
         for spec, is_fit in zip(signature.outputs, fits, strict=True)
     )
-    return Signature(signature.inputs, outputs)
+    return msgspec.structs.replace(signature, outputs=outputs)
 
 
 def _describe(model: Any, path: Path) -> dict[str, object]:

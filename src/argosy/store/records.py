@@ -30,10 +30,12 @@ __all__ = [
     "Reference",
     "append_history",
     "build_index",
+    "find_digest",
     "get_generation",
     "insert_version",
     "is_needed",
     "list_models",
+    "list_places",
     "list_versions",
     "move_alias",
     "now",
@@ -62,7 +64,7 @@ class Reference(NamedTuple):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A row of the history: `published` or `alias_set`."""
+    """A row of the history: `published`, `pushed` or `alias_set`."""
 
     created: str
     """RFC 3339, UTC."""
@@ -129,6 +131,7 @@ def insert_version(
     manifest: bytes,
     size_bytes: int,
     blobs: Iterable[str],
+    pulled_from: str = "",
 ) -> int:
     """Record a new version, which needs the blobs, under the model's next number, and return it.
 
@@ -141,8 +144,26 @@ def insert_version(
     row = (name, number, digest, image_bytes, manifest, size_bytes, now())
     connection.execute(f"INSERT INTO versions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608, a constant
     connection.executemany("INSERT INTO blobs VALUES (?, ?, ?)", [(blob, name, number) for blob in blobs])
-    append_history(connection, "published", name, number, {"digest": digest})
+    source = {"pulled_from": pulled_from} if pulled_from else {}
+    append_history(connection, "published", name, number, {"digest": digest} | source)
     return number
+
+
+def find_digest(connection: sqlite3.Connection, name: str, digest: str) -> int | None:
+    """Give the oldest version of a model that is the artifact with the digest; None if there is none."""
+    query = "SELECT min(number) FROM versions WHERE model = ? AND digest = ?"
+    (number,) = connection.execute(query, (name, digest)).fetchone()
+    return number
+
+
+def list_places(connection: sqlite3.Connection, digest: str) -> list[str]:
+    """Say where in registries a blob was pushed to or pulled from, the latest first."""
+    query = (
+        "SELECT coalesce(json_extract(detail, '$.pushed_to'), json_extract(detail, '$.pulled_from')) AS place "
+        "FROM history JOIN blobs ON history.model = blobs.model AND history.number = blobs.number "
+        "WHERE blobs.digest = ? AND event IN ('published', 'pushed') AND place IS NOT NULL ORDER BY id DESC"
+    )
+    return [row["place"] for row in connection.execute(query, (digest,))]
 
 
 def is_needed(connection: sqlite3.Connection, digest: str) -> bool:
@@ -160,6 +181,8 @@ def list_versions(connection: sqlite3.Connection, name: str, number: int | None 
     measurements: dict[int, dict[str, float]] = {}
     for row in connection.execute("SELECT number, name, value FROM measurements WHERE model = ? ORDER BY name", (name,)):
         measurements.setdefault(row["number"], {})[row["name"]] = row["value"]
+    query = "SELECT number, json_extract(detail, '$.pulled_from') FROM history WHERE model = ? AND event = 'published'"
+    sources: dict[int, str | None] = dict(connection.execute(query, (name,)).fetchall())
     query = "SELECT * FROM versions WHERE model = :name AND (:number IS NULL OR number = :number) ORDER BY number"
     return [
         Version(
@@ -171,6 +194,7 @@ def list_versions(connection: sqlite3.Connection, name: str, number: int | None 
             size_bytes=row["size_bytes"],
             aliases=tuple(aliases.get(row["number"], ())),
             measurements=measurements.get(row["number"], {}),
+            pulled_from=sources.get(row["number"]) or "",
         )
         for row in connection.execute(query, {"name": name, "number": number})
     ]

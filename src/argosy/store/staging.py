@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import secrets
 import stat
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import msgspec
 
-from argosy.errors import InputError
+from argosy.errors import InputError, StoreError
 from argosy.store.manifest import FILE_PATH, OWN_FILES, Descriptor, media_type_of
 from argosy.store.temporary import PREFIX, explain_write, link_file, temp_file
 
-__all__ = ["Staged", "StagedBlob", "check_file_name", "copy_hashed", "digest_of_temp"]
+__all__ = ["Staged", "StagedBlob", "check_file_name", "copy_hashed", "digest_of_temp", "write_hashed"]
 
 CHUNK_BYTES: Final = 4 << 20
 """Large enough that hashing, which releases the GIL, outweighs the call; small enough to stay in cache."""
@@ -93,11 +96,25 @@ class Staged:
 
     def add_own(self, name: str, source: Path | bytes) -> Descriptor:
         """Add a file that the store writes itself, such as `argosy.json`."""
-        target = self.folder / name
+        self._check_free(name)
+        return self._link(name, self.add_blob(source))
+
+    def add_staged(self, name: str, blob: StagedBlob) -> Descriptor:
+        """Give a blob that is staged already a name in the artifact.
+
+        Raises:
+            InputError: `bad_file_name`.
+        """
+        self._check_free(check_file_name(name))
+        return self._link(name, blob)
+
+    def _check_free(self, name: str) -> None:
         clashes = self._names & {str(parent) for parent in PurePosixPath(name).parents}
-        if clashes or name in self._names or target.exists():
+        if clashes or name in self._names or (self.folder / name).exists():
             raise InputError("bad_file_name", got=name, detail="another file of the artifact has that name, or a folder of it")
-        blob = self.add_blob(source)
+
+    def _link(self, name: str, blob: StagedBlob) -> Descriptor:
+        target = self.folder / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -108,7 +125,7 @@ class Staged:
         self.layers.append(layer)
         return layer
 
-    def add_blob(self, source: Path | bytes) -> StagedBlob:
+    def add_blob(self, source: Path | bytes | Iterable[bytes]) -> StagedBlob:
         """Write content under a temporary name, hash what was written, and make it durable."""
         path, fd = temp_file(self._blobs_folder)
         try:
@@ -131,6 +148,25 @@ class Staged:
         self.blobs[digest] = blob
         return blob
 
+    def adopt_blob(self, source: Path, digest: str, size_bytes: int) -> StagedBlob | None:
+        """Hold a blob of the store, which was just checked, under a temporary name; None if it has gone meanwhile."""
+        while True:
+            path = self._blobs_folder / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}-{digest}"
+            try:
+                link_file(source, path)
+                fd = os.open(path, os.O_RDONLY)
+            except (StoreError, FileNotFoundError):
+                path.unlink(missing_ok=True)
+                if source.exists():
+                    raise
+                return None
+            # Shared: several writers may hold one blob, and its name lasts as long as one of them lives.
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if path.exists():
+                self.blobs[digest] = StagedBlob(path, fd, digest, size_bytes)
+                return self.blobs[digest]
+            os.close(fd)  # swept between the two calls
+
     def close(self) -> None:
         """Remove the temporary names and release their locks."""
         for blob in self.blobs.values():
@@ -148,13 +184,9 @@ def digest_of_temp(path: Path) -> str:
     return f"sha256:{digest}" if found else ""
 
 
-def _write(source: Path | bytes, target_fd: int) -> tuple[str, int]:
-    if isinstance(source, bytes):
-        try:
-            _write_all(target_fd, source)
-        except OSError as error:
-            raise explain_write("a blob", error) from error
-        return f"sha256:{hashlib.sha256(source).hexdigest()}", len(source)
+def _write(source: Path | bytes | Iterable[bytes], target_fd: int) -> tuple[str, int]:
+    if not isinstance(source, Path):
+        return write_hashed([source] if isinstance(source, bytes) else source, target_fd)
     try:
         # Not blocking: a named pipe would wait for its writer for ever.
         source_fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
@@ -168,6 +200,24 @@ def _write(source: Path | bytes, target_fd: int) -> tuple[str, int]:
         raise explain_write(f"a copy of {source}", error) from error
     finally:
         os.close(source_fd)
+
+
+def write_hashed(chunks: Iterable[bytes], target_fd: int) -> tuple[str, int]:
+    """Write content that comes in pieces into an empty file; its digest and its size in bytes.
+
+    Raises:
+        StoreError: `disk_full`, `write_failed`.
+    """
+    digest = hashlib.sha256()
+    size_bytes = 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size_bytes += len(chunk)
+        try:
+            _write_all(target_fd, chunk)
+        except OSError as error:
+            raise explain_write("a blob", error) from error
+    return f"sha256:{digest.hexdigest()}", size_bytes
 
 
 def copy_hashed(source_fd: int, target_fd: int) -> tuple[str, int]:

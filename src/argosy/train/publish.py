@@ -18,6 +18,7 @@ from argosy.signature import Signature
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import Version
+from argosy.store.preprocess import Steps, add_steps
 from argosy.train.data import check_rows
 from argosy.train.lineage import describe_code, describe_environment
 
@@ -40,6 +41,7 @@ def publish(
     input_name: str = "input",
     output_name: str = "output",
     labels: Sequence[str] | None = None,
+    preprocess: Steps = (),
     native: bool = False,
 ) -> Version:
     """Make a live model a version of the store.
@@ -57,11 +59,13 @@ def publish(
         input_name: of the tensor that goes in.
         output_name: of the tensor that comes out.
         labels: names of the output's last axis, such as class names.
+        preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         native: do not try ONNX; serve it by its framework.
 
     Raises:
         ModelError: `save_failed`, neither ONNX nor the framework's own form takes it; nothing was published.
-        InputError: `bad_data`, the sample; `bad_option`, no model, or the labels; `bad_name` and more from the store.
+        InputError: `bad_data`, the sample; `bad_option`, no model, or the labels; `bad_preprocess`; `bad_name` and
+            more from the store.
 
     >>> import numpy as np, torch
     >>> publish(torch.nn.Linear(4, 2), "example", sample=np.zeros((1, 4), np.float32)).number  # doctest: +SKIP
@@ -89,10 +93,11 @@ def publish(
             export = {"format": framework.name, "reason": error.message[:500]}
             answers, runtime = np.concatenate([framework.predict(model, row[None]) for row in rows]), framework.name
         golden = Golden({input_name: rows}, {output_name: answers})
+        signature, step_files = add_steps(_derive_signature(golden, labels), preprocess)
         return (store or Store()).publish(
             name,
-            {path.name: path for path in files},
-            signature=_derive_signature(golden, labels),
+            {path.name: path for path in files} | step_files,
+            signature=signature,
             runtime=runtime,
             entry=entry,
             golden=golden,

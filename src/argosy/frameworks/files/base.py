@@ -73,6 +73,7 @@ FORMATS: Final[dict[str, Format]] = {
     "keras": Format("a Keras archive", "keras", (".keras",), ("keras",), "keras", ("keras",)),
     "savedmodel": Format("a SavedModel folder", "tensorflow", (), ("tensorflow",), "tensorflow", ("tensorflow",)),
     "mxnet": Format("an MXNet symbol", "mxnet", (".json",), ("mxnet",), "mxnet", ("mxnet",)),
+    "openvino": Format("an OpenVINO IR graph", "openvino", (".xml",), ("openvino",), "openvino", ("openvino",)),
     "jax": Format(
         "a program of jax.export",
         "jax",

@@ -15,7 +15,7 @@ from argosy.serve.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE
 from argosy.store.staging import check_file_name, copy_hashed
 from argosy.store.temporary import explain_write
 
-__all__ = ["Copied", "copy_file", "copy_folder", "copy_parameters", "list_files"]
+__all__ = ["Copied", "copy_file", "copy_folder", "copy_parameters", "copy_weights", "list_files"]
 
 _MAX_BYTES: Final = 64 << 30
 """Of all files together: more than the largest model that one machine serves."""
@@ -83,6 +83,21 @@ def copy_parameters(symbol: Path, copied: Copied) -> Copied:
     path = copied.path.rename(copied.path.with_name(GRAPH_FILE))
     digest = hashlib.sha256(f"{copied.digest}\n{parameters.digest}\n".encode()).hexdigest()
     return Copied(path, f"sha256:{digest}", copied.size_bytes + parameters.size_bytes)
+
+
+def copy_weights(graph: Path, copied: Copied) -> Copied:
+    """Copy the weights of an OpenVINO graph: the file `NAME.bin` beside `NAME.xml`.
+
+    Args:
+        graph: the user's file.
+        copied: its copy, which has its last name.
+
+    Raises:
+        InputError: as `copy_file`.
+    """
+    weights = copy_file(graph.with_suffix(".bin"), copied.path.with_suffix(".bin"))
+    digest = hashlib.sha256(f"{copied.digest}\n{weights.digest}\n".encode()).hexdigest()
+    return Copied(copied.path, f"sha256:{digest}", copied.size_bytes + weights.size_bytes)
 
 
 def list_files(folder: Path) -> Iterator[str]:

@@ -21,6 +21,7 @@ _TORCH_PICKLE: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SAFETENSORS: Final = re.compile(rb'.{8}\{\s*"', re.DOTALL)
 _XGBOOST: Final = re.compile(rb'\{\s*"(learner|version)"|\{L.{8}(learner|version)\{?', re.DOTALL)
 _MXNET: Final = re.compile(rb'\{\s*"nodes"\s*:\s*\[')
+_OPENVINO: Final = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<net\s")
 _LIGHTGBM: Final = re.compile(rb"tree\r?\nversion=")
 _ONNX_SUFFIX: Final = ".onnx"
 
@@ -77,7 +78,8 @@ def _look(path: Path, name: str) -> str | None:
         return _look_inside(list_entries(path, name))
     if head.startswith(_TORCH_PICKLE):
         return "torch"
-    for key, pattern in (("pickle", _PICKLE), ("lightgbm", _LIGHTGBM), ("mxnet", _MXNET), ("xgboost", _XGBOOST)):
+    patterns = {"pickle": _PICKLE, "lightgbm": _LIGHTGBM, "mxnet": _MXNET, "openvino": _OPENVINO, "xgboost": _XGBOOST}
+    for key, pattern in patterns.items():
         if pattern.match(head):
             return key
     return "safetensors" if _SAFETENSORS.match(head) and int.from_bytes(head[:8], "little") < path.stat().st_size else None

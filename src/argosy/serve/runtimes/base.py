@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import socket
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["PACKAGES", "RUNTIMES", "Runtime", "load_runtime_class"]
+__all__ = ["ALSO_RUNS", "PACKAGES", "PRECISIONS", "RUNTIMES", "Runtime", "StreamRuntime", "load_runtime_class"]
 
-RUNTIMES: Final = ("jax", "keras", "mxnet", "onnx", "python", "tensorflow", "torch")
+RUNTIMES: Final = ("jax", "keras", "mxnet", "onnx", "openvino", "python", "tensorflow", "torch")
 
-PACKAGES: Final = {"jax": "jax", "keras": "keras", "mxnet": "mxnet", "tensorflow": "tensorflow", "torch": "torch"}
+PACKAGES: Final = {
+    "jax": "jax",
+    "keras": "keras",
+    "mxnet": "mxnet",
+    "openvino": "openvino",
+    "tensorflow": "tensorflow",
+    "torch": "torch",
+}
 """Runtime -> the package that its interpreter must have beside Argosy's own; the extra has the runtime's name."""
+
+ALSO_RUNS: Final = {"onnx": ("openvino",)}
+"""Runtime of an artifact -> other runtimes that can load the same files."""
+
+PRECISIONS: Final = {"openvino": ("float32", "bfloat16")}
+"""Runtime -> what it can be told to compute in; the first is what it does untold. Others compute as the artifact says."""
 
 
 class Runtime(Protocol):
@@ -31,6 +45,14 @@ class Runtime(Protocol):
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch; the inputs are views that are reused after the answer. First axis = rows."""
+        ...
+
+
+class StreamRuntime(Runtime, Protocol):
+    """A runtime whose artifacts may answer raw requests."""
+
+    def accept_streams(self, sock: socket.socket) -> None:
+        """Answer the raw requests of a front, in threads of its own; `argosy.serve.stream_frames` says what comes."""
         ...
 
 

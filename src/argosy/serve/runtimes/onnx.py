@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RUNTIME", "OnnxRuntime"]
+from argosy.bfloat16 import find_bfloat16, is_bfloat16
+
+__all__ = ["RUNTIME", "OnnxRuntime", "check_session", "run_session"]
 
 ort: Any = importlib.import_module("onnxruntime")
+
+_TEXT: Final = "tensor(string)"
+_BFLOAT16: Final = "tensor(bfloat16)"
+_BFLOAT16_ELEMENT: Final = 16  # TensorProto.BFLOAT16
 
 
 class OnnxRuntime:
@@ -35,15 +42,56 @@ class OnnxRuntime:
             settings.add_session_config_entry("session.disable_prepacking", "1")
         self._session = ort.InferenceSession(str(folder / entry), settings, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._has_text = "tensor(string)" in {node.type for node in self._session.get_inputs() + self._session.get_outputs()}
+        check_session(self._session)
+        types = {node.type for node in self._session.get_inputs() + self._session.get_outputs()}
+        self._is_plain = types.isdisjoint((_TEXT, _BFLOAT16))
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
-        if not self._has_text:
+        if self._is_plain:
             return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
-        feed = {name: _map_text(array, _to_text) for name, array in inputs.items()}
-        answers = dict(zip(self._outputs, self._session.run(None, feed), strict=True))
-        return {name: _map_text(array, _to_bytes) for name, array in answers.items()}
+        return dict(zip(self._outputs, run_session(self._session, self._outputs, inputs), strict=True))
+
+
+def check_session(session: Any) -> None:
+    """Refuse what `run_session` cannot run.
+
+    Raises:
+        TypeError: inputs of text and outputs of bfloat16 in one model: no interface of ONNX Runtime for Python takes both.
+    """
+    inputs, outputs = ({node.type for node in nodes} for nodes in (session.get_inputs(), session.get_outputs()))
+    if _TEXT in inputs and _BFLOAT16 in outputs:
+        raise TypeError("ONNX Runtime's Python interface gives no bfloat16 output to a model that has inputs of text")
+
+
+def run_session(session: Any, names: list[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run a session whose tensors may be BYTES or bfloat16, which ONNX Runtime does not take from NumPy as they are.
+
+    Args:
+        session: an `onnxruntime.InferenceSession` on the CPU.
+        names: of the outputs.
+        inputs: name -> array; BYTES as object arrays of `bytes`. Bfloat16 arrays must be contiguous.
+
+    """
+    feed = {name: _to_value(array) for name, array in inputs.items()}
+    if _BFLOAT16 not in {node.type for node in session.get_outputs()}:
+        return [_map_text(array, _to_bytes) for array in session.run(names, feed)]
+    make = ort.OrtValue.ortvalue_from_numpy
+    values = {name: each if isinstance(each, ort.OrtValue) else make(each) for name, each in feed.items()}
+    return [_map_text(_read_value(value), _to_bytes) for value in session.run_with_ort_values(names, values)]
+
+
+def _to_value(array: NDArray[Any]) -> Any:
+    if not is_bfloat16(array.dtype):
+        return _map_text(array, _to_text)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.asarray(array).view(np.uint16), _BFLOAT16_ELEMENT)
+
+
+def _read_value(value: Any) -> NDArray[Any]:
+    if value.data_type() != _BFLOAT16:
+        return value.numpy()
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(data, find_bfloat16()).reshape(value.shape())
 
 
 def _to_text(item: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Run a user's own class: a file with a class `Model` that has `load(folder)` and `infer(inputs)`.
+"""Run a user's own class: a file with a class `Model` that has `load(folder)`, and `infer(inputs)` or `raw(request)` or both.
 
 Its code runs with the rights of the server's user, so a deployment must allow it (`--allow-code`); the
 control process checks that before it asks for a worker.
@@ -7,11 +7,14 @@ control process checks that before it asks for a worker.
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import NDArray
+
+from argosy.serve.stream_threads import StreamThreads
 
 __all__ = ["RUNTIME", "PythonRuntime"]
 
@@ -29,10 +32,16 @@ class PythonRuntime:
         spec.loader.exec_module(module)
         self._model = module.Model()
         self._model.load(folder)
+        if hasattr(self._model, "raw"):
+            self._streams = StreamThreads(self._model.raw)
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
         return self._model.infer(inputs)
+
+    def accept_streams(self, sock: socket.socket) -> None:
+        """Answer the raw requests of a front."""
+        self._streams.accept(sock)
 
 
 RUNTIME: Final = PythonRuntime

@@ -1,0 +1,68 @@
+"""The one V2 element type that NumPy lacks: the upper half of a float32, 8 bits of exponent and 7 of mantissa.
+
+The package `ml_dtypes` teaches it to NumPy. It is imported where such tensors are, for a worker has none of it otherwise;
+where it is not installed, arrays of this type are opaque items of two bytes: they travel, and nothing computes with them.
+Of all datatypes it alone has NumPy's kind V.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["OPAQUE", "decode_stored", "find_bfloat16", "is_bfloat16", "is_float", "round_floats", "widen"]
+
+OPAQUE: Final = np.dtype("V2")
+"""What a `.npy` file says of it, and what it is without ml_dtypes."""
+
+
+@lru_cache(maxsize=1)
+def find_bfloat16() -> np.dtype[Any]:
+    """The type; OPAQUE where ml_dtypes is not installed."""
+    try:
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        return OPAQUE
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Say whether the elements are of this type."""
+    return dtype.kind == "V" and dtype in (OPAQUE, find_bfloat16())
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Say whether the elements are floats, of NumPy's kinds or this one."""
+    return dtype.kind == "f" or is_bfloat16(dtype)
+
+
+def round_floats(values: NDArray[Any]) -> NDArray[Any]:
+    """Round floats to this type.
+
+    Args:
+        values: finite float64 or float32, of any shape.
+
+    Raises:
+        FloatingPointError: a value is beyond 3.39e38, and would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        rounded = values.astype(find_bfloat16())
+    if not np.isfinite(rounded).all():
+        raise FloatingPointError("overflow encountered in cast to bfloat16")
+    return rounded
+
+
+def widen(array: NDArray[Any]) -> NDArray[Any]:
+    """Give an array of this type as float32, which holds every value of it; any other array as it is."""
+    if not is_bfloat16(array.dtype):
+        return array
+    with np.errstate(invalid="ignore"):  # what it says of a signalling NaN
+        return array.astype(np.float32)
+
+
+def decode_stored(array: NDArray[Any]) -> NDArray[Any]:
+    """Name the type of an array from a `.npy` file, whose format knows items of two bytes and not what they are."""
+    return array.view(find_bfloat16()) if array.dtype == OPAQUE else array

@@ -1,0 +1,169 @@
+"""Rows of different lengths in one tensor: how they are padded, and the proof at warm-up that it moves no answer.
+
+NumPy and the standard library only: workers and fronts both use it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.bfloat16 import is_float
+
+__all__ = ["fill_padded", "list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
+
+Arrays = dict[str, NDArray[Any]]
+Infer = Callable[[Arrays], Arrays]
+Measure = Callable[[NDArray[Any], NDArray[Any]], float]
+Ragged = Mapping[str, Any]
+"""As `argosy.signature.Ragged`, as plain data."""
+
+JOIN_TOLERANCE: Final = 1e-4
+_OUTLIER_FACTOR: Final = 100.0
+
+
+def fill_padded(target: NDArray[Any], parts: Sequence[NDArray[Any]], axis: int, pad: float) -> None:
+    """Write arrays side by side along the first axis, each filled up along another.
+
+    Args:
+        target: as long along `axis` as the longest part, and with the rows of all.
+        parts: equal in the other axes.
+        axis: the ragged one.
+        pad: what fills a shorter part up.
+    """
+    before = (slice(None),) * axis
+    start = 0
+    for part in parts:
+        end, length = start + len(part), part.shape[axis]
+        block = target[start:end]
+        block[(*before, slice(length))] = part
+        if length < target.shape[axis]:
+            block[(*before, slice(length, None))] = pad
+        start = end
+
+
+def resize_rows(inputs: Arrays, ragged: Ragged, length: int) -> Arrays:
+    """Make rows of another length: cut them, or repeat them from their beginning."""
+    return {
+        name: array if (item := ragged["inputs"].get(name)) is None else _resize(array, item["axis"], length)
+        for name, array in inputs.items()
+    }
+
+
+def _resize(array: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
+    return np.ascontiguousarray(np.take(array, np.arange(length) % array.shape[axis], axis))
+
+
+def list_lengths(inputs: Arrays, ragged: Ragged) -> list[int]:
+    """Lengths to try a model with: that of the examples first, then half, double and a quarter of it."""
+    own = next((inputs[name].shape[item["axis"]] for name, item in ragged["inputs"].items() if name in inputs), 0)
+    return list(dict.fromkeys(length for length in (own, (own + 1) // 2, 2 * own, (own + 3) // 4) if length)) if own else []
+
+
+def prove_padding(infer: Infer, inputs: Arrays, ragged: Ragged, measure: Measure) -> str:
+    """Say why rows of different lengths must not be joined; an empty string when each answers as it does alone.
+
+    The batch holds examples of several lengths, and an outlier that is the longest: floats a hundred times larger.
+
+    Args:
+        infer: runs the model.
+        inputs: examples, all of one length.
+        ragged: what is padded with what, and which outputs are cut.
+        measure: how far two answers are apart.
+    """
+    lengths = list_lengths(inputs, ragged)
+    if not lengths:
+        return "the version has no examples to try it with"
+    if problem := _find_bad_pad(inputs, ragged):
+        return problem
+    rows: list[tuple[int, Arrays, Arrays]] = []
+    for index, length in enumerate(lengths):
+        row = resize_rows({name: _pick(array, index) for name, array in inputs.items()}, ragged, length)
+        if (answer := _try(infer, row)) is not None:
+            rows.append((length, row, answer))
+    if len({length for length, *_ in rows}) < 2:
+        return f"of the lengths {', '.join(map(str, lengths))} the model runs at one alone"
+    longest = max(length for length, *_ in rows)
+    outlier = {name: _exaggerate(array) for name, array in resize_rows(rows[0][1], ragged, longest).items()}
+    if (answer := _try(infer, outlier)) is not None:
+        rows.append((longest, outlier, answer))
+    return _compare(infer, rows, ragged, measure)
+
+
+def measure_lengths(infer: Infer, inputs: Arrays, ragged: Ragged, budget_s: float) -> dict[int, float]:
+    """Seconds that one row of some lengths takes, the faster of two runs; stops after `budget_s`."""
+    times: dict[int, float] = {}
+    first = {name: array[:1] for name, array in inputs.items()}
+    start = time.perf_counter()
+    for length in list_lengths(inputs, ragged)[1:]:
+        row = resize_rows(first, ragged, length)
+        for _ in range(2):
+            before = time.perf_counter()
+            if before - start > budget_s or _try(infer, row) is None:
+                break
+            took = time.perf_counter() - before
+            times[length] = min(took, times.get(length, took))
+    return times
+
+
+def _compare(infer: Infer, rows: list[tuple[int, Arrays, Arrays]], ragged: Ragged, measure: Measure) -> str:
+    together = _try(infer, _join([row for _, row, _ in rows], ragged, max(length for length, *_ in rows)))
+    if together is None:
+        return "the model fails on rows of different lengths, padded to the longest"
+    for index, (length, _, alone) in enumerate(rows):
+        for name, expected in alone.items():
+            got = together[name][index : index + 1]
+            if (axis := ragged["outputs"].get(name)) is not None:
+                got = got[(slice(None),) * axis + (slice(length),)]
+            difference = measure(got, expected)
+            if difference > JOIN_TOLERANCE:
+                moved = f"output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
+                return f"a row answers differently when it is padded: {moved}"
+    return ""
+
+
+def _find_bad_pad(inputs: Arrays, ragged: Ragged) -> str:
+    for name, item in ragged["inputs"].items():
+        dtype, pad = inputs[name].dtype, item["pad"]
+        if dtype.kind == "O":
+            return f"input {name!r} is BYTES, which no number pads"
+        with np.errstate(all="ignore"):
+            is_kept = is_float(dtype) or float(np.array(pad).astype(dtype)) == pad
+        if not is_kept:
+            return f"input {name!r} cannot hold the pad value {pad}"
+    return ""
+
+
+def _pick(array: NDArray[Any], index: int) -> NDArray[Any]:
+    place = index % len(array)
+    return array[place : place + 1]
+
+
+def _exaggerate(array: NDArray[Any]) -> NDArray[Any]:
+    return (array * _OUTLIER_FACTOR).astype(array.dtype) if is_float(array.dtype) else array
+
+
+def _join(rows: list[Arrays], ragged: Ragged, length: int) -> Arrays:
+    joined: Arrays = {}
+    for name, first in rows[0].items():
+        parts = [row[name] for row in rows]
+        item = ragged["inputs"].get(name)
+        if item is None:
+            joined[name] = np.concatenate(parts)
+            continue
+        axis = item["axis"]
+        joined[name] = np.empty((len(rows), *first.shape[1:axis], length, *first.shape[axis + 1 :]), first.dtype)
+        fill_padded(joined[name], parts, axis, item["pad"])
+    return joined
+
+
+def _try(infer: Infer, inputs: Arrays) -> Arrays | None:
+    try:
+        # What a runtime answers may be memory of its own, which the next call writes to.
+        return {name: np.array(array) for name, array in infer(inputs).items()}
+    except Exception:  # the model's own code: a length that it does not take is no fault
+        return None
