@@ -228,7 +228,7 @@ def test_metadata_is_asked_for_once(server: Server) -> None:
 @KINDS
 def test_metadata_names_inputs_and_outputs(kind: str, server: Server) -> None:
     metadata = ask(kind, server.url, "metadata", "scale", 1)
-    assert (metadata.name, metadata.versions, metadata.platform) == ("scale", ("1",), "onnx")
+    assert (metadata.name, metadata.versions, metadata.platform) == ("scale", ("1",), "onnxruntime_onnx")
     assert metadata.inputs == (TensorSpec("x", "FP32", (-1, 4)),)
     assert metadata.outputs == (TensorSpec("y", "FP32", (-1, 4)),)
 

@@ -285,7 +285,9 @@ MESSAGES: dict[str, Message] = {
     ),
     # requests
     "no_path": Message("No {method} {path} here", "the inference API is under /v2, OpenAI's under /v1"),
-    "method_not_allowed": Message("Method {method} is not allowed for {path}", "inference and the repository are POST, everything else is GET"),
+    "method_not_allowed": Message(
+        "Method {method} is not allowed for {path}", "inference and the repository are POST, everything else is GET"
+    ),
     "bad_http": Message("The request is not valid HTTP/1.1: {detail}"),
     "bad_compression": Message("The compressed body cannot be unpacked: {detail}"),
     "bad_json": Message("The body is not valid: {detail}"),
@@ -333,9 +335,7 @@ MESSAGES: dict[str, Message] = {
         "Model {model!r} version {version} has no raw endpoint",
         "a Python model whose class has a method raw(self, request) offers one",
     ),
-    "only_raw": Message(
-        "Model {model!r} version {version} has no tensors", "its API is its own, under /v2/models/{model}/raw"
-    ),
+    "only_raw": Message("Model {model!r} version {version} has no tensors", "its API is its own, under /v2/models/{model}/raw"),
     "bad_raw_answer": Message("Model {model!r} version {version} gave an answer that cannot be sent: {detail}"),
     "lost_twice": Message(
         "Worker {worker} of model {model!r} version {version} died while it answered the request, as one did before it",

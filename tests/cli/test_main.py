@@ -81,7 +81,6 @@ def test_deploy_has_an_option_for_every_setting() -> None:
         (["models", "--alias", "champion=1"], "needs the NAME"),
         (["models", "m", "--alias", "champion"], "expected ALIAS=VERSION"),
         (["import", "m.onnx"], "--name"),
-        (["import", "m.py", "--name", "m"], "--signature"),
         (["import", "m.onnx", "--name", "m", "--repeatable"], "are for .py files"),
         (["predict", "m"], "either --input FILE or --golden N"),
         (["predict", "m", "--golden", "0", "--input", "x.npy"], "either --input FILE or --golden N"),

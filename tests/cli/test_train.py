@@ -56,14 +56,14 @@ def test_failed_guard_publishes_nothing(call: Callable[..., Result], tmp_path: P
     assert len(Store(tmp_path / "home").list_versions("wide")) == 1
 
 
-PROGRAM = '''
+PROGRAM = """
 import numpy as np
 from torch import nn
 
 def line():
     x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
     return {"model": nn.Linear(1, 1), "data": (x, 3 * x + 1), "loss": "mse", "epochs": 50, "validation_split": 0.25}
-'''
+"""
 
 
 def test_train_of_a_program_takes_the_options_of_the_call(call: Callable[..., Result], tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_triton_reads_metadata(triton: Triton) -> None:
         assert triton.read_metadata("pair", version) == {
             "name": "pair",
             "versions": ["1"],
-            "platform": "onnx",
+            "platform": "onnxruntime_onnx",
             "inputs": [
                 {"name": "a", "datatype": "FP32", "shape": [-1, 2]},
                 {"name": "b", "datatype": "INT64", "shape": [-1, 3]},

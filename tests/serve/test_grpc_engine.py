@@ -33,7 +33,7 @@ def test_grpc_answers_what_the_model_does(home: Home) -> None:
         assert client.is_server_ready()
         assert client.is_model_ready("scale", "1")
         metadata = client.get_model_metadata("scale")
-        assert (metadata.platform, list(metadata.inputs[0].shape)) == ("onnx", [-1, 4])
+        assert (metadata.platform, list(metadata.inputs[0].shape)) == ("onnxruntime_onnx", [-1, 4])
         result = client.infer("scale", [make_input(row(3.0, rows=2))], request_id="a")
         np.testing.assert_array_equal(result.as_numpy("y"), row(6.0, rows=2))
         assert (result.get_response().id, result.get_response().model_version) == ("a", "1")

@@ -112,7 +112,7 @@ def test_metadata(client: httpx.Client, path: str) -> None:
     assert answer.json() == {
         "name": "scale",
         "versions": ["2"],
-        "platform": "onnx",
+        "platform": "onnxruntime_onnx",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 4]}],
     }

@@ -79,7 +79,7 @@ def test_onnx_version_runs_by_openvino_and_back(shared: tuple[Home, Server]) -> 
     server.deploy("net", name="moved", runtime="openvino")
     for x, want in zip(rows, expected, strict=True):
         np.testing.assert_allclose(ask(server, "moved", x), want, atol=TOLERANCE)
-    assert httpx.get(f"{server.url}/v2/models/moved").json()["platform"] == "openvino"
+    assert httpx.get(f"{server.url}/v2/models/moved").json()["platform"] == "openvino_model"
 
     server.deploy("net", name="moved", precision="bfloat16")
     for x, want in zip(rows, expected, strict=True):
@@ -92,7 +92,7 @@ def test_onnx_version_runs_by_openvino_and_back(shared: tuple[Home, Server]) -> 
 
     server.deploy("net", name="moved", runtime="onnx")
     np.testing.assert_array_equal(ask(server, "moved", rows[2]), expected[2])
-    assert httpx.get(f"{server.url}/v2/models/moved").json()["platform"] == "onnx"
+    assert httpx.get(f"{server.url}/v2/models/moved").json()["platform"] == "onnxruntime_onnx"
     spec = Ledger(home.store).find_deployment("moved").spec
     assert (spec.runtime, spec.precision) == (None, None), "a precision is forgotten with its runtime"
 
@@ -184,7 +184,7 @@ def test_own_files_are_imported_and_served(home: Home) -> None:
     x = np.random.default_rng(5).standard_normal((3, WIDTH)).astype("f4")
     with home.serve("ir", "net") as server:
         np.testing.assert_allclose(ask(server, "ir", x), ask(server, "net", x), atol=TOLERANCE)
-        assert httpx.get(f"{server.url}/v2/models/ir").json()["platform"] == "openvino"
+        assert httpx.get(f"{server.url}/v2/models/ir").json()["platform"] == "openvino_model"
         server.deploy("ir", precision="bfloat16")
         assert measure_cosine(ask(server, "ir", x), ask(server, "net", x)) > 0.9999
 

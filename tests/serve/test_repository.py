@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -266,15 +268,17 @@ def test_fronts_say_so_while_the_control_process_is_away(tmp_path: Path) -> None
     with home.serve("scale") as server:
         token = bearer(server)
         control = find_child(server, "argosy.serve.control")
+        asking = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        asking.request("GET", "/v2/health/live")
+        asking.getresponse().read()
         os.kill(control, signal.SIGSTOP)
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(post, server, "/v2/repository/models/scale/load", None, token)
-            # What the front asked is on its way to a process that will not answer it.
-            wait_until(lambda: post(server, "/v2/repository/index").status_code == 200)
-            os.kill(control, signal.SIGKILL)
-            answer = asked.result()
-        assert answer.status_code == 503
-        assert "control process is being started again" in answer.json()["error"]
+        asking.request("POST", "/v2/repository/models/scale/load", headers={"Authorization": token})
+        # Sent after it and answered: what the front asked is on its way to a process that will not answer.
+        assert post(server, "/v2/repository/index").status_code == 200
+        os.kill(control, signal.SIGKILL)
+        answer = asking.getresponse()
+        assert answer.status == 503
+        assert "control process is being started again" in json.loads(answer.read())["error"]
         # The next one takes it, and meanwhile the front has answered all along.
         assert wait_until(lambda: post(server, "/v2/repository/models/scale/load", None, token).status_code == 200)
         with server.client() as made:
@@ -291,7 +295,7 @@ def test_config_is_what_triton_clients_read(client: Client) -> None:
         config = client.client.get_model_config("pair", as_json=True)["config"]
         for tensor in config["input"] + config["output"]:
             tensor["dims"] = [int(dim) for dim in tensor.get("dims", [])]  # JSON of protobuf writes int64 as text
-    assert (config["name"], config["platform"], config["max_batch_size"]) == ("pair", "onnx", 64)
+    assert (config["name"], config["platform"], config["max_batch_size"]) == ("pair", "onnxruntime_onnx", 64)
     assert config["input"] == [
         {"name": "a", "data_type": "TYPE_FP32", "dims": [2]},
         {"name": "b", "data_type": "TYPE_INT64", "dims": [3]},

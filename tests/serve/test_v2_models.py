@@ -170,7 +170,7 @@ def test_metadata_is_the_graphs(server: Server, name: str, suffix: str) -> None:
     assert answer.json() == {
         "name": name,
         "versions": ["1"],
-        "platform": "onnx",
+        "platform": "onnxruntime_onnx",
         "inputs": [{"name": each, "datatype": datatype, "shape": shape} for each, datatype, shape in inputs],
         "outputs": [{"name": each, "datatype": datatype, "shape": shape} for each, datatype, shape in outputs],
     }

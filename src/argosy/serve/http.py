@@ -344,7 +344,7 @@ class HttpConnection(asyncio.Protocol):
         except ArgosyError as error:
             self.send(*encode_error(error), has_body=method != b"HEAD")
         except Exception as error:
-            self._report(error)
+            self.report(error)
 
     def _answer_head(self, url: bytes) -> None:
         """Answer as to GET, without the body: what followed would be taken for the next answer."""
@@ -355,7 +355,7 @@ class HttpConnection(asyncio.Protocol):
             status, reply, headers = encode_error(error)
         self.send(status, reply, headers, has_body=False)
 
-    def _report(self, error: Exception) -> None:
+    def report(self, error: Exception) -> None:
         """The edge of the process: a fault of ours is answered, reported, and ends this connection alone."""
         self._keep_alive = False
         self.send_error(FaultError("internal", detail=type(error).__name__))
@@ -369,7 +369,7 @@ class HttpConnection(asyncio.Protocol):
         except ArgosyError as error:
             self.send(*openai.encode_openai_error(error), has_body=method != b"HEAD")
         except Exception as error:
-            self._report(error)
+            self.report(error)
 
     def _unpack(self, headers: dict[bytes, bytes], body: bytes) -> bytes:
         if b"content-encoding" not in headers:
@@ -392,7 +392,7 @@ class HttpConnection(asyncio.Protocol):
         except ArgosyError as error:
             self.send_error(error)
         except Exception as error:
-            self._report(error)
+            self.report(error)
 
     def _submit(self, lane: Lane, body: bytes, json_bytes: int | None) -> None:
         now = time.monotonic()

@@ -53,6 +53,8 @@ class HttpCall(Call):
                 connection.send_binary(head, tail)
         except ArgosyError as error:
             connection.send_error(error)
+        except Exception as error:  # the batcher must not suffer from one answer
+            connection.report(error)
 
     def fail(self, error: ArgosyError) -> None:
         """Send an error."""

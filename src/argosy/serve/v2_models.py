@@ -40,6 +40,18 @@ EXTENSIONS: Final = (
     "statistics",
 )
 
+_PLATFORMS: Final = {
+    "jax": "jax_export",
+    "keras": "keras_keras",
+    "mxnet": "mxnet_symbol",
+    "onnx": "onnxruntime_onnx",
+    "openvino": "openvino_model",
+    "python": "python_module",
+    "tensorflow": "tensorflow_savedmodel",
+    "torch": "pytorch_export",
+}
+"""Runtimes as V2 has them, PROJECT_FORMAT; those that Triton has, too, under its names."""
+
 Body = dict[str, Any]
 BodyJson = TypeVar("BodyJson")
 
@@ -73,7 +85,7 @@ def describe_lane(lane: Lane) -> Body:
     body: Body = {
         "name": lane.name,
         "versions": lane.versions,
-        "platform": lane.platform,
+        "platform": _PLATFORMS.get(lane.platform, lane.platform),
         "inputs": _describe_tensors(lane.signature.inputs),
         "outputs": _describe_tensors(lane.signature.outputs),
     }
@@ -109,7 +121,7 @@ def describe_config(lane: Lane) -> Body:
 
     config: Body = {
         "name": lane.name,
-        "platform": lane.platform,
+        "platform": _PLATFORMS.get(lane.platform, lane.platform),
         "backend": lane.platform,
         "version_policy": {"specific": {"versions": [int(version) for version in lane.versions]}},
         "max_batch_size": lane.max_batch_rows if is_batched else 0,
@@ -145,7 +157,8 @@ def list_stats(router: Router, counters: Counters, name: str = "", version: str 
 def _describe_stats(lane: Lane, counters: Counters) -> Body:
     """One version's statistics. Times are cumulative over requests, as Triton counts them, but for `batch_stats`.
 
-    What is neither queue nor runtime (the rows' way to the worker and the answer's way back) stands in `compute_output`.
+    What is neither queue nor runtime (the rows' way to the worker and the answer's way back) stands in `compute_output`; it is
+    not kept by size of batch.
     """
     totals = counters.total(lane.series_index)
     rest_s = max(0.0, totals.ok_s - totals.queue_s - totals.worker_s)
@@ -166,7 +179,12 @@ def _describe_stats(lane: Lane, counters: Counters) -> Body:
             "cache_miss": _duration(0, 0.0),
         },
         "batch_stats": [
-            {"batch_size": int(min(size.max_rows, lane.max_batch_rows)), "compute_infer": _duration(size.batches, size.service_s)}
+            {
+                "batch_size": int(min(size.max_rows, lane.max_batch_rows)),
+                "compute_input": _duration(size.batches, 0.0),
+                "compute_infer": _duration(size.batches, size.service_s),
+                "compute_output": _duration(size.batches, 0.0),
+            }
             for size in totals.sizes
             if size.batches
         ],

@@ -94,13 +94,21 @@ def _read_value(value: Any) -> NDArray[Any]:
     return np.frombuffer(data, find_bfloat16()).reshape(value.shape())
 
 
+class BadText(ValueError):
+    """A string that is no text: ONNX Runtime takes no other bytes."""
+
+    is_input_fault = True
+
+
 def _to_text(item: bytes) -> str:
-    # ONNX Runtime takes strings as text only; escapes carry bytes that are no UTF-8 as far as its encoder, which refuses them.
-    return item.decode("utf-8", "surrogateescape")
+    try:
+        return item.decode()
+    except UnicodeDecodeError as error:
+        raise BadText(f"an element is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _to_bytes(item: str) -> bytes:
-    return item.encode("utf-8", "surrogateescape")
+    return item.encode()
 
 
 def _map_text(array: NDArray[Any], function: Callable[[Any], bytes | str]) -> NDArray[Any]:
