@@ -279,6 +279,7 @@ def test_fronts_say_so_while_the_control_process_is_away(tmp_path: Path) -> None
         answer = asking.getresponse()
         assert answer.status == 503
         assert "control process is being started again" in json.loads(answer.read())["error"]
+        asking.close()
         # The next one takes it, and meanwhile the front has answered all along.
         assert wait_until(lambda: post(server, "/v2/repository/models/scale/load", None, token).status_code == 200)
         with server.client() as made:
