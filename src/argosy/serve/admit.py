@@ -43,6 +43,15 @@ class Admit:
             DeadlineError: the deadline has passed already.
         """
         lane = call.lane
+        if (
+            lane.queued_rows + call.num_rows <= lane.free_rows
+            and call.deadline_s - call.started_s >= lane.free_s
+            and lane.queued_bytes + call.size_bytes <= lane.max_queue_bytes
+            and not (call.form or call.priority or self._has_others or self.is_draining)
+        ):
+            # The most common case: so few wait that none of the bounds is near.
+            lane.put(call)
+            return
         try:
             self._check(call, lane)
         except (InputError, OverloadedError, UnavailableError, DeadlineError) as error:

@@ -29,9 +29,22 @@ class Batch:
         real_length: of all its rows together, as they came.
         sequence: the link's number of it.
         sent_s: `time.monotonic()` when it went to the worker.
+        texts: the rows of its only output as JSON, once a request has asked for them.
     """
 
-    __slots__ = ("calls", "closed", "form", "is_padded", "lane", "length", "num_rows", "real_length", "sent_s", "sequence")
+    __slots__ = (
+        "calls",
+        "closed",
+        "form",
+        "is_padded",
+        "lane",
+        "length",
+        "num_rows",
+        "real_length",
+        "sent_s",
+        "sequence",
+        "texts",
+    )
 
     def __init__(self, lane: Batcher, calls: list[Call], num_rows: int, closed: int) -> None:
         self.lane = lane
@@ -43,3 +56,4 @@ class Batch:
         self.is_padded = False
         self.sequence = 0
         self.sent_s = 0.0
+        self.texts: list[bytes] | None = None

@@ -9,6 +9,7 @@ lengths, padded, only when it showed that the padding moves no answer.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -61,6 +62,9 @@ class Batcher:
         self.queued_bytes = 0
         self.num_open = 0
         self.rows_per_s = 0.0
+        self.free_rows = 0
+        """While no more wait, nothing but a deadline nearer than `free_s` can keep a request from being taken."""
+        self.free_s = math.inf
         self.plan = Plan()
         self._loop = loop
         self._is_armed = False
@@ -270,13 +274,14 @@ class Batcher:
                 elif batch.is_padded:
                     call.answer(self._cut(call, [output[start:end] for output in outputs]))
                 else:
-                    call.answer([output[start:end] for output in outputs])
+                    call.answer_part(batch, outputs, start, end)
             start = end
 
     def _learn(self, batch: Batch, service_s: float) -> None:
         rate = batch.num_rows / service_s
         self.rows_per_s += _RATE_SMOOTHING * (rate - self.rows_per_s) if self.rows_per_s else rate
         self.plan.learn(batch.form, batch.num_rows, batch.length, service_s)
+        self.free_s = self.free_rows / self.rows_per_s + self.plan.times(FORM_TENSORS).least_s
 
     def _cut(self, call: Call, outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
         """Cut the ragged outputs of a padded request to its own length."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from argosy.errors import ArgosyError
 
 if TYPE_CHECKING:
+    from argosy.serve.batch import Batch
     from argosy.serve.router import Lane
 
 __all__ = ["FORM_COUNTED", "FORM_RAW", "FORM_TENSORS", "Call"]
@@ -59,6 +60,10 @@ class Call:
         It never raises: what cannot be encoded is answered as an error.
         """
         raise NotImplementedError
+
+    def answer_part(self, batch: Batch, outputs: list[NDArray[Any]], start: int, end: int) -> None:
+        """Send the rows `start` to `end` of a batch's outputs, as `answer`; `batch` may keep what its requests share."""
+        self.answer([output[start:end] for output in outputs])
 
     def fail(self, error: ArgosyError) -> None:
         """Send an error. It never raises."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -138,6 +139,9 @@ class Front:
         if self.is_started:
             return
         self.is_started = True
+        # What there is by now stays: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
         factories: dict[str, Any] = {
             "http": lambda: HttpConnection(self.http),
             "grpc": self.grpc,

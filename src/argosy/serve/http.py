@@ -19,7 +19,7 @@ from argosy.serve.errands import Errand
 from argosy.serve.http_body import MIN_BYTES, BodyReceiver
 from argosy.serve.http_call import HttpCall
 from argosy.serve.http_replies import OK_HEAD, encode_binary_head, encode_error, encode_reply
-from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, KnownHead, refuse_method, split_path
+from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, refuse_method, split_path
 from argosy.serve.inflate import WINDOW_BITS, inflate
 from argosy.serve.raw import RawCall, find_target, open_raw
 from argosy.serve.router import Lane
@@ -174,7 +174,12 @@ class HttpConnection(asyncio.Protocol):
             if known is not None and len(data) == end + 4 + known.length:
                 self._is_busy = True
                 self._keep_alive = not self._server.is_draining
-                self._run(known, data[end + 4 :])
+                try:
+                    self._submit(known.deployment.pick(), data[end + 4 :], known.json_bytes)
+                except ArgosyError as error:
+                    self.send_error(error)
+                except Exception as error:
+                    self.report(error)
                 return
         # Only data that begins where a request begins can be remembered by its head.
         self._data = b"" if self._is_receiving else data
@@ -385,14 +390,6 @@ class HttpConnection(asyncio.Protocol):
             body = self._unpack(headers, body)
         json_bytes = headers.get(b"inference-header-content-length")
         self._submit(lane, body, None if json_bytes is None else _read_length(json_bytes))
-
-    def _run(self, known: KnownHead, body: bytes) -> None:
-        try:
-            self._submit(known.deployment.pick(), body, known.json_bytes)
-        except ArgosyError as error:
-            self.send_error(error)
-        except Exception as error:
-            self.report(error)
 
     def _submit(self, lane: Lane, body: bytes, json_bytes: int | None) -> None:
         now = time.monotonic()

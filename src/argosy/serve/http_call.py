@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError
 from argosy.serve.call import Call
-from argosy.serve.v2 import Request, encode_binary, encode_json
+from argosy.serve.v2 import Request, encode_binary, encode_json, encode_row, encode_rows
 
 if TYPE_CHECKING:
+    from argosy.serve.batch import Batch
     from argosy.serve.http import HttpConnection
     from argosy.serve.router import Lane
 
@@ -55,6 +56,21 @@ class HttpCall(Call):
             connection.send_error(error)
         except Exception as error:  # the batcher must not suffer from one answer
             connection.report(error)
+
+    def answer_part(self, batch: Batch, outputs: list[NDArray[Any]], start: int, end: int) -> None:
+        """Send the answer; JSON of single rows is written for the whole batch at once, in half the time."""
+        request = self._request
+        if end - start == 1 and len(outputs) == 1 and request.wanted is None and not request.id:
+            try:
+                if batch.texts is None:
+                    batch.texts = encode_rows(outputs[0])
+                if batch.texts:
+                    self._connection.send_json(encode_row(self.lane, outputs[0], batch.texts[start]))
+                    return
+            except Exception as error:  # the batcher must not suffer from one answer
+                self._connection.report(error)
+                return
+        self.answer([output[start:end] for output in outputs])
 
     def fail(self, error: ArgosyError) -> None:
         """Send an error."""

@@ -56,6 +56,7 @@ class Lane(Batcher):
         self.timeout_s = lane.timeout_s
         self.max_queue_rows = lane.max_queue_rows
         self.max_queue_bytes = lane.max_queue_bytes
+        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows)
         self.streams.max_streams = lane.max_streams
         self.platform = lane.platform
         self.created_s = lane.created_s

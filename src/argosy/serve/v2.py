@@ -32,6 +32,8 @@ __all__ = [
     "decode_request",
     "encode_binary",
     "encode_json",
+    "encode_row",
+    "encode_rows",
     "prepare_front",
     "read_schedule",
     "refuse_parameters",
@@ -39,6 +41,7 @@ __all__ = [
 
 MAX_TENSORS: Final = 256
 MAX_TIMEOUT_S: Final = 3600.0
+MAX_ROW_NUMBERS: Final = 256
 MAX_PRIORITY: Final = 1 << 16
 _MICROSECONDS: Final = 1e-6
 SCHEDULE: Final = ("timeout", "priority", "sequence_id", "sequence_start", "sequence_end")
@@ -341,12 +344,7 @@ def encode_json(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wa
     heads = _heads(lane)
     if wanted is None and len(outputs) == 1 and not request_id:
         array = outputs[0]
-        head = heads.single.get(array.shape)
-        if head is None:
-            if len(heads.single) >= MAX_SHAPES:
-                heads.single.clear()
-            parts = (heads.open, _id_json(""), heads.outputs[0], _shape_json(heads, array.shape), b',"data":')
-            head = heads.single[array.shape] = b"".join(parts)
+        head = heads.single.get(array.shape) or _make_single(heads, array.shape)
         return b"%b%b}]}" % (head, _data_json(lane, 0, array))
     parts = [heads.open, _id_json(request_id)]
     for number, index in enumerate(range(len(outputs)) if wanted is None else [want.place for want in wanted]):
@@ -355,6 +353,32 @@ def encode_json(lane: Lane, outputs: Sequence[NDArray[Any]], request_id: str, wa
         parts += (b"," if number else b"", heads.outputs[index], shape, b',"data":', _data_json(lane, index, array), b"}")
     parts.append(b"]}")
     return b"".join(parts)
+
+
+def _make_single(heads: _Heads, shape: tuple[int, ...]) -> bytes:
+    if len(heads.single) >= MAX_SHAPES:
+        heads.single.clear()
+    head = heads.single[shape] = b"".join((heads.open, _id_json(""), heads.outputs[0], _shape_json(heads, shape), b',"data":'))
+    return head
+
+
+def encode_rows(array: NDArray[Any]) -> list[bytes]:
+    """The numbers of each row of a batch's only output as JSON, for `encode_row`.
+
+    Returns:
+        Nothing where rows are not lists of numbers, or large, or one holds NaN or infinity: then each is encoded alone.
+    """
+    if array.ndim != 2 or array.shape[1] > MAX_ROW_NUMBERS or array.dtype.kind not in "fiub":
+        return []
+    data = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    return [] if b"null" in data else data[2:-2].split(b"],[")
+
+
+def encode_row(lane: Lane, array: NDArray[Any], text: bytes) -> bytes:
+    """Write the answer of one row: `encode_json` without id and wanted outputs."""
+    heads = _heads(lane)
+    shape = (1, array.shape[1])
+    return b"%b[%b]}]}" % (heads.single.get(shape) or _make_single(heads, shape), text)
 
 
 def _data_json(lane: Lane, index: int, array: NDArray[Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import mmap
 import os
 import select
@@ -340,6 +341,7 @@ def run_worker(channel: Channel, spec: Message) -> int:
         channel.send({"op": "report", "report": failure})
         return EXIT_REFUSED
     channel.send({"op": "report", "report": report})
+    gc.freeze()
     worker.serve()
     return 0
 
@@ -351,6 +353,9 @@ def run_template(channel: Channel) -> None:
         # A failure is found again by the worker, which can report it.
         with contextlib.suppress(Exception):
             load_runtime_class(runtime)
+    # A collection in a worker would write to every object that it shares with this process, and so copy its page.
+    gc.collect()
+    gc.freeze()
     while (received := channel.receive()) is not None:
         message, fds = received
         if message.get("op") == "fork":
