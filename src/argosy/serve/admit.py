@@ -47,10 +47,12 @@ class Admit:
             lane.queued_rows + call.num_rows <= lane.free_rows
             and call.deadline_s - call.started_s >= lane.free_s
             and lane.queued_bytes + call.size_bytes <= lane.max_queue_bytes
-            and not (call.form or call.priority or self._has_others or self.is_draining)
+            and not (call.form or call.priority or self.is_draining)
         ):
-            # The most common case: so few wait that none of the bounds is near.
+            # The most common case: so few wait that none of the bounds is near, whatever waits in other fronts.
             lane.put(call)
+            if self._has_others:
+                lane.series.set_queued(lane.queued_rows)
             return
         try:
             self._check(call, lane)

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["Batcher"]
 
 MAX_BATCH_BYTES: Final = 64 << 20
+QUICK_S: Final = 0.001
+HOME_S: Final = 0.01
+"""Where a full batch takes less than QUICK_S, each front keeps to a replica of its own, until a full batch waits or the replica
+takes HOME_S: two half batches cost more than a whole one."""
 _RATE_SMOOTHING: Final = 0.2
 _INT64: Final = DTYPES.index(np.dtype("<i8"))
 
@@ -62,6 +66,8 @@ class Batcher:
         self.queued_bytes = 0
         self.num_open = 0
         self.rows_per_s = 0.0
+        self.place = 0
+        """Of this front among those of the node."""
         self.free_rows = 0
         """While no more wait, nothing but a deadline nearer than `free_s` can keep a request from being taken."""
         self.free_s = math.inf
@@ -128,6 +134,13 @@ class Batcher:
 
     def _pick_link(self) -> Link | None:
         """An idle replica; or, when a full batch waits, one that can hold it ready."""
+        if len(self.links) > 1 and self.plan.limit_s < QUICK_S and self.queued_rows < self.plan.limit and not self._resends:
+            home = self.links[self.place % len(self.links)]
+            sent_s = home.oldest_sent_s
+            if sent_s is not None and time.monotonic() - sent_s < HOME_S:
+                return None
+            if home.can_send and sent_s is None:
+                return home
         best: Link | None = None
         for link in self.links:
             if link.can_send and (best is None or link.num_in_flight < best.num_in_flight):

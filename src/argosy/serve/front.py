@@ -83,7 +83,7 @@ class Front:
         self.config = config
         counters_fd, *listeners = fds
         self.counters = Counters(counters_fd, message["index"])
-        self.router = Router(self.loop, self.counters)
+        self.router = Router(self.loop, self.counters, config.num_fronts)
         self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts)
         self.errands = Errands()
         self.http = HttpServer(self.router, self.admit, self.errands, version("argosy"), config.max_connections)
@@ -170,6 +170,7 @@ class Front:
             for lane in self.router.list_lanes():
                 if lane.queued_rows or lane.num_open:
                     lane.expire(now)
+                    lane.flush()
                 lane.series.set_queued(lane.queued_rows + lane.streams.num_waiting)
                 lane.series.note_time(time.time())
             self.router.expire_streams(now)

@@ -180,13 +180,13 @@ class Counters:
     def __init__(self, fd: int, front: int | None = None) -> None:
         self._memory = mmap.mmap(fd, MEMORY_BYTES)
         self._cells = memoryview(self._memory).cast("d")
-        self._front = front
+        self.front = front
         os.close(fd)
 
     def series(self, index: int) -> Series:
         """This front's counters of series `index`."""
-        assert self._front is not None
-        return Series(self._cells, self._offset(self._front, index))
+        assert self.front is not None
+        return Series(self._cells, self._offset(self.front, index))
 
     def read(self, index: int) -> list[float]:
         """One series summed over all fronts."""
@@ -254,7 +254,9 @@ class Counters:
 
     def queued_elsewhere(self, index: int) -> float:
         """Rows that wait in other fronts."""
-        return sum(self._cells[self._offset(front, index) + QUEUED] for front in range(MAX_FRONTS) if front != self._front)
+        first, step = self._offset(0, index) + QUEUED, _BLOCK_BYTES // 8
+        waiting = self._cells[first : first + MAX_FRONTS * step : step].tolist()
+        return sum(waiting) - (waiting[self.front] if self.front is not None else 0.0)
 
     def list_series(self) -> list[tuple[str, str]]:
         """Deployment and version of each series, by index."""

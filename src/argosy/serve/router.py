@@ -33,10 +33,14 @@ PRIORITY_SHARE: Final = 0.25
 class Lane(Batcher):
     """One version of one deployment, as a front sees it: its description, queue and replicas."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, entry: TableEntry, lane: LaneEntry, counters: Counters) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, entry: TableEntry, lane: LaneEntry, counters: Counters, num_fronts: int
+    ) -> None:
         super().__init__(loop, lane.signature, entry.name, lane.version, counters.series(lane.series))
         self.model = entry.model
         self.series_index = lane.series
+        self.place = counters.front or 0
+        self._num_fronts = num_fronts
         self.output_index = {spec.name: index for index, spec in enumerate(lane.signature.outputs)}
         self.versions: list[str] = []
         self.repeats = Repeats(self)
@@ -56,7 +60,7 @@ class Lane(Batcher):
         self.timeout_s = lane.timeout_s
         self.max_queue_rows = lane.max_queue_rows
         self.max_queue_bytes = lane.max_queue_bytes
-        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows)
+        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows // self._num_fronts)
         self.streams.max_streams = lane.max_streams
         self.platform = lane.platform
         self.created_s = lane.created_s
@@ -114,11 +118,13 @@ class Router:
     Args:
         loop: the front's event loop.
         counters: the node's counters.
+        num_fronts: of the node.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, num_fronts: int = 1) -> None:
         self.deployments: dict[str, Deployment] = {}
         self.counters = counters
+        self._num_fronts = num_fronts
         self.epoch = 0
         self.repository: tuple[RepositoryEntry, ...] = ()
         self.on_change: list[Callable[[], None]] = []
@@ -186,7 +192,7 @@ class Router:
                 key = (entry.name, description.version)
                 lane = old.pop(key, None)
                 if lane is None or lane.signature != description.signature:
-                    lane = Lane(self._loop, entry, description, self.counters)
+                    lane = Lane(self._loop, entry, description, self.counters, self._num_fronts)
                 lane.update(entry, description)
                 self._lanes[key] = lanes[description.version] = lane
                 lane_of_worker.update(dict.fromkeys(description.workers, lane))
@@ -196,7 +202,8 @@ class Router:
         self._lane_of_worker = lane_of_worker
         for lane in [*self._lanes.values(), *old.values()]:
             lane.links = []
-        for worker, link in self._links.items():
+        # In one order in all fronts, so that each finds another of its own.
+        for worker, link in sorted(self._links.items()):
             if (lane := lane_of_worker.get(worker)) is not None:
                 lane.links.append(link)
         for lane in old.values():
@@ -265,6 +272,7 @@ class Router:
         if (lane := self._lane_of_worker.get(link.worker)) is not None:
             lane.links = [other for other in lane.links if other.worker != link.worker]
             lane.links.append(link)
+            lane.links.sort(key=lambda link: link.worker)
             lane.flush()
             lane.streams.flush()
 
