@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Any, Final, cast
+from typing import Final, cast
 
-import httptools
-
-from argosy.errors import ArgosyError, FaultError, InputError, TooLargeError, list_choices
+from argosy.errors import ArgosyError, FaultError, InputError, list_choices
 from argosy.serve import openai
 from argosy.serve.call import Call
 from argosy.serve.errands import Errand
-from argosy.serve.http_body import MIN_BYTES, BodyReceiver
 from argosy.serve.http_call import HttpCall
+from argosy.serve.http_reader import HttpReader, Received
 from argosy.serve.http_replies import OK_HEAD, encode_binary_head, encode_error, encode_reply
 from argosy.serve.http_server import MAX_LENGTH_DIGITS, HttpServer, refuse_method, split_path
 from argosy.serve.inflate import WINDOW_BITS, inflate
@@ -27,16 +25,8 @@ from argosy.serve.v2 import decode_request
 
 __all__ = ["HttpConnection"]
 
-MAX_HEADERS: Final = 100
-MAX_HEADER_BYTES: Final = 32 * 1024
-MAX_URL_BYTES: Final = 4096
-MAX_PARTS: Final = 1024
-"""Pieces of a body that are kept as they came; smaller ones after them are put together."""
 MAX_PIPELINED: Final = 16
 """Requests that wait before no more are read."""
-MAX_FRAMING_BYTES: Final = 64 * 1024
-MAX_FRAMING: Final = 16
-"""A request may take up so many times the bytes of its body, and MAX_FRAMING_BYTES: the parser holds what has no end."""
 REQUEST_TIMEOUT_S: Final = 60.0
 """Time that a client may take to send a request it has begun, or to read an answer."""
 IDLE_TIMEOUT_S: Final = 600.0
@@ -44,85 +34,39 @@ LINGER_S: Final = 5.0
 MAX_LINGER_BYTES: Final = 64 << 20
 """After an error that ends the connection: time for the client to read it, and what it may still send meanwhile."""
 
-# Two of one of these would be read by one server in one way and by the next in another.
-_SINGLE_HEADERS: Final = frozenset((b"host", b"content-encoding", b"inference-header-content-length"))
-_OFFER_HEADERS: Final = frozenset((b"upgrade", b"connection", b"http2-settings"))
-
-
-class _Waiting:
-    """A complete request that a client sent ahead of an answer."""
-
-    __slots__ = ("body", "headers", "keep_alive", "method", "url")
-
-    def __init__(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes, keep_alive: bool) -> None:
-        self.method = method
-        self.url = url
-        self.headers = headers
-        self.body = body
-        self.keep_alive = keep_alive
-
 
 class HttpConnection(asyncio.Protocol):
-    """One client's connection: parser callbacks collect a request, `send` answers it."""
+    """One client's connection: its reader collects a request, `send` answers it."""
 
     __slots__ = (
-        "_admit",
-        "_call",
-        "_data",
-        "_headers",
-        "_is_busy",
-        "_is_full",
-        "_is_head_complete",
-        "_is_paused",
-        "_is_receiving",
-        "_is_refused",
-        "_keep_alive",
-        "_last_s",
-        "_length",
-        "_num_header_bytes",
-        "_num_headers",
-        "_num_received",
-        "_parser",
-        "_parts",
-        "_server",
-        "_size",
-        "_transport",
-        "_url",
-        "_waiting",
-        "_waiting_bytes",
-        "raw",
-    )
+        "_admit", "_call", "_is_full", "_is_paused", "_keep_alive", "_last_s", "_num_ignored", "_reader", "_server", "_transport",
+        "_waiting", "_waiting_bytes", "is_busy", "is_refused", "raw",
+    )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._admit = server.admit
-        self._parser = cast(Any, httptools.HttpRequestParser(self))
-        self._data = b""
-        self._parts: list[bytes] = []
-        self._headers: dict[bytes, bytes] = {}
-        self._num_header_bytes = self._num_headers = self._num_received = 0
-        self._url = b""
-        self._size = 0
-        self._length = 0
-        self._is_busy = False
+        self._reader = HttpReader(self, server.admit.max_body_bytes)
         self._is_full = False
-        self._is_head_complete = False
         self._is_paused = False
-        self._is_receiving = False
-        self._is_refused = False
         self._keep_alive = True
         self._last_s = time.monotonic()
+        self._num_ignored = 0
         self._call: Call | Errand | None = None
-        self.raw: RawCall | None = None
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Received] = deque()
         self._waiting_bytes = 0
+        self.raw: RawCall | None = None
+        self.is_busy = False
+        """A request is being answered."""
+        self.is_refused = False
+        """The connection ends: nothing more is read."""
 
     # connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if len(self._server.connections) >= self._server.max_connections:
-            self._is_refused = True
+            self.is_refused = True
             self._transport.abort()
             return
         self._server.connections.add(self)
@@ -162,17 +106,17 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            self._num_received += len(data)
-            if self._num_received > MAX_LINGER_BYTES:
+        if self.is_refused:
+            self._num_ignored += len(data)
+            if self._num_ignored > MAX_LINGER_BYTES:
                 self._transport.abort()
             return
-        if not self._is_busy and not self._is_receiving:
+        if not self.is_busy and not self._reader.is_receiving:
             # A whole request whose head was parsed before: nothing is left to parse.
             end = data.find(b"\r\n\r\n")
             known = self._server.heads.get(data[:end]) if end > 0 else None
             if known is not None and len(data) == end + 4 + known.length:
-                self._is_busy = True
+                self.is_busy = True
                 self._keep_alive = not self._server.is_draining
                 try:
                     self._submit(known.deployment.pick(), data[end + 4 :], known.json_bytes)
@@ -181,148 +125,24 @@ class HttpConnection(asyncio.Protocol):
                 except Exception as error:
                     self.report(error)
                 return
-        # Only data that begins where a request begins can be remembered by its head.
-        self._data = b"" if self._is_receiving else data
-        parts = self._parts
-        self._feed(data)
-        self._data = b""
-        if self._is_receiving and self._length - self._size >= MIN_BYTES and self._can_receive_whole():
-            self._transport.set_protocol(BodyReceiver(self, self._length, self._parts))
-        elif self._is_receiving and self._parts is parts:
-            # All of the data belongs to a request that has not ended.
-            self._num_received += len(data)
-            if self._num_received > MAX_FRAMING_BYTES + MAX_FRAMING * self._size:
-                if self._is_head_complete:
-                    self._refuse(InputError("bad_http", detail=f"a chunk's head longer than {MAX_FRAMING_BYTES} bytes"))
-                elif self._url:
-                    self._refuse(InputError("headers_too_large", num_headers=MAX_HEADERS, limit=MAX_HEADER_BYTES))
-                else:
-                    self._refuse(InputError("url_too_long", limit=MAX_URL_BYTES))
+        self._reader.feed(data)
 
-    def _feed(self, data: bytes) -> None:
-        while data:
-            try:
-                self._parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as error:
-                data = self._decline_upgrade(data[error.args[0] :])
-            except httptools.HttpParserCallbackError as error:
-                cause = error.__context__
-                self._refuse(cause if isinstance(cause, ArgosyError) else FaultError("internal", detail=type(cause).__name__))
-                return
-            except httptools.HttpParserError as error:
-                self._refuse(InputError("bad_http", detail=str(error)))
-                return
-
-    def _decline_upgrade(self, rest: bytes) -> bytes:
-        """Take a request that offers another protocol as if it did not, as RFC 9110 lets a server.
-
-        The parser has stopped before the body: a new one gets the head without the offer.
-        """
-        method = self._parser.get_method()
-        if method == b"CONNECT":
-            self._refuse(refuse_method("CONNECT", self._url))
-            return b""
-        lines = [b"%b: %b\r\n" % item for item in self._headers.items() if item[0] not in _OFFER_HEADERS]
-        if b"close" in self._headers.get(b"connection", b"").lower():
-            lines.append(b"connection: close\r\n")
-        version = self._parser.get_http_version().encode()
-        self._parser = cast(Any, httptools.HttpRequestParser(self))
-        self._data = b""
-        return b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self._url, version, b"".join(lines), rest)
-
-    # parser callbacks, in the order of their calls
-
-    def on_message_begin(self) -> None:
-        self._parts = []
-        self._headers = {}
-        self._num_header_bytes = self._num_headers = self._num_received = 0
-        self._is_head_complete = False
-        self._url = b""
-        self._size = self._length = 0
-        self._is_receiving = True
+    def note_time(self) -> None:
+        """A request has begun to arrive."""
         self._last_s = time.monotonic()
 
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-        if len(self._url) > MAX_URL_BYTES:
-            raise InputError("url_too_long", limit=MAX_URL_BYTES)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._num_headers += 1
-        self._num_header_bytes += len(name) + len(value)
-        if self._num_header_bytes > MAX_HEADER_BYTES or self._num_headers > MAX_HEADERS:
-            raise InputError("headers_too_large", num_headers=MAX_HEADERS, limit=MAX_HEADER_BYTES)
-        if self._is_head_complete:
-            return  # a trailer: it must not change how the body is read
-        key = name.lower()
-        if key in self._headers and key in _SINGLE_HEADERS:
-            raise InputError("bad_http", detail=f"header {key.decode('ascii')} stands twice")
-        self._headers[key] = value
-
-    def on_headers_complete(self) -> None:
-        self._is_head_complete = True
-        headers = self._headers
-        if b"host" not in headers and self._parser.get_http_version() == "1.1":
-            raise InputError("bad_http", detail="header host is missing")
-        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            raise InputError("bad_http", detail="the only Transfer-Encoding that is known is chunked")
-        length = headers.get(b"content-length")
-        num_bytes = 0 if length is None else int(length)
-        if num_bytes > self._admit.max_body_bytes:
-            raise TooLargeError("body_too_large", limit=self._admit.max_body_bytes)
-        self._length = num_bytes
-        if headers.get(b"expect", b"").lower() == b"100-continue" and not self._is_busy:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > self._admit.max_body_bytes:
-            raise TooLargeError("body_too_large", limit=self._admit.max_body_bytes)
-        parts = self._parts
-        if len(parts) < MAX_PARTS:
-            parts.append(body)
-            return
-        if len(parts) == MAX_PARTS:
-            parts.append(cast(bytes, bytearray()))
-        parts[-1] += body
-
-    def on_message_complete(self) -> None:
-        parser = self._parser
-        if parser.should_upgrade():
-            return  # without its body: `_decline_upgrade` begins anew
-        self._is_receiving = False
-        parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if self._is_busy:
-            self._waiting.append(_Waiting(parser.get_method(), self._url, self._headers, body, parser.should_keep_alive()))
-            self._waiting_bytes += len(body)
+    def take_request(self, request: Received) -> None:
+        """Answer a complete request, or keep it until those before it are answered."""
+        if self.is_busy:
+            self._waiting.append(request)
+            self._waiting_bytes += len(request.body)
             self._pace()
             return
-        self._is_busy = True
-        method = parser.get_method()
-        keep_alive = parser.should_keep_alive()
-        self._keep_alive = keep_alive and not self._server.is_draining
-        if keep_alive and method == b"POST" and len(parts) == 1:
-            head = self._data[: -len(body)]
-            if head.startswith(b"POST ") and head.endswith(b"\r\n\r\n") and head.count(b"\r\n\r\n") == 1:
-                # The data that came last was exactly this request.
-                self._server.remember_head(head[:-4], self._url, self._headers)
-        self._handle(method, self._url, self._headers, body)
-
-    def _can_receive_whole(self) -> bool:
-        """Say whether what comes next is the rest of one inference body, which is only ever looked at as a buffer."""
-        return self._is_head_complete and not self._is_busy and not self._is_refused and self._url.endswith(b"/infer")
-
-    def take_body(self, body: memoryview) -> None:
-        """Answer the request whose body a `BodyReceiver` has received; the parser, which waits for it, is replaced."""
-        parser = self._parser
-        self._parser = cast(Any, httptools.HttpRequestParser(self))
-        self._transport.set_protocol(self)
-        self._is_receiving = False
-        self._is_busy = True
-        self._keep_alive = parser.should_keep_alive() and not self._server.is_draining
-        self._handle(parser.get_method(), self._url, self._headers, cast(bytes, body))
+        self.is_busy = True
+        self._keep_alive = request.keep_alive and not self._server.is_draining
+        if request.head:
+            self._server.remember_head(request.head, request.url, request.headers)
+        self._handle(request.method, request.url, request.headers, request.body)
 
     # requests
 
@@ -421,7 +241,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._transport.write(b"%b%d\r\n\r\n%b" % (OK_HEAD, len(body), body))
         self._call = None
-        self._is_busy = False
+        self.is_busy = False
 
     def send_binary(self, head: bytes, tail: list[bytes]) -> None:
         """Answer with JSON and the binary tensors that follow it."""
@@ -451,7 +271,7 @@ class HttpConnection(asyncio.Protocol):
     @property
     def is_http_1_0(self) -> bool:
         """True where the client knows no chunks."""
-        return self._parser.get_http_version() == "1.0"
+        return self._reader.is_http_1_0
 
     def end_raw(self) -> None:
         """The current answer is written, or cut; go on with the next request that waits."""
@@ -460,15 +280,15 @@ class HttpConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         self._call = None
-        self._is_busy = False
-        if not self._keep_alive and self._is_refused:
+        self.is_busy = False
+        if not self._keep_alive and self.is_refused:
             self._linger()
         elif not self._keep_alive:
-            self._is_refused = True
+            self.is_refused = True
             self._transport.close()
         elif self._waiting:
             # From the loop, not from here: a client's queue must not become our stack.
-            self._is_busy = True
+            self.is_busy = True
             asyncio.get_running_loop().call_soon(self._handle_waiting)
 
     def _linger(self) -> None:
@@ -477,7 +297,6 @@ class HttpConnection(asyncio.Protocol):
         Closing both with something unread makes the kernel send a reset, which can destroy the answer on its way.
         """
         transport = self._transport
-        self._num_received = 0
         if transport.is_closing():
             return
         if self._is_paused:
@@ -487,7 +306,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _handle_waiting(self) -> None:
         if not self._waiting:
-            self._is_busy = False
+            self.is_busy = False
             return
         request = self._waiting.popleft()
         self._waiting_bytes -= len(request.body)
@@ -495,32 +314,32 @@ class HttpConnection(asyncio.Protocol):
         self._keep_alive = request.keep_alive and not self._server.is_draining
         self._handle(request.method, request.url, request.headers, request.body)
 
-    def _refuse(self, error: ArgosyError) -> None:
+    def refuse(self, error: ArgosyError) -> None:
         """Answer what is not a request, and close: where the next one would begin is unknown."""
-        if self._is_refused:
+        if self.is_refused:
             return
-        self._is_refused = True
+        self.is_refused = True
         if self._waiting:
             # What was asked before is answered first; the connection ends after it.
-            self._waiting[-1].keep_alive = False
+            self._waiting[-1] = self._waiting[-1]._replace(keep_alive=False)
             return
-        if self._is_busy:
+        if self.is_busy:
             self._keep_alive = False
             return
         self._keep_alive = False
-        self.send(*(openai.encode_openai_error(error) if self._url.startswith(b"/v1/") else encode_error(error)))
+        self.send(*(openai.encode_openai_error(error) if self._reader.url.startswith(b"/v1/") else encode_error(error)))
 
     # owner
 
     def check_idle(self, now: float) -> None:
         """Close the connection if its client has been silent for too long."""
-        limit_s = REQUEST_TIMEOUT_S if self._is_receiving or self._transport.get_write_buffer_size() else IDLE_TIMEOUT_S
-        if not self._is_busy and now - self._last_s > limit_s:
+        limit_s = REQUEST_TIMEOUT_S if self._reader.is_receiving or self._transport.get_write_buffer_size() else IDLE_TIMEOUT_S
+        if not self.is_busy and now - self._last_s > limit_s:
             self._transport.close()
 
     def close_when_idle(self) -> None:
         """Close now, or after the answer that is due."""
-        if self._is_busy:
+        if self.is_busy:
             self._keep_alive = False
         else:
             self._transport.close()

@@ -12,6 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from argosy.serve.http import HttpConnection
+    from argosy.serve.http_reader import HttpReader
 
 __all__ = ["MIN_BYTES", "BodyReceiver"]
 
@@ -23,13 +24,15 @@ class BodyReceiver(asyncio.BufferedProtocol):
     """Stands for a connection until the body of its request is complete.
 
     Args:
-        connection: gets the body, and everything else that happens meanwhile.
+        connection: gets everything else that happens meanwhile.
+        reader: gets the body.
         size: bytes of the body.
         parts: what has come of it.
     """
 
-    def __init__(self, connection: HttpConnection, size: int, parts: list[bytes]) -> None:
+    def __init__(self, connection: HttpConnection, reader: HttpReader, size: int, parts: list[bytes]) -> None:
         self._connection = connection
+        self._reader = reader
         # Not filled: pages that no byte has come for are never touched.
         self._body = np.empty(size, np.uint8).data
         self._pos = 0
@@ -44,7 +47,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._pos += nbytes
         if self._pos == len(self._body):
-            self._connection.take_body(self._body)
+            self._reader.take_body(self._body)
 
     def pause_writing(self) -> None:
         self._connection.pause_writing()
