@@ -12,11 +12,15 @@ import numpy as np
 import psutil
 import pytest
 
+# JAX, which other tests import, warns of any fork; this one calls the kernel twice, and then becomes the server.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning")
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # Answers every request with zeros, after it has left a process behind as a daemon does.
 WRONG_SERVER = """
 import http.server, json, os, pathlib, subprocess, sys
+
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:

@@ -302,7 +302,7 @@ class FakeChannel:
 
 def make_node() -> tuple[LocalNode, FakeChannel]:
     channel = FakeChannel()
-    node = LocalNode(channel, 0, lambda name: None, lambda name: None)  # pyright: ignore[reportArgumentType]
+    node = LocalNode(channel, 0, lambda name: None, lambda name: None, lambda *_: None)  # pyright: ignore[reportArgumentType]
     return node, channel
 
 

@@ -260,8 +260,8 @@ def test_text_that_is_no_utf8_fails_alone_in_its_batch(client: httpx.Client) -> 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(ask, items))
     status, text = answers.pop(5)
-    assert status == 500
-    assert b"failed on this request" in text
+    assert status == 400
+    assert b"not UTF-8" in text
     assert answers == [(200, item) for item in items if item != b"\xff\xfe"]
 
 
