@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -51,9 +51,21 @@ format: setup
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-## Requests/s, CPU and latency beside rivals (needs wrk).
+## Requests/s, CPU and latency beside nine rivals (needs wrk and h2load; TorchServe needs Java).
 bench-serve: setup
 	$(BIN)/python benchmarks/serve.py
+
+## What argosy tune chooses, against every setting of a grid.
+bench-tune: setup
+	$(BIN)/python benchmarks/tune_grid.py
+
+## The conformance suite against Argosy, MLServer and KServe; writes the tables of docs/conformance.md.
+bench-conformance: setup
+	$(BIN)/python benchmarks/conformance_rivals.py
+
+## Public clients that need environments of their own: KServe's SDK, mlserver infer, perf_analyzer (needs root for debootstrap).
+bench-clients: setup
+	$(BIN)/python benchmarks/compat.py
 
 ## Twenty rollouts and rollbacks under 32 clients.
 bench-rollout: setup
