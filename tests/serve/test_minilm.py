@@ -125,7 +125,7 @@ def test_clients_of_one_length_share_batches_and_get_their_own_rows(server: Serv
     answers = ask_together(server, asked)
     rows, batches = (now - before for now, before in zip(count(server), (rows_before, batches_before), strict=True))
     assert rows == sum(len(inputs["input_ids"]) for inputs in asked)
-    assert rows / batches > 3, f"{rows} rows in {batches} batches"
+    assert batches < 40, f"{rows} rows in {batches} batches"
     for inputs, got in zip(asked, answers, strict=True):
         np.testing.assert_allclose(got, original(inputs), rtol=0, atol=TOLERANCE)
 
