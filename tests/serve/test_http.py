@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import random
 import socket
 import sys
 import zlib
@@ -365,6 +366,50 @@ def test_body_over_the_limit_is_refused_and_one_at_the_limit_taken(address: tupl
         assert answer.headers["connection"] == "close"
         assert peer.read() is None
         assert peer.is_closed
+
+
+def test_large_body_that_comes_in_pieces_ends_where_the_next_request_begins(address: tuple[str, int]) -> None:
+    body = BODY + b" " * (MAX_BODY_BYTES - len(BODY))
+    with Peer(address) as peer:
+        for _ in range(3):
+            whole = post(body=body) + request("GET", "/v2/health/live") + post()
+            for start in range(0, len(whole), 150_001):
+                peer.send(whole[start : start + 150_001])
+            large, live, small = peer.read_all(3)
+            assert (large.status, json.loads(large.body)["outputs"]) == (200, OUTPUTS)
+            assert json.loads(live.body) == {"live": True}
+            assert (small.status, json.loads(small.body)["outputs"]) == (200, OUTPUTS)
+
+
+def test_client_that_leaves_within_a_large_body_disturbs_nobody(address: tuple[str, int]) -> None:
+    whole = post(body=BODY + b" " * (MAX_BODY_BYTES - len(BODY)))
+    for length in (len(whole) // 2, len(whole) - 1):
+        with Peer(address) as peer:
+            peer.send(whole[:length])
+    with Peer(address) as peer:
+        peer.send(post())
+        assert peer.read().status == 200
+
+
+def test_large_body_of_another_kind_of_request_is_answered_as_a_small_one(address: tuple[str, int]) -> None:
+    packed = gzip.compress(BODY + random.Random(0).randbytes(300_000).hex().encode())
+    junk = b"x" * 300_000
+    for method, path, body, status in (
+        ("GET", INFER, junk, 405),
+        ("POST", "/v1/infer", junk, 404),
+        ("POST", "/v2/models/nothing/infer", junk, 404),
+        ("POST", "/v2/models/scale/raw/infer", junk, 404),
+        ("POST", INFER, junk, 400),
+        ("POST", INFER, packed, 400),
+    ):
+        lines = [f"Content-Length: {len(body)}", *(["Content-Encoding: gzip"] if body is packed else [])]
+        head = request(method, path, *lines, body=body)
+        with Peer(address) as peer:
+            peer.send(head)
+            answer = peer.read()
+            assert answer.status == status, answer
+            peer.send(post())
+            assert peer.read().status == 200
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,9 @@ class Model:
         return {"text": "text", "view": memoryview(b"view"), "array": bytearray(b"array"), "dict": {"a": 1}, "none": None,
                 "list": Response([b"one", "two"]), "empty": iter(()), "event": Event("one")}[kind]
 
+    def do_length_infer(self, request):
+        return f"{type(request.body).__name__} {len(request.body)}".encode()
+
     def do_large(self, request, size):
         return b"x" * int(size)
 
@@ -275,6 +278,7 @@ def test_coroutine_is_awaited(http: httpx.Client) -> None:
 def test_large_bodies_pass_both_ways(http: httpx.Client) -> None:
     body = os.urandom(20 << 20)
     assert http.post("", content=body).content == body
+    assert http.post("/length/infer", content=body).text == f"bytes {len(body)}"
     assert http.post("", content=iter([body[:100], body[100:]])).content == body  # chunked
 
 
