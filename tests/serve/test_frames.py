@@ -30,9 +30,9 @@ U64 = st.one_of(
 
 @pytest.fixture(scope="module")
 def arena() -> Iterator[mmap.mmap]:
-    fd, memory = frames.make_arena(ARENA)
-    memory[:] = bytes(range(256)) * (ARENA // 256)
-    yield memory
+    fd, made = frames.make_arena(ARENA)
+    made.memory[:] = bytes(range(256)) * (ARENA // 256)
+    yield made.memory
     os.close(fd)
 
 
@@ -181,13 +181,13 @@ def test_arena_that_can_be_resized_is_refused_and_closed(make: Callable[[], int]
 
 
 def test_arena_cannot_be_resized_by_whoever_holds_it() -> None:
-    fd, memory = frames.make_arena(8192)
+    fd, made = frames.make_arena(8192)
     mapped = frames.map_arena(os.dup(fd))
     for size in (0, 4096, 16384):
         with pytest.raises(PermissionError):
             os.ftruncate(fd, size)
     with pytest.raises(PermissionError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-    mapped[:4] = b"seen"
-    assert memory[:4] == b"seen"
+    mapped.memory[:4] = b"seen"
+    assert made.memory[:4] == b"seen"
     os.close(fd)

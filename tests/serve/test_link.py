@@ -142,7 +142,7 @@ class Played:
             frame, fds = frames.read_frame(self.sock)
             kind, form, slot, rows, sequence = HEADER.unpack_from(frame)
             if kind == Kind.ARENA:
-                self.arenas[slot] = [frames.map_arena(fd) for fd in fds]
+                self.arenas[slot] = [frames.map_arena(fd).memory for fd in fds]
                 continue
             assert kind == Kind.BATCH
             inputs = self.arenas[slot][0]
@@ -472,7 +472,7 @@ def send_arenas(hosted: Any, size: int = 4096) -> mmap.mmap:
     os.close(input_fd)
     os.close(output_fd)
     hosted.worker._take(hosted.front)
-    return inputs
+    return inputs.memory
 
 
 def test_worker_answers_a_batch(hosted: Any) -> None:
@@ -484,7 +484,7 @@ def test_worker_answers_a_batch(hosted: Any) -> None:
     assert HEADER.unpack_from(frame) == (Kind.REPLY, 0, 0, 1, 5)
     assert fds == []
     tensors = frames.unpack_tensors(frame, HEADER.size + NANOSECONDS.size, 4096)
-    np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0], tensors[0]), np.full((1, 4), 6))
+    np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0].memory, tensors[0]), np.full((1, 4), 6))
 
 
 BATCH = HEADER.pack(Kind.BATCH, 0, 0, 1, 5)

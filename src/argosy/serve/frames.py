@@ -24,7 +24,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -32,7 +32,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bfloat16 import OPAQUE, find_bfloat16
-from argosy.serve.ragged import fill_padded
 
 __all__ = [
     "CODES",
@@ -43,21 +42,22 @@ __all__ = [
     "NANOSECONDS",
     "NUM_SLOTS",
     "OBJECT",
+    "Arena",
     "Kind",
+    "Layout",
     "LinkError",
     "Tensor",
-    "align",
     "flatten_bytes",
     "learn_bfloat16",
     "make_arena",
     "make_output",
     "map_arena",
     "pack_tensors",
+    "place_tensors",
     "read_elements",
     "read_frame",
     "read_tensor",
     "unpack_tensors",
-    "write_tensor",
 ]
 
 FRAME_BYTES: Final = 64 * 1024
@@ -65,6 +65,7 @@ NUM_SLOTS: Final = 2
 MAX_TENSORS: Final = 256
 MAX_RANK: Final = 16
 _ALIGNMENT: Final = 64
+_MAX_LAYOUTS: Final = 256
 # A tensor without elements needs no bytes, so its other dimensions are bounded here: NumPy refuses larger ones.
 _MAX_EMPTY_PRODUCT: Final = 1 << 40
 _RESIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -113,9 +114,64 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def align(offset: int) -> int:
-    """Round up to the next cache line."""
-    return (offset + _ALIGNMENT - 1) & -_ALIGNMENT
+class Layout(NamedTuple):
+    """Tensors in an arena."""
+
+    views: list[NDArray[Any]]
+    """Of the arena's memory, one a tensor; bytes where the tensor is BYTES."""
+    described: bytes
+    """For a frame."""
+
+
+class Arena:
+    """An arena as one process maps it. Batches of the same shapes come again and again: what was made for one is kept.
+
+    Args:
+        memory: the mapping.
+
+    Attributes:
+        layouts: what was kept, by whatever tells shapes apart.
+    """
+
+    __slots__ = ("layouts", "memory", "num_bytes")
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory = memory
+        self.num_bytes = len(memory)
+        self.layouts: dict[Hashable, Layout] = {}
+
+    def view(self, tensors: Sequence[Tensor]) -> Layout:
+        """Make views that tensors are written to."""
+        views = [
+            np.frombuffer(self.memory, np.uint8, tensor.num_bytes, tensor.offset)
+            if tensor.code == OBJECT
+            else read_tensor(self.memory, tensor)
+            for tensor in tensors
+        ]
+        return Layout(views, pack_tensors(tensors))
+
+    def keep(self, key: Hashable, layout: Layout) -> None:
+        """Remember a layout; the number of those is bounded, for clients choose the shapes."""
+        if len(self.layouts) >= _MAX_LAYOUTS:
+            self.layouts.clear()
+        self.layouts[key] = layout
+
+
+def place_tensors(kinds: Iterable[tuple[int, int, tuple[int, ...]]]) -> tuple[list[Tensor], int]:
+    """Place tensors side by side, each at the beginning of a cache line.
+
+    Args:
+        kinds: bytes, code and shape of each.
+
+    Returns:
+        The tensors, and the bytes that they take together.
+    """
+    tensors: list[Tensor] = []
+    offset = 0
+    for num_bytes, code, shape in kinds:
+        tensors.append(Tensor(offset, num_bytes, code, shape))
+        offset = (offset + num_bytes + _ALIGNMENT - 1) & -_ALIGNMENT
+    return tensors, offset
 
 
 @lru_cache(maxsize=4096)
@@ -197,46 +253,28 @@ def flatten_bytes(array_: NDArray[Any]) -> bytes:
     return b"".join(parts)
 
 
-def write_tensor(memory: mmap.mmap, tensor: Tensor, parts: Sequence[NDArray[Any]], pad: tuple[int, float] | None = None) -> None:
-    """Write arrays side by side along the first axis into one contiguous tensor.
-
-    Args:
-        memory: the arena.
-        tensor: where; large enough.
-        parts: the arrays.
-        pad: axis along which they may be shorter than the tensor, and what fills them up there.
-    """
-    target = np.frombuffer(memory, DTYPES[tensor.code], math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
-    if pad is not None:
-        fill_padded(target, parts, *pad)
-    elif len(parts) == 1:
-        target[...] = parts[0]
-    else:
-        np.concatenate(parts, out=target)
-
-
-def make_arena(size_bytes: int) -> tuple[int, mmap.mmap]:
-    """Make a sealed anonymous memory file and map it; returns its descriptor and the mapping."""
+def make_arena(size_bytes: int) -> tuple[int, Arena]:
+    """Make a sealed anonymous memory file and map it; returns its descriptor and the arena."""
     fd = os.memfd_create("argosy-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size_bytes)
         # Unsealed, a worker that truncates the file would kill the front with SIGBUS.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _RESIZE_SEALS | fcntl.F_SEAL_SEAL)
-        return fd, mmap.mmap(fd, size_bytes)
+        return fd, Arena(mmap.mmap(fd, size_bytes))
     except BaseException:
         os.close(fd)
         raise
 
 
-def make_output(size_bytes: int) -> tuple[int, mmap.mmap]:
+def make_output(size_bytes: int) -> tuple[int, Arena]:
     """A memory file for an output that does not fit the arena; sealed, so that it cannot shrink under the front."""
     fd = os.memfd_create("argosy-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size_bytes)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd, mmap.mmap(fd, size_bytes)
+    return fd, Arena(mmap.mmap(fd, size_bytes))
 
 
-def map_arena(fd: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
+def map_arena(fd: int, access: int = mmap.ACCESS_WRITE) -> Arena:
     """Map an arena that the peer sent, and close its descriptor.
 
     Raises:
@@ -248,7 +286,7 @@ def map_arena(fd: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
         size_bytes = os.fstat(fd).st_size
         if size_bytes == 0:
             raise LinkError("arena is empty")
-        return mmap.mmap(fd, size_bytes, access=access)
+        return Arena(mmap.mmap(fd, size_bytes, access=access))
     except OSError as error:
         raise LinkError(f"arena cannot be mapped: {error}") from error
     finally:

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -25,19 +25,19 @@ from argosy.serve.frames import (
     NANOSECONDS,
     NUM_SLOTS,
     OBJECT,
+    Arena,
     Kind,
+    Layout,
     LinkError,
-    Tensor,
-    align,
     flatten_bytes,
     make_arena,
     map_arena,
-    pack_tensors,
+    place_tensors,
     read_frame,
     read_tensor,
     unpack_tensors,
-    write_tensor,
 )
+from argosy.serve.ragged import fill_padded
 from argosy.serve.streams import StreamPool
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class _Slot:
     def __init__(self, index: int) -> None:
         self.index = index
         self.batch: Batch | None = None
-        self.inputs: mmap.mmap | None = None
-        self.outputs: mmap.mmap | None = None
+        self.inputs: Arena | None = None
+        self.outputs: Arena | None = None
         self.input_bytes = 0
         self.output_bytes = 0
 
@@ -140,40 +140,66 @@ class Link:
             self._loop.call_soon(self.close)
 
     def _send_frame(self, slot: _Slot, batch: Batch) -> None:
-        tensors: list[Tensor] = []
-        columns: list[list[NDArray[Any]]] = []
-        offset = 0
-        pads = batch.lane.pads
-        for index in range(len(batch.calls[0].inputs)):
-            column = [call.inputs[index] for call in batch.calls]
+        calls = batch.calls
+        first = calls[0].inputs
+        key: Hashable
+        if len(calls) == 1:
+            key = (batch.form, *[array.shape for array in first])
+        else:
+            length = batch.length if batch.is_padded else 0
+            key = (batch.form, batch.num_rows, length, *[array.shape[1:] for array in first])
+        inputs = slot.inputs
+        layout = inputs.layouts.get(key) if inputs is not None and self._oversize_bytes <= slot.output_bytes else None
+        if layout is None:
+            layout = self._write_new(slot, batch, key)
+        elif len(calls) == 1:
+            for view, array in zip(layout.views, first, strict=True):
+                view[...] = array
+        else:
+            for index, view in enumerate(layout.views):
+                self._write_column(view, [call.inputs[index] for call in calls], batch, index)
+        header = HEADER.pack(Kind.BATCH, batch.form, slot.index, batch.num_rows, batch.sequence)
+        self._sock.send(header + layout.described)
+
+    def _write_column(self, view: NDArray[Any], column: list[NDArray[Any]], batch: Batch, index: int) -> None:
+        """Write one input of all requests side by side along the first axis."""
+        pad = batch.lane.pads[index] if batch.is_padded else None
+        if pad is None:
+            np.concatenate(column, out=view)
+        else:
+            fill_padded(view, column, *pad)
+
+    def _write_new(self, slot: _Slot, batch: Batch, key: Hashable) -> Layout:
+        """Write a batch whose shapes the slot has not had, or has forgotten."""
+        columns = [[call.inputs[index] for call in batch.calls] for index in range(len(batch.calls[0].inputs))]
+        kinds: list[tuple[int, int, tuple[int, ...]]] = []
+        for index, column in enumerate(columns):
             first = column[0]
             shape = first.shape if len(column) == 1 else (batch.num_rows, *first.shape[1:])
-            if batch.is_padded and (pad := pads[index]) is not None:
+            if batch.is_padded and (pad := batch.lane.pads[index]) is not None:
                 shape = (*shape[: pad[0]], batch.length, *shape[pad[0] + 1 :])
             code = CODES[first.dtype]
             if code == OBJECT:
-                packed = np.frombuffer(b"".join(flatten_bytes(part) for part in column), np.uint8)
-                column = [packed]
-                num_bytes = packed.nbytes
+                column[:] = [np.frombuffer(b"".join(map(flatten_bytes, column)), np.uint8)]
+                kinds.append((column[0].nbytes, code, shape))
             else:
-                num_bytes = first.nbytes if len(column) == 1 else math.prod(shape) * first.itemsize
-            tensors.append(Tensor(offset, num_bytes, code, shape))
-            columns.append(column)
-            offset = align(offset + num_bytes)
-        self._reserve(slot, offset)
-        assert slot.inputs is not None
-        for index, tensor in enumerate(tensors):
-            if tensor.code == OBJECT:
-                write_tensor(slot.inputs, Tensor(tensor.offset, tensor.num_bytes, 1, (tensor.num_bytes,)), columns[index])
+                kinds.append((math.prod(shape) * first.itemsize, code, shape))
+        tensors, num_bytes = place_tensors(kinds)
+        arena = self._reserve(slot, num_bytes)
+        layout = arena.view(tensors)
+        for index, (view, column) in enumerate(zip(layout.views, columns, strict=True)):
+            if len(column) == 1:
+                view[...] = column[0]
             else:
-                write_tensor(slot.inputs, tensor, columns[index], pads[index] if batch.is_padded else None)
-        header = HEADER.pack(Kind.BATCH, batch.form, slot.index, batch.num_rows, batch.sequence)
-        self._sock.send(header + pack_tensors(tensors))
+                self._write_column(view, column, batch, index)
+        if all(code != OBJECT for _, code, _ in kinds):
+            arena.keep(key, layout)
+        return layout
 
-    def _reserve(self, slot: _Slot, input_bytes: int) -> None:
-        """Make the slot's arenas large enough, and give the worker their descriptors."""
+    def _reserve(self, slot: _Slot, input_bytes: int) -> Arena:
+        """Make the slot's arenas large enough, and give the worker their descriptors; returns that of the inputs."""
         if slot.inputs is not None and input_bytes <= slot.input_bytes and self._oversize_bytes <= slot.output_bytes:
-            return
+            return slot.inputs
         slot.input_bytes = _round_up(max(input_bytes, slot.input_bytes))
         slot.output_bytes = _round_up(max(self._oversize_bytes, slot.output_bytes))
         input_fd, slot.inputs = make_arena(slot.input_bytes)
@@ -187,6 +213,7 @@ class Link:
                 os.close(output_fd)
         finally:
             os.close(input_fd)
+        return slot.inputs
 
     def _on_readable(self) -> None:
         try:
@@ -243,16 +270,14 @@ class Link:
             raise LinkError("worker sent an unknown frame")
         (nanoseconds,) = NANOSECONDS.unpack_from(frame, HEADER.size)
         if flags:
-            memory = map_arena(fds.pop(), mmap.ACCESS_READ) if fds else None
-            if memory is None:
+            arena = map_arena(fds.pop(), mmap.ACCESS_READ) if fds else None
+            if arena is None:
                 raise LinkError("worker sent no descriptor for a large output")
-            self._oversize_bytes = max(self._oversize_bytes, min(len(memory), MAX_LEARNT_BYTES))
+            self._oversize_bytes = max(self._oversize_bytes, min(arena.num_bytes, MAX_LEARNT_BYTES))
         else:
-            memory = slot.outputs
-            assert memory is not None
-        tensors = unpack_tensors(frame, HEADER.size + NANOSECONDS.size, len(memory))
-        batch.lane.check_outputs(batch, tensors)
-        outputs = [read_tensor(memory, tensor) for tensor in tensors]
+            arena = slot.outputs
+            assert arena is not None
+        outputs = self._read_outputs(batch, arena, frame[HEADER.size + NANOSECONDS.size :])
         self.num_in_flight -= 1
         # The other slot's batch starts before these answers are written out.
         batch.lane.flush()
@@ -260,6 +285,20 @@ class Link:
         slot.batch = None
         self._free.append(slot)
         batch.lane.flush()
+
+    def _read_outputs(self, batch: Batch, arena: Arena, described: bytes) -> list[NDArray[Any]]:
+        """Read a reply's tensors, which must hold exactly what the batch asked for."""
+        # All that the check depends on.
+        key = (described, batch.num_rows, batch.form, batch.length if batch.is_padded else -1)
+        layout = arena.layouts.get(key)
+        if layout is not None:
+            return layout.views
+        tensors = unpack_tensors(described, 0, arena.num_bytes)
+        batch.lane.check_outputs(batch, tensors)
+        outputs = [read_tensor(arena.memory, tensor) for tensor in tensors]
+        if all(tensor.code != OBJECT for tensor in tensors):
+            arena.keep(key, Layout(outputs, described))
+        return outputs
 
     def _release(self, slot: _Slot) -> None:
         slot.batch = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import contextlib
 import gc
-import mmap
 import os
 import select
 import signal
@@ -19,6 +18,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -56,8 +56,8 @@ class _Front:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.inputs: list[mmap.mmap | None] = [None] * frames.NUM_SLOTS
-        self.outputs: list[mmap.mmap | None] = [None] * frames.NUM_SLOTS
+        self.inputs: list[frames.Arena | None] = [None] * frames.NUM_SLOTS
+        self.outputs: list[frames.Arena | None] = [None] * frames.NUM_SLOTS
 
 
 class Worker:
@@ -80,6 +80,7 @@ class Worker:
             frames.learn_bfloat16()
         self.output_dtypes = [frames.DTYPES[_DATATYPES.index(tensor["datatype"])] for tensor in self.outputs]
         self.names: list[str] = [tensor["name"] for tensor in self.inputs]
+        self.output_names: list[str] = [tensor["name"] for tensor in self.outputs]
         steps: list[Message] = spec["signature"].get("preprocess", [])
         made = [name for step in steps for name in step["inputs"]]
         # As `Signature.raw_inputs`.
@@ -229,25 +230,35 @@ class Worker:
             self._drop(front)
 
     def _run(self, front: _Front, frame: bytes, form: int, slot: int, rows: int, sequence: int) -> None:
-        memory = front.inputs[slot]
-        if memory is None:
+        arena = front.inputs[slot]
+        if arena is None:
             raise frames.LinkError("a batch came before its arena")
-        tensors = frames.unpack_tensors(frame, frames.HEADER.size, len(memory))
         if form and (self.preprocessor is None or form > FORM_COUNTED):
             raise frames.LinkError("unknown form")
         names = self.raw_names if form else self.names
-        inputs = {name: frames.read_tensor(memory, tensor) for name, tensor in zip(names, tensors, strict=True)}
+        inputs = dict(zip(names, _read_inputs(arena, frame[frames.HEADER.size :]), strict=True))
+        outputs = front.outputs[slot]
+        assert outputs is not None
         try:
             before = time.perf_counter_ns()
             answer = self._infer_raw(inputs, form) if form else self._infer(inputs)
             nanoseconds = time.perf_counter_ns() - before
-            arrays = self._check(answer, rows)
-            if form == FORM_COUNTED:
-                arrays.append(answer[NUM_TOKENS])
+            arrays = self._order(answer, form)
+            # All that the check depends on.
+            key = (rows, *[(output.dtype, output.shape) for output in arrays])
+            layout = outputs.layouts.get(key)
+            if layout is None:
+                self._check(arrays, rows)
         except Exception as error:  # the model's own code: whatever it raises belongs to this batch alone
             self._send_failure(front, error, slot, sequence)
             return
-        self._reply(front, slot, rows, sequence, nanoseconds, arrays)
+        if layout is None:
+            self._reply_new(front, slot, rows, sequence, nanoseconds, arrays, key)
+            return
+        for view, output in zip(layout.views, arrays, strict=True):
+            view[...] = output
+        head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
+        self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
 
     def _send_failure(self, front: _Front, error: Exception, slot: int, sequence: int) -> None:
         text = f"{type(error).__name__}: {error}"
@@ -260,48 +271,57 @@ class Worker:
         data = text.encode(errors="replace")[:MAX_ERROR_BYTES]
         self._send(front, frames.HEADER.pack(frames.Kind.ERROR, flags, slot, 0, sequence) + data)
 
-    def _check(self, answer: Arrays, rows: int) -> list[NDArray[Any]]:
-        """Put the outputs in the signature's order; datatypes and number of rows must be right."""
-        arrays: list[NDArray[Any]] = []
-        for spec, dtype in zip(self.outputs, self.output_dtypes, strict=True):
+    def _order(self, answer: Arrays, form: int) -> list[NDArray[Any]]:
+        """Put the outputs in the signature's order."""
+        try:
+            arrays = [answer[name] for name in self.output_names]
+        except KeyError as error:
+            raise AnswerError(f"output {error} is missing; got {', '.join(sorted(answer))}") from None
+        if form == FORM_COUNTED:
+            arrays.append(answer[NUM_TOKENS])
+        return arrays
+
+    def _check(self, arrays: list[NDArray[Any]], rows: int) -> None:
+        """Check datatypes, shapes and number of rows; what is counted beside the outputs is our own."""
+        for spec, dtype, got in zip(self.outputs, self.output_dtypes, arrays, strict=False):
             name, shape = spec["name"], spec["shape"]
-            got = answer.get(name)
-            if got is None:
-                raise AnswerError(f"output {name!r} is missing; got {', '.join(sorted(answer))}")
             if got.dtype != dtype:
                 raise AnswerError(f"output {name!r} has type {got.dtype}, expected {dtype}")
             if len(got.shape) != len(shape) or any(want not in (-1, dim) for want, dim in zip(shape, got.shape, strict=True)):
                 raise AnswerError(f"output {name!r} has shape {got.shape}, expected {tuple(shape)}")
             if self.is_batched and got.shape[0] != rows:
                 raise AnswerError(f"output {name!r} has {got.shape[0]} rows for {rows}; the model must keep the first axis")
-            arrays.append(got)
-        return arrays
 
-    def _reply(self, front: _Front, slot: int, rows: int, sequence: int, nanoseconds: int, arrays: list[NDArray[Any]]) -> None:
-        tensors: list[frames.Tensor] = []
-        columns: list[NDArray[Any]] = []
-        offset = 0
-        for got in arrays:
-            code = frames.CODES[got.dtype]
-            column = np.frombuffer(frames.flatten_bytes(got), np.uint8) if code == frames.OBJECT else got
-            tensors.append(frames.Tensor(offset, column.nbytes, code, got.shape))
-            columns.append(column)
-            offset = frames.align(offset + column.nbytes)
-        memory = front.outputs[slot]
-        assert memory is not None
+    def _reply_new(
+        self,
+        front: _Front,
+        slot: int,
+        rows: int,
+        sequence: int,
+        nanoseconds: int,
+        arrays: list[NDArray[Any]],
+        key: Hashable,
+    ) -> None:
+        """Reply with outputs of shapes that the slot has not had, or has forgotten."""
+        codes = [frames.CODES[output.dtype] for output in arrays]
+        columns = [
+            np.frombuffer(frames.flatten_bytes(output), np.uint8) if code == frames.OBJECT else output
+            for code, output in zip(codes, arrays, strict=True)
+        ]
+        kinds = [(column.nbytes, code, output.shape) for column, code, output in zip(columns, codes, arrays, strict=True)]
+        tensors, num_bytes = frames.place_tensors(kinds)
+        arena = front.outputs[slot]
+        assert arena is not None
         fd = -1
-        if offset > len(memory):
-            fd, memory = frames.make_output(offset)
-        for tensor, column in zip(tensors, columns, strict=True):
-            as_bytes = tensor._replace(code=1, shape=(tensor.num_bytes,)) if tensor.code == frames.OBJECT else tensor
-            frames.write_tensor(memory, as_bytes, [column])
-        frame = b"".join(
-            (
-                frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence),
-                frames.NANOSECONDS.pack(nanoseconds),
-                frames.pack_tensors(tensors),
-            )
-        )
+        if num_bytes > arena.num_bytes:
+            fd, arena = frames.make_output(num_bytes)
+        layout = arena.view(tensors)
+        for view, column in zip(layout.views, columns, strict=True):
+            view[...] = column
+        if fd < 0 and frames.OBJECT not in codes:
+            arena.keep(key, layout)
+        head = frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence)
+        frame = head + frames.NANOSECONDS.pack(nanoseconds) + layout.described
         if fd < 0:
             self._send(front, frame)
             return
@@ -311,6 +331,19 @@ class Worker:
             self._drop(front)
         finally:
             os.close(fd)
+
+
+def _read_inputs(arena: frames.Arena, described: bytes) -> list[NDArray[Any]]:
+    """View the tensors that a frame describes, which are checked once."""
+    layout = arena.layouts.get(described)
+    if layout is not None:
+        # Views of their own: a model may reshape what it is given.
+        return [view.view() for view in layout.views]
+    tensors = frames.unpack_tensors(described, 0, arena.num_bytes)
+    views = [frames.read_tensor(arena.memory, tensor) for tensor in tensors]
+    if all(tensor.code != frames.OBJECT for tensor in tensors):
+        arena.keep(described, frames.Layout([view.view() for view in views], described))
+    return views
 
 
 # By link code; the same order as frames.DTYPES.
