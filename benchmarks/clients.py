@@ -18,6 +18,8 @@ from rivals.environment import EntrantError
 
 HERE = Path(__file__).resolve().parent
 REQUEST_TIMEOUT_S = 10
+# Of one thread of wrk: with 128, the thread is as busy as two fronts together, and what it sends them comes a few requests at a time.
+THREAD_CONNECTIONS = 64
 # What a client may take longer than it was told to.
 SLACK_S = 60
 
@@ -36,7 +38,8 @@ class Load:
 def run_wrk(load: Load) -> dict[str, float]:
     """Requests, seconds, requests/s, p50_ms, p99_ms and errors (also answers that are not 2xx)."""
     headers = [text for name, value in load.headers.items() for text in ("-H", f"{name}: {value}")]
-    options = ["-t1", f"-c{load.connections}", f"-d{max(1, round(load.seconds))}s", "--timeout", f"{REQUEST_TIMEOUT_S}s"]
+    threads = -(-load.connections // THREAD_CONNECTIONS)
+    options = [f"-t{threads}", f"-c{load.connections}", f"-d{max(1, round(load.seconds))}s", "--timeout", f"{REQUEST_TIMEOUT_S}s"]
     command = ["wrk", *options, "-s", str(HERE / "post.lua"), *headers, load.url, "--", str(load.requests)]
     result = json.loads(_find(r"JSON (.*)", _run_client(command, load.seconds))[0])
     if not result["requests"]:

@@ -51,8 +51,6 @@ class Admit:
         ):
             # The most common case: so few wait that none of the bounds is near, whatever waits in other fronts.
             lane.put(call)
-            if self._has_others:
-                lane.series.set_queued(lane.queued_rows)
             return
         try:
             self._check(call, lane)

@@ -67,6 +67,8 @@ class Batcher:
         self.queued_bytes = 0
         self.num_open = 0
         self.rows_per_s = 0.0
+        self.num_fronts = 1
+        """Of the node."""
         self.place = 0
         """Of this front among those of the node."""
         self.free_rows = 0
@@ -125,10 +127,7 @@ class Batcher:
     def flush(self) -> None:
         """Send batches while replicas can take them."""
         self._is_armed = False
-        while self.queued_rows or self._resends:
-            link = self._pick_link()
-            if link is None:
-                return
+        while (self.queued_rows or self._resends) and (link := self._pick_link()) is not None:
             if self._resends:
                 batch = self._resends.popleft()
                 if batch.closed == DEADLINE:
@@ -138,20 +137,22 @@ class Batcher:
             if batch is not None:
                 num_calls = len(batch.calls)
                 self._was_single = num_calls == 1
+                link.send(batch)
                 self.series.add_batch(batch.num_rows, num_calls, batch.closed)
                 if batch.length:
                     self.series.add_padding(batch.real_length, batch.length * batch.num_rows)
-                link.send(batch)
+        if self.num_fronts > 1:
+            self.series.set_queued(self.queued_rows)
 
     def _pick_link(self) -> Link | None:
         """An idle replica; or, when a full batch waits, one that can hold it ready."""
         if len(self.links) > 1 and self.plan.limit_s < QUICK_S and self.queued_rows < self.plan.limit and not self._resends:
             home = self.links[self.place % len(self.links)]
-            sent_s = home.oldest_sent_s
-            if sent_s is not None and time.monotonic() - sent_s < HOME_S:
+            if not home.num_in_flight:
+                if home.can_send:
+                    return home
+            elif time.monotonic() - home.oldest_sent_s < HOME_S:
                 return None
-            if home.can_send and sent_s is None:
-                return home
         best: Link | None = None
         for link in self.links:
             if link.can_send and (best is None or link.num_in_flight < best.num_in_flight):
@@ -281,18 +282,16 @@ class Batcher:
 
     def take_answers(self, batch: Batch, outputs: list[NDArray[Any]], service_s: float) -> None:
         """Give each request its rows."""
-        if service_s > 0:
-            self._learn(batch, service_s)
         now = time.monotonic()
         calls = batch.calls
-        latencies_s = [now - call.started_s for call in calls if not call.is_done]
-        self.series.add_answers(latencies_s, batch.num_rows, now - batch.sent_s, service_s)
+        latencies_s: list[float] = []
         self.num_open -= len(calls)
         start = 0
         for call in calls:
             end = start + call.num_rows
             if not call.is_done:
                 call.is_done = True
+                latencies_s.append(now - call.started_s)
                 if len(calls) == 1:
                     call.answer(outputs)
                 elif batch.is_padded:
@@ -300,6 +299,10 @@ class Batcher:
                 else:
                     call.answer_part(batch, outputs, start, end)
             start = end
+        # The clients have their answers: what is counted and learnt comes after.
+        self.series.add_answers(latencies_s, batch.num_rows, now - batch.sent_s, service_s)
+        if service_s > 0:
+            self._learn(batch, service_s)
 
     def _learn(self, batch: Batch, service_s: float) -> None:
         rate = batch.num_rows / service_s

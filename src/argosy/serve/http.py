@@ -69,6 +69,8 @@ class HttpConnection(asyncio.Protocol):
             self.is_refused = True
             self._transport.abort()
             return
+        # Answers are written as they are made, not when this turn of the loop ends.
+        self._transport.set_write_buffer_limits(0)
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -112,9 +112,9 @@ class Link:
         return [slot.batch for slot in self._slots if slot.batch is not None]
 
     @property
-    def oldest_sent_s(self) -> float | None:
-        """When the oldest batch in flight was sent, on `time.monotonic`, which is the loop's clock, too."""
-        return min((batch.sent_s for batch in self.batches_in_flight), default=None)
+    def oldest_sent_s(self) -> float:
+        """When the oldest batch in flight was sent, on `time.monotonic`; infinite where there is none."""
+        return min([batch.sent_s for batch in self.batches_in_flight], default=math.inf)
 
     def pass_streams(self, sock: socket.socket) -> None:
         """Give the worker its end of the socket on which streams are passed.

@@ -7,6 +7,7 @@ outlive tables: a lane that the table drains answers what it holds, then reports
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -40,7 +41,7 @@ class Lane(Batcher):
         self.model = entry.model
         self.series_index = lane.series
         self.place = counters.front or 0
-        self._num_fronts = num_fronts
+        self.num_fronts = num_fronts
         self.output_index = {spec.name: index for index, spec in enumerate(lane.signature.outputs)}
         self.versions: list[str] = []
         self.repeats = Repeats(self)
@@ -60,7 +61,7 @@ class Lane(Batcher):
         self.timeout_s = lane.timeout_s
         self.max_queue_rows = lane.max_queue_rows
         self.max_queue_bytes = lane.max_queue_bytes
-        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows // self._num_fronts)
+        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows // self.num_fronts)
         self.streams.max_streams = lane.max_streams
         self.platform = lane.platform
         self.created_s = lane.created_s
@@ -300,6 +301,6 @@ class Router:
 
     def find_hung(self, now: float, limit_s: float) -> set[tuple[str, float]]:
         """Workers that have held a batch for longer than `limit_s`, and since when."""
-        held = {(worker, sent_s) for worker, link in self._links.items() if (sent_s := link.oldest_sent_s) is not None}
+        held = {(worker, sent_s) for worker, link in self._links.items() if (sent_s := link.oldest_sent_s) < math.inf}
         held |= {(worker, since_s) for worker, link in self._links.items() if (since_s := link.streams.stuck_since_s) is not None}
         return {(worker, sent_s) for worker, sent_s in held if now - sent_s > limit_s}

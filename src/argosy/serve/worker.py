@@ -409,6 +409,8 @@ def _fork_worker(channel: Channel, message: Message, fds: list[int]) -> None:
     code = 1
     try:
         channel.close()
+        # The kernel divides the processors among sessions: in the template's, all its workers would share one part.
+        os.setsid()
         _wait_for_parent(message["supervisor"])
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
