@@ -18,7 +18,7 @@ from rivals.environment import EntrantError
 
 HERE = Path(__file__).resolve().parent
 REQUEST_TIMEOUT_S = 10
-# Of one thread of wrk: with 128, the thread is as busy as two fronts together, and what it sends them comes a few requests at a time.
+# Of one thread of wrk, so that a scenario with more fronts has as many more threads to load them.
 THREAD_CONNECTIONS = 64
 # What a client may take longer than it was told to.
 SLACK_S = 60

@@ -191,3 +191,12 @@ def test_arena_cannot_be_resized_by_whoever_holds_it() -> None:
     mapped.memory[:4] = b"seen"
     assert made.memory[:4] == b"seen"
     os.close(fd)
+
+
+def test_arena_keeps_a_bounded_number_of_layouts() -> None:
+    fd, made = frames.make_arena(ARENA)
+    os.close(fd)
+    for rows in range(1, 1000):
+        made.keep(rows, made.view([Tensor(0, rows, 1, (rows,))]))
+        assert len(made.layouts) <= 256
+        assert made.layouts[rows].views[0].shape == (rows,)

@@ -487,6 +487,54 @@ def test_worker_answers_a_batch(hosted: Any) -> None:
     np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0].memory, tensors[0]), np.full((1, 4), 6))
 
 
+class Reshaping:
+    """A model that changes the shape of what it is given, in place."""
+
+    def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        y = inputs["x"] * 2
+        inputs["x"].shape = (-1,)
+        return {"y": y}
+
+
+def ask_worker(hosted: Any, inputs: mmap.mmap, x: np.ndarray, sequence: int) -> bytes:
+    """The worker's reply to a batch."""
+    inputs[: x.nbytes] = x.tobytes()
+    frame = HEADER.pack(Kind.BATCH, 0, 0, len(x), sequence) + frames.pack_tensors([Tensor(0, x.nbytes, 10, x.shape)])
+    hosted.sock.send(frame)
+    hosted.worker._take(hosted.front)
+    return frames.read_frame(hosted.sock)[0]
+
+
+def test_worker_answers_batches_of_the_same_shapes_again_and_again(hosted: Any) -> None:
+    hosted.worker.runtime = Reshaping()
+    inputs = send_arenas(hosted)
+    for sequence in range(12):
+        x = np.full((1 + sequence % 3, 4), sequence, np.float32)
+        reply = ask_worker(hosted, inputs, x, sequence)
+        assert HEADER.unpack_from(reply) == (Kind.REPLY, 0, 0, len(x), sequence)
+        (tensor,) = frames.unpack_tensors(reply, HEADER.size + NANOSECONDS.size, 4096)
+        np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0].memory, tensor), x * 2)
+
+
+@pytest.mark.parametrize(
+    ("y", "fault"),
+    [
+        pytest.param(np.zeros((2, 4)), "has type float64", id="datatype"),
+        pytest.param(np.zeros((1, 4), np.float32), "has 1 rows for 2", id="rows"),
+        pytest.param(np.zeros((2, 5), np.float32), "has shape (2, 5)", id="shape"),
+        pytest.param(None, "'y' is missing", id="missing"),
+    ],
+)
+def test_worker_checks_each_answer_even_after_good_ones(hosted: Any, y: np.ndarray | None, fault: str) -> None:
+    inputs = send_arenas(hosted)
+    for rows in (1, 2):
+        assert ask_worker(hosted, inputs, np.ones((rows, 4), np.float32), 1)[0] == Kind.REPLY
+    hosted.worker.runtime = SimpleNamespace(infer=lambda _: {} if y is None else {"y": y})
+    reply = ask_worker(hosted, inputs, np.ones((2, 4), np.float32), 2)
+    assert reply[0] == Kind.ERROR
+    assert fault in reply[HEADER.size :].decode()
+
+
 BATCH = HEADER.pack(Kind.BATCH, 0, 0, 1, 5)
 
 

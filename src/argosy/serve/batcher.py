@@ -36,9 +36,10 @@ __all__ = ["Batcher"]
 MAX_BATCH_BYTES: Final = 64 << 20
 QUICK_S: Final = 0.001
 HOME_S: Final = 0.01
-NEAR_S: Final = 0.1
 """Where a full batch takes less than QUICK_S, each front keeps to a replica of its own, until a full batch waits or the replica
 takes HOME_S: two half batches cost more than a whole one."""
+NEAR_S: Final = 0.1
+"""A deadline that is nearer than this, and than two batches, may be refused where a batch is formed."""
 _RATE_SMOOTHING: Final = 0.2
 _INT64: Final = DTYPES.index(np.dtype("<i8"))
 
