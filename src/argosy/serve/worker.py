@@ -273,10 +273,10 @@ class Worker:
 
     def _order(self, answer: Arrays, form: int) -> list[NDArray[Any]]:
         """Put the outputs in the signature's order."""
-        try:
-            arrays = [answer[name] for name in self.output_names]
-        except KeyError as error:
-            raise AnswerError(f"output {error} is missing; got {', '.join(sorted(answer))}") from None
+        arrays = [output for name in self.output_names if (output := answer.get(name)) is not None]
+        if len(arrays) < len(self.output_names):
+            missing = next(name for name in self.output_names if answer.get(name) is None)
+            raise AnswerError(f"output {missing!r} is missing; got {', '.join(sorted(answer))}")
         if form == FORM_COUNTED:
             arrays.append(answer[NUM_TOKENS])
         return arrays
