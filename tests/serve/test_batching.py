@@ -157,11 +157,30 @@ def test_second_batch_stands_ready_while_a_worker_runs_the_first(make_front: Any
 
 
 def test_rows_that_wait_are_shared_among_idle_replicas(make_front: Any) -> None:
-    front = make_front(service=((1, 0, 0.010), (2, 0, 0.018), (4, 0, 0.034), (8, 0, 0.066)))
+    # A batch of the half would take 24 % longer by the row.
+    front = make_front(service=((1, 0, 0.010), (2, 0, 0.013), (4, 0, 0.021), (8, 0, 0.036)))
     played = [Played(front, f"w{index}") for index in range(2)]
     put(front, *(Asked(front.lane, make_rows(value)) for value in range(8)))
     assert [each.take().rows for each in played] == [4, 4]
     assert closed(front) == {"shared": 1, "idle": 1}
+
+
+def test_each_replica_of_a_slow_model_has_a_batch_ready(make_front: Any) -> None:
+    # From two rows on, a row takes nearly as long whatever the batch.
+    times = ((1, 0, 0.010), (2, 0, 0.018), (4, 0, 0.034), (8, 0, 0.066))
+    front = make_front(service=times)
+    played = [Played(front, f"w{index}") for index in range(2)]
+    put(front, *(Asked(front.lane, make_rows(value)) for value in range(8)))
+    first = [each.take() for each in played]
+    second = [each.take() for each in played]
+    assert [batch.rows for batch in (*first, *second)] == [2, 2, 2, 2]
+    assert closed(front) == {"shared": 3, "idle": 1}
+    # Under more load they are as large as pays.
+    put(front, *(Asked(front.lane, make_rows(value)) for value in range(40)))
+    for each, batch in zip(played, first, strict=True):
+        reply(each, batch, [batch.x * 2], times[1][2])
+        front.spin()
+    assert [each.take().rows for each in played] == [8, 8]
 
 
 def test_rows_of_a_fast_model_stay_together(make_front: Any) -> None:

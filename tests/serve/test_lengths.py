@@ -272,26 +272,27 @@ def test_times_follow_what_batches_take() -> None:
 
 def test_nothing_is_known_before_the_first_batch() -> None:
     times = ServiceTimes()
-    assert (times.estimate(5), times.least_s, times.pick_rows(64)) == (0.0, 0.0, 64)
+    assert (times.estimate(5), times.least_s, times.pick_range(64)) == (0.0, 0.0, (64, 64))
     times.update(1, 0, 0.010)
     # One batch alone does not say that more rows take longer: they are tried.
-    assert (times.estimate(64), times.pick_rows(64)) == (pytest.approx(0.010), 64)
+    assert (times.estimate(64), times.pick_range(64)) == (pytest.approx(0.010), (64, 64))
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        ({1: 0.010, 2: 0.010, 4: 0.010, 8: 0.010}, 8),
-        ({1: 0.010, 2: 0.020, 4: 0.040, 8: 0.080}, 1),
-        ({1: 0.010, 2: 0.012, 4: 0.024, 8: 0.048}, 2),
-        ({1: 0.010, 2: 0.016, 4: 0.026, 8: 0.060}, 4),
-        ({1: 10e-6, 2: 20e-6, 4: 40e-6, 8: 80e-6}, 8),
+        ({1: 0.010, 2: 0.010, 4: 0.010, 8: 0.010}, (8, 8)),
+        ({1: 0.010, 2: 0.020, 4: 0.040, 8: 0.080}, (1, 1)),
+        ({1: 0.010, 2: 0.012, 4: 0.024, 8: 0.048}, (2, 2)),
+        ({1: 0.010, 2: 0.016, 4: 0.026, 8: 0.060}, (4, 4)),
+        ({1: 0.010, 2: 0.016, 4: 0.031, 8: 0.060}, (2, 8)),
+        ({1: 10e-6, 2: 20e-6, 4: 40e-6, 8: 80e-6}, (8, 8)),
     ],
-    ids=["flat", "linear", "flat_to_2", "worse_beyond_4", "tiny"],
+    ids=["flat", "linear", "flat_to_2", "worse_beyond_4", "little_gain_beyond_2", "tiny"],
 )
-def test_size_that_pays_is_the_smallest_that_no_larger_one_betters(seconds: dict[int, float], expected: int) -> None:
-    assert ServiceTimes([(rows, 0, took) for rows, took in seconds.items()]).pick_rows(8) == expected
+def test_size_that_pays_is_the_smallest_that_no_larger_one_betters(seconds: dict[int, float], expected: tuple[int, int]) -> None:
+    assert ServiceTimes([(rows, 0, took) for rows, took in seconds.items()]).pick_range(8) == expected
 
 
 def test_size_that_pays_may_be_no_power_of_two() -> None:
-    assert ServiceTimes([(1, 0, 0.01), (2, 0, 0.01), (4, 0, 0.01)]).pick_rows(7) == 7
+    assert ServiceTimes([(1, 0, 0.01), (2, 0, 0.01), (4, 0, 0.01)]).pick_range(7) == (7, 7)

@@ -22,7 +22,7 @@ from argosy.serve.batch import Batch
 from argosy.serve.call import FORM_COUNTED, FORM_TENSORS
 from argosy.serve.frames import DTYPES, LinkError, Tensor
 from argosy.serve.lines import PLAIN, Lines
-from argosy.serve.metrics import ALONE, BYTES, DEADLINE, IDLE, PAYS, SHAPE, SINGLE
+from argosy.serve.metrics import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE
 from argosy.serve.plan import Plan
 from argosy.signature import Signature
 
@@ -128,6 +128,9 @@ class Batcher:
     def flush(self) -> None:
         """Send batches while replicas can take them."""
         self._is_armed = False
+        if self.plan.largest_s >= QUICK_S and (num_slots := sum([link.num_slots for link in self.links])):
+            running = sum([batch.num_rows for link in self.links for batch in link.batches_in_flight])
+            self.plan.share_out(self.queued_rows + running, num_slots)
         while (self.queued_rows or self._resends) and (link := self._pick_link()) is not None:
             if self._resends:
                 batch = self._resends.popleft()
@@ -169,7 +172,7 @@ class Batcher:
             return self._take_mixed(link, now)
         plan = self.plan
         limit, cause = plan.limit, plan.cause
-        if cause == PAYS or len(self.links) > 1:
+        if limit < plan.max_rows or len(self.links) > 1:
             limit, cause = plan.adjust(
                 plan.times(FORM_TENSORS), limit, cause, length=0, links=self.links, waiting=self.queued_rows
             )

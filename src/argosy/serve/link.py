@@ -87,6 +87,8 @@ class Link:
     ) -> None:
         self.worker = worker
         self.num_in_flight = 0
+        self.num_slots = 0
+        """Batches that the worker takes at a time; 0 until it has said so."""
         self.fault = "the worker's process died"
         """Why the link is down, once it is."""
         self._loop = loop
@@ -254,6 +256,7 @@ class Link:
         kind, flags, slot_index, count, sequence = head
         if kind == Kind.HELLO:
             self._free = [slot for slot in self._slots[:count] if slot.batch is None]
+            self.num_slots = count
             self._on_hello(self)
             return
         if slot_index >= NUM_SLOTS:

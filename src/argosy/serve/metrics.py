@@ -56,7 +56,7 @@ bytes     it has the most bytes that are joined
 shape     what else waits has another shape or form, or a length that would cost more padding than joining saves
 deadline  with more rows it would come too late for one of its requests
 pays      more rows would take longer without raising rows/s, by the measured times
-shared    the rest was left to another idle replica
+shared    the rest is for other batches: of another idle replica, or, where batches are slow, of all that can run or stand ready
 single    rows are not joined: `join_refusal` says why
 alone     sent again, after a failure
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,7 @@ class Plan:
         can_join: rows may run together at all.
         limit: the most rows of a batch now.
         limit_s: what such a batch takes in the runtime.
+        largest_s: what the largest batch that pays takes.
         cause: why a batch has no more rows; a place in `metrics.CLOSED`.
     """
 
@@ -39,6 +41,9 @@ class Plan:
         self.max_rows = 1
         self.can_join = False
         self.limit, self.limit_s, self.cause = 1, 0.0, SINGLE
+        self.largest_s = 0.0
+        self._range = (1, 1)
+        self._share = sys.maxsize
         self._times = ServiceTimes()
         self._raw_times = ServiceTimes()
         self._measured: Measured = ()
@@ -70,15 +75,39 @@ class Plan:
             self._refresh()
 
     def _refresh(self) -> None:
-        self.limit, self.cause = self.pick_rows(self._times, self._last_length)
+        self._range = self._times.pick_range(self.max_rows, self._last_length)
+        self.largest_s = self._times.estimate(self._range[1], self._last_length)
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        self.limit, self.cause = self._bound(*self._range)
         self.limit_s = self._times.estimate(self.limit, self._last_length)
+
+    def share_out(self, rows: int, num_slots: int) -> None:
+        """Divide the load evenly, as far as batches do not become too small to pay.
+
+        Else those that come together stay together: one replica gets few rows and the next one many, again and again.
+
+        Args:
+            rows: that wait or run.
+            num_slots: batches that the replicas can hold, running or ready.
+        """
+        share = -(-rows // num_slots)
+        if share != self._share:
+            self._share = share
+            self._set_limit()
 
     def pick_rows(self, times: ServiceTimes, length: int) -> tuple[int, int]:
         """The most rows that a batch of this length should have, and why no more."""
+        return self._bound(*times.pick_range(self.max_rows, length))
+
+    def _bound(self, least: int, most: int) -> tuple[int, int]:
         if not self.can_join:
             return 1, SINGLE
-        limit = times.pick_rows(self.max_rows, length)
-        return limit, FULL if limit == self.max_rows else PAYS
+        share = max(least, self._share)
+        if share < most:
+            return share, SHARED
+        return most, FULL if most == self.max_rows else PAYS
 
     def adjust(
         self, times: ServiceTimes, limit: int, cause: int, *, length: int, links: list[Link], waiting: int
@@ -96,7 +125,7 @@ class Plan:
         Returns:
             Limit and cause.
         """
-        if cause == PAYS:
+        if cause in (PAYS, SHARED):
             self._num_small += 1
             if self._num_small % _TRY_PERIOD == 0:
                 limit = min(2 * limit, self.max_rows)

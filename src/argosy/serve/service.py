@@ -17,6 +17,8 @@ BATCH_S: Final = 50e-6
 _SMOOTHING: Final = 0.2
 _GAIN: Final = 0.03
 """More rows pay if they raise rows/s by more than this; less is within what measurements differ by."""
+_LOSS: Final = 0.1
+"""Rows/s that batches may lose by being smaller, where each replica then has one ready and none waits for a large one."""
 _DRIFT: Final = 0.1
 _FORGET: Final = 0.98
 _RISE: Final = 1.01
@@ -128,13 +130,19 @@ class ServiceTimes:
         """Lower what is known of the least time: a request was refused for it, so nothing else would ever correct it."""
         self.least_s *= _FORGET
 
-    def pick_rows(self, max_rows: int, length: int = 0) -> int:
-        """The smallest batch of 1, 2, 4 ... rows, or of `max_rows`, whose rows/s no larger one betters noticeably."""
+    def pick_range(self, max_rows: int, length: int = 0) -> tuple[int, int]:
+        """The least and the most rows that a batch should have: smaller ones are slow by the row, larger ones bring nothing.
+
+        Both are one of 1, 2, 4 ... rows, or `max_rows`.
+        """
         sizes = [1 << exponent for exponent in range(max_rows.bit_length()) if 1 << exponent < max_rows]
         sizes.append(max_rows)
         rates = [rows / (self.estimate(rows, length) + BATCH_S) for rows in sizes]
-        best = max(rates) / (1.0 + _GAIN)
-        return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= best)
+        best = max(rates)
+        least, most = [
+            next(rows for rows, rate in zip(sizes, rates, strict=True) if rate * (1.0 + part) >= best) for part in (_LOSS, _GAIN)
+        ]
+        return least, most
 
     @property
     def slack(self) -> float:

@@ -32,7 +32,12 @@ _GAIN: Final = 1.02
 _NEAR: Final = 0.75
 """Of the best rate: what a single short run says of more than that is not sure."""
 _FINALISTS: Final = 4
-_ROUNDS: Final = 3
+_ROUNDS: Final = 7
+_SURE_ROUNDS: Final = 3
+"""From so many on, a finalist that is behind by more than `_BEHIND` is out."""
+_BEHIND: Final = 0.95
+_THRIFT: Final = 1.05
+"""More processor time than this, of what the thriftiest takes for a request, is no equal."""
 _LEAST_ANSWERS: Final = 20
 """Of a slow model, that a measurement has time for; but it takes no longer than `_MAX_TRIAL_S`."""
 _MAX_TRIAL_S: Final = 30.0
@@ -299,24 +304,31 @@ class Search:
         best = max(measured, key=lambda trial: trial.order)
         near = [trial for trial in measured if trial.good_per_s >= _NEAR * best.good_per_s]
         near.sort(key=self._cost if self._is_open else lambda trial: trial.order, reverse=not self._is_open)
-        finalists = near[:_FINALISTS]
-        for _ in range(_ROUNDS - 1):
-            for trial in finalists if len(finalists) > 1 else []:
+        finalists = [trial.candidate for trial in near[:_FINALISTS]]
+        for num_runs in range(2, _ROUNDS + 1):
+            if len(finalists) < 2:
+                return
+            for candidate in finalists:
                 if self._used_s() > self._goal.budget_s:
-                    self._notes.append("the budget was used up before the best few were held against each other often enough")
+                    if num_runs <= _SURE_ROUNDS:
+                        self._notes.append("the budget was used up before the best few were held against each other often enough")
                     return
-                self._measure(self._trials[trial.candidate])
+                self._measure(self._trials[candidate])
+            if num_runs >= _SURE_ROUNDS:
+                least = _BEHIND * max(self._trials[candidate].good_per_s for candidate in finalists)
+                finalists = [candidate for candidate in finalists if self._trials[candidate].good_per_s >= least]
 
     def _choose(self, trials: list[Trial]) -> Trial:
         """Of those within noise of the best: what was measured most often, then what costs least."""
         # One lucky run is no reason: what was measured in every round comes first.
-        num_runs = max(len(trial.runs) for trial in trials)
-        held = [trial for trial in trials if len(trial.runs) == num_runs]
+        num_runs = min(max(len(trial.runs) for trial in trials), _SURE_ROUNDS)
+        held = [trial for trial in trials if len(trial.runs) >= num_runs]
         best = max(held, key=lambda trial: trial.order)
         if not best.good_per_s:
             return best
         near = [trial for trial in held if trial.good_per_s * _GAIN >= best.good_per_s]
-        return min(near, key=self._cost)
+        thrifty_s = _THRIFT * min(trial.median("server_cpu_s") for trial in near)
+        return min((trial for trial in near if trial.median("server_cpu_s") <= thrifty_s), key=self._cost)
 
     def _cost(self, trial: Trial) -> tuple[float, ...]:
         candidate = trial.candidate
