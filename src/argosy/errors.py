@@ -331,6 +331,11 @@ MESSAGES: dict[str, Message] = {
     "bad_grpc": Message("The request is not valid gRPC: {detail}"),
     "bad_value": Message("Input {tensor!r} holds a value that {datatype} cannot: {detail}"),
     "bad_parameter": Message("Parameter `{name}` is {got!r}, expected {expected}"),
+    "no_raw_binary": Message(
+        "A body without JSON has to be the only input, one row with at most one free dimension, or one element of BYTES; "
+        "model {model!r} version {version} has {detail}",
+        "send JSON before the tensors, and its length in Inference-Header-Content-Length",
+    ),
     "no_raw": Message(
         "Model {model!r} version {version} has no raw endpoint",
         "a Python model whose class has a method raw(self, request) offers one",

@@ -364,6 +364,16 @@ def test_json_takes_a_picture_as_base64(server: Server) -> None:
     assert refused.status_code == 400 and "no picture" in refused.json()["error"]
 
 
+def test_body_may_be_the_picture_alone(server: Server) -> None:
+    url, header = f"{server.url}/v2/models/bgr/infer", "Inference-Header-Content-Length"
+    answer = httpx.post(url, content=PNG, headers={header: "0"})
+    assert answer.status_code == 200, answer.text
+    pixels = np.frombuffer(answer.content[int(answer.headers[header]) :], np.float32)
+    np.testing.assert_array_equal(pixels.reshape(6, 8, 3), expect_bgr(make_picture(20, 20)))
+    refused = httpx.post(url, content=b"GIF", headers={header: "0"})
+    assert refused.status_code == 400 and "no picture" in refused.json()["error"]
+
+
 @pytest.mark.parametrize("text", ["a", "ab=c", "YWI", "YWI=\n", "Y W I=", "é"], ids=repr)
 def test_base64_is_not_guessed(server: Server, text: str) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text], "parameters": {"content_type": "base64"}}

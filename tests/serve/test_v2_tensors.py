@@ -248,6 +248,43 @@ def test_binary_that_does_not_fit_is_refused(client: httpx.Client, datatype: str
     assert text in answer.json()["error"]
 
 
+# the tensor alone
+
+
+def infer_raw_binary(client: httpx.Client, model: str, body: bytes) -> httpx.Response:
+    return client.post(f"/{model}/infer", content=body, headers={HEADER: "0", "Content-Type": "application/octet-stream"})
+
+
+@pytest.mark.parametrize("datatype", SINGLES)
+def test_body_may_be_the_only_input(client: httpx.Client, datatype: str) -> None:
+    row = LIMITS[datatype][:1, 1:] if datatype == "BYTES" else LIMITS[datatype][:1]
+    answer = infer_raw_binary(client, f"same-{datatype}", row[0, 0] if datatype == "BYTES" else row.tobytes())
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+    y = read_outputs(answer)["y"]
+    assert (y.shape, to_raw(y)) == (row.shape, to_raw(row))
+
+
+def test_body_of_a_model_without_rows_has_the_shape_of_its_input(client: httpx.Client) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert read_outputs(infer_raw_binary(client, "turn", x.tobytes()))["y"].tolist() == x.T.tolist()
+    assert read_outputs(infer_raw_binary(client, "scalar", b"\0\0\x80?"))["y"].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "size_bytes", "text"),
+    [
+        ("pair", 32, "model 'pair' version 1 has 2 inputs"),
+        ("turn", 20, "has 20 bytes of data, expected 24"),
+        ("turn", 0, "has 0 bytes of data, expected 24"),
+        ("same-FP64", 12, "has 12 bytes of data, expected 8"),
+    ],
+)
+def test_body_that_does_not_say_what_it_is_is_refused(client: httpx.Client, model: str, size_bytes: int, text: str) -> None:
+    answer = infer_raw_binary(client, model, bytes(size_bytes))
+    assert answer.status_code == 400, answer.text
+    assert text in answer.json()["error"]
+
+
 def test_text_that_is_no_utf8_fails_alone_in_its_batch(client: httpx.Client) -> None:
     # ONNX Runtime's strings are text: it refuses the batch, and each row is tried by itself.
     def ask(item: bytes) -> tuple[int, bytes]:

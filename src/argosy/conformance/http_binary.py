@@ -219,11 +219,12 @@ def check_raw(target: Target) -> None:
     if len(model.inputs) > 1 or first.shape.count(-1) > 1:
         raise Skip("it needs a model with one FP32 input and one free dimension")
     inputs = model.make_inputs(num_rows=1)
+    expected = read_outputs(target.infer(model, make_request(model, inputs)))
     raw = to_raw(inputs[first.name], "FP32")
     answer = target.infer(model, raw, headers={_HEADER: "0", "Content-Type": "application/octet-stream"})
     if answer.is_refusal:
         raise NotOffered("a request without JSON is refused")
-    read_binary(answer)
+    expect_outputs(answer, read_binary(answer), expected)
 
 
 def _header(value: str) -> Callable[[Target, Model], Answer]:

@@ -22,6 +22,7 @@ from argosy.serve.inflate import WINDOW_BITS, inflate
 from argosy.serve.raw import RawCall, find_target, open_raw
 from argosy.serve.router import Lane
 from argosy.serve.v2 import decode_request
+from argosy.serve.v2_raw_binary import decode_raw_binary
 
 __all__ = ["HttpConnection"]
 
@@ -220,7 +221,7 @@ class HttpConnection(asyncio.Protocol):
             if json_bytes is None:
                 inputs, request = lane.repeats.decode(body)
             else:
-                request = decode_request(lane, body, json_bytes)
+                request = decode_request(lane, body, json_bytes) if json_bytes else decode_raw_binary(lane, body)
                 inputs = request.inputs
         except ArgosyError as error:
             lane.series.add_failure(error.status)

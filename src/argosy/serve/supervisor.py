@@ -239,7 +239,7 @@ class Supervisor:
         name = f"template-{spec['runtime']}-{abs(hash(spec.get('python', sys.executable))) % 10**6}"
         template = self.children.get(name)
         if template is None or template.channel is None:
-            template_spec = {"module": "argosy.serve.worker", "runtime": spec["runtime"]}
+            template_spec = {"module": "argosy.serve.template", "runtime": spec["runtime"]}
             if "python" in spec:
                 template_spec["python"] = spec["python"]
             # One thread for BLAS: its pool would not survive the fork, and the runtime has its own.

@@ -1,18 +1,15 @@
 """A worker: hosts one replica of a version, and runs the batches that fronts hand it.
 
-Run as `python -m argosy.serve.worker` it becomes a template: it imports a runtime once and forks workers
-at the supervisor's word. A worker loads its model, verifies and measures it, reports, and then answers
-batches one at a time in the order of their arrival. It needs NumPy and the standard library only.
+It loads its model, verifies and measures it, reports, and then answers batches one at a time in the order of
+their arrival. It needs NumPy and the standard library only.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
 import gc
 import os
 import select
-import signal
 import socket
 import struct
 import sys
@@ -28,13 +25,13 @@ from numpy.typing import NDArray
 from argosy.serve import frames, ragged, warmup
 from argosy.serve.agreement import choose_measure
 from argosy.serve.call import FORM_COUNTED
-from argosy.serve.channel import Channel, die_with_parent, open_channel
+from argosy.serve.channel import Channel
 from argosy.serve.runtimes.base import Runtime, StreamRuntime, load_runtime_class
 
 if TYPE_CHECKING:
     from argosy.serve.preprocess import Preprocessor
 
-__all__ = ["Worker", "main", "run_template"]
+__all__ = ["Worker", "run_worker"]
 
 EXIT_REFUSED: Final = 3
 NUM_CREDITS: Final = 2
@@ -377,66 +374,3 @@ def run_worker(channel: Channel, spec: Message) -> int:
     gc.freeze()
     worker.serve()
     return 0
-
-
-def run_template(channel: Channel) -> None:
-    """Import the runtime that this template stands for, and fork a worker at each word of the supervisor."""
-    runtime = os.environ.get("ARGOSY_RUNTIME", "")
-    if runtime:
-        # A failure is found again by the worker, which can report it.
-        with contextlib.suppress(Exception):
-            load_runtime_class(runtime)
-    # A collection in a worker would write to every object that it shares with this process, and so copy its page.
-    gc.collect()
-    gc.freeze()
-    while (received := channel.receive()) is not None:
-        message, fds = received
-        if message.get("op") == "fork":
-            _fork_worker(channel, message, fds)
-
-
-def _fork_worker(channel: Channel, message: Message, fds: list[int]) -> None:
-    child_fd, log_fd = fds
-    middle = os.fork()
-    if middle:
-        os.close(child_fd)
-        os.close(log_fd)
-        os.waitpid(middle, 0)
-        return
-    # Forked twice: the kernel gives an orphan to the supervisor, which then sees it die.
-    if os.fork():
-        os._exit(0)
-    code = 1
-    try:
-        channel.close()
-        # The kernel divides the processors among sessions: in the template's, all its workers would share one part.
-        os.setsid()
-        _wait_for_parent(message["supervisor"])
-        os.dup2(log_fd, 1)
-        os.dup2(log_fd, 2)
-        os.close(log_fd)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        code = run_worker(Channel(socket.socket(fileno=child_fd)), message["spec"])
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _wait_for_parent(supervisor: int) -> None:
-    for _ in range(2000):
-        if os.getppid() == supervisor:
-            break
-        time.sleep(0.0005)
-    die_with_parent(supervisor)
-
-
-def main() -> None:
-    """Become a template."""
-    run_template(open_channel())
-
-
-if __name__ == "__main__":
-    main()
