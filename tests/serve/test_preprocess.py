@@ -368,7 +368,7 @@ def test_body_may_be_the_picture_alone(server: Server) -> None:
     url, header = f"{server.url}/v2/models/bgr/infer", "Inference-Header-Content-Length"
     answer = httpx.post(url, content=PNG, headers={header: "0"})
     assert answer.status_code == 200, answer.text
-    pixels = np.frombuffer(answer.content[int(answer.headers[header]) :], np.float32)
+    pixels = np.frombuffer(answer.content[int(answer.headers[header]) :], np.uint8)
     np.testing.assert_array_equal(pixels.reshape(6, 8, 3), expect_bgr(make_picture(20, 20)))
     refused = httpx.post(url, content=b"GIF", headers={header: "0"})
     assert refused.status_code == 400 and "no picture" in refused.json()["error"]

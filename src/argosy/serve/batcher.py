@@ -38,6 +38,9 @@ QUICK_S: Final = 0.001
 HOME_S: Final = 0.01
 """Where a full batch takes less than QUICK_S, each front keeps to a replica of its own, until a full batch waits or the replica
 takes HOME_S: two half batches cost more than a whole one."""
+CROWD: Final = 8
+"""Requests of a batch from which on the next turns of the loop bring more, as many clients ask again when they are answered."""
+GATHER_TURNS: Final = 8
 NEAR_S: Final = 0.1
 """A deadline that is nearer than this, and than two batches, may be refused where a batch is formed."""
 _RATE_SMOOTHING: Final = 0.2
@@ -80,6 +83,9 @@ class Batcher:
         self._is_armed = False
         self._was_single = False
         """The last batch had one request."""
+        self._is_crowded = False
+        """The last batch had many requests, and other fronts want the cores that small batches would take."""
+        self._turns_left = self._gathered_rows = 0
         self.lines = Lines(signature)
         self._plain = self.lines.get(PLAIN)
         self._resends: deque[Batch] = deque()
@@ -110,9 +116,7 @@ class Batcher:
             # which its protocol would not expect before it has kept it.
             self.flush()
         else:
-            # Let this turn of the loop gather what has arrived on other connections.
-            self._is_armed = True
-            self._loop.call_soon(self.flush)
+            self._arm()
 
     def take_queued(self) -> list[Call]:
         """Remove and return every request that has not been sent, oldest first."""
@@ -124,6 +128,30 @@ class Batcher:
         return sorted((call for call in calls if not call.is_done), key=lambda call: call.started_s)
 
     # out
+
+    def proceed(self) -> None:
+        """Send what waits, for a replica has room; where many ask and fronts share the cores, with what comes in these turns."""
+        if self._is_crowded and self.queued_rows < self.plan.limit and not self._resends:
+            if self.queued_rows and not self._is_armed:
+                self._arm()
+        else:
+            self.flush()
+
+    def _arm(self) -> None:
+        """Let this turn of the loop gather what has arrived on other connections."""
+        self._is_armed = True
+        self._turns_left = GATHER_TURNS if self._is_crowded else 0
+        self._gathered_rows = 0
+        self._loop.call_soon(self._gather)
+
+    def _gather(self) -> None:
+        """Send what waits, unless the turn brought more and the next one may, too."""
+        if self._turns_left and self._gathered_rows < self.queued_rows < self.plan.limit:
+            self._turns_left -= 1
+            self._gathered_rows = self.queued_rows
+            self._loop.call_soon(self._gather)
+        else:
+            self.flush()
 
     def flush(self) -> None:
         """Send batches while replicas can take them."""
@@ -141,6 +169,7 @@ class Batcher:
             if batch is not None:
                 num_calls = len(batch.calls)
                 self._was_single = num_calls == 1
+                self._is_crowded = self.num_fronts > 1 and num_calls >= CROWD
                 link.send(batch)
                 self.series.add_batch(batch.num_rows, num_calls, batch.closed)
                 if batch.length:

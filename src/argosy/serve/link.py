@@ -283,11 +283,11 @@ class Link:
         outputs = self._read_outputs(batch, arena, frame[HEADER.size + NANOSECONDS.size :])
         self.num_in_flight -= 1
         # The other slot's batch starts before these answers are written out.
-        batch.lane.flush()
+        batch.lane.proceed()
         batch.lane.take_answers(batch, outputs, nanoseconds * 1e-9)
         slot.batch = None
         self._free.append(slot)
-        batch.lane.flush()
+        batch.lane.proceed()
 
     def _read_outputs(self, batch: Batch, arena: Arena, described: bytes) -> list[NDArray[Any]]:
         """Read a reply's tensors, which must hold exactly what the batch asked for."""
