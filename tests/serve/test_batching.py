@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argosy.errors import ArgosyError, DeadlineError
+from argosy.serve.batcher import GATHER_TURNS
 from argosy.serve.call import FORM_COUNTED, FORM_RAW, FORM_TENSORS, Call
 from argosy.serve.frames import HEADER, NANOSECONDS, Kind, Tensor, pack_tensors
 from argosy.serve.router import Lane
@@ -56,6 +57,13 @@ def put(front: Front, *asked: Asked) -> None:
     for call in asked:
         front.lane.put(call)
     front.spin()
+
+
+def ask_in_turns(front: Front, count: int) -> None:
+    """Queue a request in each of the next turns of the loop."""
+    front.lane.put(Asked(front.lane, make_rows(count)))
+    if count > 1:
+        front.loop.call_soon(ask_in_turns, front, count - 1)
 
 
 def answer_all(front: Front, played: Played, service_s: float = 1e-6) -> list[np.ndarray]:
@@ -189,6 +197,33 @@ def test_rows_of_a_fast_model_stay_together(make_front: Any) -> None:
     put(front, *(Asked(front.lane, make_rows(value)) for value in range(8)))
     rows = [each.take().rows for each in played if each.link.num_in_flight]
     assert rows == [8]
+
+
+@pytest.mark.parametrize(("num_fronts", "expected"), [(1, [1, 4]), (2, [5])])
+def test_where_fronts_share_the_cores_the_next_turns_join_a_large_batch(
+    make_front: Any, num_fronts: int, expected: list[int]
+) -> None:
+    front = make_front(max_batch_rows=64)
+    front.lane.num_fronts = num_fronts
+    played = Played(front, "w0")
+    put(front, *(Asked(front.lane, make_rows(value)) for value in range(8)))
+    batch = played.take()
+    reply(played, batch, [batch.x * 2])
+    ask_in_turns(front, 5)
+    front.spin()
+    assert [len(x) for x in answer_all(front, played)] == expected
+
+
+def test_requests_do_not_wait_for_ever_for_others(make_front: Any) -> None:
+    front = make_front(max_batch_rows=64)
+    front.lane.num_fronts = 2
+    played = Played(front, "w0")
+    put(front, *(Asked(front.lane, make_rows(value)) for value in range(8)))
+    batch = played.take()
+    reply(played, batch, [batch.x * 2])
+    ask_in_turns(front, 40)
+    front.spin()
+    assert played.take().rows == 1 + GATHER_TURNS
 
 
 def test_rows_that_must_not_be_joined_run_alone(make_front: Any) -> None:
