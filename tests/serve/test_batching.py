@@ -16,6 +16,7 @@ from argosy.errors import ArgosyError, DeadlineError
 from argosy.serve.batcher import GATHER_TURNS
 from argosy.serve.call import FORM_COUNTED, FORM_RAW, FORM_TENSORS, Call
 from argosy.serve.frames import HEADER, NANOSECONDS, Kind, Tensor, pack_tensors
+from argosy.serve.plan import Plan
 from argosy.serve.router import Lane
 from argosy.signature import Preprocess, Ragged, RaggedInput, Signature, TensorSpec
 from tests.serve.test_link import Front, Played
@@ -189,6 +190,17 @@ def test_each_replica_of_a_slow_model_has_a_batch_ready(make_front: Any) -> None
         reply(each, batch, [batch.x * 2], times[1][2])
         front.spin()
     assert [each.take().rows for each in played] == [8, 8]
+
+
+def test_model_that_became_fast_is_not_shared_out_any_more() -> None:
+    plan = Plan()
+    plan.configure(((1, 0, 0.010), (2, 0, 0.018), (4, 0, 0.034), (8, 0, 0.066)), 8, can_join=True)
+    plan.share_out(8, num_slots=4)
+    assert plan.limit == 2
+    for number in range(64 * 5):
+        rows = 1 << number % 4
+        plan.learn(FORM_TENSORS, rows, 0, 10e-6 * rows)
+    assert plan.limit == 8
 
 
 def test_rows_of_a_fast_model_stay_together(make_front: Any) -> None:

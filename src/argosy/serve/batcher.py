@@ -23,7 +23,7 @@ from argosy.serve.call import FORM_COUNTED, FORM_TENSORS
 from argosy.serve.frames import DTYPES, LinkError, Tensor
 from argosy.serve.lines import PLAIN, Lines
 from argosy.serve.metrics import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE
-from argosy.serve.plan import Plan
+from argosy.serve.plan import QUICK_S, Plan
 from argosy.signature import Signature
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Batcher"]
 
 MAX_BATCH_BYTES: Final = 64 << 20
-QUICK_S: Final = 0.001
 HOME_S: Final = 0.01
 """Where a full batch takes less than QUICK_S, each front keeps to a replica of its own, until a full batch waits or the replica
 takes HOME_S: two half batches cost more than a whole one."""

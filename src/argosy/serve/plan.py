@@ -12,8 +12,10 @@ from argosy.serve.service import BATCH_S, ServiceTimes
 if TYPE_CHECKING:
     from argosy.serve.link import Link
 
-__all__ = ["Measured", "Plan"]
+__all__ = ["QUICK_S", "Measured", "Plan"]
 
+QUICK_S: Final = 0.001
+"""Where the largest batch takes less, batches are cheap to wait for, and what each costs beside its rows counts."""
 _PERIOD: Final = 64
 """Batches after which the number of rows is chosen anew."""
 _TRY_PERIOD: Final = 31
@@ -77,6 +79,8 @@ class Plan:
     def _refresh(self) -> None:
         self._range = self._times.pick_range(self.max_rows, self._last_length)
         self.largest_s = self._times.estimate(self._range[1], self._last_length)
+        if self.largest_s < QUICK_S:
+            self._share = sys.maxsize
         self._set_limit()
 
     def _set_limit(self) -> None:
