@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argosy.errors import ArgosyError, DeadlineError
-from argosy.serve.batcher import GATHER_TURNS
+from argosy.serve.batcher import CROWD, GATHER_TURNS
 from argosy.serve.call import FORM_COUNTED, FORM_RAW, FORM_TENSORS, Call
 from argosy.serve.frames import HEADER, NANOSECONDS, Kind, Tensor, pack_tensors
 from argosy.serve.plan import Plan
@@ -58,6 +58,16 @@ def put(front: Front, *asked: Asked) -> None:
     for call in asked:
         front.lane.put(call)
     front.spin()
+
+
+def answer_crowd(front: Front, num_fronts: int) -> Played:
+    """Answer a batch of many requests, in one of so many fronts; returns the replica."""
+    front.lane.num_fronts = num_fronts
+    played = Played(front, "w0")
+    put(front, *(Asked(front.lane, make_rows(value)) for value in range(CROWD)))
+    batch = played.take()
+    reply(played, batch, [batch.x * 2])
+    return played
 
 
 def ask_in_turns(front: Front, count: int) -> None:
@@ -216,11 +226,7 @@ def test_where_fronts_share_the_cores_the_next_turns_join_a_large_batch(
     make_front: Any, num_fronts: int, expected: list[int]
 ) -> None:
     front = make_front(max_batch_rows=64)
-    front.lane.num_fronts = num_fronts
-    played = Played(front, "w0")
-    put(front, *(Asked(front.lane, make_rows(value)) for value in range(8)))
-    batch = played.take()
-    reply(played, batch, [batch.x * 2])
+    played = answer_crowd(front, num_fronts)
     ask_in_turns(front, 5)
     front.spin()
     assert [len(x) for x in answer_all(front, played)] == expected
@@ -228,11 +234,7 @@ def test_where_fronts_share_the_cores_the_next_turns_join_a_large_batch(
 
 def test_requests_do_not_wait_for_ever_for_others(make_front: Any) -> None:
     front = make_front(max_batch_rows=64)
-    front.lane.num_fronts = 2
-    played = Played(front, "w0")
-    put(front, *(Asked(front.lane, make_rows(value)) for value in range(8)))
-    batch = played.take()
-    reply(played, batch, [batch.x * 2])
+    played = answer_crowd(front, num_fronts=2)
     ask_in_turns(front, 40)
     front.spin()
     assert played.take().rows == 1 + GATHER_TURNS
