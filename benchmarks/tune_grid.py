@@ -26,8 +26,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import argosy
 from argosy.frameworks.environment import is_importable
+from argosy.serve.cores import count_cores
 from argosy.serve.tune.bench import Bench
-from argosy.serve.tune.candidate import Candidate, count_cores, list_engines, list_replicas
+from argosy.serve.tune.candidate import Candidate, list_engines, list_replicas
 from argosy.serve.tune.engine import EngineBench
 from argosy.serve.tune.run import tune
 from argosy.serve.tune.search import Goal, describe

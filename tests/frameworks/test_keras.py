@@ -21,6 +21,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import keras
 
+import argosy
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import FitOptions, count_weights, framework_of, get_framework, loader_framework
 from argosy.frameworks.keras import FRAMEWORK, RuleOptimizer
@@ -478,6 +479,17 @@ except (RuntimeError, ValueError) as error:
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("2" in done.stdout and "threads in this process" in done.stdout) == (BACKEND != "torch")
     np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), FRAMEWORK.predict(model, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.timeout(240)
+def test_slow_model_is_served_with_as_many_threads_as_pay(home):
+    """A row takes longer than one thread is thought enough for, and the backend does not change their number."""
+    model = keras.Sequential([keras.Input((2048,)), *[keras.layers.Dense(2048) for _ in range(4)]])
+    x = make_rows(3, 2048)
+    argosy.publish(model, "slow", home.store, sample=x, native=True)
+    with home.serve("slow") as server, server.client() as client:
+        (got,) = client.predict("slow", {"input": x}).values()
+    np.testing.assert_allclose(got, FRAMEWORK.predict(model, x), rtol=1e-4, atol=1e-4)
 
 
 def test_several_inputs_and_outputs_are_served_in_order(tmp_path):

@@ -21,12 +21,12 @@ __all__ = ["deploy", "roll_out", "rollback", "undeploy"]
 @command("deploy")
 @click.argument("reference", metavar="NAME[@VERSION|@ALIAS]")
 @click.option("--as", "name", metavar="DEPLOYMENT", help="Name in URLs.  [default: the model's]")
-@click.option("--replicas", type=int, help="Loaded copies, each in a worker of its own.  [default: 1]")
+@click.option("--replicas", type=int, help="Loaded copies, each in a worker of its own; 0 finds how many pay.  [default: 1]")
 @click.option("--max-batch-rows", type=int, help="Rows that are joined at most.  [default: 64]")
 @click.option("--timeout-s", type=float, help="Deadline of a request that names none.  [default: 30]")
 @click.option("--max-queue-rows", type=int, help="Rows that may wait.  [default: 4096]")
 @click.option("--max-queue-bytes", type=int, help="Bytes that may wait in one front.  [default: 256 MiB]")
-@click.option("--threads", type=int, help="Threads of one operator; 0 divides the cores.  [default: 0]")
+@click.option("--threads", type=int, help="Threads of one operator; 0 finds how many pay.  [default: 0]")
 @click.option(
     "--share-weights/--no-share-weights",
     default=None,

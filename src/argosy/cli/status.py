@@ -31,7 +31,7 @@ def status(shell: Shell) -> None:
 def _build_status_rows(deployment: dict[str, Any]) -> list[tuple[str, ...]]:
     spec = deployment["spec"]
     if not deployment["lanes"]:
-        return [(spec["name"], spec["model"], str(spec["version"]), "no", "", f"0/{spec['replicas']}", "", "", "")]
+        return [(spec["name"], spec["model"], str(spec["version"]), "no", "", f"0/{spec['replicas'] or '?'}", "", "", "")]
     return [
         (
             spec["name"],
@@ -39,7 +39,7 @@ def _build_status_rows(deployment: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{lane['version']} (drains)" if lane["is_draining"] else str(lane["version"]),
             "yes" if lane["ready_replicas"] else "no",
             f"{lane['weight']:.0%}",
-            f"{lane['ready_replicas']}/{spec['replicas']}",
+            f"{lane['ready_replicas']}/{lane['replicas'] or '?'}",
             format_bytes(sum(worker["memory_bytes"] for worker in lane["workers"])),
             " ".join(filter(None, (lane["runtime"], lane["precision"]))),
             f"{lane['num_golden']}{' synthetic' if lane['golden_is_synthetic'] else ''}",

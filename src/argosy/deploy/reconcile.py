@@ -16,6 +16,7 @@ from argosy.deploy.local import LocalNode
 from argosy.deploy.repository import describe_repository
 from argosy.deploy.rollout import Lane, build_worker_spec, name_setting, roll_out
 from argosy.errors import ArgosyError
+from argosy.serve.cores import choose_replicas, count_cores
 from argosy.serve.table import RepositoryEntry, Table, TableEntry
 
 __all__ = ["Reconciler"]
@@ -112,14 +113,29 @@ class Reconciler:
         """What a lane's workers are told, and the names of those that were told so already."""
         spec = build_worker_spec(lane.spec, lane.version, lane.folder, self._num_fronts)
         names = [name for name, worker in self.node.workers.items() if worker.spec["key"] == spec["key"] and not worker.is_gone]
-        return spec, names[: lane.spec.replicas]
+        return spec, names[: lane.num_replicas or None]
 
     def ensure_workers(self, lane: Lane) -> list[str]:
         """The names of as many fitting workers as the lane wants; missing ones are started."""
         spec, names = self._find_workers(lane)
-        for _ in range(lane.spec.replicas - len(names)):
+        for _ in range((lane.num_replicas or 1) - len(names)):
             names.append(self.node.start_worker(lane.spec.name, lane.version.number, spec))
         return names
+
+    def settle_replicas(self, lane: Lane) -> str:
+        """Decide how many replicas a lane has that leaves it open, as its first one was measured; says why."""
+        worker = self.node.workers[lane.workers[0]]
+        times = (worker.report or {}).get("service_s", {})
+        if not times:
+            lane.num_replicas = 1
+            return "one replica, for nothing was measured"
+        row_s = min(seconds / int(rows) for rows, seconds in times.items())
+        num_cores = count_cores()
+        wanted = choose_replicas(row_s, max(1, num_cores // max(1, lane.spec.threads)))
+        further = max(0, self.node.free_memory_bytes()) // max(1, worker.memory_bytes)
+        lane.num_replicas = min(wanted, len(lane.workers) + further)
+        scarce = f", as memory has no room for {wanted}" if lane.num_replicas < wanted else ""
+        return f"{lane.num_replicas} replica(s) on {num_cores} core(s) for {row_s * 1e3:.3g} ms a row{scarce}"
 
     async def build_environment(self, name: str, runtime: str) -> None:
         """Build the environment of a runtime; meanwhile the status of the deployment says what it waits for.
@@ -219,7 +235,7 @@ class Reconciler:
     def _can_start(self, lane: Lane) -> bool:
         """Say whether what a lane lacks can be started now; an environment that it needs first begins to be built."""
         name, runtime = lane.spec.name, lane.runtime
-        if len(self._find_workers(lane)[1]) == lane.spec.replicas:
+        if len(self._find_workers(lane)[1]) >= (lane.num_replicas or 1):
             return True
         try:
             python = self.node.find_python(runtime)
@@ -250,6 +266,9 @@ class Reconciler:
             if any(name not in self.node.workers for name in lane.workers):
                 return
             await self.node.wait_changed(_PERIOD_S)
+        if not lane.num_replicas:
+            self.log(f"deployment {lane.spec.name}: {self.settle_replicas(lane)}")
+            lane.workers = self.ensure_workers(lane)
         self.problems.pop(lane.spec.name, None)
         await self.publish()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from argosy.deploy.ledger import Rollout
 from argosy.deploy.local import Worker
 from argosy.deploy.spec import DeploymentSpec, choose_runtime
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
+from argosy.serve.cores import count_cores
+from argosy.serve.runtimes.base import OWN_THREADS
 from argosy.serve.table import LaneEntry
 from argosy.store.manifest import CODE_RUNTIMES, GOLDEN_FILE, OWN_FILES, Version
 from argosy.store.preprocess import list_step_files
@@ -53,9 +54,14 @@ class Lane:
     """The version's files, every digest checked."""
     weight: float = 0.0
     is_draining: bool = False
+    num_replicas: int = 0
+    """How many it has; 0 while that is left open, and none has been measured."""
     workers: list[str] = field(default_factory=list[str])
     report: Message = field(default_factory=dict[str, Any])
     """What a worker that loaded last has shown; kept while one is being replaced."""
+
+    def __post_init__(self) -> None:
+        self.num_replicas = self.num_replicas or self.spec.replicas
 
     @property
     def runtime(self) -> str:
@@ -110,7 +116,7 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
         "options": {
             **manifest.options,
             "threads": spec.threads,
-            "max_threads": max(1, (os.cpu_count() or 1) // spec.replicas),
+            "max_threads": 1 if runtime in OWN_THREADS or not spec.replicas else max(1, count_cores() // spec.replicas),
             "share_weights": runtime == "onnx" and _shares_weights(spec, version, folder),
             **({"precision": spec.precision} if spec.precision else {}),
         },
@@ -222,7 +228,7 @@ def _must_swap(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane | No
     Raises:
         ConflictError: the new version does not fit at all.
     """
-    needed = estimate_memory(lane.spec, lane.version) * lane.spec.replicas
+    needed = estimate_memory(lane.spec, lane.version) * max(1, lane.num_replicas)
     free = control.node.free_memory_bytes()
     loaded = sum(worker.memory_bytes for worker in control.node.workers.values() if worker.name in control.workers_of(lane))
     if needed - loaded <= free:
@@ -241,14 +247,26 @@ def _must_swap(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane | No
 
 
 async def _load(control: Reconciler, rollout: Rollout, lane: Lane) -> None:
-    """Start the missing workers and wait until all have loaded, verified and measured.
+    """Have all replicas loaded, verified and measured.
 
     Raises:
         FaultError: one cannot load, or answers its golden examples wrongly.
     """
+    lane.workers = await _start(control, rollout, lane)
+    report = control.node.workers[lane.workers[0]].report or {}
+    control.keep_measurements(lane, report)
+    _say(control, rollout, "verify", _describe_report(lane, report))
+    if not lane.num_replicas:
+        _say(control, rollout, "load", control.settle_replicas(lane))
+        if lane.num_replicas != len(lane.workers):
+            lane.workers = await _start(control, rollout, lane)
+
+
+async def _start(control: Reconciler, rollout: Rollout, lane: Lane) -> list[str]:
+    """Start the workers that are missing, and wait until all are ready."""
     names = control.ensure_workers(lane)
-    _say(control, rollout, "load", f"{len(names)} worker(s)")
     workers = [control.node.workers[name] for name in names]
+    _say(control, rollout, "load", f"{len(names)} worker(s)")
     deaths = {worker.name: worker.num_deaths for worker in workers}
     deadline = time.monotonic() + LOAD_TIMEOUT_S
     while not all(worker.is_ready for worker in workers):
@@ -257,10 +275,7 @@ async def _load(control: Reconciler, rollout: Rollout, lane: Lane) -> None:
             _check_load(rollout.spec, worker, deaths[worker.name])
         if time.monotonic() > deadline:
             raise _failed(rollout.spec, "load", f"not ready after {LOAD_TIMEOUT_S:.0f} s")
-    lane.workers = names
-    report = workers[0].report or {}
-    control.keep_measurements(lane, report)
-    _say(control, rollout, "verify", _describe_report(lane, report))
+    return names
 
 
 def _check_load(spec: DeploymentSpec, worker: Worker, num_deaths: int) -> None:
@@ -329,7 +344,7 @@ async def _drain(control: Reconciler, lane: Lane, workers: list[str]) -> None:
 
 async def _swap(control: Reconciler, rollout: Rollout, lane: Lane, old: Lane) -> None:
     """Unload the old version, then load the new one; requests queue meanwhile, bounded and by deadline."""
-    free, needed = control.node.free_memory_bytes(), estimate_memory(lane.spec, lane.version) * lane.spec.replicas
+    free, needed = control.node.free_memory_bytes(), estimate_memory(lane.spec, lane.version) * max(1, lane.num_replicas)
     _say(
         control,
         rollout,
@@ -363,7 +378,7 @@ async def _resize(control: Reconciler, rollout: Rollout, old: Lane, lane: Lane) 
     """The version stays, its settings change: add, replace or remove workers."""
     await _load(control, rollout, lane)
     surplus = [name for name in old.workers if name not in lane.workers]
-    old.spec, old.workers = lane.spec, lane.workers
+    old.spec, old.workers, old.num_replicas = lane.spec, lane.workers, lane.num_replicas
     control.ledger.shift(rollout)
     await control.publish()
     _say(control, rollout, "shift", f"{len(lane.workers)} replica(s), {len(surplus)} of the old ones leave")

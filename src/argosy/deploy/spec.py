@@ -18,7 +18,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     version: int
     replicas: int = 1
-    """Loaded copies, each in a worker of its own."""
+    """Loaded copies, each in a worker of its own; 0 stands for as many as the cores and the memory are good for by the time that
+    a row was measured to take, each with `threads`, or one."""
     max_batch_rows: int = 64
     """Rows that are joined at most."""
     timeout_s: float = 30.0
@@ -28,7 +29,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_bytes: int = 256 << 20
     """Bytes that may wait in one front."""
     threads: int = 0
-    """Threads of one operator; 0 stands for one where a row takes less than 2 ms, else the cores divided among the replicas."""
+    """Threads of one operator; 0 stands for one where a row takes less than 2 ms, else for as many as were measured to pay, up to
+    a replica's part of the cores."""
     share_weights: bool | None = None
     """Replicas share the pages of weights that stand in files beside the graph: loads faster, but batches of tens of rows take
     1.1 to 2 times as long (`make bench-large`). None stands for yes where there are such files."""
@@ -46,7 +48,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_name(self.model)
         for option, value, low, high in (
             ("version", self.version, 1, 1 << 53),
-            ("replicas", self.replicas, 1, 256),
+            ("replicas", self.replicas, 0, 256),
             ("max_batch_rows", self.max_batch_rows, 1, 1 << 16),
             ("timeout_s", self.timeout_s, 0.001, 3600.0),
             ("max_queue_rows", self.max_queue_rows, 1, 1 << 24),

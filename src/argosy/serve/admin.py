@@ -94,6 +94,7 @@ class Admin:
                     "precision": lane.spec.precision,
                     "weight": lane.weight,
                     "is_draining": lane.is_draining,
+                    "replicas": lane.num_replicas,
                     "ready_replicas": min(ready.get((spec.name, number), [0])),
                     "golden_is_synthetic": lane.version.manifest.golden_is_synthetic,
                     "num_golden": lane.version.manifest.num_golden,

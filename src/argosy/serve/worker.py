@@ -16,13 +16,14 @@ import sys
 import time
 import traceback
 from collections.abc import Hashable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve import frames, ragged, warmup
+from argosy.serve import cores, frames, ragged, warmup
 from argosy.serve.agreement import choose_measure
 from argosy.serve.call import FORM_COUNTED
 from argosy.serve.channel import Channel
@@ -37,8 +38,6 @@ EXIT_REFUSED: Final = 3
 NUM_CREDITS: Final = 2
 MAX_ERROR_BYTES: Final = 4000
 NUM_TOKENS: Final = "num_tokens"
-THREADS_PAY_S: Final = 0.002
-"""A row that takes less is run by one thread: two were slower on a perceptron of 0.04 ms, faster on a transformer of 8 ms."""
 
 Arrays = dict[str, NDArray[Any]]
 Message = dict[str, Any]
@@ -142,23 +141,26 @@ class Worker:
         return {"service_s": times, "service": by_rows + [[1, length, seconds] for length, seconds in lengths.items()]}
 
     def _open(self, folder: Path, inputs: Arrays) -> int:
-        """Load the artifact; returns the threads of one operator.
-
-        Where the deployment leaves their number open, one is tried first: handing out the work of a small model costs more
-        than it saves, and takes a core from the fronts.
-        """
+        """Load the artifact; returns the threads of one operator, which are found out where the deployment leaves them open."""
         options = self.spec["options"]
         kind = load_runtime_class(self.spec["runtime"])
-        threads = options["threads"] or 1
-        while True:
+
+        def load(threads: int) -> None:
+            self.runtime = None  # what is replaced gives its memory back first
             runtime = kind()
             runtime.load(folder, self.spec["entry"], {**options, "threads": threads})
             self.runtime = runtime
-            if options["threads"] or threads == options["max_threads"] or not inputs:
-                return threads
-            if warmup.measure_row(self._infer, inputs, is_batched=self.is_batched) < THREADS_PAY_S:
-                return threads
-            threads = options["max_threads"]
+
+        def choose() -> int:
+            measure = partial(warmup.measure_row, self._infer, inputs, is_batched=self.is_batched)
+            return cores.choose_threads(load, measure, options["max_threads"])
+
+        is_open = not options["threads"] and options["max_threads"] > 1 and bool(inputs)
+        if is_open and not kind.fixes_threads(folder):
+            return choose()
+        threads = cores.run_apart(choose) if is_open else options["threads"] or 1
+        load(threads)
+        return threads
 
     def _infer(self, inputs: Arrays) -> Arrays:
         assert self.runtime is not None

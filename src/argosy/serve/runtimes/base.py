@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["ALSO_RUNS", "PACKAGES", "PRECISIONS", "RUNTIMES", "Runtime", "StreamRuntime", "load_runtime_class"]
+__all__ = ["ALSO_RUNS", "OWN_THREADS", "PACKAGES", "PRECISIONS", "RUNTIMES", "Runtime", "StreamRuntime", "load_runtime_class"]
 
 RUNTIMES: Final = ("jax", "keras", "mxnet", "onnx", "openvino", "python", "tensorflow", "torch")
 
@@ -29,6 +29,9 @@ ALSO_RUNS: Final = {"onnx": ("openvino",)}
 PRECISIONS: Final = {"openvino": ("float32", "bfloat16")}
 """Runtime -> what it can be told to compute in; the first is what it does untold. Others compute as the artifact says."""
 
+OWN_THREADS: Final = ("python",)
+"""Runtimes whose models see to threads themselves: `threads` is nothing to them."""
+
 
 class Runtime(Protocol):
     """Executes one artifact in a worker. Imports its framework, and is the only one to do so."""
@@ -41,6 +44,11 @@ class Runtime(Protocol):
             entry: the file to load.
             options: `threads` and what the version's manifest adds.
         """
+        ...
+
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """Say whether the first model that a process loads settles how many threads all of them have; it may import."""
         ...
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

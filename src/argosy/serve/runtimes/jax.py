@@ -73,6 +73,11 @@ class JaxRuntime:
             self._weights = _read_weights(folder / f"{entry}{WEIGHTS_SUFFIX}", weights)
         self._answer = jax.jit(program.call)
 
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """XLA is begun anew with another number."""
+        return False
+
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch of at least one row."""
         rows = narrow(inputs[self._input], self._dtype)

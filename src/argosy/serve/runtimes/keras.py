@@ -9,7 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,6 @@ class KerasRuntime:
     the model's own). On JAX, which compiles for each number of rows, these are filled up to a power of two with copies of
     the last.
     """
-
-    fixes_threads: ClassVar[bool] = True
-    """The first model of a process decides how many there are."""
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
         """Choose the backend, start it with as many threads as asked for, and load the model."""
@@ -67,6 +64,14 @@ class KerasRuntime:
         self._structure = model.input if len(inputs) > 1 else None
         self._tree: Any = keras.tree
         self._call = _CALLS[backend](model)
+
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """As the backend does; it is imported."""
+        backend = _read_backend(folder)
+        os.environ["KERAS_BACKEND"] = backend
+        importlib.import_module("keras")
+        return backend != "torch"
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""

@@ -53,6 +53,11 @@ class MxnetRuntime:
         self._places = [needed.index(name) for name in free]
         self._compute = mx.nd.CachedOp(symbol)
 
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """MXNet changes their number at any time."""
+        return False
+
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
         operands = [*self._operands]

@@ -46,6 +46,11 @@ class OnnxRuntime:
         types = {node.type for node in self._session.get_inputs() + self._session.get_outputs()}
         self._is_plain = types.isdisjoint((_TEXT, _BFLOAT16))
 
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """Each model has threads of its own."""
+        return False
+
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
         if self._is_plain:

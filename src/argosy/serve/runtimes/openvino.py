@@ -60,6 +60,11 @@ class OpenvinoRuntime:
             found.append(name)
         self._request = compiled.create_infer_request()
 
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """Each model has threads of its own."""
+        return False
+
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch.
 

@@ -35,6 +35,11 @@ class PythonRuntime:
         if hasattr(self._model, "raw"):
             self._streams = StreamThreads(self._model.raw)
 
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """It has none to settle."""
+        return False
+
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
         return self._model.infer(inputs)

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,6 @@ class TensorFlowRuntime:
     model with one tensor may call it as it likes; with more, the names must be its own.
     """
 
-    fixes_threads: ClassVar[bool] = True
-    """The first model of a process decides how many there are."""
-
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
         """Load it, with as many threads as asked for."""
         set_threads(int(options.get("threads", 1)))
@@ -57,6 +54,11 @@ class TensorFlowRuntime:
         self._call = self._model.signatures[_SIGNATURE]
         self._inputs = _match("inputs", inputs, self._call.structured_input_signature[1])
         self._outputs = _match("outputs", outputs, self._call.structured_outputs)
+
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """TensorFlow does not change their number once it has begun."""
+        return True
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""

@@ -48,6 +48,11 @@ class TorchRuntime:
             else:
                 self._module, self._structure = torch.jit.load(str(path), map_location="cpu").eval(), None
 
+    @staticmethod
+    def fixes_threads(folder: Path) -> bool:
+        """PyTorch changes their number at any time."""
+        return False
+
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a batch."""
         tensors = [_to_tensor(inputs[name]) for name in self._inputs]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
-from argosy.serve.runtimes.base import ALSO_RUNS, PRECISIONS
+from argosy.serve.runtimes.base import ALSO_RUNS, OWN_THREADS, PRECISIONS
 
-__all__ = ["BATCHES", "MAX_FRONTS", "Candidate", "Engine", "count_cores", "list_engines", "list_replicas"]
+__all__ = ["BATCHES", "MAX_FRONTS", "Candidate", "Engine", "list_engines", "list_replicas"]
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 """Values of `max_batch_rows` that are tried."""
@@ -54,11 +53,6 @@ class Candidate(msgspec.Struct, frozen=True, order=True):
         return f"{self.engine}, {counts}, batches up to {self.max_batch_rows}"
 
 
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _double_up_to(limit: int) -> list[int]:
     """1, 2, 4 ... and the limit itself."""
     return sorted({limit, *(1 << power for power in range(limit.bit_length()) if 1 << power <= limit)})
@@ -75,7 +69,7 @@ def list_engines(own: str, available: Iterable[str], num_cores: int) -> list[Eng
     runtimes = [own, *(name for name in ALSO_RUNS.get(own, ()) if name in available)]
     return [
         Engine(runtime, precision, threads)
-        for threads in _double_up_to(num_cores)
+        for threads in _double_up_to(1 if own in OWN_THREADS else num_cores)
         for runtime in runtimes
         for precision in PRECISIONS.get(runtime, (None,))
     ]

@@ -11,10 +11,11 @@ import msgspec
 
 from argosy.errors import ConflictError, NotAllowedError
 from argosy.frameworks.environment import is_importable
+from argosy.serve.cores import count_cores
 from argosy.serve.launch import find_server
 from argosy.serve.runtimes.base import ALSO_RUNS, PACKAGES
 from argosy.serve.tune.bench import Bench, Measurement
-from argosy.serve.tune.candidate import Candidate, Engine, count_cores, list_engines
+from argosy.serve.tune.candidate import Candidate, Engine, list_engines
 from argosy.serve.tune.engine import EngineBench, EngineResult
 from argosy.serve.tune.journal import Journal, describe_machine
 from argosy.serve.tune.search import Goal, Outcome, Search
