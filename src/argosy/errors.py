@@ -119,6 +119,7 @@ MESSAGES: dict[str, Message] = {
     "unknown_model": Message("Unknown model {name!r}; known: {known}", "argosy models lists them"),
     "unknown_version": Message("Model {name!r} has no version {version}; it has: {known}", "argosy models {name} lists them"),
     "unknown_alias": Message("Model {name!r} has no alias {alias!r}; it has: {known}"),
+    "unwritable": Message("Cannot write {path}: {detail}"),
     "missing_file": Message("File {path} does not exist or cannot be read: {detail}"),
     "bad_onnx": Message("File {path} is not an ONNX model that can be served: {detail}"),
     "bad_external_data": Message(
@@ -427,6 +428,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "engine_failed": Message("{engine} cannot run this version: {detail}"),
     "load_failed": Message("The client that measures the servers failed: {detail}"),
+    "arrivals_missed": Message(
+        "Requests for {name!r} came faster than they could be recorded: {got} are missing",
+        "record fewer at a time: other work on this machine may have kept the recorder from asking",
+    ),
     "bad_trace": Message(
         "Line {line} of trace {path} cannot be used: {detail}",
         'expected JSON lines in the order of arrival, such as {{"at_s": 0.013, "rows": 1, "length": 17}}',

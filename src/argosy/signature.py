@@ -205,6 +205,15 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         specs = self.inputs + self.outputs
         return bool(self.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in specs)
 
+    @property
+    def free_axes(self) -> dict[str, list[int]]:
+        """The axes of each input whose length a request chooses: the ragged one, else all that are open but that of the rows."""
+        if self.ragged is not None:
+            axes = self.ragged.inputs
+            return {spec.name: [axes[spec.name].axis] if spec.name in axes else [] for spec in self.inputs}
+        first = 1 if self.is_batched else 0
+        return {spec.name: [axis for axis, dim in enumerate(spec.shape) if dim == -1 and axis >= first] for spec in self.inputs}
+
     @staticmethod
     def from_arrays(inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> Signature:
         """Derive a signature from one example: the first axis is rows, the other axes are as seen."""

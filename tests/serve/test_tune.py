@@ -26,7 +26,8 @@ from argosy.serve.tune.engine import EngineResult
 from argosy.serve.tune.journal import Journal
 from argosy.serve.tune.run import tune
 from argosy.serve.tune.search import Goal, Outcome, Search
-from argosy.serve.tune.traffic import Traffic, build_requests, build_schedule, read_trace
+from argosy.serve.tune.trace import read_trace
+from argosy.serve.tune.traffic import Traffic, build_requests, build_schedule
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
 from tests.conftest import SIGNATURE, Home, golden_scale

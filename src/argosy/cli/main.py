@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "deploy": "argosy.cli.deploy:deploy",
     "undeploy": "argosy.cli.deploy:undeploy",
     "rollback": "argosy.cli.deploy:rollback",
+    "record": "argosy.cli.record:record",
     "tune": "argosy.cli.tune:tune",
     "predict": "argosy.cli.predict:predict",
     "status": "argosy.cli.status:status",

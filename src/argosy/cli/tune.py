@@ -92,7 +92,8 @@ def _end(number: int, frame: object) -> NoReturn:
 
 
 def _read_traffic(*, rows: int, lengths: str | None, connections: int, rate_per_s: float, trace: Path | None) -> Traffic:
-    from argosy.serve.tune.traffic import Traffic, read_trace
+    from argosy.serve.tune.trace import read_trace
+    from argosy.serve.tune.traffic import Traffic
 
     if trace is not None and (rate_per_s or lengths or rows != 1):
         raise click.UsageError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from argosy.errors import FaultError, InputError, UnavailableError
 if TYPE_CHECKING:
     from argosy.deploy.ledger import Event, Rollout
     from argosy.deploy.spec import DeploymentSpec
+    from argosy.serve.tune.trace import Arrival
 
 __all__ = ["AdminClient", "RolloutProgress"]
 
@@ -27,6 +30,7 @@ _FOLLOW_WAIT_S: Final = 20.0
 _RESTART_S: Final = 15.0
 """How long a control process that starts anew is waited for."""
 _RETRY_S: Final = 0.1
+_RECORD_PERIOD_S: Final = 0.1
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -225,6 +229,34 @@ class AdminClient:
             raise make_error(FaultError, reason, "rollout_failed")
         detail = "a newer one took its place, or the deployment was removed"
         raise FaultError("rollout_failed", name=rollout.spec.name, version=rollout.spec.version, step="pending", detail=detail)
+
+    # traffic
+
+    def record(self, name: str) -> Iterator[list[Arrival]]:
+        """Give the requests that a deployment gets, in the order of their arrival, ten times a second, for ever.
+
+        Requests that are refused count, raw ones do not. What text or a picture becomes is not known where requests arrive:
+        they have no length.
+
+        Raises:
+            NotFoundError: there is no such deployment.
+            FaultError: `arrivals_missed`, so many came that some were not kept.
+            UnavailableError: the server has stopped.
+        """
+        from argosy.serve.tune.trace import Arrival
+
+        parameters = {"recording": secrets.token_hex(8)}
+        waiting: list[tuple[float, int, int | None]] = []
+        while True:
+            found = self._ask("POST", f"/v1/deployments/{quote(name, safe='')}/arrivals", params=parameters)
+            if found["num_missed"]:
+                raise FaultError("arrivals_missed", name=name, got=found["num_missed"])
+            # A front that was asked earlier may still hold older ones than another has told.
+            waiting = sorted([*waiting, *map(tuple, found["arrivals"])])
+            num_told = bisect.bisect_left(waiting, (found["until_s"],))
+            told, waiting = waiting[:num_told], waiting[num_told:]
+            yield [Arrival(*arrival) for arrival in told]
+            time.sleep(_RECORD_PERIOD_S)
 
     def _ask(self, method: str, path: str, *, timeout_s: float = _TIMEOUT_S, **more: Any) -> dict[str, Any]:
         import httpx

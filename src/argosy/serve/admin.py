@@ -24,6 +24,7 @@ from argosy.deploy.reconcile import Reconciler
 from argosy.deploy.spec import DeploymentSpec
 from argosy.errors import ArgosyError, AuthError, InputError, NotFoundError, list_choices
 from argosy.serve.metrics import Counters
+from argosy.serve.recorder import unpack_arrivals
 from argosy.signature import check_name
 
 __all__ = ["build_admin"]
@@ -167,6 +168,19 @@ class Admin:
             "fronts": {name: answer["lanes"] for name, answer in answers.items()},
         }
 
+    async def post_arrivals(self, request: Request) -> Any:
+        """When requests arrived since the recording that the caller names was last asked for, and what they were like.
+
+        All that came before `until_s` is told by now; what comes in fronts that start meanwhile is told from the next time on.
+        """
+        name, recording = request.path_params["name"], request.query_params.get("recording", "")
+        self.ledger.find_deployment(name)
+        until_s = time.monotonic()
+        answers = await self.reconciler.node.ask_fronts({"op": "arrivals", "recording": recording[:64], "name": name})
+        arrivals = [arrival for answer in answers.values() for arrival in unpack_arrivals(answer["arrivals"])]
+        num_missed = sum(answer["num_missed"] for answer in answers.values())
+        return {"arrivals": arrivals, "num_missed": num_missed, "until_s": until_s}
+
     async def get_logs(self, request: Request) -> Any:
         """The end of a process's log; without a name, the names."""
         names = sorted(path.stem for path in self.logs.glob("*.log"))
@@ -212,6 +226,7 @@ _ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("GET", "/v1/stats", Admin.get_stats),
     ("GET", "/v1/logs", Admin.get_logs),
     ("PUT", "/v1/deployments/{name}", Admin.put_deployment),
+    ("POST", "/v1/deployments/{name}/arrivals", Admin.post_arrivals),
     ("DELETE", "/v1/deployments/{name}", Admin.delete_deployment),
     ("POST", "/v1/deployments/{name}/rollback", Admin.post_rollback),
     ("GET", "/v1/rollouts/{id}", Admin.get_rollout),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from argosy.errors import DeadlineError, InputError, OverloadedError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from argosy.serve.call import Call
     from argosy.serve.metrics import Counters
     from argosy.serve.raw import RawCall
@@ -30,6 +32,8 @@ class Admit:
     def __init__(self, counters: Counters, max_body_bytes: int, num_fronts: int) -> None:
         self.max_body_bytes = max_body_bytes
         self.is_draining = False
+        self.watch: Callable[[Call], None] | None = None
+        """Told of every request but raw ones, also of those that are refused."""
         self._counters = counters
         self._has_others = num_fronts > 1
 
@@ -42,6 +46,8 @@ class Admit:
             UnavailableError: the server is stopping.
             DeadlineError: the deadline has passed already.
         """
+        if self.watch is not None:
+            self.watch(call)
         lane = call.lane
         if (
             lane.queued_rows + call.num_rows <= lane.free_rows

@@ -25,6 +25,7 @@ from argosy.serve.http_server import HttpServer
 from argosy.serve.link import Link
 from argosy.serve.metrics import CLOSED, Counters, render_metrics
 from argosy.serve.metrics_page import MetricsConnection
+from argosy.serve.recorder import Recorder
 from argosy.serve.router import Router
 from argosy.serve.table import Table
 from argosy.serve.v2 import prepare_front
@@ -85,6 +86,7 @@ class Front:
         self.counters = Counters(counters_fd, message["index"])
         self.router = Router(self.loop, self.counters, config.num_fronts)
         self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts)
+        self.recorder = Recorder(self.admit)
         self.errands = Errands()
         self.http = HttpServer(self.router, self.admit, self.errands, version("argosy"), config.max_connections)
         self.grpc, self._grpc_server = make_grpc_protocol(
@@ -109,6 +111,8 @@ class Front:
                 reply["busy"] = self.router.is_busy([(name, version_) for name, version_ in message["lanes"]], message["workers"])
             elif message["op"] == "stats":
                 reply["lanes"] = self._describe_lanes()
+            elif message["op"] == "arrivals":
+                reply |= self.recorder.take(message["recording"], message["name"])
             write_message(writer, reply)
         if self._control is writer:
             self._control = None
@@ -179,6 +183,7 @@ class Front:
             next_sweep = now + _SWEEP_PERIOD_S
             self.http.sweep(now)
             self._grpc_server.sweep(now)
+            self.recorder.expire(now)
             self._report_hung()
 
     def _report_hung(self) -> None:

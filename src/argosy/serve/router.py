@@ -43,6 +43,9 @@ class Lane(Batcher):
         self.place = counters.front or 0
         self.num_fronts = num_fronts
         self.output_index = {spec.name: index for index, spec in enumerate(lane.signature.outputs)}
+        axes = [(index, axis) for index, own in enumerate(lane.signature.free_axes.values()) for axis in own]
+        self.free_axis = axes[0] if axes else None
+        """Input and axis whose length a request chooses, the first of those."""
         self.versions: list[str] = []
         self.repeats = Repeats(self)
         self.streams = StreamQueue(self)

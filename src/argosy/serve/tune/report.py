@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from argosy.errors import InputError, StoreError, list_choices
+from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import import_extra
 from argosy.serve.tune.candidate import BATCHES
 from argosy.serve.tune.search import Goal, Outcome, Trial
@@ -147,7 +147,7 @@ def plot(figure: Any, outcome: Outcome, goal: Goal, path: Path, title: str) -> N
     try:
         figure.savefig(path)
     except OSError as error:
-        raise StoreError("write_failed", what=path, detail=error.strerror) from error
+        raise InputError("unwritable", path=path, detail=error.strerror) from error
 
 
 def _name_kind(trial: Trial) -> str:

@@ -1,16 +1,7 @@
-"""The requests that a deployment is tuned for: made of the golden examples, by lengths and arrivals that a user gives.
-
-A trace is a file of JSON lines, one for each request, in the order of arrival:
-
-    {"at_s": 0.0, "rows": 1, "length": 17}
-    {"at_s": 0.013}
-
-`at_s` is seconds since any moment; `rows` (default 1) and `length` (default: the examples' own) describe the request.
-"""
+"""The requests that a deployment is tuned for: made of the golden examples, by lengths and arrivals that a user gives."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -18,28 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
+from argosy.serve.tune.trace import MAX_LENGTH, MAX_ROWS, Arrival
 from argosy.signature import Arrays, Signature
 from argosy.store.golden import Golden
 
-__all__ = ["Arrival", "Requests", "Traffic", "build_requests", "build_schedule", "read_trace"]
+__all__ = ["Requests", "Traffic", "build_requests", "build_schedule"]
 
 _NUM_REQUESTS: Final = 64
 """Different bodies: more than that a cache could profit from, few enough to keep in memory."""
-_MAX_ARRIVALS: Final = 1_000_000
-_MAX_LENGTH: Final = 1 << 20
-_MAX_ROWS: Final = 1 << 16
-
-
-class Arrival(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a trace."""
-
-    at_s: float
-    rows: int = 1
-    length: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.at_s < 1e12 and 1 <= self.rows <= _MAX_ROWS and 1 <= (self.length or 1) <= _MAX_LENGTH):
-            raise ValueError(f"at_s, rows or length is out of range: {self.at_s}, {self.rows}, {self.length}")
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -58,8 +35,8 @@ class Traffic(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         low, high = self.lengths or (1, 1)
         for option, got, is_right, expected in (
-            ("rows", self.rows, 1 <= self.rows <= _MAX_ROWS, f"1 to {_MAX_ROWS}"),
-            ("lengths", self.lengths, 1 <= low <= high <= _MAX_LENGTH, f"two numbers LEAST:LARGEST from 1 to {_MAX_LENGTH}"),
+            ("rows", self.rows, 1 <= self.rows <= MAX_ROWS, f"1 to {MAX_ROWS}"),
+            ("lengths", self.lengths, 1 <= low <= high <= MAX_LENGTH, f"two numbers LEAST:LARGEST from 1 to {MAX_LENGTH}"),
             ("connections", self.connections, 1 <= self.connections <= 1024, "1 to 1024"),
             ("rate", self.rate_per_s, 0.0 <= self.rate_per_s <= 1e5, "0 to 100000"),
         ):
@@ -81,31 +58,6 @@ class Requests(NamedTuple):
     """(rows, length) -> which of the requests are of this kind."""
 
 
-def read_trace(path: Path) -> tuple[Arrival, ...]:
-    """Read a trace; see the module's docstring.
-
-    Raises:
-        InputError: `missing_file`; `bad_trace`, a line is no arrival, or they are not in order.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError("missing_file", path=path, detail=error.strerror) from error
-    arrivals: list[Arrival] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            arrival = msgspec.json.decode(line, type=Arrival)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise InputError("bad_trace", path=path.name, line=number, detail=error) from error
-        if arrivals and arrival.at_s < arrivals[-1].at_s:
-            raise InputError("bad_trace", path=path.name, line=number, detail="it arrives before the line above it")
-        arrivals.append(arrival)
-    if not 2 <= len(arrivals) <= _MAX_ARRIVALS or arrivals[-1].at_s == arrivals[0].at_s:
-        detail = f"it holds {len(arrivals)} arrivals, expected 2 to {_MAX_ARRIVALS} at different moments"
-        raise InputError("bad_trace", path=path.name, line=len(arrivals), detail=detail)
-    return tuple(arrivals)
-
-
 def build_requests(signature: Signature, golden: Golden, traffic: Traffic, model: str) -> Requests:
     """Make the inputs of some requests, the same for the same arguments.
 
@@ -121,7 +73,7 @@ def build_requests(signature: Signature, golden: Golden, traffic: Traffic, model
         InputError: `bad_option`, lengths or rows that the signature has no axis for.
     """
     random = np.random.default_rng(17)
-    axes = _find_free_axes(signature)
+    axes = signature.free_axes
     kinds = list({(arrival.rows, arrival.length): None for arrival in traffic.trace})
     if not kinds:
         low, high = traffic.lengths or (0, 0)
@@ -138,15 +90,6 @@ def build_requests(signature: Signature, golden: Golden, traffic: Traffic, model
         requests.rows.append(rows)
         requests.arrays.append(_build_one(golden, signature, axes, rows, length, random))
     return requests
-
-
-def _find_free_axes(signature: Signature) -> dict[str, list[int]]:
-    """Name the axes whose length a request may choose: the ragged ones, else all free ones but the rows."""
-    if signature.ragged is not None:
-        ragged = signature.ragged.inputs
-        return {spec.name: [ragged[spec.name].axis] if spec.name in ragged else [] for spec in signature.inputs}
-    first = 1 if signature.is_batched else 0
-    return {spec.name: [a for a, dim in enumerate(spec.shape) if dim == -1 and a >= first] for spec in signature.inputs}
 
 
 def _build_one(
