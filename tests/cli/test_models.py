@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import Result
+from onnx import TensorProto, helper
 
 from argosy.cli.models import summarise_lineage
+from argosy.signature import Ragged, RaggedInput
 from argosy.store.local import Store
 
 from .conftest import make_affine_model
@@ -57,6 +60,37 @@ def test_import_says_what_is_wrong_with_a_signature(text: str, call: Call, tmp_p
     result = call("import", tmp_path / "m.py", "--name", "code", "--signature", tmp_path / "m.json")
     assert result.exit_code == 1
     assert "m.json is not valid" in result.stderr
+
+
+def test_import_says_which_axes_requests_choose(call: Call, tmp_path: Path) -> None:
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "L"]) for name in ("x", "mask=", "y")]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "mask="], ["y"])], "wide", tensors[:2], tensors[2:])
+    path = tmp_path / "wide.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    options = ("--ragged", "x=1:-2.5e1", "--ragged", "mask==1", "--ragged-output", "y=1")
+    assert call("import", path, "--name", "wide", *options).exit_code == 0
+    signature = Store(tmp_path / "home").get_version("wide").manifest.signature
+    assert signature.ragged == Ragged({"x": RaggedInput(1, -25.0), "mask=": RaggedInput(1)}, {"y": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param(["--ragged", "x"], "expected INPUT=AXIS", id="no axis"),
+        pytest.param(["--ragged", "x=1:1e999"], "expected INPUT=AXIS", id="infinite padding"),
+        pytest.param(["--ragged", "x=1:nan"], "expected INPUT=AXIS", id="no number"),
+        pytest.param(["--ragged", "x=-1"], "expected INPUT=AXIS", id="negative axis"),
+        pytest.param(["--ragged", "x=1", "--ragged-output", "y=1:0"], "expected OUTPUT=AXIS", id="padding of an output"),
+        pytest.param(["--ragged-output", "y=1"], "needs --ragged", id="an output alone"),
+        pytest.param(["--ragged", "x=1"], "expected an input with an axis 1 of any length", id="an axis of fixed length"),
+        pytest.param(["--ragged", "z=0"], "expected an input with an axis 0 of any length", id="no such input"),
+    ],
+)
+def test_import_refuses_axes_that_are_none(options: list[str], words: str, call: Call, tmp_path: Path) -> None:
+    result = call("import", make_affine_model(tmp_path / "a.onnx", 1), "--name", "affine", *options)
+    assert result.exit_code in (1, 2)
+    assert words in result.stderr
+    assert Store(tmp_path / "home").list_models() == []
 
 
 def test_models_lists_models(call: Call, filled: Path) -> None:

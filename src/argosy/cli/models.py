@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -11,12 +13,15 @@ from argosy.cli.shell import Shell, Table, command, format_bytes, format_measure
 from argosy.cli.version import show_version
 
 if TYPE_CHECKING:
-    from argosy.signature import Signature
+    from collections.abc import Sequence
+
+    from argosy.signature import Ragged, Signature
     from argosy.store.manifest import Version
 
 __all__ = ["import_model", "models"]
 
 _EXAMPLE: Final = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}], "outputs": [...]}; -1 is any length.'
+_RAGGED_PATTERN: Final = re.compile(r"(?P<name>.+)=(?P<axis>[0-9]{1,2})(:(?P<pad>-?[0-9]+(\.[0-9]+)?(e-?[0-9]{1,3})?))?")
 _CREATED_LENGTH: Final = len("2025-01-31T12:00")
 
 
@@ -31,6 +36,16 @@ _CREATED_LENGTH: Final = len("2025-01-31T12:00")
 @click.option(
     "--preprocess", type=click.Path(path_type=Path), help="File of steps, .toml or .json: pictures or text may be sent instead."
 )
+@click.option(
+    "--ragged",
+    "ragged_inputs",
+    metavar="INPUT=AXIS[:PAD]",
+    multiple=True,
+    help="An input whose axis is as long as a request has it, and what fills shorter rows of a batch.  [PAD: 0]",
+)
+@click.option(
+    "--ragged-output", "ragged_outputs", metavar="OUTPUT=AXIS", multiple=True, help="An output that is as long along an axis."
+)
 @click.option("--signature", type=click.Path(path_type=Path), help=f"JSON file with the tensors of a Python model: {_EXAMPLE}")
 @click.option("--repeatable", is_flag=True, help="A Python model may run twice for one request, after a crash.")
 def import_model(
@@ -42,6 +57,8 @@ def import_model(
     sample: Path | None,
     labels: Path | None,
     preprocess: Path | None,
+    ragged_inputs: Sequence[str],
+    ragged_outputs: Sequence[str],
     **foreign: Any,
 ) -> None:
     """Publish a model that was trained elsewhere as the next version of a model.
@@ -54,20 +71,43 @@ def import_model(
 
     is_named = foreign["format_name"] is not None
     given: dict[str, Any] = {"preprocess": () if preprocess is None else read_steps(preprocess)}
+    told: dict[str, Any] = {"labels": _read_labels(labels), "ragged": _parse_ragged(ragged_inputs, ragged_outputs)}
     if path.suffix == ".py" and not is_named:
-        other = _list_given(sample=sample, labels=labels, **foreign)
+        other = _list_given(sample=sample, **told, **foreign)
         version = _import_python(shell, path, name, signature, other, repeatable=repeatable, **given)
     elif signature is not None or repeatable:
         raise click.UsageError("--signature and --repeatable are for .py files: other files tell their tensors.")
     elif path.suffix == ".onnx" and not is_named:
-        version = _import_onnx(shell, path, name, sample, _list_given(**foreign), labels=_read_labels(labels), **given)
+        version = _import_onnx(shell, path, name, sample, _list_given(**foreign), **told, **given)
     else:
-        version = _import_foreign(shell, path, name, sample, labels=_read_labels(labels), **foreign, **given)
+        version = _import_foreign(shell, path, name, sample, **told, **foreign, **given)
     show_version(shell, version)
 
 
 def _list_given(**options: object) -> list[str]:
     return [f"--{name.replace('_', '-').removesuffix('-name')}" for name, value in options.items() if value]
+
+
+def _parse_ragged(inputs: Sequence[str], outputs: Sequence[str]) -> Ragged | None:
+    from argosy.signature import Ragged, RaggedInput
+
+    if not inputs and not outputs:
+        return None
+    if not inputs:
+        raise click.UsageError("--ragged-output needs --ragged: an output is as long as an input has it.")
+    found: dict[str, RaggedInput] = {}
+    for text in inputs:
+        words = _RAGGED_PATTERN.fullmatch(text)
+        if words is None or not math.isfinite(float(words["pad"] or 0)):
+            raise click.UsageError(f"--ragged is {text!r}, expected INPUT=AXIS or INPUT=AXIS:PAD, such as ids=1:0.")
+        found[words["name"]] = RaggedInput(int(words["axis"]), float(words["pad"] or 0))
+    cut: dict[str, int] = {}
+    for text in outputs:
+        words = _RAGGED_PATTERN.fullmatch(text)
+        if words is None or words["pad"] is not None:
+            raise click.UsageError(f"--ragged-output is {text!r}, expected OUTPUT=AXIS, such as tokens=1.")
+        cut[words["name"]] = int(words["axis"])
+    return Ragged(found, cut)
 
 
 def _read_labels(path: Path | None) -> list[str] | None:

@@ -27,7 +27,7 @@ from argosy.frameworks.files.answer import Made, check_onnx, clean, explain, loo
 from argosy.frameworks.files.base import FORMATS, Format
 from argosy.frameworks.files.copy import Copied, copy_file, copy_folder, copy_parameters, copy_weights
 from argosy.frameworks.files.detect import detect_format
-from argosy.signature import check_name, datatype_of
+from argosy.signature import Ragged, check_name, datatype_of
 from argosy.store.golden import Golden, encode_golden
 from argosy.store.local import Store, Version
 from argosy.store.onnx_file import add_labels, import_onnx
@@ -52,6 +52,7 @@ class _Given(NamedTuple):
     lineage: Mapping[str, object]
     measurements: Mapping[str, float]
     labels: Sequence[str] | None
+    ragged: Ragged | None
     preprocess: Steps
 
 
@@ -65,6 +66,7 @@ def import_foreign(
     code: str | None = None,
     allow_pickle: bool = False,
     labels: Sequence[str] | None = None,
+    ragged: Ragged | None = None,
     preprocess: Steps = (),
     lineage: Mapping[str, object] = {},
     measurements: Mapping[str, float] = {},
@@ -85,6 +87,7 @@ def import_foreign(
         code: `FILE.py:FUNCTION` that builds the model, for a file that holds weights alone. It runs in the confined process.
         allow_pickle: open a file that runs code of its maker's choice, in the confined process.
         labels: names of the entries of the last axis, for each output whose last axis is as long.
+        ragged: which axes may differ between the requests of a batch.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         lineage: added to what is known of the file.
         measurements: as in `Store.publish`.
@@ -112,7 +115,7 @@ def import_foreign(
         difference = check_onnx(made) if answer.runtime == "onnx" else answer.difference
         known = _describe(path, copied, chosen, answer, program, difference) | dict(lineage)
         publish = _publish_onnx if answer.runtime == "onnx" else _publish_native
-        return publish(store, name, made, _Given(known, measurements, labels, preprocess))
+        return publish(store, name, made, _Given(known, measurements, labels, ragged, preprocess))
 
 
 @contextmanager
@@ -283,7 +286,8 @@ def _publish_onnx(store: Store, name: str, made: Made, given: _Given) -> Version
 
 def _publish_native(store: Store, name: str, made: Made, given: _Given) -> Version:
     """Publish a framework's own form. Its golden examples are what the runtime answered in the confined process."""
-    signature, step_files = add_steps(add_labels(made.answer.signature, given.labels), given.preprocess)
+    signature = msgspec.structs.replace(add_labels(made.answer.signature, given.labels), ragged=given.ragged)
+    signature, step_files = add_steps(signature, given.preprocess)
     return store.publish(
         name,
         {file: made.folder / file for file in made.files} | step_files,
