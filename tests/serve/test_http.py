@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import os
 import random
 import socket
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version as find_version
@@ -18,7 +20,8 @@ import httpx
 import pytest
 
 from argosy.serve.launch import Server
-from tests.conftest import Home, find_child
+from argosy.signature import Signature, TensorSpec
+from tests.conftest import SIGNATURE, Home, find_child, row
 
 ATTACKS = Path(__file__).parents[2] / "attacks"
 
@@ -486,6 +489,45 @@ def test_connections_over_the_limit_are_closed_and_others_go_on(home: Home) -> N
             peer.send(post())
             assert json.loads(peer.read().body)["outputs"] == OUTPUTS
             peer.socket.close()
+
+
+def test_many_slow_readers_fill_no_memory_delay_nobody_and_get_all_their_answers(home: Home) -> None:
+    num_clients, num_asks, width = 12, 60, 50_000
+    signature = Signature(SIGNATURE.inputs, (TensorSpec("y", "FP32", (-1, width)),))
+    home.publish_code(f"return {{'y': np.repeat(x[:, :1], {width}, axis=1)}}", signature=signature)
+    home.publish_scale(factor=3.0)
+    with home.serve("scale") as server, server.client() as other:
+        server.deploy("code", allow_code=True)
+        front = find_child(server, "argosy.serve.front")
+
+        def read_rss() -> int:
+            return int(Path(f"/proc/{front}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        other.predict("scale", {"x": row(1)})
+        before = read_rss()
+        address = attacks.parse_address(server.url)
+        peers: list[Any] = []
+        for number in range(num_clients):
+            peers.append(Peer(address, timeout_s=20.0))
+            peers[-1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[%d,0,0,0]}]}' % number
+            peers[-1].send(post(body=body, path="/v2/models/code/infer") * num_asks)
+
+        longest_s = 0.0
+        for _ in range(100):
+            for peer in peers:
+                peer.buffer += peer.socket.recv(500)
+            start_s = time.monotonic()
+            assert other.predict("scale", {"x": row(1)})["y"].tolist() == (row(1) * 3).tolist()
+            longest_s = max(longest_s, time.monotonic() - start_s)
+        # Of 200 MB of answers, each client's next one.
+        assert read_rss() - before < 12 << 20
+        assert longest_s < floods.MAX_WAIT_S
+        for number, peer in enumerate(peers):
+            with peer:
+                answers = peer.read_all(num_asks)
+                assert [answer.status for answer in answers] == [200] * num_asks
+                assert {answer.body.count(b"%d.0," % number) for answer in answers} == {width - 1}
 
 
 # errors that end the connection

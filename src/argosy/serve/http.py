@@ -40,8 +40,8 @@ class HttpConnection(asyncio.Protocol):
     """One client's connection: its reader collects a request, `send` answers it."""
 
     __slots__ = (
-        "_admit", "_call", "_is_full", "_is_paused", "_keep_alive", "_last_s", "_num_ignored", "_reader", "_server", "_transport",
-        "_waiting", "_waiting_bytes", "is_busy", "is_refused", "raw",
+        "_admit", "_call", "_is_full", "_is_held", "_is_paused", "_keep_alive", "_last_s", "_num_ignored", "_reader", "_server",
+        "_transport", "_waiting", "_waiting_bytes", "is_busy", "is_refused", "raw",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -49,6 +49,7 @@ class HttpConnection(asyncio.Protocol):
         self._admit = server.admit
         self._reader = HttpReader(self, server.admit.max_body_bytes)
         self._is_full = False
+        self._is_held = False
         self._is_paused = False
         self._keep_alive = True
         self._last_s = time.monotonic()
@@ -94,6 +95,9 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_full = False
         self._pace()
+        if self._is_held:
+            self._is_held = False
+            self._handle_waiting()
         if self.raw is not None:
             self.raw.resume()
 
@@ -290,8 +294,12 @@ class HttpConnection(asyncio.Protocol):
             self.is_refused = True
             self._transport.close()
         elif self._waiting:
-            # From the loop, not from here: a client's queue must not become our stack.
             self.is_busy = True
+            # A client that asks ahead and does not read must not fill the memory with answers.
+            self._is_held = self._is_full
+            if self._is_held:
+                return
+            # From the loop, not from here: a client's queue must not become our stack.
             asyncio.get_running_loop().call_soon(self._handle_waiting)
 
     def _linger(self) -> None:
@@ -337,7 +345,7 @@ class HttpConnection(asyncio.Protocol):
     def check_idle(self, now: float) -> None:
         """Close the connection if its client has been silent for too long."""
         limit_s = REQUEST_TIMEOUT_S if self._reader.is_receiving or self._transport.get_write_buffer_size() else IDLE_TIMEOUT_S
-        if not self.is_busy and now - self._last_s > limit_s:
+        if (not self.is_busy or self._is_held) and now - self._last_s > limit_s:
             self._transport.close()
 
     def close_when_idle(self) -> None:
