@@ -44,8 +44,12 @@ lint: setup
 types: setup
 	$(RUN) pyright --warnings
 
+# Most of these wait for processes that import frameworks, two files at a time; the others measure, or kill what they started.
+SIDE_BY_SIDE := tests/compress tests/frameworks tests/store tests/train
+
 unit: setup
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(RUN) pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 format: setup
 	$(RUN) ruff format .
@@ -59,7 +63,7 @@ bench-serve: setup
 bench-tune: setup
 	$(BIN)/python benchmarks/tune_grid.py
 
-## The conformance suite against Argosy, MLServer and KServe; writes the tables of docs/conformance.md.
+## The conformance suite against Argosy, MLServer, KServe and Triton; writes the tables of docs/conformance.md.
 bench-conformance: setup
 	$(BIN)/python benchmarks/conformance_rivals.py
 

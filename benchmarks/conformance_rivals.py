@@ -1,4 +1,4 @@
-"""Run `argosy conformance` against our server, MLServer and KServe's; write what it finds into docs/conformance.md.
+"""Run `argosy conformance` against our server, MLServer, KServe's and Triton; write what it finds into docs/conformance.md.
 
     python benchmarks/conformance_rivals.py [NAME ...]
 
@@ -38,6 +38,7 @@ BEGIN, END = "<!-- findings: written by benchmarks/conformance_rivals.py -->", "
 RIVAL_PROGRAMS = {
     "mlserver": "conformance_mlserver.py",
     "kserve": "conformance_kserve.py",
+    "triton": "conformance_triton.py",
 }
 # What they have and do not announce.
 UNANNOUNCED = {"mlserver": ("model_repository",), "kserve": ("binary_tensor_data",)}
@@ -138,7 +139,10 @@ def run(name: str) -> Result:
 
 
 def describe(name: str) -> str:
-    return "Argosy" if name == "argosy" else RIVALS[name].packages[0].replace("==", " ")
+    if name == "argosy":
+        return "Argosy"
+    package = RIVALS[name].packages[0].replace("==", " ")
+    return package if package.startswith(name) else f"{name.capitalize()} ({package})"
 
 
 def render(results: dict[str, Result]) -> str:

@@ -3,16 +3,13 @@
 That wheel has no ONNX Runtime backend: ONNX goes through a stub process that runs `triton_model.py`.
 """
 
-import os
 import shutil
-import sysconfig
 from pathlib import Path
 
-import pytriton
 from ort_model import FOLDER, GRPC_PORT, MAX_BATCH, PAD, PORT, WAIT_MS, WORKERS, OrtModel
+from triton_start import start
 
 HERE = Path(__file__).parent
-CORE = Path(pytriton.__file__).parent / "tritonserver"
 
 
 def make_repository(model: OrtModel) -> Path:
@@ -41,28 +38,5 @@ def make_repository(model: OrtModel) -> Path:
     return folder.parent
 
 
-def main() -> None:
-    # The stub must be of this Python's version, and find the library of the interpreter whose modules it loads.
-    stub = CORE / "backends" / "python" / "triton_python_backend_stub"
-    if not stub.exists():
-        stub.symlink_to(CORE / "python_backend_stubs" / sysconfig.get_python_version() / stub.name)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR"),
-        "PYTHONPATH": os.pathsep.join([str(CORE.parent.parent), str(HERE)]),
-    }
-    options = {
-        "model-repository": make_repository(OrtModel()),
-        "backend-directory": CORE / "backends",
-        "http-address": "127.0.0.1",
-        "http-port": PORT,
-        "http-thread-count": 2,
-        "grpc-address": "127.0.0.1",
-        "grpc-port": GRPC_PORT,
-        "allow-metrics": "false",
-    }
-    program = str(CORE / "bin" / "tritonserver")
-    os.execve(program, [program, *(f"--{name}={value}" for name, value in options.items())], environment)
-
-
 if __name__ == "__main__":
-    main()
+    start(make_repository(OrtModel()), PORT, GRPC_PORT)
