@@ -47,6 +47,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that accept requests. One does 40,000 small requests/s; more pay off above 4 cores."""
     max_body_bytes: int = 64 << 20
     """Largest request body."""
+    max_intake_bytes: int = 1 << 30
+    """Bytes of all bodies that are not complete yet, in one front; beyond it all but the oldest wait."""
     max_connections: int = 4096
     """Connections that one front holds, for each protocol."""
     memory_limit_bytes: int = 0
@@ -59,6 +61,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             _check(name, getattr(self, name), 0, 65535)
         _check("num_fronts", self.num_fronts, 1, 16)
         _check("max_body_bytes", self.max_body_bytes, 1024, 1 << 40)
+        _check("max_intake_bytes", self.max_intake_bytes, 1024, 1 << 40)
         _check("max_connections", self.max_connections, 1, 1 << 20)
         _check("memory_limit_bytes", self.memory_limit_bytes, 0, 1 << 50)
         _check("hang_timeout_s", self.hang_timeout_s, 0.1, 86400.0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from argosy.serve.tune.trace import MAX_ARRIVALS, Arrival, TraceFile, read_trace
 from argosy.serve.tune.traffic import Traffic, build_requests, build_schedule
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
-from tests.conftest import Home, golden_scale, row, wait_until
+from tests.conftest import Home, find_child, golden_scale, row, wait_until
 
 WIDE = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))
 ARGOSY = Path(sys.executable).with_name("argosy")
@@ -74,6 +75,14 @@ def ask_grpc(server: Server, x: np.ndarray) -> None:
         client.infer("wide", [tensor])
 
 
+def run_at_once(ask: Callable[[], None], num_threads: int) -> None:
+    threads = [threading.Thread(target=ask) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_rows_and_lengths_are_recorded_in_order_of_arrival_over_every_protocol_and_front(home: Home) -> None:
     home.publish_code("return {'y': x * 2}", "wide", signature=WIDE, golden=golden_scale())
     home.publish_scale("other")
@@ -105,11 +114,7 @@ def test_requests_that_are_refused_arrived_as_well(home: Home) -> None:
                 refused.append(error)
 
         with Recording(server, "code") as arrivals:
-            threads = [threading.Thread(target=ask) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            run_at_once(ask, 8)
     assert refused
     assert len(arrivals) == 8
 
@@ -124,14 +129,25 @@ def test_many_requests_of_many_clients_are_all_recorded(home: Home) -> None:
                     client.predict("scale", {"x": row(1)})
 
         with Recording(server, "scale") as arrivals:
-            threads = [threading.Thread(target=ask) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            run_at_once(ask, 8)
     assert len(arrivals) == 2400
     assert all(arrival.length is None for arrival in arrivals), "the signature leaves no length open"
     assert [arrival.at_s for arrival in arrivals] == sorted(arrival.at_s for arrival in arrivals)
+
+
+def test_recording_goes_on_when_the_control_process_starts_anew(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server, server.client() as client, Recording(server, "scale") as arrivals:
+        client.predict("scale", {"x": row(1, 2)})
+        control = find_child(server, "argosy.serve.control")
+        os.kill(control, signal.SIGKILL)
+        for _ in range(20):
+            client.predict("scale", {"x": row(1, 3)})
+            time.sleep(0.02)
+        wait_until(lambda: find_child(server, "argosy.serve.control") not in (0, control))
+        client.predict("scale", {"x": row(1, 4)})
+        wait_until(lambda: arrivals and arrivals[-1].rows == 4)
+    assert [arrival.rows for arrival in arrivals] == [2, *[3] * 20, 4]
 
 
 def test_command_writes_a_trace_that_can_be_replayed(home: Home, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ __all__ = ["config", "serve"]
 @click.option("--admin-port", type=int, help="Admin API, on 127.0.0.1 alone; 0 takes a free port.  [default: 8003]")
 @click.option("--num-fronts", type=int, help="Processes that accept requests.  [default: 1]")
 @click.option("--max-body-bytes", type=int, help="Largest request body.  [default: 64 MiB]")
+@click.option("--max-intake-bytes", type=int, help="Of all bodies that are not complete yet, in one front.  [default: 1 GiB]")
 @click.option("--max-connections", type=int, help="Connections that one front holds, for each protocol.  [default: 4096]")
 @click.option("--memory-limit-bytes", type=int, help="What all workers may use together.  [default: 90 % of the machine's]")
 @click.option("--hang-timeout-s", type=float, help="A worker that holds a batch for longer is replaced.  [default: 120]")

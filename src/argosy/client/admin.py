@@ -6,9 +6,10 @@ import bisect
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar, overload
 from urllib.parse import quote
 
 import msgspec
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from argosy.serve.tune.trace import Arrival
 
 __all__ = ["AdminClient", "RolloutProgress"]
+
+Found = TypeVar("Found")
 
 _TIMEOUT_S: Final = 30.0
 _PUBLISH_TIMEOUT_S: Final = 600.0
@@ -189,17 +192,9 @@ class AdminClient:
             NotFoundError: there is none of this number.
             UnavailableError: the server has stopped. The rollout goes on when it starts again.
         """
-        after, answered_s = 0, time.monotonic()
+        after = 0
         while True:
-            try:
-                progress = self.rollout(rollout_id, after=after, wait_s=_FOLLOW_WAIT_S)
-            except UnavailableError:
-                # The control process may die and start anew, and the rollout goes on then.
-                if self._find_server() is None or time.monotonic() - answered_s > _RESTART_S:
-                    raise
-                time.sleep(_RETRY_S)
-                continue
-            answered_s = time.monotonic()
+            progress = self._outlast(partial(self.rollout, rollout_id, after=after, wait_s=_FOLLOW_WAIT_S))
             for event in progress.events:
                 after = event.number
                 yield event
@@ -245,10 +240,10 @@ class AdminClient:
         """
         from argosy.serve.tune.trace import Arrival
 
-        parameters = {"recording": secrets.token_hex(8)}
+        path, parameters = f"/v1/deployments/{quote(name, safe='')}/arrivals", {"recording": secrets.token_hex(8)}
         waiting: list[tuple[float, int, int | None]] = []
         while True:
-            found = self._ask("POST", f"/v1/deployments/{quote(name, safe='')}/arrivals", params=parameters)
+            found = self._outlast(partial(self._ask, "POST", path, params=parameters))
             if found["num_missed"]:
                 raise FaultError("arrivals_missed", name=name, got=found["num_missed"])
             # A front that was asked earlier may still hold older ones than another has told.
@@ -257,6 +252,18 @@ class AdminClient:
             told, waiting = waiting[:num_told], waiting[num_told:]
             yield [Arrival(*arrival) for arrival in told]
             time.sleep(_RECORD_PERIOD_S)
+
+    def _outlast(self, ask: Callable[[], Found]) -> Found:
+        """Ask, again if need be: a control process may die and start anew, and goes on then."""
+        failed_s: float | None = None
+        while True:
+            try:
+                return ask()
+            except UnavailableError:
+                failed_s = failed_s or time.monotonic()
+                if self._find_server() is None or time.monotonic() - failed_s > _RESTART_S:
+                    raise
+                time.sleep(_RETRY_S)
 
     def _ask(self, method: str, path: str, *, timeout_s: float = _TIMEOUT_S, **more: Any) -> dict[str, Any]:
         import httpx

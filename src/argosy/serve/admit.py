@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from argosy.errors import DeadlineError, InputError, OverloadedError, UnavailableError
+from argosy.serve.intake import MAX_INTAKE_BYTES, Intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +28,14 @@ class Admit:
         counters: the node's counters, for rows that wait in other fronts.
         max_body_bytes: largest body that a protocol may accept.
         num_fronts: fronts of this node; their queues share one bound.
+        max_intake_bytes: of all bodies that are not complete yet.
     """
 
-    def __init__(self, counters: Counters, max_body_bytes: int, num_fronts: int) -> None:
+    def __init__(
+        self, counters: Counters, max_body_bytes: int, num_fronts: int, max_intake_bytes: int = MAX_INTAKE_BYTES
+    ) -> None:
         self.max_body_bytes = max_body_bytes
+        self.intake = Intake(max_intake_bytes)
         self.is_draining = False
         self.watch: Callable[[Call], None] | None = None
         """Told of every request but raw ones, also of those that are refused."""

@@ -85,7 +85,7 @@ class Front:
         counters_fd, *listeners = fds
         self.counters = Counters(counters_fd, message["index"])
         self.router = Router(self.loop, self.counters, config.num_fronts)
-        self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts)
+        self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts, config.max_intake_bytes)
         self.recorder = Recorder(self.admit)
         self.errands = Errands()
         self.http = HttpServer(self.router, self.admit, self.errands, version("argosy"), config.max_connections)

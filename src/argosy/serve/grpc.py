@@ -117,7 +117,7 @@ class GrpcServer(Http2Server):
     """
 
     def __init__(self, router: Router, admit: Admit, errands: Errands, version: str, limits: Limits) -> None:
-        super().__init__(limits)
+        super().__init__(limits, admit.intake)
         self.router = router
         self.admit = admit
         self.errands = errands

@@ -40,8 +40,8 @@ class HttpConnection(asyncio.Protocol):
     """One client's connection: its reader collects a request, `send` answers it."""
 
     __slots__ = (
-        "_admit", "_call", "_is_full", "_is_held", "_is_paused", "_keep_alive", "_last_s", "_num_ignored", "_reader", "_server",
-        "_transport", "_waiting", "_waiting_bytes", "is_busy", "is_refused", "raw",
+        "_admit", "_call", "_coming_bytes", "_is_full", "_is_held", "_is_overdrawn", "_is_paused", "_keep_alive", "_last_s",
+        "_num_ignored", "_reader", "_server", "_transport", "_waiting", "_waiting_bytes", "is_busy", "is_refused", "raw",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
@@ -50,6 +50,7 @@ class HttpConnection(asyncio.Protocol):
         self._reader = HttpReader(self, server.admit.max_body_bytes)
         self._is_full = False
         self._is_held = False
+        self._is_overdrawn = False
         self._is_paused = False
         self._keep_alive = True
         self._last_s = time.monotonic()
@@ -57,6 +58,7 @@ class HttpConnection(asyncio.Protocol):
         self._call: Call | Errand | None = None
         self._waiting: deque[Received] = deque()
         self._waiting_bytes = 0
+        self._coming_bytes = 0
         self.raw: RawCall | None = None
         self.is_busy = False
         """A request is being answered."""
@@ -78,6 +80,8 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         self._waiting.clear()
+        self._waiting_bytes = 0
+        self.note_body(0)
         if self._call is not None:
             # Nobody waits for the answer any more: the batcher drops the request.
             self._call.is_done = True
@@ -104,13 +108,29 @@ class HttpConnection(asyncio.Protocol):
     def _pace(self) -> None:
         """Read only while the client takes its answers, and not too far ahead of them."""
         is_ahead = len(self._waiting) >= MAX_PIPELINED or self._waiting_bytes > self._admit.max_body_bytes
-        if (self._is_full or is_ahead) == self._is_paused:
+        if (self._is_full or is_ahead or self._is_overdrawn) == self._is_paused:
             return
         self._is_paused = not self._is_paused
         if self._is_paused:
             self._transport.pause_reading()
         elif not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def note_body(self, num_bytes: int) -> None:
+        """So much has come of a body that is not complete."""
+        self._coming_bytes = num_bytes
+        self._admit.intake.note(self, num_bytes + self._waiting_bytes)
+
+    def hold(self) -> None:
+        """Read nothing more: the bodies of all connections hold too much."""
+        self._is_overdrawn = True
+        self._pace()
+
+    def go_on(self) -> None:
+        """Read again."""
+        self._is_overdrawn = False
+        self.note_time()
+        self._pace()
 
     def data_received(self, data: bytes) -> None:
         if self.is_refused:
@@ -321,6 +341,7 @@ class HttpConnection(asyncio.Protocol):
             return
         request = self._waiting.popleft()
         self._waiting_bytes -= len(request.body)
+        self.note_body(self._coming_bytes)
         self._pace()
         self._keep_alive = request.keep_alive and not self._server.is_draining
         self._handle(request.method, request.url, request.headers, request.body)
@@ -345,7 +366,7 @@ class HttpConnection(asyncio.Protocol):
     def check_idle(self, now: float) -> None:
         """Close the connection if its client has been silent for too long."""
         limit_s = REQUEST_TIMEOUT_S if self._reader.is_receiving or self._transport.get_write_buffer_size() else IDLE_TIMEOUT_S
-        if (not self.is_busy or self._is_held) and now - self._last_s > limit_s:
+        if (not self.is_busy or self._is_held) and not self._is_overdrawn and now - self._last_s > limit_s:
             self._transport.close()
 
     def close_when_idle(self) -> None:

@@ -83,6 +83,8 @@ class Http2Connection(asyncio.Protocol):
         unsent_bytes: size of what is left of those answers.
         progress: counts reads that held a complete frame.
         is_paused: the client does not read its answers.
+        is_held: it has to wait, as the bodies of all connections hold too much.
+        body_bytes: what has come of bodies that are not complete.
         is_draining: it was told that no more requests are taken soon.
         is_ending: the connection closes when all is answered.
     """
@@ -91,16 +93,19 @@ class Http2Connection(asyncio.Protocol):
         "_is_dead",
         "_is_flush_due",
         "_is_open",
+        "_noted_bytes",
         "_rest",
         "_server",
         "_transport",
         "_watch",
         "blocks",
+        "body_bytes",
         "budget",
         "expected",
         "goaway_id",
         "is_draining",
         "is_ending",
+        "is_held",
         "is_paused",
         "is_shrink_due",
         "last_id",
@@ -128,6 +133,8 @@ class Http2Connection(asyncio.Protocol):
         self._is_open = False
         self._is_dead = False
         self._is_flush_due = False
+        self._noted_bytes = 0
+        self.body_bytes = 0
         self.budget = Budget(limits)
         self.blocks = HeaderBlocks(limits, self.budget)
         self.streams: dict[int, Stream] = {}
@@ -147,6 +154,7 @@ class Http2Connection(asyncio.Protocol):
         self.unsent_bytes = 0
         self.progress = 0
         self.is_paused = False
+        self.is_held = False
         self.is_draining = False
         self.is_ending = False
 
@@ -237,18 +245,39 @@ class Http2Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._is_dead = True
         self._drop_all()
+        self._note_bodies()
 
     def pause_writing(self) -> None:
         # A client that does not read its answers sends no more requests.
         self.is_paused = True
-        if not self._is_dead and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._pace()
 
     def resume_writing(self) -> None:
         self.is_paused = False
         self._watch.paused_s = 0.0
-        if not self._is_dead and not self._transport.is_closing():
+        self._pace()
+
+    def hold(self) -> None:
+        """Read nothing more: the bodies of all connections hold too much."""
+        self.is_held = True
+        self._pace()
+
+    def go_on(self) -> None:
+        """Read again."""
+        self.is_held = False
+        self._pace()
+
+    def _pace(self) -> None:
+        if self._is_dead or self._transport.is_closing():
+            return
+        if self.is_paused or self.is_held:
+            self._transport.pause_reading()
+        else:
             self._transport.resume_reading()
+
+    def _note_bodies(self) -> None:
+        self._noted_bytes = self.body_bytes
+        self._server.intake.note(self, self.body_bytes)
 
     def data_received(self, data: bytes) -> None:
         if self._is_dead:
@@ -281,6 +310,8 @@ class Http2Connection(asyncio.Protocol):
             self.out = []
             if not self._is_dead and not self._transport.is_closing():
                 self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if self.body_bytes != self._noted_bytes:
+            self._note_bodies()
         if self.is_ending and not self.streams and not self._is_dead:
             self._linger()
 
@@ -364,6 +395,7 @@ class Http2Connection(asyncio.Protocol):
     def release(self, stream: Stream) -> None:
         """A body is complete or dropped: its credit goes to those that wait."""
         if stream.upload is not None:
+            self.body_bytes -= len(stream.upload.body)
             stream.upload = None
             for stream_id, step in self.uploads.release(stream.id):
                 self.send_credit(stream_id, step)
@@ -443,7 +475,7 @@ class Http2Connection(asyncio.Protocol):
         self._is_dead = True
         transport = self._transport
         if not transport.is_closing():
-            if self.is_paused:
+            if self.is_paused or self.is_held:
                 transport.resume_reading()
             if transport.can_write_eof():
                 transport.write_eof()

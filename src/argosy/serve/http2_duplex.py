@@ -89,6 +89,7 @@ def feed_duplex(connection: Http2Connection, stream: DuplexStream, payload: byte
         connection.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
         return
     upload.body += payload
+    connection.body_bytes += len(payload)
     stream.progress += len(payload)
     stream.is_received = is_last
     stream.token.advance()
@@ -105,6 +106,7 @@ def take_input(connection: Http2Connection, stream: DuplexStream, start: int, en
     upload = stream.upload
     assert upload is not None
     body = upload.body
+    connection.body_bytes -= end
     if end == len(body) > MAX_FRAME_BYTES:
         # A large one stands alone, and need not be copied.
         message = memoryview(body)[start:]

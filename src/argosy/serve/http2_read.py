@@ -223,6 +223,7 @@ def _on_data(connection: Http2Connection, stream_id: int, flags: int, payload: b
     upload.window -= length
     body = upload.body
     body += payload
+    connection.body_bytes += len(payload)
     limits = connection.limits
     if upload.window < 0:
         connection.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)

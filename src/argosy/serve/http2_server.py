@@ -12,6 +12,7 @@ from argosy.serve.http2_duplex import DuplexStream, is_duplex_stuck
 from argosy.serve.http2_frames import ErrorCode, Fault
 from argosy.serve.http2_limits import Limits
 from argosy.serve.http2_streams import Stream
+from argosy.serve.intake import Intake
 
 if TYPE_CHECKING:
     from argosy.serve.http2 import Http2Connection
@@ -28,11 +29,13 @@ class Http2Server:
     Attributes:
         connections: those that are open.
         limits: for each of them.
+        intake: the account of bodies that are not complete yet.
         is_draining: no new connections or requests.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, intake: Intake | None = None) -> None:
         self.limits = limits
+        self.intake = intake or Intake()
         self.connections: set[Http2Connection] = set()
         self.is_draining = False
         self._dirty: list[Http2Connection] = []
@@ -85,7 +88,7 @@ class Watch:
             Fault: that is the connection itself.
         """
         limits = connection.limits
-        if not connection.is_begun or self._seen_progress != connection.progress:
+        if not connection.is_begun or connection.is_held or self._seen_progress != connection.progress:
             self._seen_progress = connection.progress
             self._stuck_s = now
         elif now - self._stuck_s > limits.request_timeout_s:
@@ -116,7 +119,7 @@ def _is_stuck(connection: Http2Connection, stream: Stream, now: float) -> bool:
     upload = stream.upload
     timeout_s = limits.request_timeout_s
     if not stream.is_received:
-        if not stream.seen_s or (upload is not None and upload.is_waiting):
+        if not stream.seen_s or (upload is not None and (upload.is_waiting or connection.is_held)):
             stream.seen_s = now
         if upload is not None:
             timeout_s += len(upload.body) / limits.min_upload_bytes_per_s

@@ -46,6 +46,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._pos += nbytes
+        self._connection.note_body(self._pos)
         if self._pos == len(self._body):
             self._reader.take_body(self._body)
 

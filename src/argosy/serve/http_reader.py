@@ -84,6 +84,7 @@ class HttpReader:
         parts = self._parts
         self._parse(data)
         self._data = b""
+        self._connection.note_body(self._size if self.is_receiving else 0)
         if not self.is_receiving:
             return
         if self._length - self._size >= MIN_BYTES and self._can_receive_whole():
@@ -217,6 +218,7 @@ class HttpReader:
         parser = self._parser
         self._parser = cast(Any, httptools.HttpRequestParser(self))
         self.is_receiving = False
+        self._connection.note_body(0)
         self._connection.transport.set_protocol(self._connection)
         self._connection.take_request(
             Received(parser.get_method(), self.url, self._headers, cast(bytes, body), parser.should_keep_alive(), b"")

@@ -18,8 +18,8 @@ __all__ = ["MAX_ARRIVALS", "Recorder", "unpack_arrivals"]
 
 MAX_ARRIVALS: Final = 200_000
 """Of one recording, between two times that it is asked for; what comes beyond is counted."""
-KEEP_S: Final = 5.0
-"""A recording that nobody asks for any more ends."""
+KEEP_S: Final = 20.0
+"""A recording that nobody asks for any more ends; a control process that starts anew takes less."""
 _FIELDS: Final = 3
 
 Message = dict[str, Any]
