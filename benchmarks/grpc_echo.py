@@ -33,6 +33,7 @@ from argosy.errors import ArgosyError, DeadlineError, ModelError, NotFoundError,
 from argosy.serve.call import Call
 from argosy.serve.grpc import GrpcServer, make_grpc_protocol
 from argosy.serve.http2 import Limits
+from argosy.serve.intake import Intake
 from argosy.serve.messages import ModelInferRequest
 from argosy.signature import DATATYPES, Signature, TensorSpec
 
@@ -120,6 +121,7 @@ class FakeAdmit:
 
     def __init__(self, max_body_bytes: int = 64 << 20) -> None:
         self.max_body_bytes = max_body_bytes
+        self.intake = Intake()
         self.delay_s = 0.3
         self.calls: list[Call] = []
         self.queue: list[Call] = []

@@ -194,7 +194,7 @@ DEEP = b"[" * 100_000
         ({**SPEC, "version": 0}, 400, "Option `version` is 0, expected 1 to"),
         ({**SPEC, "version": -1}, 400, "Option `version` is -1, expected 1 to"),
         ({**SPEC, "version": 1 << 70}, 400, "version"),
-        ({**SPEC, "replicas": 0}, 400, "Option `replicas` is 0, expected 1 to 256"),
+        ({**SPEC, "replicas": -1}, 400, "Option `replicas` is -1, expected 0 to 256"),
         ({**SPEC, "replicas": 10**9}, 400, "Option `replicas` is 1000000000"),
         ({**SPEC, "timeout_s": 0}, 400, "Option `timeout_s` is 0"),
         ({**SPEC, "timeout_s": -1.0}, 400, "Option `timeout_s` is -1.0"),

@@ -228,6 +228,7 @@ def check_invariants(connection):
     granted = [upload.granted for upload in connection.uploads.uploads.values()]
     assert connection.uploads.granted == sum(granted[1:])
     assert connection.uploads.granted <= connection.limits.upload_pool_bytes
+    assert connection.body_bytes == sum(len(one.upload.body) for one in streams.values() if one.upload is not None)
     assert len(streams) <= connection.limits.max_streams
     assert all(number <= connection.last_id for number in streams)
     if connection._is_dead:

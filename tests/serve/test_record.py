@@ -160,7 +160,7 @@ def test_command_writes_a_trace_that_can_be_replayed(home: Home, tmp_path: Path)
             for rows in (1, 2, 7):
                 client.predict("scale", {"x": row(1, rows)})
             time.sleep(0.5)
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)  # SIGINT is ignored where the tests run in the background
             output, _ = process.communicate(timeout=20)
         assert process.returncode == 0
     arrivals = read_trace(trace)

@@ -22,7 +22,7 @@ __all__ = ["record"]
 def record(shell: Shell, name: str, trace: Path, for_s: float) -> None:
     """Record when the requests of a deployment arrive, their rows and their lengths, as TRACE for `argosy tune --trace`.
 
-    Nothing of what they say is recorded. Ctrl-C ends it earlier; what has arrived by then is in the file.
+    Nothing of what they say is recorded. Ctrl-C and SIGTERM end it earlier; what has arrived by then is in the file.
     """
     from argosy.client import AdminClient
     from argosy.serve.tune.trace import MAX_ARRIVALS, TraceFile

@@ -103,7 +103,8 @@ class InferStream:
         else:
             is_full = True
         if self._end is not None:
-            self.connection.body_bytes -= len(upload.body)
+            if stream.upload is not None:
+                self.connection.body_bytes -= len(upload.body)
             upload.body.clear()
         elif stream.is_received and not is_full and upload.body:
             self.stop(InputError("bad_grpc", detail="the stream ends within a message"))
