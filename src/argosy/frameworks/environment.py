@@ -205,7 +205,8 @@ def _list_commands(environment: Environment) -> tuple[list[str], list[str]]:
     if uv := _find_uv():
         # uv finds a Python by its version, and brings one where there is none.
         make = [*uv, "venv", "--quiet", "--python", base or version, folder]
-        return make, [*uv, "pip", "install", "--python", str(environment.python), *install]
+        # pip compiles by itself. What is not compiled would be anew in each process where PYTHONDONTWRITEBYTECODE is set.
+        return make, [*uv, "pip", "install", "--compile-bytecode", "--python", str(environment.python), *install]
     if base is None:
         raise FaultError("environment_python", name=environment.name, version=version, got=sys.version.split()[0])
     pip = [str(environment.python), "-P", "-m", "pip", "--no-input", "--disable-pip-version-check"]
