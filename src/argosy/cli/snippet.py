@@ -19,8 +19,8 @@ from argosy.store.manifest import Version
 
 __all__ = ["Snippet", "build_snippet", "choose_example"]
 
-MAX_SHOWN_VALUES: Final = 1024
-"""Beyond this a request is made of zeros by a short expression: nobody pastes a picture's 150,000 numbers."""
+MAX_SHOWN_VALUES: Final = 128
+"""Beyond this a request is made of zeros by a short expression: a terminal full of numbers hides what they are for."""
 
 _ZEROS: Final = {"f": "0.0", "i": "0", "u": "0", "b": "False", "O": '""', "V": "0.0"}
 
