@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import importlib.util
 import json
@@ -14,11 +15,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version as find_version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
+from argosy.serve.http import HttpConnection
+from argosy.serve.intake import Intake
 from argosy.serve.launch import Server
 from argosy.signature import Signature, TensorSpec
 from tests.conftest import SIGNATURE, Home, find_child, row
@@ -528,6 +533,42 @@ def test_many_slow_readers_fill_no_memory_delay_nobody_and_get_all_their_answers
                 answers = peer.read_all(num_asks)
                 assert [answer.status for answer in answers] == [200] * num_asks
                 assert {answer.body.count(b"%d.0," % number) for answer in answers} == {width - 1}
+
+
+@pytest.mark.parametrize("num_asks", [1, 3], ids=["one", "and others held behind it"])
+def test_client_that_never_reads_its_answer_gives_its_place_back(num_asks: int) -> None:
+    """With an injected clock. Nothing that waits for the client's next read may be waited for."""
+
+    class OneServer:
+        def __init__(self) -> None:
+            self.admit = SimpleNamespace(max_body_bytes=MAX_BODY_BYTES, intake=Intake())
+            self.connections: set[HttpConnection] = set()
+            self.max_connections, self.is_draining, self.heads = 8, False, {}
+
+        def answer_get(self, url: bytes, method: str = "GET") -> tuple[int, bytes]:
+            return 200, bytes(32 << 20)
+
+        def remember_head(self, *head: object) -> None:
+            """As the real one of what is not inference."""
+
+    async def main() -> None:
+        server: Any = OneServer()
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(lambda: HttpConnection(server), "127.0.0.1", 0)
+        with socket.create_connection(listener.sockets[0].getsockname()) as client:
+            client.sendall(request() * num_asks)
+            await asyncio.sleep(0.3)
+            (connection,) = server.connections
+            now = time.monotonic()
+            connection.check_idle(now + 50)
+            await asyncio.sleep(0.1)
+            assert server.connections == {connection}
+            connection.check_idle(now + 61)
+            await asyncio.sleep(0.1)
+            assert not server.connections
+        listener.close()
+
+    uvloop.run(main())
 
 
 # errors that end the connection

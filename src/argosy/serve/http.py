@@ -365,9 +365,14 @@ class HttpConnection(asyncio.Protocol):
 
     def check_idle(self, now: float) -> None:
         """Close the connection if its client has been silent for too long."""
-        limit_s = REQUEST_TIMEOUT_S if self._reader.is_receiving or self._transport.get_write_buffer_size() else IDLE_TIMEOUT_S
+        is_unread = self._transport.get_write_buffer_size() > 0
+        limit_s = REQUEST_TIMEOUT_S if self._reader.is_receiving or is_unread else IDLE_TIMEOUT_S
         if (not self.is_busy or self._is_held) and not self._is_overdrawn and now - self._last_s > limit_s:
-            self._transport.close()
+            if is_unread:
+                # Closing would wait until the client has read the rest.
+                self._transport.abort()
+            else:
+                self._transport.close()
 
     def close_when_idle(self) -> None:
         """Close now, or after the answer that is due."""
