@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from argosy.serve.runtimes.base import load_runtime_class
+from argosy.runtimes.base import load_runtime_class
 
 FOLDER = Path(sys.argv[1])
 ENTRY = "model-symbol.json"
@@ -56,7 +56,7 @@ def compare(name: str) -> dict[str, Any]:
 def count_busy_threads(num_threads: int) -> int:
     """How many threads work at a product that pays for several."""
     load("perceptron", threads=num_threads)
-    from argosy.serve.runtimes.mxnet import mx
+    from argosy.runtimes.mxnet import mx
 
     def read_times() -> dict[str, int]:
         tasks = Path("/proc/self/task")

@@ -21,7 +21,7 @@ from argosy.frameworks.base import FitOptions, count_weights, get_framework
 from argosy.frameworks.jax import RuleOptimizer
 from argosy.frameworks.layers import Conv, Dense, Relu, draw_weights
 from argosy.optim import SGD, Adam, CosineDecay, Momentum, RMSprop
-from argosy.serve.runtimes.jax import count_threads
+from argosy.runtimes.jax import count_threads
 from argosy.train.losses import LOSSES, get_loss
 from tests.frameworks.jax_models import (
     FRAMEWORK,

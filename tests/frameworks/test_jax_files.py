@@ -15,7 +15,7 @@ from jax import export
 
 from argosy.errors import ModelError
 from argosy.frameworks.onnx import OnnxModel, check_export
-from argosy.serve.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
+from argosy.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
 from tests.frameworks.jax_models import (
     FRAMEWORK,
     ROW,
@@ -165,7 +165,7 @@ def test_worker_may_try_more_threads(tmp_path):
     code = f"""
 import numpy as np
 from pathlib import Path
-from argosy.serve.runtimes.jax import JaxRuntime, count_threads
+from argosy.runtimes.jax import JaxRuntime, count_threads
 for threads in (1, 2):
     runtime = JaxRuntime()
     runtime.load(Path({str(tmp_path)!r}), "model.stablehlo", {NAMES!r} | {{"threads": threads}})

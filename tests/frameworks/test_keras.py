@@ -28,7 +28,7 @@ from argosy.frameworks.keras import FRAMEWORK, RuleOptimizer
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.optim import SGD, Adam, CosineDecay, LinearDecay, Momentum, RMSprop, StepDecay
-from argosy.serve.runtimes.keras import BACKEND_FILE, KerasRuntime
+from argosy.runtimes.keras import BACKEND_FILE, KerasRuntime
 from argosy.train.losses import LOSSES, get_loss
 
 # Keras' own calls that save a model or show weights: NumPy warns of the way in which it converts TensorFlow's variables.
@@ -460,7 +460,7 @@ def test_runtime_begins_in_a_process_of_its_own(tmp_path):
     code = f"""
 import numpy as np, sys
 from pathlib import Path
-from argosy.serve.runtimes.base import load_runtime_class
+from argosy.runtimes.base import load_runtime_class
 kind = load_runtime_class("keras")
 assert "keras" not in sys.modules
 runtime = kind()

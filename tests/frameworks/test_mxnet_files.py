@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from argosy.serve.runtimes.mxnet_files import OPERATORS, read_graph, read_parameters
+from argosy.runtimes.mxnet_files import OPERATORS, read_graph, read_parameters
 from argosy.signature import Signature
 from argosy.store.golden import Golden
 from tests.frameworks.mxnet_run import run, run_cases

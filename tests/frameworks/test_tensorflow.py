@@ -21,7 +21,7 @@ from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, M
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.frameworks.tensorflow import FRAMEWORK, RuleOptimizer
 from argosy.optim import SGD, Adam, CosineDecay, Momentum, RMSprop, StepDecay
-from argosy.serve.runtimes.tensorflow import TensorFlowRuntime
+from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.train.losses import LOSSES, get_loss
 
 # Its optimizers and losses are Keras', which lets TensorFlow be their backend.
@@ -463,7 +463,7 @@ def test_runtime_serves_from_a_forked_process_of_its_own(tmp_path):
     # As a worker does it: forked from a process that has only imported the runtime.
     code = f"""
 import os
-from argosy.serve.runtimes.base import load_runtime_class
+from argosy.runtimes.base import load_runtime_class
 kind = load_runtime_class("tensorflow")
 child = os.fork()
 if child:

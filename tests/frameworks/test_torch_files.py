@@ -16,7 +16,7 @@ import torch
 from argosy.errors import ModelError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
-from argosy.serve.runtimes.torch import TorchRuntime
+from argosy.runtimes.torch import TorchRuntime
 
 FRAMEWORK = get_framework("torch")
 NAMES = {"inputs": ["x"], "outputs": ["y"]}

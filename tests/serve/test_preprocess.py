@@ -31,10 +31,10 @@ from argosy.cli.main import main
 from argosy.compress.base import compress
 from argosy.compress.measure import Guard
 from argosy.errors import InputError
+from argosy.runtimes.preprocess import group_lengths
+from argosy.runtimes.preprocess_text import encode_ids
 from argosy.serve import messages
 from argosy.serve.launch import Server
-from argosy.serve.preprocess import group_lengths
-from argosy.serve.preprocess_text import encode_ids
 from argosy.signature import Ragged, RaggedInput, Signature, TensorSpec
 from argosy.store.onnx_file import import_onnx
 from argosy.store.python_file import publish_python

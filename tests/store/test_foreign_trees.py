@@ -11,7 +11,7 @@ import pytest
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.convert import measure_difference
 from argosy.frameworks.files.base import ForeignModel, Source, load
-from argosy.serve.runtimes.onnx import OnnxRuntime
+from argosy.runtimes.onnx import OnnxRuntime
 
 xgboost: Any = pytest.importorskip("xgboost")
 lightgbm: Any = pytest.importorskip("lightgbm")

@@ -15,7 +15,7 @@ import argosy
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.optim import Adam
-from argosy.serve.runtimes.torch import TorchRuntime
+from argosy.runtimes.torch import TorchRuntime
 from argosy.train.data import digest_arrays
 from argosy.train.run import train
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from argosy.errors import FaultError, InputError
 from argosy.frameworks.environment import find_interpreter, get_environment, is_importable, lives_apart
+from argosy.runtimes.base import PACKAGES
 from argosy.serve.channel import Channel, read_message, write_message
-from argosy.serve.runtimes.base import PACKAGES
 
 __all__ = ["LocalNode", "Worker"]
 

@@ -23,8 +23,8 @@ from argosy.deploy.ledger import Rollout
 from argosy.deploy.local import Worker
 from argosy.deploy.spec import DeploymentSpec, choose_runtime
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
+from argosy.runtimes.base import OWN_THREADS
 from argosy.serve.cores import count_cores
-from argosy.serve.runtimes.base import OWN_THREADS
 from argosy.serve.table import LaneEntry
 from argosy.store.manifest import CODE_RUNTIMES, GOLDEN_FILE, OWN_FILES, Version
 from argosy.store.preprocess import list_step_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from argosy.errors import InputError, list_choices
-from argosy.serve.runtimes.base import ALSO_RUNS, PRECISIONS
+from argosy.runtimes.base import ALSO_RUNS, PRECISIONS
 from argosy.signature import check_name
 
 __all__ = ["DeploymentSpec", "choose_runtime"]

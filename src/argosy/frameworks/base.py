@@ -240,7 +240,7 @@ class Framework(Protocol):
         ...
 
     def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
-        """Write a model into an empty folder in the form that `serve/runtimes/NAME.py` loads; no pickle.
+        """Write a model into an empty folder in the form that `runtimes/NAME.py` loads; no pickle.
 
         Returns:
             The file's name that the runtime is told to load.

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from argosy.errors import ArgosyError, ModelError
 from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, load, refuse
 from argosy.frameworks.files.sample import count_rows, is_batched, name_sample, synthesise
-from argosy.serve.runtimes.base import Runtime, load_runtime_class
+from argosy.runtimes.base import Runtime, load_runtime_class
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden, decode_golden, encode_golden
 

@@ -17,9 +17,9 @@ import orjson
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, InputError, ModelError, NotFoundError, TooLargeError
+from argosy.runtimes.preprocess_text import encode_ids
 from argosy.serve.call import FORM_COUNTED, Call
 from argosy.serve.http_replies import encode_error
-from argosy.serve.preprocess_text import encode_ids
 from argosy.signature import Signature
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import time
 import traceback
 from typing import Any
 
+from argosy.runtimes.base import load_runtime_class
 from argosy.serve.channel import Channel, die_with_parent, open_channel
-from argosy.serve.runtimes.base import load_runtime_class
 from argosy.serve.worker import run_worker
 
 __all__ = ["main", "run_template"]

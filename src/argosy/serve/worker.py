@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import Runtime, StreamRuntime, load_runtime_class
 from argosy.serve import cores, frames, ragged, warmup
 from argosy.serve.agreement import choose_measure
 from argosy.serve.call import FORM_COUNTED
 from argosy.serve.channel import Channel
-from argosy.serve.runtimes.base import Runtime, StreamRuntime, load_runtime_class
 
 if TYPE_CHECKING:
-    from argosy.serve.preprocess import Preprocessor
+    from argosy.runtimes.preprocess import Preprocessor
 
 __all__ = ["Worker", "run_worker"]
 
@@ -120,7 +120,7 @@ class Worker:
             refusal = ragged.prove_padding(self._infer, inputs, self.ragged, measure)
         signature = self.spec["signature"]
         if signature.get("preprocess"):
-            from argosy.serve.preprocess import Preprocessor
+            from argosy.runtimes.preprocess import Preprocessor
 
             # Threads of the package tokenizers would take the cores that the runtime and the fronts work on.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -45,7 +45,7 @@ def open_session(path: Path) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        importlib.import_module("argosy.serve.runtimes.onnx").check_session(session)
+        importlib.import_module("argosy.runtimes.onnx").check_session(session)
         return session
     except Exception as error:  # its exceptions share no base class of their own
         raise InputError("bad_onnx", path=path.name, detail=f"ONNX Runtime says: {error}") from error
@@ -151,7 +151,7 @@ def _run_one(session: Any, golden: Golden, index: int, signature: Signature) -> 
     example = golden.example(index, is_batched=signature.is_batched)
     names = [spec.name for spec in signature.outputs]
     try:
-        answers = importlib.import_module("argosy.serve.runtimes.onnx").run_session(session, names, example.inputs)
+        answers = importlib.import_module("argosy.runtimes.onnx").run_session(session, names, example.inputs)
     except Exception as error:  # whatever the model's operators raise is about this example
         raise _failed(error) from error
     outputs: Arrays = {}

@@ -1,7 +1,7 @@
 """What a publisher says of preprocessing: read, held against the signature, and tried before a version exists.
 
-A step is a table with `kind`, `name`, `inputs` and the options of `serve/preprocess_image.py` or
-`serve/preprocess_text.py`. The file that it names becomes a file of the artifact.
+A step is a table with `kind`, `name`, `inputs` and the options of `runtimes/preprocess_image.py` or
+`runtimes/preprocess_text.py`. The file that it names becomes a file of the artifact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from argosy.errors import InputError
-from argosy.serve.preprocess import BadInput, BadStep, Preprocessor
+from argosy.runtimes.preprocess import BadInput, BadStep, Preprocessor
 from argosy.signature import Preprocess, Signature
 from argosy.store.manifest import check_data
 

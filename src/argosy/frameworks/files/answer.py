@@ -16,7 +16,7 @@ from argosy.frameworks.confine import Completed
 from argosy.frameworks.convert import EXAMPLES_FILE, ONNX_FILE, TOLERANCE, Answer, Refusal, answer_alone, measure_difference
 from argosy.frameworks.files.base import FORMATS
 from argosy.frameworks.files.copy import list_files
-from argosy.serve.runtimes.base import load_runtime_class
+from argosy.runtimes.base import load_runtime_class
 from argosy.store.golden import Golden, decode_golden
 
 __all__ = ["Made", "check_onnx", "clean", "explain", "look_at", "read_answer"]

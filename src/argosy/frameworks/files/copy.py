@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from argosy.errors import InputError, TooLargeError, list_choices
-from argosy.serve.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE
+from argosy.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE
 from argosy.store.staging import check_file_name, copy_hashed
 from argosy.store.temporary import explain_write
 

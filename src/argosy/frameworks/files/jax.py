@@ -16,7 +16,7 @@ from argosy.frameworks.base import get_framework, name_kind
 from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
 from argosy.frameworks.files.code import build_model
 from argosy.frameworks.files.live import LiveModel, load_weights
-from argosy.serve.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
+from argosy.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["JaxProgram", "load", "wrap_linen"]

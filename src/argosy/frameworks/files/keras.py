@@ -15,7 +15,7 @@ from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.environment import is_importable
 from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
-from argosy.serve.runtimes.keras import BACKEND_FILE
+from argosy.runtimes.keras import BACKEND_FILE
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["KerasFile", "load"]
@@ -92,7 +92,7 @@ def load(source: Source) -> KerasFile:
     backend = os.environ.setdefault("KERAS_BACKEND", installed[0])
     # As the runtime will want it when it loads what is written here; a process cannot change its mind.
     if backend == "tensorflow":
-        importlib.import_module("argosy.serve.runtimes.tensorflow").set_threads(1)
+        importlib.import_module("argosy.runtimes.tensorflow").set_threads(1)
     elif backend == "jax":
         os.environ["NPROC"] = "1"
     keras: Any = importlib.import_module("keras")

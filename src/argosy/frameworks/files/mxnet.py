@@ -12,7 +12,7 @@ from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx, to_tensor
-from argosy.serve.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE, read_graph, read_parameters
+from argosy.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE, read_graph, read_parameters
 from argosy.signature import Arrays
 
 __all__ = ["MxnetFile", "load"]

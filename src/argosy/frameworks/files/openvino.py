@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
-from argosy.serve.runtimes.openvino import OpenvinoRuntime, openvino
+from argosy.runtimes.openvino import OpenvinoRuntime, openvino
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["OpenvinoModel", "load"]

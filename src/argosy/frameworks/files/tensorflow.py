@@ -14,7 +14,7 @@ from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import import_extra
 from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
 from argosy.frameworks.files.graph import OPSET
-from argosy.serve.runtimes.tensorflow import TensorFlowRuntime, set_threads
+from argosy.runtimes.tensorflow import TensorFlowRuntime, set_threads
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["SavedModel", "export_function", "load"]

@@ -19,7 +19,7 @@ from argosy.frameworks.environment import is_importable
 from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
 from argosy.frameworks.files.code import build_model
 from argosy.frameworks.files.live import LiveModel
-from argosy.serve.runtimes.torch_files import check_file
+from argosy.runtimes.torch_files import check_file
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["TorchFile", "load"]

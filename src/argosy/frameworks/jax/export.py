@@ -1,4 +1,4 @@
-"""Write a flax.nnx model as ONNX, or as a StableHLO program for `serve/runtimes/jax.py`."""
+"""Write a flax.nnx model as ONNX, or as a StableHLO program for `runtimes/jax.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from argosy.errors import ModelError
 from argosy.frameworks.jax.predict import TRACE_ERRORS, predict
 from argosy.frameworks.jax.state import Leaves, Parts, is_key, open_precision, pack, take_apart
-from argosy.serve.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
+from argosy.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
 
 __all__ = ["export_onnx", "save_native"]
 

@@ -24,7 +24,7 @@ from argosy.frameworks.jax.predict import predict
 from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
 from argosy.frameworks.jax.step import JaxStep
 from argosy.frameworks.layers import Layer
-from argosy.serve.runtimes.jax import begin, count_threads
+from argosy.runtimes.jax import begin, count_threads
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "JaxFramework"]

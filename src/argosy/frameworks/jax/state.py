@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
-from argosy.serve.runtimes.jax import narrow
+from argosy.runtimes.jax import narrow
 from argosy.signature import Arrays
 
 __all__ = [

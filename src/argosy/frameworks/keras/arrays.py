@@ -62,6 +62,6 @@ def narrow_integers(array: NDArray[Any]) -> NDArray[Any]:
     if importlib.import_module("jax").config.jax_enable_x64:
         return array
     try:
-        return importlib.import_module("argosy.serve.runtimes.jax").narrow(array, f"{array.dtype.kind}4")
+        return importlib.import_module("argosy.runtimes.jax").narrow(array, f"{array.dtype.kind}4")
     except ValueError as error:
         raise InputError("bad_data", detail=str(error)) from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from argosy.errors import ModelError
 from argosy.frameworks.base import get_framework, import_extra
 from argosy.frameworks.keras.arrays import to_numpy
-from argosy.serve.runtimes.keras import BACKEND_FILE, KerasRuntime
+from argosy.runtimes.keras import BACKEND_FILE, KerasRuntime
 
 __all__ = ["export_onnx", "save_native"]
 

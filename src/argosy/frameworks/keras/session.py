@@ -36,7 +36,7 @@ def bind_backend(seed: int, num_threads: int | None) -> Generator[None]:
 def _bound_jax(num_threads: int | None) -> None:
     if num_threads is None:
         return
-    runtime: Any = importlib.import_module("argosy.serve.runtimes.jax")
+    runtime: Any = importlib.import_module("argosy.runtimes.jax")
     try:
         runtime.begin(num_threads)
     except ValueError as error:

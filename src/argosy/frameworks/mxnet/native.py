@@ -8,7 +8,7 @@ from typing import Any
 from argosy.errors import ModelError
 from argosy.frameworks.mxnet.graph import collect_parameters, trace
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx
-from argosy.serve.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE, read_graph, read_parameters
+from argosy.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE, read_graph, read_parameters
 
 __all__ = ["save_native"]
 

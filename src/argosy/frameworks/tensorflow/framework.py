@@ -21,7 +21,7 @@ from argosy.frameworks.layers import Layer
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.network import Network
 from argosy.frameworks.tensorflow.step import ModuleStep, call_module, is_optimizer, name_variables
-from argosy.serve.runtimes.tensorflow import TensorFlowRuntime
+from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "TensorFlowFramework", "bound_threads", "seed_graphs"]

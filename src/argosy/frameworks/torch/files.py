@@ -1,4 +1,4 @@
-"""Write a torch model in a form that `serve/runtimes/torch.py` loads: the program of torch.export, or TorchScript."""
+"""Write a torch model in a form that `runtimes/torch.py` loads: the program of torch.export, or TorchScript."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ModelError
-from argosy.serve.runtimes.torch import TorchRuntime
+from argosy.runtimes.torch import TorchRuntime
 
 __all__ = ["save_native"]
 

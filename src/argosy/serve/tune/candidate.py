@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from argosy.serve.runtimes.base import ALSO_RUNS, OWN_THREADS, PRECISIONS
+from argosy.runtimes.base import ALSO_RUNS, OWN_THREADS, PRECISIONS
 
 __all__ = ["BATCHES", "MAX_FRONTS", "Candidate", "Engine", "list_engines", "list_replicas"]
 

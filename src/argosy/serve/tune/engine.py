@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from argosy.bfloat16 import decode_stored
 from argosy.errors import FaultError
 from argosy.frameworks.environment import find_interpreter, is_importable
+from argosy.runtimes.base import PACKAGES
 from argosy.serve.agreement import measure_cosine
-from argosy.serve.runtimes.base import PACKAGES
 from argosy.serve.tune.candidate import BATCHES, Engine
 from argosy.serve.tune.traffic import Requests
 from argosy.serve.warmup import largest_difference

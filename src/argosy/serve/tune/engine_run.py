@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import Runtime, load_runtime_class
 from argosy.serve import warmup
-from argosy.serve.runtimes.base import Runtime, load_runtime_class
 
 __all__ = ["main", "measure_batches", "measure_mix"]
 

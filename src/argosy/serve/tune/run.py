@@ -11,9 +11,9 @@ import msgspec
 
 from argosy.errors import ConflictError, NotAllowedError
 from argosy.frameworks.environment import is_importable
+from argosy.runtimes.base import ALSO_RUNS, PACKAGES
 from argosy.serve.cores import count_cores
 from argosy.serve.launch import find_server
-from argosy.serve.runtimes.base import ALSO_RUNS, PACKAGES
 from argosy.serve.tune.bench import Bench, Measurement
 from argosy.serve.tune.candidate import Candidate, Engine, list_engines
 from argosy.serve.tune.engine import EngineBench, EngineResult

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve.runtimes.mxnet_files import Graph, Node, read_graph, read_parameters
+from argosy.runtimes.mxnet_files import Graph, Node, read_graph, read_parameters
 
 __all__ = ["RUNTIME", "MxnetRuntime"]
 

@@ -73,4 +73,4 @@ def load_runtime_class(name: str) -> type[Runtime]:
     """
     if name not in RUNTIMES:
         raise ValueError(f"Unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
-    return importlib.import_module(f"argosy.serve.runtimes.{name}").RUNTIME
+    return importlib.import_module(f"argosy.runtimes.{name}").RUNTIME

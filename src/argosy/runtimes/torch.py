@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve.runtimes.torch_files import check_file
+from argosy.runtimes.torch_files import check_file
 
 __all__ = ["RUNTIME", "TorchRuntime"]
 

@@ -92,9 +92,9 @@ def _set_threads(backend: str, num_threads: int) -> None:
     if backend == "torch":
         importlib.import_module("torch").set_num_threads(num_threads)
     elif backend == "tensorflow":
-        importlib.import_module("argosy.serve.runtimes.tensorflow").set_threads(num_threads)
+        importlib.import_module("argosy.runtimes.tensorflow").set_threads(num_threads)
     else:
-        importlib.import_module("argosy.serve.runtimes.jax").begin(num_threads)
+        importlib.import_module("argosy.runtimes.jax").begin(num_threads)
 
 
 def _check_config(path: Path) -> None:
@@ -136,7 +136,7 @@ def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
 
 def _call_in_jax(model: Any) -> Callable[[Any], Any]:
     jax: Any = importlib.import_module("jax")
-    narrow: Any = importlib.import_module("argosy.serve.runtimes.jax").narrow
+    narrow: Any = importlib.import_module("argosy.runtimes.jax").narrow
     weights, buffers = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
 
     @jax.jit
