@@ -29,8 +29,8 @@ import numpy as np
 from argosy.errors import ArgosyError
 from argosy.frameworks.confine import describe_confinement
 from argosy.frameworks.environment import get_environment, is_importable
-from argosy.frameworks.files.base import FORMATS
-from argosy.store.foreign_file import import_foreign
+from argosy.importers.foreign import import_foreign
+from argosy.importers.formats.base import FORMATS
 from argosy.store.local import Store
 
 SECRET = "correct-horse-battery-staple"

@@ -16,8 +16,8 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from argosy.errors import ArgosyError
+from argosy.importers.onnx import import_onnx
 from argosy.store.local import Store
-from argosy.store.onnx_file import import_onnx
 
 LOCATIONS = {
     "parent": "../secret",

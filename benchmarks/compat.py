@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import argosy
-from argosy.store.onnx_file import import_onnx
+from argosy.importers.onnx import import_onnx
 from models import make_mlp
 
 HERE = Path(__file__).resolve().parent

@@ -25,9 +25,9 @@ from argosy.conformance import Finding, Result, Target, run_clauses, write_model
 from argosy.conformance.model import OCTETS
 from argosy.conformance.report import describe_finding
 from argosy.conformance.run import load_clauses
+from argosy.importers.onnx import import_onnx
+from argosy.importers.python import publish_python
 from argosy.signature import Signature, TensorSpec
-from argosy.store.onnx_file import import_onnx
-from argosy.store.python_file import publish_python
 from machine import describe_machine
 from rivals.catalogue import RIVALS
 from rivals.environment import make_environment

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 import argosy
-from argosy.store.onnx_file import import_onnx
+from argosy.importers.onnx import import_onnx
 from machine import describe_machine, private_bytes, pss_bytes
 
 

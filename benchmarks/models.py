@@ -14,7 +14,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import argosy
-from argosy.store.onnx_file import import_onnx
+from argosy.importers.onnx import import_onnx
 
 LAYERS = (64, 256, 256, 10)
 IMAGE = (3, 224, 224)

@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import argosy
 from argosy.frameworks.environment import is_importable
+from argosy.importers.onnx import import_onnx
 from argosy.serve.cores import count_cores
 from argosy.serve.tune.bench import Bench
 from argosy.serve.tune.candidate import Candidate, list_engines, list_replicas
@@ -33,7 +34,6 @@ from argosy.serve.tune.engine import EngineBench
 from argosy.serve.tune.run import tune
 from argosy.serve.tune.search import Goal, describe
 from argosy.serve.tune.traffic import Traffic, build_requests
-from argosy.store.onnx_file import import_onnx
 from machine import describe_machine
 from models import make_mlp
 from ratios import Ratio, find_interval, judge

@@ -26,8 +26,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import argosy
+from argosy.importers.onnx import import_onnx
 from argosy.signature import Ragged, RaggedInput
-from argosy.store.onnx_file import import_onnx
 
 SENTENCES = [
     "A ship carries rich cargo over the sea.",

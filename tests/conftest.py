@@ -17,11 +17,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import argosy
+from argosy.importers.onnx import import_onnx
+from argosy.importers.python import publish_python
 from argosy.serve.launch import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
-from argosy.store.onnx_file import import_onnx
-from argosy.store.python_file import publish_python
 
 WIDTH = 4
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, WIDTH)),), (TensorSpec("y", "FP32", (-1, WIDTH)),))

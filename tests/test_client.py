@@ -33,9 +33,9 @@ from argosy.errors import (
     TooLargeError,
     UnavailableError,
 )
+from argosy.importers.python import publish_python
 from argosy.serve.launch import Server
 from argosy.signature import Signature, TensorSpec
-from argosy.store.python_file import publish_python
 
 from .conftest import Home, make_scale_model, row
 

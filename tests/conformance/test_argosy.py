@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from argosy.cli.main import main
 from argosy.conformance.model import OCTETS
 from argosy.conformance.write_models import write_models
+from argosy.importers.onnx import import_onnx
 from argosy.serve.launch import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
-from argosy.store.onnx_file import import_onnx
 from tests.conftest import Home, read_state
 
 

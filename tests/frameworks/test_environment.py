@@ -247,7 +247,7 @@ import numpy as np
 import argosy
 from argosy.errors import FaultError
 from argosy.signature import Signature, TensorSpec
-from argosy.store.onnx_file import import_onnx
+from argosy.importers.onnx import import_onnx
 from pathlib import Path
 
 store = argosy.Store(Path(sys.argv[2]))

@@ -22,11 +22,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import argosy
 from argosy.errors import InputError
+from argosy.importers.onnx import import_onnx
+from argosy.importers.python import publish_python
 from argosy.serve.launch import Server
 from argosy.signature import DATATYPES, Signature, TensorSpec, pack_bytes
 from argosy.store.golden import Golden
-from argosy.store.onnx_file import import_onnx
-from argosy.store.python_file import publish_python
 from tests.conftest import Home
 from tests.serve.test_v2_models import publish_graph, publish_same
 

@@ -18,13 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 import argosy
 from argosy.cli.main import main
 from argosy.cli.status import _CLOSED
+from argosy.importers.onnx import import_onnx
 from argosy.serve.launch import Server
 from argosy.serve.metrics import CLOSED
 from argosy.serve.ragged import fill_padded, prove_padding
 from argosy.serve.service import BATCH_S, ServiceTimes
 from argosy.serve.warmup import largest_difference
 from argosy.signature import Ragged, RaggedInput
-from argosy.store.onnx_file import import_onnx
 from tests.conftest import Home
 
 RAGGED = Ragged({"x": RaggedInput(1)}, {"doubled": 1})

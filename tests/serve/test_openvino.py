@@ -18,10 +18,10 @@ import argosy
 from argosy.cli.main import main
 from argosy.deploy.ledger import Ledger
 from argosy.errors import FaultError, InputError
+from argosy.importers.foreign import import_foreign
+from argosy.importers.onnx import import_onnx
 from argosy.serve.agreement import measure_cosine
 from argosy.serve.launch import Server
-from argosy.store.foreign_file import import_foreign
-from argosy.store.onnx_file import import_onnx
 from tests.conftest import Home, find_workers
 
 openvino: Any = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")

@@ -31,13 +31,13 @@ from argosy.cli.main import main
 from argosy.compress.base import compress
 from argosy.compress.measure import Guard
 from argosy.errors import InputError
+from argosy.importers.onnx import import_onnx
+from argosy.importers.python import publish_python
 from argosy.runtimes.preprocess import group_lengths
 from argosy.runtimes.preprocess_text import encode_ids
 from argosy.serve import messages
 from argosy.serve.launch import Server
 from argosy.signature import Ragged, RaggedInput, Signature, TensorSpec
-from argosy.store.onnx_file import import_onnx
-from argosy.store.python_file import publish_python
 from tests.conftest import Home
 from tests.serve.test_v2_models import ELEMENT_TYPES, Tensor
 

@@ -12,8 +12,8 @@ import pytest
 
 import argosy
 from argosy.errors import ConflictError, FaultError, NotAllowedError, NotFoundError
+from argosy.importers.python import publish_python
 from argosy.store.golden import Golden
-from argosy.store.python_file import publish_python
 from tests.conftest import SIGNATURE, Home, Load, find_workers, golden_scale, row, wait_until
 
 

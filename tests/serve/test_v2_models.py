@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import argosy
+from argosy.importers.onnx import import_onnx
 from argosy.serve.launch import Server
 from argosy.signature import DATATYPES
-from argosy.store.onnx_file import import_onnx
 from tests.conftest import Home
 
 ELEMENT_TYPES = {

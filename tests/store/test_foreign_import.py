@@ -18,7 +18,7 @@ import argosy
 from argosy.errors import ArgosyError, InputError, NotAllowedError
 from argosy.frameworks.confine import describe_confinement
 from argosy.frameworks.environment import find_interpreter, get_environment, is_importable
-from argosy.store.foreign_file import import_foreign
+from argosy.importers.foreign import import_foreign
 from argosy.store.local import Store, Version
 
 pytestmark = [
@@ -292,7 +292,7 @@ def test_code_cannot_read_what_lies_elsewhere(
 
 
 def test_missing_framework_is_named_with_its_extra(files: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("argosy.store.foreign_file.is_importable", lambda package: False)
+    monkeypatch.setattr("argosy.importers.foreign.is_importable", lambda package: False)
     with pytest.raises(InputError, match="needs the package lightgbm") as caught:
         import_foreign(store, files / "lightgbm.txt", "absent")
     assert caught.value.hint == "pip install 'argosy[convert]'"

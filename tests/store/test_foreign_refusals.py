@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 from argosy.cli.main import main
 from argosy.errors import ArgosyError, InputError, TooLargeError
 from argosy.frameworks.confine import describe_confinement
-from argosy.frameworks.files.archive import list_entries
-from argosy.frameworks.files.base import FORMATS
-from argosy.frameworks.files.copy import copy_file, copy_folder
-from argosy.frameworks.files.detect import detect_format
-from argosy.store.foreign_file import import_foreign
+from argosy.importers.foreign import import_foreign
+from argosy.importers.formats.archive import list_entries
+from argosy.importers.formats.base import FORMATS
+from argosy.importers.formats.copy import copy_file, copy_folder
+from argosy.importers.formats.detect import detect_format
 from argosy.store.local import Store
 
 KERAS = {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": b""}

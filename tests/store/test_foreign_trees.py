@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.convert import measure_difference
-from argosy.frameworks.files.base import ForeignModel, Source, load
+from argosy.importers.convert import measure_difference
+from argosy.importers.formats.base import ForeignModel, Source, load
 from argosy.runtimes.onnx import OnnxRuntime
 
 xgboost: Any = pytest.importorskip("xgboost")
 lightgbm: Any = pytest.importorskip("lightgbm")
-sklearn_files: Any = pytest.importorskip("argosy.frameworks.files.sklearn")
+sklearn_files: Any = pytest.importorskip("argosy.importers.formats.sklearn")
 
 TOLERANCE = 1e-5
 """Relative to the largest magnitude of an output. float32 sums of a few trees differ by 1e-7, their exponentials by 1e-6."""

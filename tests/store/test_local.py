@@ -369,7 +369,7 @@ def test_damaged_database_is_reported_as_such(store: Store) -> None:
 
 def test_importing_the_store_imports_no_onnx() -> None:
     code = (
-        "import argosy.store, argosy.store.local, argosy.store.onnx_file, sys; print({'onnx', 'onnxruntime'} & set(sys.modules))"
+        "import argosy.store, argosy.store.local, argosy.importers.onnx, sys; print({'onnx', 'onnxruntime'} & set(sys.modules))"
     )
     path = Path(sys.modules["argosy.store.local"].__file__ or "").parents[2]
     assert subprocess.check_output([sys.executable, "-c", code], env={"PYTHONPATH": str(path)}, text=True).strip() == "set()"

@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from argosy.errors import ArgosyError, InputError
+from argosy.importers.onnx import import_onnx
 from argosy.signature import TensorSpec
 from argosy.store.local import Store
-from argosy.store.onnx_file import import_onnx
 
 MakeOnnx = Callable[..., Path]
 

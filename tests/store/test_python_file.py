@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from argosy.errors import InputError
+from argosy.importers.python import publish_python
 from argosy.signature import Signature, TensorSpec
 from argosy.store.local import Golden, Store
-from argosy.store.python_file import publish_python
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
 GOOD = """

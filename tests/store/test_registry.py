@@ -99,7 +99,7 @@ def test_second_push_moves_no_blob(registry: FakeRegistry, store: Store, publish
 
 
 def test_new_version_moves_only_what_changed(registry: FakeRegistry, store: Store, other: Store, make_onnx: Any) -> None:
-    from argosy.store.onnx_file import import_onnx
+    from argosy.importers.onnx import import_onnx
 
     path = make_onnx(external="weights.bin")
     for seed in (1, 2):

@@ -15,10 +15,10 @@ from registry_server import FakeRegistry, start_registry
 import argosy
 from argosy.cli.main import main
 from argosy.errors import ArgosyError
+from argosy.importers.onnx import import_onnx
+from argosy.importers.python import publish_python
 from argosy.signature import Signature, TensorSpec
 from argosy.store.local import Store
-from argosy.store.onnx_file import import_onnx
-from argosy.store.python_file import publish_python
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
 CODE = "class Model:\n    def load(self, folder): ...\n    def infer(self, inputs): ...\n"

@@ -124,7 +124,7 @@ def _read_labels(path: Path | None) -> list[str] | None:
 
 
 def _import_python(shell: Shell, path: Path, name: str, signature: Path | None, other: list[str], **given: Any) -> Version:
-    from argosy.store.python_file import publish_python
+    from argosy.importers.python import publish_python
 
     if other:
         raise click.UsageError(f"{', '.join(other)}: not for .py files, which are published as they are.")
@@ -134,8 +134,8 @@ def _import_python(shell: Shell, path: Path, name: str, signature: Path | None, 
 
 def _import_onnx(shell: Shell, path: Path, name: str, sample: Path | None, other: list[str], **given: Any) -> Version:
     from argosy.errors import InputError
-    from argosy.store.foreign_file import to_array
-    from argosy.store.onnx_file import import_onnx
+    from argosy.importers.foreign import to_array
+    from argosy.importers.onnx import import_onnx
 
     if other:
         raise click.UsageError(f"{', '.join(other)}: not for .onnx files, which are published as they are.")
@@ -151,7 +151,7 @@ def _import_onnx(shell: Shell, path: Path, name: str, sample: Path | None, other
 def _import_foreign(
     shell: Shell, path: Path, name: str, sample: Path | None, *, format_name: str | None, **given: Any
 ) -> Version:
-    from argosy.store.foreign_file import import_foreign
+    from argosy.importers.foreign import import_foreign
 
     return import_foreign(
         shell.open_store(),

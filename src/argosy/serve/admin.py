@@ -195,7 +195,7 @@ class Admin:
 
     async def post_version(self, request: Request) -> Any:
         """Publish the ONNX file that is the body as the next version of a model."""
-        from argosy.store.onnx_file import import_onnx
+        from argosy.importers.onnx import import_onnx
 
         name = check_name(request.path_params["name"])
         # On disk, so that a large body does not fill the memory; what a killed process left goes at the next start.

@@ -137,7 +137,7 @@ def check_files(folder: Path, manifest: Manifest, files: Mapping[str, Descriptor
         if golden.num_examples != manifest.num_golden:
             raise _not_servable(location, f"it has {golden.num_examples} golden examples and tells of {manifest.num_golden}")
     if graphs := {name for name in files if name.endswith(".onnx") or (name, manifest.runtime) == (manifest.entry, "onnx")}:
-        from argosy.store.onnx_file import check_external_data
+        from argosy.importers.onnx import check_external_data
 
         for name in sorted(graphs):
             check_external_data(folder / name, folder, files)

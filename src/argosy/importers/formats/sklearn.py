@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.base import import_extra, name_kind
-from argosy.frameworks.files.base import ForeignModel, Source, refuse
-from argosy.frameworks.files.graph import ML_OPSET, OPSET, Output, finish_outputs
-from argosy.frameworks.files.trees import INPUT
+from argosy.importers.formats.base import ForeignModel, Source, refuse
+from argosy.importers.formats.graph import ML_OPSET, OPSET, Output, finish_outputs
+from argosy.importers.formats.trees import INPUT
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["SklearnModel", "load"]
@@ -139,11 +139,11 @@ def wrap(model: Any) -> ForeignModel:
     """
     package = type(model).__module__.partition(".")[0]
     if package == "xgboost":
-        from argosy.frameworks.files.xgboost import XgboostModel
+        from argosy.importers.formats.xgboost import XgboostModel
 
         return XgboostModel(model.get_booster() if hasattr(model, "get_booster") else model)
     if package == "lightgbm":
-        from argosy.frameworks.files.lightgbm import LightgbmModel
+        from argosy.importers.formats.lightgbm import LightgbmModel
 
         classes = getattr(model, "classes_", None)
         return LightgbmModel(getattr(model, "booster_", model), None if classes is None else _simplify(classes))

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework
-from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx, to_tensor
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE, read_graph, read_parameters
 from argosy.signature import Arrays
 

@@ -6,9 +6,9 @@ import importlib
 from typing import Any, Final, cast
 
 from argosy.frameworks.base import get_framework
-from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
-from argosy.frameworks.files.code import build_model
-from argosy.frameworks.files.live import LiveModel, load_weights, refuse_names
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
+from argosy.importers.formats.code import build_model
+from argosy.importers.formats.live import LiveModel, load_weights, refuse_names
 from argosy.signature import Arrays
 
 __all__ = ["load"]
@@ -29,7 +29,7 @@ def load(source: Source) -> ForeignModel:
         return _load_torch(model, source)
     weights: Arrays = importlib.import_module("safetensors.numpy").load_file(source.path)
     if "flax" in packages:
-        flax: Any = importlib.import_module("argosy.frameworks.files.jax")
+        flax: Any = importlib.import_module("argosy.importers.formats.jax")
         if (linen := flax.wrap_linen(model, _nest(weights))) is not None:
             return linen
     return load_weights(model, weights, _TITLE)

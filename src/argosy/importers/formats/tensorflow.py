@@ -12,8 +12,8 @@ import numpy as np
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import import_extra
-from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
-from argosy.frameworks.files.graph import OPSET
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
+from argosy.importers.formats.graph import OPSET
 from argosy.runtimes.tensorflow import TensorFlowRuntime, set_threads
 from argosy.signature import Arrays, TensorSpec, datatype_of
 

@@ -13,9 +13,9 @@ import msgspec
 
 from argosy.errors import ArgosyError, InputError, ModelError, list_choices
 from argosy.frameworks.confine import Completed
-from argosy.frameworks.convert import EXAMPLES_FILE, ONNX_FILE, TOLERANCE, Answer, Refusal, answer_alone, measure_difference
-from argosy.frameworks.files.base import FORMATS
-from argosy.frameworks.files.copy import list_files
+from argosy.importers.convert import EXAMPLES_FILE, ONNX_FILE, TOLERANCE, Answer, Refusal, answer_alone, measure_difference
+from argosy.importers.formats.base import FORMATS
+from argosy.importers.formats.copy import list_files
 from argosy.runtimes.base import load_runtime_class
 from argosy.store.golden import Golden, decode_golden
 

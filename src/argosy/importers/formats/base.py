@@ -1,7 +1,7 @@
 """Which formats of model files there are, and what a file gives once it is loaded.
 
 `files/X.py` loads the formats of framework X: `load(source)` gives a `ForeignModel`. That happens in a confined process
-alone (`argosy.frameworks.convert`), for a file is as hostile as whoever made it.
+alone (`argosy.importers.convert`), for a file is as hostile as whoever made it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Format(NamedTuple):
     title: str
     """For messages, after "is not": `a TorchScript archive`."""
     module: str
-    """Of `frameworks/files`, that loads it."""
+    """Of `importers/formats`, that loads it."""
     suffixes: tuple[str, ...]
     needs: tuple[str, ...]
     """Packages that must be importable."""
@@ -215,7 +215,7 @@ def load(source: Source) -> ForeignModel:
     Raises:
         InputError: `bad_model_file` and others, by format.
     """
-    module: Any = importlib.import_module(f"argosy.frameworks.files.{FORMATS[source.format].module}")
+    module: Any = importlib.import_module(f"argosy.importers.formats.{FORMATS[source.format].module}")
     return module.load(source)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.environment import is_importable
-from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.runtimes.keras import BACKEND_FILE
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
@@ -58,7 +58,7 @@ class KerasFile(ForeignModel):
 
     def export_onnx(self, inputs: Arrays, path: Path) -> None:
         if self._keras.backend.backend() == "tensorflow":
-            files: Any = importlib.import_module("argosy.frameworks.files.tensorflow")
+            files: Any = importlib.import_module("argosy.importers.formats.tensorflow")
             files.export_function(self._call, self.inputs, path)
         elif len(self.inputs) == len(self.outputs) == 1:
             (rows,) = inputs.values()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ModelError
-from argosy.frameworks.files.graph import Graph, Output
+from argosy.importers.formats.graph import Graph, Output
 from argosy.signature import Arrays
 
 __all__ = ["CLASSIFYING", "INPUT", "Ensemble", "Tree", "label_rows", "write_ensemble"]

@@ -16,8 +16,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
+from argosy.importers.golden_run import open_session, record_golden, record_synthetic, shapes_of_outputs
 from argosy.signature import DATATYPES, Ragged, Signature, TensorSpec, check_name
-from argosy.store.golden_run import open_session, record_golden, record_synthetic, shapes_of_outputs
 from argosy.store.local import Staged, Store, Version
 from argosy.store.preprocess import Steps, add_steps
 

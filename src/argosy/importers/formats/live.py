@@ -10,7 +10,7 @@ import numpy as np
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import Framework, framework_of
-from argosy.frameworks.files.base import ForeignModel, refuse
+from argosy.importers.formats.base import ForeignModel, refuse
 from argosy.signature import Arrays, TensorSpec
 
 __all__ = ["LiveModel", "load_weights", "refuse_names"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.runtimes.openvino import OpenvinoRuntime, openvino
 from argosy.signature import Arrays, TensorSpec, datatype_of
 

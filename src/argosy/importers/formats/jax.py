@@ -13,9 +13,9 @@ import numpy as np
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework, name_kind
-from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, refuse
-from argosy.frameworks.files.code import build_model
-from argosy.frameworks.files.live import LiveModel, load_weights
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
+from argosy.importers.formats.code import build_model
+from argosy.importers.formats.live import LiveModel, load_weights
 from argosy.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
 from argosy.signature import Arrays, TensorSpec, datatype_of
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.files.base import ForeignModel, Source, refuse
-from argosy.frameworks.files.trees import INPUT, Ensemble, Tree, label_rows, write_ensemble
+from argosy.importers.formats.base import ForeignModel, Source, refuse
+from argosy.importers.formats.trees import INPUT, Ensemble, Tree, label_rows, write_ensemble
 from argosy.signature import Arrays, TensorSpec
 
 __all__ = ["XgboostModel", "load"]

@@ -21,16 +21,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from argosy.errors import InputError, NotAllowedError
 from argosy.frameworks.confine import remove_hostile_folder, run_confined
-from argosy.frameworks.convert import ANSWER_FILE, ONNX_FILE, Answer, Request
 from argosy.frameworks.environment import find_interpreter, is_importable, lives_apart
-from argosy.frameworks.files.answer import Made, check_onnx, clean, explain, look_at, read_answer
-from argosy.frameworks.files.base import FORMATS, Format
-from argosy.frameworks.files.copy import Copied, copy_file, copy_folder, copy_parameters, copy_weights
-from argosy.frameworks.files.detect import detect_format
+from argosy.importers.convert import ANSWER_FILE, ONNX_FILE, Answer, Request
+from argosy.importers.formats.answer import Made, check_onnx, clean, explain, look_at, read_answer
+from argosy.importers.formats.base import FORMATS, Format
+from argosy.importers.formats.copy import Copied, copy_file, copy_folder, copy_parameters, copy_weights
+from argosy.importers.formats.detect import detect_format
+from argosy.importers.onnx import add_labels, import_onnx
 from argosy.signature import Ragged, check_name, datatype_of
 from argosy.store.golden import Golden, encode_golden
 from argosy.store.local import Store, Version
-from argosy.store.onnx_file import add_labels, import_onnx
 from argosy.store.preprocess import Steps, add_steps
 
 __all__ = ["import_foreign", "to_array"]
@@ -218,7 +218,7 @@ def _convert(path: Path, request: Path, copied: Copied, name: str, program: _Cod
     """
     work = request.parent
     done = run_confined(
-        ["argosy.frameworks.convert", str(request)],
+        ["argosy.importers.convert", str(request)],
         read=[work, *([program.path.parent] if program else [])],
         write=[work / "out"],
         timeout_s=timeout_s,

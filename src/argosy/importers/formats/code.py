@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from argosy.errors import ArgosyError, InputError
-from argosy.frameworks.files.base import Source
+from argosy.importers.formats.base import Source
 
 __all__ = ["build_model"]
 

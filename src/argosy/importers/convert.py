@@ -1,6 +1,6 @@
 """Turn a file of another framework into what Argosy serves: the confined child of an import.
 
-    python -m argosy.frameworks.convert REQUEST.json
+    python -m argosy.importers.convert REQUEST.json
 
 It loads the file with its framework, answers sample rows with it, exports it to ONNX and holds the export against those
 answers; what does not convert is kept in its framework's own form, loaded by the runtime that will serve it, and held
@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, ModelError
-from argosy.frameworks.files.base import FORMATS, ForeignModel, Source, load, refuse
-from argosy.frameworks.files.sample import count_rows, is_batched, name_sample, synthesise
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, load, refuse
+from argosy.importers.formats.sample import count_rows, is_batched, name_sample, synthesise
 from argosy.runtimes.base import Runtime, load_runtime_class
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden, decode_golden, encode_golden

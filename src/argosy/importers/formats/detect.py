@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from argosy.errors import InputError, list_choices
-from argosy.frameworks.files.archive import is_archive, list_entries
-from argosy.frameworks.files.base import FORMATS, find_format, refuse
+from argosy.importers.formats.archive import is_archive, list_entries
+from argosy.importers.formats.base import FORMATS, find_format, refuse
 
 __all__ = ["detect_format"]
 

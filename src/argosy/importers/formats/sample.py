@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, InputError, list_choices
-from argosy.frameworks.files.base import FORMATS, ForeignModel
+from argosy.importers.formats.base import FORMATS, ForeignModel
 from argosy.signature import Arrays, TensorSpec
 
 __all__ = ["NUM_ROWS", "count_rows", "is_batched", "name_sample", "synthesise"]
