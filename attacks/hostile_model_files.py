@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from argosy.confine.confine import describe_confinement
+from argosy.environment import get_environment, is_importable
 from argosy.errors import ArgosyError
-from argosy.frameworks.confine import describe_confinement
-from argosy.frameworks.environment import get_environment, is_importable
 from argosy.importers.foreign import import_foreign
 from argosy.importers.formats.base import FORMATS
 from argosy.store.local import Store

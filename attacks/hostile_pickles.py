@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from argosy.confine.confine import describe_confinement, run_confined
 from argosy.errors import ArgosyError
-from argosy.frameworks.confine import describe_confinement, run_confined
 
 SECRET = "correct-horse-battery-staple"
 OUTSIDE = Path(tempfile.gettempdir()) / f"argosy-attack-{os.getpid()}"

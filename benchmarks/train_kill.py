@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from argosy.frameworks.environment import find_interpreter, lives_apart
+from argosy.environment import find_interpreter, lives_apart
 
 ROOT = Path(__file__).parents[1]
 PAUSE_S = 0.02

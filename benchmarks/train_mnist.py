@@ -121,7 +121,7 @@ def main() -> None:
     if options.here:
         train_here(names[0], forms, options.seed, options.here)
         return
-    from argosy.frameworks.environment import find_interpreter, lives_apart
+    from argosy.environment import find_interpreter, lives_apart
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:

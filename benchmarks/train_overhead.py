@@ -241,7 +241,7 @@ def main() -> None:
     if options.here:
         print(json.dumps(measure(names[0], options.rounds)))
         return
-    from argosy.frameworks.environment import find_interpreter, lives_apart
+    from argosy.environment import find_interpreter, lives_apart
 
     found: dict[str, Any] = {}
     for name in names:

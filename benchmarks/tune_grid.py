@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import argosy
-from argosy.frameworks.environment import is_importable
+from argosy.environment import is_importable
 from argosy.importers.onnx import import_onnx
 from argosy.serve.cores import count_cores
 from argosy.serve.tune.bench import Bench

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from argosy.frameworks.environment import find_interpreter, get_environment
+from argosy.environment import find_interpreter, get_environment
 from tests.cli.conftest import ARGOSY
 
 Call = Callable[..., Result]

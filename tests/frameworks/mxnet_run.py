@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from argosy.frameworks.environment import find_interpreter
+from argosy.environment import find_interpreter
 
 ROOT = Path(__file__).parents[2]
 

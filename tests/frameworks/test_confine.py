@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from argosy.confine import confine
+from argosy.confine.confine import Completed, describe_confinement, remove_hostile_folder, run_confined
 from argosy.errors import InputError, ModelError, NotAllowedError
-from argosy.frameworks import confine
-from argosy.frameworks.confine import Completed, describe_confinement, remove_hostile_folder, run_confined
 from tests.conftest import is_alive, wait_until
 
 pytestmark = pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process")
@@ -278,7 +278,7 @@ def test_process_dies_with_its_caller(box: Box) -> None:
         [
             sys.executable,
             "-c",
-            "from pathlib import Path; from argosy.frameworks.confine import run_confined\n"
+            "from pathlib import Path; from argosy.confine.confine import run_confined\n"
             f"run_confined(['probe'], read=[], write=[Path({str(box.write)!r})], module_folders=[Path({str(box.code)!r})],"
             " timeout_s=600)",
         ],

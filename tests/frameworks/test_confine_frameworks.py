@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import argosy
-from argosy.frameworks.confine import describe_confinement
+from argosy.confine.confine import describe_confinement
 from tests.frameworks.test_confine import Box
 
 pytestmark = pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process")

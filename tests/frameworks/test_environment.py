@@ -17,10 +17,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import argosy
+from argosy import environment
 from argosy.deploy.local import LocalNode
+from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.errors import FaultError, InputError, NotAllowedError
-from argosy.frameworks import environment
-from argosy.frameworks.environment import find_interpreter, get_environment, is_importable, lives_apart
 from tests.conftest import SIGNATURE, Home, wait_until
 
 LOCK = environment._LOCKS / "mxnet.txt"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from argosy.frameworks.environment import find_interpreter, lives_apart
+from argosy.environment import find_interpreter, lives_apart
 from tests.frameworks.trajectories import list_cases, measure_rounding
 
 ROOT = Path(__file__).parents[2]

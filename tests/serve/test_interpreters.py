@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from argosy.environment import find_interpreter, get_environment
 from argosy.errors import ArgosyError
-from argosy.frameworks.environment import find_interpreter, get_environment
 from tests.conftest import Home, find_workers, is_alive, list_children, row, wait_until
 
 PROGRAM = """

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import argosy
+from argosy.confine.confine import describe_confinement
+from argosy.environment import find_interpreter, get_environment, is_importable
 from argosy.errors import ArgosyError, InputError, NotAllowedError
-from argosy.frameworks.confine import describe_confinement
-from argosy.frameworks.environment import find_interpreter, get_environment, is_importable
 from argosy.importers.foreign import import_foreign
 from argosy.store.local import Store, Version
 
@@ -301,6 +301,6 @@ def test_missing_framework_is_named_with_its_extra(files: Path, store: Store, mo
 def test_nothing_is_imported_where_a_process_cannot_be_confined(
     files: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("argosy.frameworks.confine.read_landlock_abi", lambda: 0)
+    monkeypatch.setattr("argosy.confine.confine.read_landlock_abi", lambda: 0)
     with pytest.raises(NotAllowedError, match="cannot confine files"):
         import_foreign(store, files / "sklearn.joblib", "unconfined", allow_pickle=True)

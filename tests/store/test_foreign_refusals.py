@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from argosy.cli.main import main
+from argosy.confine.confine import describe_confinement
 from argosy.errors import ArgosyError, InputError, TooLargeError
-from argosy.frameworks.confine import describe_confinement
 from argosy.importers.foreign import import_foreign
 from argosy.importers.formats.archive import list_entries
 from argosy.importers.formats.base import FORMATS

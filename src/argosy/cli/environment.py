@@ -21,7 +21,7 @@ def environment() -> None:
 @command("list")
 def list_all(shell: Shell) -> None:
     """Show the environments that there are, and which of them are built."""
-    from argosy.frameworks.environment import is_importable, list_environments
+    from argosy.environment import is_importable, list_environments
 
     data: list[dict[str, Any]] = [
         {
@@ -47,7 +47,7 @@ def _describe_state(one: dict[str, Any]) -> str:
 @click.argument("name")
 def build(shell: Shell, name: str) -> None:
     """Build an environment now, rather than when it is first needed, and show its Python."""
-    from argosy.frameworks.environment import find_interpreter
+    from argosy.environment import find_interpreter
 
     python = str(find_interpreter(name))
     shell.show({"name": name, "python": python}, python)
@@ -62,7 +62,7 @@ def run(shell: Shell, name: str, file: Path, arguments: tuple[str, ...]) -> None
 
     What stands after FILE.py is the program's. Packages of this environment are not seen there, nor what PYTHONPATH names.
     """
-    from argosy.frameworks.environment import run_in
+    from argosy.environment import run_in
 
     # The program finds the same models as the command did.
     os.environ["ARGOSY_HOME"] = str(shell.home)

@@ -59,7 +59,7 @@ def train(
     FUNCTION takes nothing and gives a dict: `model`, `data`, and any other argument of argosy.train. Options given here
     win over it. A framework that lives in an environment of its own is run there.
     """
-    from argosy.frameworks.environment import lives_apart, run_in
+    from argosy.environment import lives_apart, run_in
     from argosy.train.program import is_program
 
     if resume and restart:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.errors import FaultError, InputError
-from argosy.frameworks.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.runtimes.base import PACKAGES
 from argosy.serve.channel import Channel, read_message, write_message
 

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from argosy.confine.confine import remove_hostile_folder, run_confined
+from argosy.environment import find_interpreter, is_importable, lives_apart
 from argosy.errors import InputError, NotAllowedError
-from argosy.frameworks.confine import remove_hostile_folder, run_confined
-from argosy.frameworks.environment import find_interpreter, is_importable, lives_apart
 from argosy.importers.convert import ANSWER_FILE, ONNX_FILE, Answer, Request
 from argosy.importers.formats.answer import Made, check_onnx, clean, explain, look_at, read_answer
 from argosy.importers.formats.base import FORMATS, Format

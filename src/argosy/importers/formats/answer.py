@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from argosy.confine.confine import Completed
 from argosy.errors import ArgosyError, InputError, ModelError, list_choices
-from argosy.frameworks.confine import Completed
 from argosy.importers.convert import EXAMPLES_FILE, ONNX_FILE, TOLERANCE, Answer, Refusal, answer_alone, measure_difference
 from argosy.importers.formats.base import FORMATS
 from argosy.importers.formats.copy import list_files

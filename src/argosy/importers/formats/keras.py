@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from argosy.environment import is_importable
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework
-from argosy.frameworks.environment import is_importable
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.runtimes.keras import BACKEND_FILE
 from argosy.signature import Arrays, TensorSpec, datatype_of

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from argosy.environment import is_importable
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework, name_kind
-from argosy.frameworks.environment import is_importable
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.importers.formats.code import build_model
 from argosy.importers.formats.live import LiveModel

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bfloat16 import decode_stored
+from argosy.environment import find_interpreter, is_importable
 from argosy.errors import FaultError
-from argosy.frameworks.environment import find_interpreter, is_importable
 from argosy.runtimes.base import PACKAGES
 from argosy.serve.agreement import measure_cosine
 from argosy.serve.tune.candidate import BATCHES, Engine

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from argosy.environment import is_importable
 from argosy.errors import ConflictError, NotAllowedError
-from argosy.frameworks.environment import is_importable
 from argosy.runtimes.base import ALSO_RUNS, PACKAGES
 from argosy.serve.cores import count_cores
 from argosy.serve.launch import find_server

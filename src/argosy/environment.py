@@ -150,7 +150,7 @@ def _list_names() -> list[str]:
 
 
 def _find_package() -> Path:
-    return Path(__file__).parent.parent.resolve()
+    return Path(__file__).parent.resolve()
 
 
 def _find_cache(variables: Mapping[str, str]) -> Path:

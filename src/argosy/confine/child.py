@@ -1,6 +1,6 @@
 """What a confined process does first: give up all rights but the few it was given, then run the module.
 
-`confine.py` starts this file as a script, in any interpreter: `python -I -B confine_child.py PLAN MODULE [ARGUMENT ...]`.
+`confine.py` starts this file as a script, in any interpreter: `python -I -B child.py PLAN MODULE [ARGUMENT ...]`.
 Until the last line of `main` only Argosy's own code and the standard library have run. Standard library only.
 """
 
@@ -52,8 +52,8 @@ def main() -> None:
     """Confine this process as the plan in the first argument says, and become the module in the second."""
     plan: dict[str, Any] = json.loads(sys.argv[1])
     _register_argosy(plan["argosy"])
-    from argosy.frameworks.confine_landlock import restrict_files
-    from argosy.frameworks.confine_seccomp import filter_calls
+    from argosy.confine.landlock import restrict_files
+    from argosy.confine.seccomp import filter_calls
 
     _limit(plan["memory_bytes"])
     _drop_privileges(plan["parent"])

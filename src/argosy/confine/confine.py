@@ -1,7 +1,7 @@
 """Open a file that may be hostile in a process that can do no harm: a pickle, a TorchScript, a SavedModel, a .keras.
 
 The process has no secret in its environment, no descriptor but its output, an empty folder as home, and dies with
-its caller. Before the first byte of the file is read, it gives up (`confine_child.py`):
+its caller. Before the first byte of the file is read, it gives up (`child.py`):
 
 | what | by |
 |---|---|
@@ -36,15 +36,14 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import argosy
+from argosy.confine.landlock import read_landlock_abi
+from argosy.confine.seccomp import can_filter_calls
 from argosy.errors import InputError, ModelError, NotAllowedError
-from argosy.frameworks.confine_landlock import read_landlock_abi
-from argosy.frameworks.confine_seccomp import can_filter_calls
 
 __all__ = ["Completed", "Confinement", "describe_confinement", "remove_hostile_folder", "run_confined"]
 
-_CHILD: Final = Path(__file__).with_name("confine_child.py")
-_ARGOSY: Final = Path(argosy.__file__).parent
+_CHILD: Final = Path(__file__).with_name("child.py")
+_ARGOSY: Final = Path(__file__).parent.parent
 _MAX_STDOUT_BYTES: Final = 16 << 20
 _STDERR_TAIL_BYTES: Final = 8000
 _READ_BYTES: Final = 1 << 16
