@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from argosy.compress.base import CompressResult, Guard, compress
     from argosy.deploy.spec import DeploymentSpec
     from argosy.errors import ArgosyError
+    from argosy.registry.transfer import pull, push
     from argosy.serve.launch import Server, serve
     from argosy.signature import Signature, TensorSpec
     from argosy.store.local import Store
     from argosy.store.manifest import Version
-    from argosy.store.oci import pull, push
     from argosy.train.checkpoint import Checkpoints
     from argosy.train.publish import publish
     from argosy.train.run import TrainResult, train
@@ -65,8 +65,8 @@ _HOMES: Final = {
     "TrainResult": "argosy.train.run",
     "Version": "argosy.store.manifest",
     "publish": "argosy.train.publish",
-    "pull": "argosy.store.oci",
-    "push": "argosy.store.oci",
+    "pull": "argosy.registry.transfer",
+    "push": "argosy.registry.transfer",
 }
 
 

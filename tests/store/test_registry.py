@@ -20,9 +20,9 @@ from test_publish_safety import assert_sound
 
 import argosy
 from argosy.errors import AuthError, NotFoundError, RegistryError
+from argosy.registry.transfer import Step
 from argosy.signature import Signature, TensorSpec
 from argosy.store.local import Golden, Store, Version
-from argosy.store.oci import Step
 
 Publish = Callable[..., Version]
 
@@ -34,7 +34,7 @@ LARGE = bytes(range(256)) * (12 << 12)
 @pytest.fixture(autouse=True)
 def _nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No credentials of whoever runs the tests, and short pauses."""
-    monkeypatch.setattr("argosy.store.registry_connection.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("argosy.registry.connection.FIRST_PAUSE_S", 0.001)
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)

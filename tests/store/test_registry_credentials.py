@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from argosy.errors import InputError
-from argosy.store.credentials import Credentials, find_credentials
-from argosy.store.location import parse_location
+from argosy.registry.credentials import Credentials, find_credentials
+from argosy.registry.location import parse_location
 
 DIGEST = f"sha256:{'0a' * 32}"
 

@@ -15,9 +15,9 @@ from registry_server import FakeRegistry, start_registry
 
 import argosy
 from argosy.errors import ArgosyError
+from argosy.registry.transfer import pull_files
 from argosy.store.local import Golden, Store
 from argosy.store.manifest import CONFIG_TYPE, FILE_PATH, MANIFEST_TYPE
-from argosy.store.oci import pull_files
 
 SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
@@ -28,7 +28,7 @@ WEIGHTS = bytes(range(256)) * 8192
 
 @pytest.fixture(autouse=True)
 def _nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("argosy.store.registry_connection.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("argosy.registry.connection.FIRST_PAUSE_S", 0.001)
     for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -14,7 +14,7 @@ from argosy.cli.shell import Shell, command, format_bytes
 from argosy.cli.version import describe_version, format_head
 
 if TYPE_CHECKING:
-    from argosy.store.oci import Step
+    from argosy.registry.transfer import Step
 
 __all__ = ["pull", "push"]
 
@@ -39,7 +39,7 @@ def push(shell: Shell, reference: str, target: str, plain_http: bool, ca_file: P
     Credentials come from docker's and podman's files and helpers, or from ARGOSY_REGISTRY_USERNAME and
     ARGOSY_REGISTRY_PASSWORD.
     """
-    from argosy.store.oci import push as send
+    from argosy.registry.transfer import push as send
 
     with _show_progress(shell) as tell:
         pushed = send(reference, target, store=shell.open_store(), plain_http=plain_http, ca_file=ca_file, tell=tell)
@@ -64,8 +64,8 @@ def pull(shell: Shell, source: str, name: str | None, files: Path | None, **conn
 
     The version keeps its digest, signature, golden examples and lineage. Credentials: see argosy push.
     """
-    from argosy.store.oci import pull as fetch
-    from argosy.store.oci import pull_files
+    from argosy.registry.transfer import pull as fetch
+    from argosy.registry.transfer import pull_files
 
     if files is not None:
         if name is not None:

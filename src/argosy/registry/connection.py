@@ -19,9 +19,9 @@ import httpx
 import msgspec
 
 from argosy.errors import ArgosyError, AuthError, InputError, NotAllowedError, NotFoundError, RegistryError
-from argosy.store.credentials import find_credentials
-from argosy.store.location import Location, is_loopback
-from argosy.store.registry_auth import Authorizer
+from argosy.registry.auth import Authorizer
+from argosy.registry.credentials import find_credentials
+from argosy.registry.location import Location, is_loopback
 
 __all__ = ["CHUNK_BYTES", "Connection", "Lost", "Patience", "Reply", "check_encoding", "read_reply"]
 

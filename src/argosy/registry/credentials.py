@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from argosy.errors import InputError
-from argosy.store.location import Location
+from argosy.registry.location import Location
 
 __all__ = ["Credentials", "find_credentials"]
 

@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import msgspec
 
 from argosy.errors import AuthError, RegistryError
-from argosy.store.credentials import Credentials
-from argosy.store.location import Location
+from argosy.registry.credentials import Credentials
+from argosy.registry.location import Location
 
 __all__ = ["Ask", "Authorizer"]
 

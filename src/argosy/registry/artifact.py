@@ -12,9 +12,9 @@ from typing import Any, Final, cast
 import msgspec
 
 from argosy.errors import ArgosyError, InputError, list_choices
+from argosy.registry.location import DIGEST, Location
 from argosy.store.blobs import list_files
 from argosy.store.golden import check_golden, decode_golden
-from argosy.store.location import DIGEST, Location
 from argosy.store.manifest import (
     ARTIFACT_TYPE,
     CONFIG_TYPE,

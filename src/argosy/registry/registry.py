@@ -16,9 +16,9 @@ from typing import BinaryIO, Final, Self
 from urllib.parse import quote
 
 from argosy.errors import AuthError, NotAllowedError, RegistryError
-from argosy.store.location import Location
+from argosy.registry.connection import CHUNK_BYTES, Connection, Lost, Patience, Reply, check_encoding, read_reply
+from argosy.registry.location import Location
 from argosy.store.manifest import INDEX_TYPE, MANIFEST_TYPE, Descriptor
-from argosy.store.registry_connection import CHUNK_BYTES, Connection, Lost, Patience, Reply, check_encoding, read_reply
 
 __all__ = ["Registry"]
 

@@ -16,14 +16,14 @@ from typing import IO, Final, NamedTuple
 import msgspec
 
 from argosy.errors import InputError, RegistryError
+from argosy.registry.artifact import check_artifact, check_files, check_manifest, read_modelpack
+from argosy.registry.location import Location, parse_location
+from argosy.registry.registry import Registry
 from argosy.signature import check_name
 from argosy.store import records
-from argosy.store.artifact import check_artifact, check_files, check_manifest, read_modelpack
 from argosy.store.blobs import list_files
 from argosy.store.local import Staged, Store, Version
-from argosy.store.location import Location, parse_location
 from argosy.store.manifest import MANIFEST_FILE, MANIFEST_TYPE, Descriptor, decode_image
-from argosy.store.registry import Registry
 from argosy.store.staging import StagedBlob, check_file_name, write_hashed
 from argosy.store.temporary import explain_write, temp_folder
 
