@@ -100,7 +100,7 @@ def is_ready(url: str) -> bool:
 @contextmanager
 def start_argosy(models: Path) -> Iterator[tuple[str, str, str]]:
     """URL, gRPC address and admin token of our server with the models."""
-    from argosy.serve.launch import find_server
+    from argosy.home import find_server
 
     home = models / "home"
     store = argosy.Store(home)

@@ -28,12 +28,12 @@ import argosy
 from argosy.environment import is_importable
 from argosy.importers.onnx import import_onnx
 from argosy.serve.cores import count_cores
-from argosy.serve.tune.bench import Bench
-from argosy.serve.tune.candidate import Candidate, list_engines, list_replicas
-from argosy.serve.tune.engine import EngineBench
-from argosy.serve.tune.run import tune
-from argosy.serve.tune.search import Goal, describe
-from argosy.serve.tune.traffic import Traffic, build_requests
+from argosy.tune.bench import Bench
+from argosy.tune.candidate import Candidate, list_engines, list_replicas
+from argosy.tune.engine import EngineBench
+from argosy.tune.run import tune
+from argosy.tune.search import Goal, describe
+from argosy.tune.traffic import Traffic, build_requests
 from machine import describe_machine
 from models import make_mlp
 from ratios import Ratio, find_interval, judge

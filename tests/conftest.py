@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 import argosy
 from argosy.importers.onnx import import_onnx
 from argosy.importers.python import publish_python
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
 

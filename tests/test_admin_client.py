@@ -11,7 +11,7 @@ import pytest
 from argosy.client import AdminClient
 from argosy.deploy.ledger import Ledger
 from argosy.errors import ConflictError, FaultError, InputError, NotFoundError, UnavailableError
-from argosy.serve.launch import Server
+from argosy.server import Server
 
 from .conftest import Home, find_child, make_scale_model, row
 

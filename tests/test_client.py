@@ -34,7 +34,7 @@ from argosy.errors import (
     UnavailableError,
 )
 from argosy.importers.python import publish_python
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 
 from .conftest import Home, make_scale_model, row

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from argosy.deploy.spec import DeploymentSpec
     from argosy.errors import ArgosyError
     from argosy.registry.transfer import pull, push
-    from argosy.serve.launch import Server, serve
+    from argosy.server import Server, serve
     from argosy.signature import Signature, TensorSpec
     from argosy.store.local import Store
     from argosy.store.manifest import Version
@@ -58,7 +58,7 @@ _HOMES: Final = {
     "DeploymentSpec": "argosy.deploy.spec",
     "Guard": "argosy.compress.base",
     "Prediction": "argosy.client",
-    "Server": "argosy.serve.launch",
+    "Server": "argosy.server",
     "Signature": "argosy.signature",
     "Store": "argosy.store.local",
     "TensorSpec": "argosy.signature",

@@ -18,12 +18,12 @@ def make_callable(module: str, target: str) -> None:
 
     Args:
         module: the package's full name.
-        target: `submodule:function`.
+        target: `module:function`.
     """
     name, function = target.split(":")
 
     class CallableModule(ModuleType):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return getattr(importlib.import_module(f"{module}.{name}"), function)(*args, **kwargs)
+            return getattr(importlib.import_module(name), function)(*args, **kwargs)
 
     sys.modules[module].__class__ = CallableModule

@@ -15,17 +15,11 @@ from typing import Any, Final
 import msgspec
 
 from argosy.errors import InputError
+from argosy.home import find_home
 
-__all__ = ["ServeConfig", "find_home", "load_serve_config"]
+__all__ = ["ServeConfig", "load_serve_config"]
 
 _PREFIX: Final = "ARGOSY_"
-
-
-def find_home(home: Path | str | None = None, environment: Mapping[str, str] | None = None) -> Path:
-    """The folder that holds all state: the argument, or ARGOSY_HOME, or ~/.argosy."""
-    environment = os.environ if environment is None else environment
-    chosen = home or environment.get("ARGOSY_HOME") or Path.home() / ".argosy"
-    return Path(chosen).expanduser().absolute()
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from argosy.cli.main import main
-from argosy.serve.launch import find_server
+from argosy.home import find_server
 from argosy.store.local import Store
 
 ARGOSY = Path(sys.executable).with_name("argosy")

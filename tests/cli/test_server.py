@@ -20,7 +20,7 @@ from click.testing import Result
 
 from argosy.client import AdminClient, Client
 from argosy.deploy.ledger import Ledger
-from argosy.serve.launch import find_server
+from argosy.home import find_server
 
 from ..conftest import wait_until
 from .conftest import Site, make_affine_model

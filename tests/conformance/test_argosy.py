@@ -15,7 +15,7 @@ from argosy.cli.main import main
 from argosy.conformance.model import OCTETS
 from argosy.conformance.write_models import write_models
 from argosy.importers.onnx import import_onnx
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
 from tests.conftest import Home, read_state

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from argosy.serve import admin as admin_module
-from argosy.serve.launch import Server
+from argosy.server import Server
 from tests.conftest import Home, find_child, golden_scale, make_scale_model, read_state, row, wait_until
 from tests.serve.test_http import attacks
 

@@ -20,7 +20,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 import argosy
-from argosy.serve.launch import Server
+from argosy.server import Server
 from tests.conftest import row
 from tests.serve.test_v2_models import TYPES, serve_models
 

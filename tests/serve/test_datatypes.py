@@ -24,7 +24,7 @@ import argosy
 from argosy.errors import InputError
 from argosy.importers.onnx import import_onnx
 from argosy.importers.python import publish_python
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import DATATYPES, Signature, TensorSpec, pack_bytes
 from argosy.store.golden import Golden
 from tests.conftest import Home

@@ -16,7 +16,7 @@ import tritonclient.grpc.aio as triton_aio
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from argosy.serve.launch import Server
+from argosy.server import Server
 from tests.conftest import Home, row, wait_until
 
 

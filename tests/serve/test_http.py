@@ -24,7 +24,7 @@ import uvloop
 
 from argosy.serve.http import HttpConnection
 from argosy.serve.intake import Intake
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from tests.conftest import SIGNATURE, Home, find_child, row
 

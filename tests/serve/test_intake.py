@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from argosy.serve.intake import Intake
-from argosy.serve.launch import Server
+from argosy.server import Server
 from tests.conftest import Home, find_child, row
 from tests.serve.test_grpc_hostile import h2, infer, read_status
 from tests.serve.test_http import BODY, INFER, OUTPUTS, attacks

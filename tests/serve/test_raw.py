@@ -21,7 +21,7 @@ import argosy
 from argosy.errors import InputError, NotFoundError, UnavailableError
 from argosy.importers.python import publish_python
 from argosy.raw import Event
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import Signature
 from tests.conftest import SIGNATURE, Home, find_child, find_workers, wait_until
 

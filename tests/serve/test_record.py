@@ -19,13 +19,14 @@ import tritonclient.grpc
 import tritonclient.http
 
 from argosy.client import AdminClient
+from argosy.deploy.spec import Arrival
 from argosy.errors import FaultError, InputError, NotFoundError, OverloadedError
 from argosy.serve import recorder
-from argosy.serve.launch import Server
-from argosy.serve.tune.trace import MAX_ARRIVALS, Arrival, TraceFile, read_trace
-from argosy.serve.tune.traffic import Traffic, build_requests, build_schedule
+from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
+from argosy.tune.trace import MAX_ARRIVALS, TraceFile, read_trace
+from argosy.tune.traffic import Traffic, build_requests, build_schedule
 from tests.conftest import Home, find_child, golden_scale, row, wait_until
 
 WIDE = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))
@@ -233,7 +234,7 @@ def test_recording_is_bounded_and_ends_when_nobody_asks(monkeypatch: pytest.Monk
 
 
 def test_trace_holds_no_more_than_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("argosy.serve.tune.trace.MAX_ARRIVALS", 5)
+    monkeypatch.setattr("argosy.tune.trace.MAX_ARRIVALS", 5)
     file = TraceFile(tmp_path / "trace")
     file.add([])
     for start in (10.0, 11.0):

@@ -25,7 +25,7 @@ import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
 import argosy
-from argosy.serve.launch import Server
+from argosy.server import Server
 from tests.conftest import Home, find_child, golden_scale, read_state, row, wait_until
 from tests.serve.test_v2_models import publish_pair, publish_turn
 

@@ -19,17 +19,17 @@ from click.testing import CliRunner, Result
 from argosy.cli.main import main
 from argosy.deploy.ledger import Ledger
 from argosy.errors import InputError, NotAllowedError, NotFoundError
-from argosy.serve.tune.apply import write_num_fronts
-from argosy.serve.tune.bench import Bench, Measurement
-from argosy.serve.tune.candidate import Candidate, Engine, list_engines
-from argosy.serve.tune.engine import EngineResult
-from argosy.serve.tune.journal import Journal
-from argosy.serve.tune.run import tune
-from argosy.serve.tune.search import Goal, Outcome, Search
-from argosy.serve.tune.trace import read_trace
-from argosy.serve.tune.traffic import Traffic, build_requests, build_schedule
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
+from argosy.tune.apply import write_num_fronts
+from argosy.tune.bench import Bench, Measurement
+from argosy.tune.candidate import Candidate, Engine, list_engines
+from argosy.tune.engine import EngineResult
+from argosy.tune.journal import Journal
+from argosy.tune.run import tune
+from argosy.tune.search import Goal, Outcome, Search
+from argosy.tune.trace import read_trace
+from argosy.tune.traffic import Traffic, build_requests, build_schedule
 from tests.conftest import SIGNATURE, Home, golden_scale
 
 ROW_S = {"onnx": 8e-3, "openvino float32": 8e-3, "openvino bfloat16": 4e-3}
@@ -363,7 +363,7 @@ def test_python_model_is_tuned_when_its_code_is_allowed(home: Home) -> None:
 
 
 def test_client_imports_nothing_but_the_standard_library() -> None:
-    code = "import sys, argosy.serve.tune.load; print([m for m in ('numpy', 'msgspec', 'httpx') if m in sys.modules])"
+    code = "import sys, argosy.tune.load; print([m for m in ('numpy', 'msgspec', 'httpx') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 import argosy
 from argosy.importers.onnx import import_onnx
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import DATATYPES
 from tests.conftest import Home
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import DATATYPES, pack_bytes, unpack_bytes
 from tests.serve.test_http import Peer, attacks, request
 from tests.serve.test_v2_models import TYPES, serve_models

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from argosy.serve.launch import Server
+from argosy.server import Server
 from tests.serve.test_v2_models import serve_models
 
 TYPES = ("FP16", "FP32", "FP64", "INT8", "UINT8", "INT64", "UINT64", "BOOL", "BYTES")

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from argosy.serve.launch import Server
+from argosy.server import Server
 from argosy.signature import DATATYPES, pack_bytes, unpack_bytes
 from tests.serve.test_v2_models import TYPES, serve_models
 

@@ -13,7 +13,7 @@ from argosy.cli.shell import Shell, command
 
 if TYPE_CHECKING:
     from argosy.client import AdminClient
-    from argosy.deploy.ledger import Event, Rollout
+    from argosy.deploy.spec import Event, Rollout
 
 __all__ = ["deploy", "roll_out", "rollback", "undeploy"]
 

@@ -25,7 +25,7 @@ def record(shell: Shell, name: str, trace: Path, for_s: float) -> None:
     Nothing of what they say is recorded. Ctrl-C and SIGTERM end it earlier; what has arrived by then is in the file.
     """
     from argosy.client import AdminClient
-    from argosy.serve.tune.trace import MAX_ARRIVALS, TraceFile
+    from argosy.tune.trace import MAX_ARRIVALS, TraceFile
 
     signal.signal(signal.SIGTERM, _stop)
     with AdminClient(shell.home) as admin:

@@ -37,7 +37,8 @@ def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:
     """
     from argosy.config import load_serve_config
     from argosy.errors import ConflictError
-    from argosy.serve.launch import exec_server, find_server
+    from argosy.home import find_server
+    from argosy.server import exec_server
 
     chosen, _ = load_serve_config(settings, home=shell.given_home)
     running = find_server(shell.home)

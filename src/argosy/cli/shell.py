@@ -48,7 +48,7 @@ class Shell:
     @property
     def home(self) -> Path:
         """The folder that holds all state."""
-        from argosy.config import find_home
+        from argosy.home import find_home
 
         return find_home(self.given_home)
 

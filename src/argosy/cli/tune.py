@@ -14,9 +14,9 @@ from argosy.cli.shell import Shell, Table, command
 
 if TYPE_CHECKING:
     from argosy.deploy.spec import DeploymentSpec
-    from argosy.serve.tune.candidate import Candidate
-    from argosy.serve.tune.traffic import Traffic
     from argosy.store.manifest import Version
+    from argosy.tune.candidate import Candidate
+    from argosy.tune.traffic import Traffic
 
 __all__ = ["tune"]
 
@@ -58,9 +58,9 @@ def tune(
     Real servers are measured, with requests made of the version's golden examples. What was chosen is shown, and written to the
     deployment and to config.toml.
     """
-    from argosy.serve.tune import report
-    from argosy.serve.tune.run import tune as run
-    from argosy.serve.tune.search import Goal
+    from argosy.tune import report
+    from argosy.tune.run import tune as run
+    from argosy.tune.search import Goal
 
     # Servers are stopped and files removed also when somebody ends this otherwise than by the keyboard.
     signal.signal(signal.SIGTERM, _end)
@@ -92,8 +92,8 @@ def _end(number: int, frame: object) -> NoReturn:
 
 
 def _read_traffic(*, rows: int, lengths: str | None, connections: int, rate_per_s: float, trace: Path | None) -> Traffic:
-    from argosy.serve.tune.trace import read_trace
-    from argosy.serve.tune.traffic import Traffic
+    from argosy.tune.trace import read_trace
+    from argosy.tune.traffic import Traffic
 
     if trace is not None and (rate_per_s or lengths or rows != 1):
         raise click.UsageError(
@@ -112,7 +112,7 @@ def _write(
     shell: Shell, version: Version, name: str | None, candidate: Candidate, allow_code: bool
 ) -> tuple[DeploymentSpec, list[str]]:
     """Write a choice to the deployment, through the server if one runs, and to config.toml."""
-    from argosy.serve.tune.apply import plan_choice, write_num_fronts
+    from argosy.tune.apply import plan_choice, write_num_fronts
 
     ledger = shell.open_ledger()
     spec = plan_choice(ledger, f"{version.name}@{version.number}", name, candidate, allow_code=allow_code)

@@ -15,13 +15,11 @@ from urllib.parse import quote
 import msgspec
 
 from argosy.client.wire import accept, make_error
-from argosy.config import find_home
 from argosy.errors import FaultError, InputError, UnavailableError
+from argosy.home import find_home
 
 if TYPE_CHECKING:
-    from argosy.deploy.ledger import Event, Rollout
-    from argosy.deploy.spec import DeploymentSpec
-    from argosy.serve.tune.trace import Arrival
+    from argosy.deploy.spec import Arrival, DeploymentSpec, Event, Rollout
 
 __all__ = ["AdminClient", "RolloutProgress"]
 
@@ -90,7 +88,7 @@ class AdminClient:
         self._http = httpx.Client(trust_env=False, verify=False, headers=headers)  # noqa: S501
 
     def _find_server(self) -> dict[str, Any] | None:
-        from argosy.serve.launch import find_server
+        from argosy.home import find_server
 
         return find_server(self.home)
 
@@ -178,7 +176,7 @@ class AdminClient:
         Raises:
             NotFoundError: there is none of this number.
         """
-        from argosy.deploy.ledger import Event
+        from argosy.deploy.spec import Event
 
         parameters = {"after": after, "wait_s": wait_s}
         found = self._ask("GET", f"/v1/rollouts/{rollout_id}", params=parameters, timeout_s=_TIMEOUT_S + wait_s)
@@ -238,7 +236,7 @@ class AdminClient:
             FaultError: `arrivals_missed`, so many came that some were not kept.
             UnavailableError: the server has stopped.
         """
-        from argosy.serve.tune.trace import Arrival
+        from argosy.deploy.spec import Arrival
 
         path, parameters = f"/v1/deployments/{quote(name, safe='')}/arrivals", {"recording": secrets.token_hex(8)}
         waiting: list[tuple[float, int, int | None]] = []
@@ -286,6 +284,6 @@ class AdminClient:
 
 
 def _read_rollout(found: Any) -> Rollout:
-    from argosy.deploy.ledger import Rollout
+    from argosy.deploy.spec import Rollout
 
     return msgspec.convert(found, Rollout)

@@ -7,4 +7,4 @@ from argosy.compress.report import describe_result, tabulate_result
 
 __all__ = ["CompressResult", "Cost", "Guard", "Method", "Score", "compress", "describe_result", "get_method", "tabulate_result"]
 
-make_callable(__name__, "base:compress")
+make_callable(__name__, "argosy.compress.base:compress")

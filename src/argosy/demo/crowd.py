@@ -16,7 +16,7 @@ from argosy.demo.clients import COLUMNS
 from argosy.errors import FaultError
 
 if TYPE_CHECKING:
-    from argosy.serve.launch import Server
+    from argosy.server import Server
 
 __all__ = ["Crowd", "Seen"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from argosy.compress.base import CompressResult, compress
 from argosy.demo.crowd import Crowd, Seen
 from argosy.errors import FaultError
-from argosy.serve.launch import Server, serve
+from argosy.server import Server, serve
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.recipes import RecipeRun, get_recipe, load_data_for, run_recipe

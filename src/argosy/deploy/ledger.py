@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
-from argosy.deploy.spec import DeploymentSpec, choose_runtime
+from argosy.deploy.spec import Deployment, DeploymentSpec, Event, Rollout, choose_runtime
 from argosy.errors import ConflictError, InputError, NotFoundError, list_choices
 from argosy.store.local import Store
 
-__all__ = ["Deployment", "Event", "Ledger", "Rollout"]
+__all__ = ["Ledger"]
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS deployments (
@@ -29,42 +29,6 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS held (
         id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, spec TEXT NOT NULL, at TEXT NOT NULL)""",
 )
-
-
-class Deployment(msgspec.Struct, frozen=True):
-    """A deployment as it stands."""
-
-    spec: DeploymentSpec
-    is_live: bool
-    """A version has taken its traffic."""
-    created: str
-
-
-class Rollout(msgspec.Struct, frozen=True):
-    """One change of a deployment."""
-
-    id: int
-    spec: DeploymentSpec
-    """What the deployment becomes."""
-    from_version: int | None
-    state: str
-    """pending, running, done or failed."""
-    created: str
-    ended: str | None
-
-    @property
-    def is_over(self) -> bool:
-        """True when nothing more will happen."""
-        return self.state in ("done", "failed")
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One step of a rollout, as it happened."""
-
-    number: int
-    at: str
-    step: str
-    detail: str
 
 
 def _now() -> str:

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
-from argosy.deploy.ledger import Deployment, Ledger
+from argosy.deploy.ledger import Ledger
 from argosy.deploy.local import LocalNode
 from argosy.deploy.repository import describe_repository
 from argosy.deploy.rollout import Lane, build_worker_spec, name_setting, roll_out
+from argosy.deploy.spec import Deployment
 from argosy.errors import ArgosyError
 from argosy.serve.cores import choose_replicas, count_cores
 from argosy.serve.table import RepositoryEntry, Table, TableEntry

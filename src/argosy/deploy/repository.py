@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from argosy.deploy.ledger import Deployment, Ledger, Rollout
-from argosy.deploy.spec import DeploymentSpec
+from argosy.deploy.ledger import Ledger
+from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, FaultError, NotAllowedError
 from argosy.serve.table import RepositoryEntry
 from argosy.signature import check_name

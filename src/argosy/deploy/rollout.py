@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from argosy.deploy.ledger import Rollout
 from argosy.deploy.local import Worker
-from argosy.deploy.spec import DeploymentSpec, choose_runtime
+from argosy.deploy.spec import DeploymentSpec, Rollout, choose_runtime
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
 from argosy.runtimes.base import OWN_THREADS
 from argosy.serve.cores import count_cores

@@ -1,6 +1,8 @@
-"""What a user asks for: a deployment."""
+"""What is said of deployments: what a user asks for, how it stands, its rollouts, and when requests arrived at it."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import msgspec
 
@@ -8,7 +10,10 @@ from argosy.errors import InputError, list_choices
 from argosy.runtimes.base import ALSO_RUNS, PRECISIONS
 from argosy.signature import check_name
 
-__all__ = ["DeploymentSpec", "choose_runtime"]
+__all__ = ["MAX_LENGTH", "MAX_ROWS", "Arrival", "Deployment", "DeploymentSpec", "Event", "Rollout", "choose_runtime"]
+
+MAX_LENGTH: Final = 1 << 20
+MAX_ROWS: Final = 1 << 16
 
 
 class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +63,54 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ):
             if not low <= value <= high:
                 raise InputError("bad_option", option=option, got=value, expected=f"{low} to {high}")
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """A deployment as it stands."""
+
+    spec: DeploymentSpec
+    is_live: bool
+    """A version has taken its traffic."""
+    created: str
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    """One change of a deployment."""
+
+    id: int
+    spec: DeploymentSpec
+    """What the deployment becomes."""
+    from_version: int | None
+    state: str
+    """pending, running, done or failed."""
+    created: str
+    ended: str | None
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing more will happen."""
+        return self.state in ("done", "failed")
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One step of a rollout, as it happened."""
+
+    number: int
+    at: str
+    step: str
+    detail: str
+
+
+class Arrival(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One line of a trace."""
+
+    at_s: float
+    rows: int = 1
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.at_s < 1e12 and 1 <= self.rows <= MAX_ROWS and 1 <= (self.length or 1) <= MAX_LENGTH):
+            raise ValueError(f"at_s, rows or length is out of range: {self.at_s}, {self.rows}, {self.length}")
 
 
 def choose_runtime(spec: DeploymentSpec, own: str) -> str:

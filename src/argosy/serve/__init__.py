@@ -2,4 +2,4 @@
 
 from argosy.callables import make_callable
 
-make_callable(__name__, "launch:serve")
+make_callable(__name__, "argosy.server:serve")

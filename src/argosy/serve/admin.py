@@ -19,9 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from argosy.deploy.ledger import Rollout
 from argosy.deploy.reconcile import Reconciler
-from argosy.deploy.spec import DeploymentSpec
+from argosy.deploy.spec import DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, InputError, NotFoundError, list_choices
 from argosy.serve.metrics import Counters
 from argosy.serve.recorder import unpack_arrivals

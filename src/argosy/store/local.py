@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from argosy.config import find_home
 from argosy.errors import InputError, NotFoundError, StoreError, list_choices
+from argosy.home import find_home
 from argosy.signature import Signature, check_name
 from argosy.store import records
 from argosy.store.blobs import Blobs, list_files

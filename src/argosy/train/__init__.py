@@ -8,4 +8,4 @@ from argosy.train.run import train
 
 __all__ = ["Dataset", "Epoch", "Recipe", "RecipeRun", "TrainResult", "load_data_for", "load_digits", "run_recipe", "train"]
 
-make_callable(__name__, "run:train")
+make_callable(__name__, "argosy.train.run:train")

@@ -1,6 +1,6 @@
 """A client that costs little: prebuilt requests over raw sockets, one at a time on each connection. Standard library only.
 
-    python -m argosy.serve.tune.load < JOB
+    python -m argosy.tune.load < JOB
 
 JOB is a JSON object, see `Job`; the answer on standard output is a JSON object, see `Load.report`.
 """

@@ -11,17 +11,17 @@ import msgspec
 
 from argosy.environment import is_importable
 from argosy.errors import ConflictError, NotAllowedError
+from argosy.home import find_server
 from argosy.runtimes.base import ALSO_RUNS, PACKAGES
 from argosy.serve.cores import count_cores
-from argosy.serve.launch import find_server
-from argosy.serve.tune.bench import Bench, Measurement
-from argosy.serve.tune.candidate import Candidate, Engine, list_engines
-from argosy.serve.tune.engine import EngineBench, EngineResult
-from argosy.serve.tune.journal import Journal, describe_machine
-from argosy.serve.tune.search import Goal, Outcome, Search
-from argosy.serve.tune.traffic import Requests, Traffic, build_requests
 from argosy.store.local import Store
 from argosy.store.manifest import CODE_RUNTIMES, Version
+from argosy.tune.bench import Bench, Measurement
+from argosy.tune.candidate import Candidate, Engine, list_engines
+from argosy.tune.engine import EngineBench, EngineResult
+from argosy.tune.journal import Journal, describe_machine
+from argosy.tune.search import Goal, Outcome, Search
+from argosy.tune.traffic import Requests, Traffic, build_requests
 
 __all__ = ["tune"]
 

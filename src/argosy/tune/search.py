@@ -14,10 +14,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from argosy.serve.tune.bench import Measurement
-from argosy.serve.tune.candidate import BATCHES, MAX_FRONTS, Candidate, Engine, list_replicas
-from argosy.serve.tune.engine import EngineResult
-from argosy.serve.tune.journal import Journal
+from argosy.tune.bench import Measurement
+from argosy.tune.candidate import BATCHES, MAX_FRONTS, Candidate, Engine, list_replicas
+from argosy.tune.engine import EngineResult
+from argosy.tune.journal import Journal
 
 __all__ = ["EngineRun", "Goal", "Outcome", "Search", "Trial"]
 

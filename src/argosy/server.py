@@ -17,27 +17,17 @@ import msgspec
 
 from argosy.config import ServeConfig, load_serve_config
 from argosy.errors import ConflictError, FaultError
+from argosy.home import find_server
 from argosy.serve.metrics import MEMORY_BYTES
 
 if TYPE_CHECKING:
     from argosy.client import AdminClient, AsyncClient, Client
 
-__all__ = ["Server", "exec_server", "find_server", "serve"]
+__all__ = ["Server", "exec_server", "serve"]
 
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.01
-
-
-def find_server(home: Path) -> dict[str, Any] | None:
-    """The state of the server that runs for an ARGOSY_HOME: pid, ports, token; None when none does."""
-    try:
-        state = json.loads((home / "run" / "serve.json").read_text())
-        command = Path(f"/proc/{state['pid']}/cmdline").read_bytes()
-    except (OSError, ValueError, KeyError):
-        return None
-    # A server that was killed leaves its file, and its number may be another process' by now.
-    return state if b"argosy.serve.supervisor" in command else None
 
 
 def _build_command(config: ServeConfig, *, stop_with_stdin: bool) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import import_extra
-from argosy.serve.tune.candidate import BATCHES
-from argosy.serve.tune.search import Goal, Outcome, Trial
+from argosy.tune.candidate import BATCHES
+from argosy.tune.search import Goal, Outcome, Trial
 
 __all__ = ["ENGINE_COLUMNS", "TRIAL_COLUMNS", "explain", "list_engines", "list_trials", "open_figure", "plot"]
 

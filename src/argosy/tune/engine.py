@@ -19,12 +19,12 @@ from argosy.environment import find_interpreter, is_importable
 from argosy.errors import FaultError
 from argosy.runtimes.base import PACKAGES
 from argosy.serve.agreement import measure_cosine
-from argosy.serve.tune.candidate import BATCHES, Engine
-from argosy.serve.tune.traffic import Requests
 from argosy.serve.warmup import largest_difference
 from argosy.signature import Arrays
 from argosy.store.golden import Golden, encode_golden
 from argosy.store.manifest import Version
+from argosy.tune.candidate import BATCHES, Engine
+from argosy.tune.traffic import Requests
 
 __all__ = ["EngineBench", "EngineResult"]
 
@@ -119,7 +119,7 @@ class EngineBench:
         is_here = package is None or is_importable(package)
         python = sys.executable if package is None or is_here else str(find_interpreter(package))
         environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
-        command = [python, "-P", "-m", "argosy.serve.tune.engine_run", str(self._work / "job.json")]
+        command = [python, "-P", "-m", "argosy.tune.engine_run", str(self._work / "job.json")]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
         except subprocess.TimeoutExpired:

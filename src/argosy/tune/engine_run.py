@@ -1,6 +1,6 @@
 """Run one engine alone in this process: what it answers, and how long batches take. NumPy and the standard library only.
 
-    python -m argosy.serve.tune.engine_run JOB.json
+    python -m argosy.tune.engine_run JOB.json
 
 JOB.json names the artifact, the engine and files of arrays; the answers go to `outputs.npz` beside it, the times to standard
 output.

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.deploy.spec import MAX_LENGTH, MAX_ROWS, Arrival
 from argosy.errors import InputError
-from argosy.serve.tune.trace import MAX_LENGTH, MAX_ROWS, Arrival
 from argosy.signature import Arrays, Signature
 from argosy.store.golden import Golden
 

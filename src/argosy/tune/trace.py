@@ -14,25 +14,12 @@ from typing import Final
 
 import msgspec
 
+from argosy.deploy.spec import Arrival
 from argosy.errors import InputError
 
-__all__ = ["MAX_ARRIVALS", "MAX_LENGTH", "MAX_ROWS", "Arrival", "TraceFile", "read_trace"]
+__all__ = ["MAX_ARRIVALS", "TraceFile", "read_trace"]
 
 MAX_ARRIVALS: Final = 1_000_000
-MAX_LENGTH: Final = 1 << 20
-MAX_ROWS: Final = 1 << 16
-
-
-class Arrival(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One line of a trace."""
-
-    at_s: float
-    rows: int = 1
-    length: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.at_s < 1e12 and 1 <= self.rows <= MAX_ROWS and 1 <= (self.length or 1) <= MAX_LENGTH):
-            raise ValueError(f"at_s, rows or length is out of range: {self.at_s}, {self.rows}, {self.length}")
 
 
 class TraceFile:

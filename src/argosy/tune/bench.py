@@ -16,14 +16,14 @@ import msgspec
 
 from argosy.client.wire import HEADER_LENGTH, encode_request
 from argosy.errors import ArgosyError, FaultError
-from argosy.serve.launch import Server, serve
-from argosy.serve.tune.candidate import Candidate
-from argosy.serve.tune.load import Job
-from argosy.serve.tune.traffic import Requests, Traffic, build_schedule
+from argosy.server import Server, serve
 from argosy.signature import Signature
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import OWN_FILES, Version
+from argosy.tune.candidate import Candidate
+from argosy.tune.load import Job
+from argosy.tune.traffic import Requests, Traffic, build_schedule
 
 __all__ = ["Bench", "Measurement"]
 
@@ -188,7 +188,7 @@ def _write_requests(path: Path, requests: Requests, signature: Signature) -> lis
 
 
 def _run_client(job: Job) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "argosy.serve.tune.load"]
+    command = [sys.executable, "-P", "-m", "argosy.tune.load"]
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
     if done.returncode:
         raise FaultError("load_failed", detail=done.stderr.strip()[-600:])

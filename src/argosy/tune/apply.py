@@ -11,7 +11,7 @@ from argosy.config import load_serve_config
 from argosy.deploy.ledger import Ledger
 from argosy.deploy.spec import DeploymentSpec
 from argosy.errors import StoreError
-from argosy.serve.tune.candidate import Candidate
+from argosy.tune.candidate import Candidate
 
 __all__ = ["plan_choice", "write_num_fronts"]
 
