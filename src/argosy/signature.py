@@ -14,11 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import find_bfloat16
+from argosy.datatypes import DATATYPES, learn_bfloat16
 from argosy.errors import InputError, list_choices
 
 __all__ = [
-    "DATATYPES",
     "MAX_RANK",
     "PREPROCESS_KINDS",
     "Arrays",
@@ -37,23 +36,8 @@ Arrays = dict[str, NDArray[Any]]
 
 MAX_RANK: Final = 16
 
-# The V2 datatypes as NumPy's. BYTES arrays have dtype object and hold `bytes`.
-DATATYPES: Final[dict[str, np.dtype[Any]]] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BF16": find_bfloat16(),
-    "BYTES": np.dtype("O"),
-}
+# Whoever knows signatures computes with their tensors.
+learn_bfloat16()
 PREPROCESS_KINDS: Final = ("image", "text")
 _NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
 _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -21,11 +21,12 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import argosy
+from argosy.datatypes import DATATYPES
 from argosy.errors import InputError
 from argosy.importers.onnx import import_onnx
 from argosy.importers.python import publish_python
 from argosy.server import Server
-from argosy.signature import DATATYPES, Signature, TensorSpec, pack_bytes
+from argosy.signature import Signature, TensorSpec, pack_bytes
 from argosy.store.golden import Golden
 from tests.conftest import Home
 from tests.serve.test_v2_models import publish_graph, publish_same

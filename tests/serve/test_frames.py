@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from argosy.datatypes import DTYPES, OBJECT
 from argosy.serve import frames
 from argosy.serve.frames import LinkError, Tensor
 
@@ -48,11 +49,11 @@ def check_frame(frame: bytes, arena: mmap.mmap) -> bool:
         try:
             got = frames.read_tensor(arena, tensor)
         except LinkError:
-            assert tensor.code == frames.OBJECT  # only elements can be cut where the tensor is not
+            assert tensor.code == OBJECT  # only elements can be cut where the tensor is not
             continue
         assert got.shape == tensor.shape
-        assert got.dtype == frames.DTYPES[tensor.code]
-        if tensor.code != frames.OBJECT:
+        assert got.dtype == DTYPES[tensor.code]
+        if tensor.code != OBJECT:
             assert got.tobytes() == arena[tensor.offset : tensor.offset + tensor.num_bytes]
     return True
 
@@ -61,9 +62,9 @@ def check_frame(frame: bytes, arena: mmap.mmap) -> bool:
 def good_tensors(draw: st.DrawFn) -> list[Tensor]:
     tensors: list[Tensor] = []
     for _ in range(draw(st.integers(0, 5))):
-        code = draw(st.integers(0, frames.OBJECT - 1))
+        code = draw(st.integers(0, OBJECT - 1))
         shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
-        num_bytes = int(np.prod(shape, dtype=object)) * frames.DTYPES[code].itemsize
+        num_bytes = int(np.prod(shape, dtype=object)) * DTYPES[code].itemsize
         tensors.append(Tensor(draw(st.integers(0, ARENA - num_bytes)), num_bytes, code, shape))
     return tensors
 
@@ -91,7 +92,7 @@ def test_cut_frame_is_refused(tensors: list[Tensor], data: st.DataObject) -> Non
 @example(offset=0, num_bytes=0, code=10, shape=[0, 2**63])
 @example(offset=0, num_bytes=0, code=10, shape=[2**64 - 1, 0])
 @example(offset=0, num_bytes=0, code=10, shape=[2**62, 0, 2**62])
-@example(offset=0, num_bytes=0, code=frames.OBJECT, shape=[0, 2**64 - 1])
+@example(offset=0, num_bytes=0, code=OBJECT, shape=[0, 2**64 - 1])
 @example(offset=ARENA, num_bytes=0, code=10, shape=[0])
 @example(offset=2**64 - 4, num_bytes=4, code=10, shape=[1])
 @example(offset=0, num_bytes=0, code=10, shape=[2**32, 2**32])
@@ -99,7 +100,7 @@ def test_cut_frame_is_refused(tensors: list[Tensor], data: st.DataObject) -> Non
 def test_impossible_tensor_is_refused(offset: int, num_bytes: int, code: int, shape: list[int], arena: mmap.mmap) -> None:
     frame = struct.pack(f"<QQBB{len(shape)}Q", offset, num_bytes, code, len(shape), *shape)
     is_readable = check_frame(frame, arena)
-    if offset + num_bytes > ARENA or code > frames.OBJECT or len(shape) > frames.MAX_RANK:
+    if offset + num_bytes > ARENA or code > OBJECT or len(shape) > frames.MAX_RANK:
         assert not is_readable
 
 

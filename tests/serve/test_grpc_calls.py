@@ -19,9 +19,9 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from argosy.datatypes import DATATYPES
 from argosy.errors import ModelError
 from argosy.serve.grpc_replies import encode_status
-from argosy.signature import DATATYPES
 
 _spec = importlib.util.spec_from_file_location("grpc_echo", Path(__file__).parents[2] / "benchmarks" / "grpc_echo.py")
 grpc_echo = importlib.util.module_from_spec(_spec)

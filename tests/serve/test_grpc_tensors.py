@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from argosy.datatypes import DATATYPES
 from argosy.errors import InputError
 from argosy.serve.tensors import MAX_BYTES_ELEMENTS, array_from_raw, check_tensor, count_elements, gather_inputs
-from argosy.signature import DATATYPES, Signature, TensorSpec, pack_bytes
+from argosy.signature import Signature, TensorSpec, pack_bytes
 
 
 def make_lane(*specs, batched=True):

@@ -19,6 +19,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from argosy.datatypes import CODES, OBJECT
 from argosy.errors import ArgosyError, FaultError, ModelError, PoisonError
 from argosy.serve import frames, worker
 from argosy.serve.call import Call
@@ -152,7 +153,7 @@ class Played:
     def reply(self, batch: Batch, y: np.ndarray, **changes: Any) -> None:
         """Write y into the arena and describe it, with some fields of the description changed."""
         header = {"kind": Kind.REPLY, "flags": 0, "slot": batch.slot, "rows": batch.rows, "sequence": batch.sequence}
-        tensor = {"offset": 0, "num_bytes": y.nbytes, "code": frames.CODES[y.dtype], "shape": y.shape}
+        tensor = {"offset": 0, "num_bytes": y.nbytes, "code": CODES[y.dtype], "shape": y.shape}
         self.arenas[batch.slot][1][: y.nbytes] = y.tobytes()
         header |= {key: value for key, value in changes.items() if key in header}
         tensor |= {key: value for key, value in changes.items() if key in tensor}
@@ -206,7 +207,7 @@ LIES: dict[str, Callable[[Played, Batch], None]] = {
     "other_rank": lambda w, b: w.reply(b, np.ones(4, np.float32)),
     "other_type": lambda w, b: w.reply(b, ROW.astype(np.float64)),
     "other_type_of_the_size": lambda w, b: w.reply(b, ROW.view(np.int32)),
-    "text": lambda w, b: w.reply(b, ROW, code=frames.OBJECT),
+    "text": lambda w, b: w.reply(b, ROW, code=OBJECT),
     "unknown_type": lambda w, b: w.reply(b, ROW, code=200),
     "offset_past_the_arena": lambda w, b: w.reply(b, ROW, offset=1 << 40),
     "offset_wraps_around": lambda w, b: w.reply(b, ROW, offset=(1 << 64) - 8),
@@ -396,7 +397,7 @@ def test_elements_that_are_cut_are_a_lie(packed: bytes) -> None:
     front = Front((-1,), "BYTES")
     liar = Played(front, "w0")
     (call,) = front.ask(1)
-    liar.reply(liar.take(), np.frombuffer(packed, np.uint8), code=frames.OBJECT, shape=(1,))
+    liar.reply(liar.take(), np.frombuffer(packed, np.uint8), code=OBJECT, shape=(1,))
     assert liar.is_cut_off
     assert (call.answers, call.errors, front.faults) == ([], [], [])
     front.close()
@@ -555,7 +556,7 @@ BATCH = HEADER.pack(Kind.BATCH, 0, 0, 1, 5)
         BATCH + frames.pack_tensors([Tensor(0, 16, 10, (1, 5))]),
         BATCH + frames.pack_tensors([Tensor(0, 0, 10, (0, 1 << 63))]),
         BATCH + frames.pack_tensors([Tensor(0, 0, 10, (0, (1 << 64) - 1))]),
-        BATCH + frames.pack_tensors([Tensor(0, 3, frames.OBJECT, (1,))]),
+        BATCH + frames.pack_tensors([Tensor(0, 3, OBJECT, (1,))]),
     ],
     ids=lambda frame: frame[:1].hex() + f"-{len(frame)}",
 )

@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import argosy
+from argosy.datatypes import DATATYPES
 from argosy.importers.onnx import import_onnx
 from argosy.server import Server
-from argosy.signature import DATATYPES
 from tests.conftest import Home
 
 ELEMENT_TYPES = {

@@ -12,8 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
+from argosy.datatypes import DATATYPES
 from argosy.server import Server
-from argosy.signature import DATATYPES, pack_bytes, unpack_bytes
+from argosy.signature import pack_bytes, unpack_bytes
 from tests.serve.test_v2_models import TYPES, serve_models
 
 HEADER = "Inference-Header-Content-Length"

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from argosy.datatypes import DATATYPES
 from argosy.errors import InputError, NotFoundError, StoreError
-from argosy.signature import DATATYPES, Signature, TensorSpec
+from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import decode_golden, encode_golden
 from argosy.store.local import Golden, Store, Version
 

@@ -119,7 +119,7 @@ def _measure_difference(prediction: Prediction, expected: Arrays) -> float:
     """The largest difference of a number from the recorded one; infinite where anything else differs."""
     import numpy as np
 
-    from argosy.bfloat16 import is_float
+    from argosy.datatypes import is_float
 
     largest = 0.0
     for name, want in expected.items():
@@ -164,7 +164,7 @@ def _to_lists(prediction: Prediction, name: str) -> Any:
     """
     import numpy as np
 
-    from argosy.bfloat16 import is_float, widen
+    from argosy.datatypes import is_float, widen
     from argosy.errors import InputError, ModelError
 
     array = widen(prediction[name])

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import is_bfloat16, is_float, widen
+from argosy.datatypes import is_bfloat16, is_float, widen
 from argosy.errors import ArgosyError
 from argosy.signature import Arrays, TensorSpec
 from argosy.store.golden import Golden

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from argosy.bfloat16 import is_bfloat16, is_float
+from argosy.datatypes import DATATYPES, is_bfloat16, is_float
 from argosy.errors import (
     ArgosyError,
     AuthError,
@@ -26,7 +26,7 @@ from argosy.errors import (
     UnavailableError,
     list_choices,
 )
-from argosy.signature import DATATYPES, Arrays, TensorSpec, pack_bytes, unpack_bytes
+from argosy.signature import Arrays, TensorSpec, pack_bytes, unpack_bytes
 
 if TYPE_CHECKING:
     import httpx

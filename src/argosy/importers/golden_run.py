@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import is_float, widen
+from argosy.datatypes import is_float, widen
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.signature import Arrays, Signature, TensorSpec
 from argosy.store.golden import Golden

@@ -15,9 +15,10 @@ from typing import Any, Final
 import msgspec
 from numpy.typing import NDArray
 
+from argosy.datatypes import DATATYPES
 from argosy.errors import InputError, list_choices
 from argosy.importers.golden_run import open_session, record_golden, record_synthetic, shapes_of_outputs
-from argosy.signature import DATATYPES, Ragged, Signature, TensorSpec, check_name
+from argosy.signature import Ragged, Signature, TensorSpec, check_name
 from argosy.store.local import Staged, Store, Version
 from argosy.store.preprocess import Steps, add_steps
 

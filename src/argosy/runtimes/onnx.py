@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import find_bfloat16, is_bfloat16
+from argosy.datatypes import find_bfloat16, is_bfloat16
 
 __all__ = ["RUNTIME", "OnnxRuntime", "check_session", "run_session"]
 

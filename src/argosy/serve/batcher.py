@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.datatypes import CODES
 from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, ModelError, PoisonError
 from argosy.serve.batch import Batch
 from argosy.serve.call import FORM_COUNTED, FORM_TENSORS
-from argosy.serve.frames import DTYPES, LinkError, Tensor
+from argosy.serve.frames import LinkError, Tensor
 from argosy.serve.lines import PLAIN, Lines
 from argosy.serve.metrics import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE
 from argosy.serve.plan import QUICK_S, Plan
@@ -43,7 +44,7 @@ GATHER_TURNS: Final = 8
 NEAR_S: Final = 0.1
 """A deadline that is nearer than this, and than two batches, may be refused where a batch is formed."""
 _RATE_SMOOTHING: Final = 0.2
-_INT64: Final = DTYPES.index(np.dtype("<i8"))
+_INT64: Final = CODES[np.dtype("<i8")]
 
 
 class Batcher:
@@ -88,7 +89,7 @@ class Batcher:
         self.lines = Lines(signature)
         self._plain = self.lines.get(PLAIN)
         self._resends: deque[Batch] = deque()
-        self._output_codes = [DTYPES.index(spec.dtype) for spec in signature.outputs]
+        self._output_codes = [CODES[spec.dtype] for spec in signature.outputs]
         self._cuts: list[int] = [0] * len(signature.outputs)
         self.pads: list[tuple[int, float] | None] = [None] * len(signature.inputs)
         """Of each input the ragged axis and what fills it up."""

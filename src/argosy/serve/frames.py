@@ -31,24 +31,20 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import OPAQUE, find_bfloat16
+from argosy.datatypes import DTYPES, OBJECT
 
 __all__ = [
-    "CODES",
-    "DTYPES",
     "FRAME_BYTES",
     "HEADER",
     "INPUT_FAULT",
     "NANOSECONDS",
     "NUM_SLOTS",
-    "OBJECT",
     "Arena",
     "Kind",
     "Layout",
     "LinkError",
     "Tensor",
     "flatten_bytes",
-    "learn_bfloat16",
     "make_arena",
     "make_output",
     "map_arena",
@@ -73,21 +69,8 @@ _RESIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 HEADER: Final = struct.Struct("<BBHIQ")  # kind, flags, slot, rows (or tensors), sequence
 NANOSECONDS: Final = struct.Struct("<Q")
 
-# Codes of the element types on the wire; BYTES travel as length-prefixed elements.
-DTYPES: Final[list[np.dtype[Any]]] = [
-    np.dtype(code) for code in ("?", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", OPAQUE, "O")
-]
-CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
 INPUT_FAULT: Final = 1
 """Flag of ERROR: a row of the batch is not what the version takes, and its sender is at fault."""
-OBJECT: Final = len(DTYPES) - 1
-
-
-def learn_bfloat16() -> None:
-    """Know BF16 tensors by their own type from now on; before, they are items of two bytes."""
-    code = len(DTYPES) - 2
-    DTYPES[code] = find_bfloat16()
-    CODES[DTYPES[code]] = code
 
 
 class Kind:

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.datatypes import CODES, OBJECT
 from argosy.serve.frames import (
-    CODES,
     HEADER,
     INPUT_FAULT,
     NANOSECONDS,
     NUM_SLOTS,
-    OBJECT,
     Arena,
     Kind,
     Layout,

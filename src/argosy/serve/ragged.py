@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import is_float
+from argosy.datatypes import is_float
 
 __all__ = ["fill_padded", "list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
 

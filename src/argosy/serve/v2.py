@@ -15,10 +15,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import round_floats, widen
+from argosy.datatypes import round_floats, widen
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.serve.call import FORM_TENSORS
-from argosy.serve.frames import learn_bfloat16
 from argosy.serve.tensors import MAX_SHAPES, MAX_SHOWN, array_from_raw, check_tensor, count_elements, decode_base64, gather_inputs
 from argosy.signature import TensorSpec, pack_bytes
 
@@ -108,9 +107,8 @@ _decode_list: Final[dict[str, Callable[[msgspec.Raw], list[Any]]]] = {
 
 
 def prepare_front() -> None:
-    """Have NumPy raise where a JSON number does not fit its datatype, and links know BF16; called once in a front process."""
+    """Have NumPy raise where a JSON number does not fit its datatype; called once in a front process."""
     np.seterr(over="raise")
-    learn_bfloat16()
 
 
 def decode_request(lane: Lane, body: bytes, json_bytes: int | None) -> Request:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import decode_stored, is_float, widen
+from argosy.datatypes import decode_stored, is_float, widen
 from argosy.serve.frames import read_elements
 
 __all__ = [

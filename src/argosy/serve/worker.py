@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
 from argosy.runtimes.base import Runtime, StreamRuntime, load_runtime_class
 from argosy.serve import cores, frames, ragged, warmup
 from argosy.serve.agreement import choose_measure
@@ -73,8 +74,8 @@ class Worker:
         shapes = [tensor["shape"] for tensor in self.inputs + self.outputs]
         self.is_batched = all(shape and shape[0] == -1 for shape in shapes)
         if "BF16" in {tensor["datatype"] for tensor in self.inputs + self.outputs}:
-            frames.learn_bfloat16()
-        self.output_dtypes = [frames.DTYPES[_DATATYPES.index(tensor["datatype"])] for tensor in self.outputs]
+            learn_bfloat16()
+        self.output_dtypes = [DATATYPES[tensor["datatype"]] for tensor in self.outputs]
         self.names: list[str] = [tensor["name"] for tensor in self.inputs]
         self.output_names: list[str] = [tensor["name"] for tensor in self.outputs]
         steps: list[Message] = spec["signature"].get("preprocess", [])
@@ -302,9 +303,9 @@ class Worker:
         key: Hashable,
     ) -> None:
         """Reply with outputs of shapes that the slot has not had, or has forgotten."""
-        codes = [frames.CODES[output.dtype] for output in arrays]
+        codes = [CODES[output.dtype] for output in arrays]
         columns = [
-            np.frombuffer(frames.flatten_bytes(output), np.uint8) if code == frames.OBJECT else output
+            np.frombuffer(frames.flatten_bytes(output), np.uint8) if code == OBJECT else output
             for code, output in zip(codes, arrays, strict=True)
         ]
         kinds = [(column.nbytes, code, output.shape) for column, code, output in zip(columns, codes, arrays, strict=True)]
@@ -317,7 +318,7 @@ class Worker:
         layout = arena.view(tensors)
         for view, column in zip(layout.views, columns, strict=True):
             view[...] = column
-        if fd < 0 and frames.OBJECT not in codes:
+        if fd < 0 and OBJECT not in codes:
             arena.keep(key, layout)
         head = frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence)
         frame = head + frames.NANOSECONDS.pack(nanoseconds) + layout.described
@@ -340,15 +341,9 @@ def _read_inputs(arena: frames.Arena, described: bytes) -> list[NDArray[Any]]:
         return [view.view() for view in layout.views]
     tensors = frames.unpack_tensors(described, 0, arena.num_bytes)
     views = [frames.read_tensor(arena.memory, tensor) for tensor in tensors]
-    if all(tensor.code != frames.OBJECT for tensor in tensors):
+    if all(tensor.code != OBJECT for tensor in tensors):
         arena.keep(described, frames.Layout([view.view() for view in views], described))
     return views
-
-
-# By link code; the same order as frames.DTYPES.
-_DATATYPES: Final = (
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES",
-)  # fmt: skip
 
 
 def _own_memory_bytes() -> int:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import OPAQUE, decode_stored, is_bfloat16
+from argosy.datatypes import OPAQUE, decode_stored, is_bfloat16
 from argosy.errors import ArgosyError, InputError, StoreError, list_choices
 from argosy.signature import Arrays, Signature, TensorSpec, pack_bytes, unpack_bytes
 

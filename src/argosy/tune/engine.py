@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bfloat16 import decode_stored
+from argosy.datatypes import decode_stored
 from argosy.environment import find_interpreter, is_importable
 from argosy.errors import FaultError
 from argosy.runtimes.base import PACKAGES

@@ -1,8 +1,8 @@
-"""The one V2 element type that NumPy lacks: the upper half of a float32, 8 bits of exponent and 7 of mantissa.
+"""The datatypes of the V2 protocol as NumPy's, in one table, and the one that NumPy lacks. NumPy alone.
 
-The package `ml_dtypes` teaches it to NumPy. It is imported where such tensors are, for a worker has none of it otherwise;
-where it is not installed, arrays of this type are opaque items of two bytes: they travel, and nothing computes with them.
-Of all datatypes it alone has NumPy's kind V.
+BF16 is the upper half of a float32: 8 bits of exponent and 7 of mantissa. The package `ml_dtypes` teaches it to NumPy. It is
+imported where such tensors are, for a worker has none of it otherwise; where it is not installed, arrays of this type are
+opaque items of two bytes: they travel, and nothing computes with them. Of all datatypes it alone has NumPy's kind V.
 """
 
 from __future__ import annotations
@@ -14,10 +14,46 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["OPAQUE", "decode_stored", "find_bfloat16", "is_bfloat16", "is_float", "round_floats", "widen"]
+__all__ = [
+    "CODES",
+    "DATATYPES",
+    "DTYPES",
+    "OBJECT",
+    "OPAQUE",
+    "decode_stored",
+    "find_bfloat16",
+    "is_bfloat16",
+    "is_float",
+    "learn_bfloat16",
+    "round_floats",
+    "widen",
+]
 
 OPAQUE: Final = np.dtype("V2")
-"""What a `.npy` file says of it, and what it is without ml_dtypes."""
+"""What a `.npy` file says of bfloat16, and what it is without ml_dtypes."""
+
+DATATYPES: Final[dict[str, np.dtype[Any]]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BF16": OPAQUE,
+    "BYTES": np.dtype("O"),
+}
+"""By the protocol's names, in the order of their codes. BYTES arrays hold `bytes`; BF16 is opaque until `learn_bfloat16`."""
+DTYPES: Final = list(DATATYPES.values())
+"""By the codes that stand for datatypes between front and worker."""
+CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
+OBJECT: Final = CODES[np.dtype("O")]
+"""The code of BYTES."""
 
 
 @lru_cache(maxsize=1)
@@ -27,6 +63,13 @@ def find_bfloat16() -> np.dtype[Any]:
         return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
     except ImportError:
         return OPAQUE
+
+
+def learn_bfloat16() -> None:
+    """Know BF16 tensors by their own type from now on; before, they are items of two bytes."""
+    code = CODES[OPAQUE]
+    DATATYPES["BF16"] = DTYPES[code] = find_bfloat16()
+    CODES[DTYPES[code]] = code
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
