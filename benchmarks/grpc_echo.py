@@ -31,11 +31,11 @@ import uvloop
 
 from argosy.datatypes import DATATYPES
 from argosy.errors import ArgosyError, DeadlineError, ModelError, NotFoundError, UnavailableError, list_choices
-from argosy.serve.call import Call
-from argosy.serve.grpc import GrpcServer, make_grpc_protocol
-from argosy.serve.http2 import Limits
-from argosy.serve.intake import Intake
-from argosy.serve.messages import ModelInferRequest
+from argosy.serve.dispatch.call import Call
+from argosy.serve.dispatch.intake import Intake
+from argosy.serve.grpc.connection import GrpcServer, make_grpc_protocol
+from argosy.serve.grpc.messages import ModelInferRequest
+from argosy.serve.http2.connection import Limits
 from argosy.signature import Signature, TensorSpec
 
 ALL_TYPES = tuple(TensorSpec(f"in_{name}", name, (-1, -1)) for name in DATATYPES)

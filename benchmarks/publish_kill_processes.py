@@ -94,7 +94,7 @@ def kill_server(checker: Checker, model: Path, num_kills: int, rng: random.Rando
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.3))
             for child in psutil.Process(server.pid).children():
-                if "argosy.serve.control" in child.cmdline():
+                if "argosy.deploy.control" in child.cmdline():
                     os.kill(child.pid, signal.SIGKILL)
             checker.check()
         stop.set()

@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 import argosy
 from argosy.environment import is_importable
 from argosy.importers.onnx import import_onnx
-from argosy.serve.cores import count_cores
+from argosy.serve.worker.cores import count_cores
 from argosy.tune.bench import Bench
 from argosy.tune.candidate import Candidate, list_engines, list_replicas
 from argosy.tune.engine import EngineBench

@@ -120,5 +120,5 @@ def test_admin_follow_survives_a_new_control_process(filled: Home, server: Serve
     filled.publish_scale("surviving", 6.0)
     with server.admin() as admin:
         rollout = admin.deploy(Ledger(filled.store).plan("surviving"))
-        os.kill(find_child(server, "argosy.serve.control"), signal.SIGKILL)
+        os.kill(find_child(server, "argosy.deploy.control"), signal.SIGKILL)
         assert admin.wait(rollout.id).state == "done"

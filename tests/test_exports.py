@@ -63,7 +63,7 @@ def test_importing_argosy_imports_no_library() -> None:
 
 def test_supervisor_imports_the_standard_library_only() -> None:
     code = (
-        "import sys; import argosy.serve.supervisor; "
+        "import sys; import argosy.serve.node.supervisor; "
         "print(sorted({m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'argosy', '__main__'}))"
     )
     extra = [name for name in eval(run(code)) if not name.startswith(("_", "sitecustomize", "google", "mpl_toolkits"))]
@@ -72,7 +72,7 @@ def test_supervisor_imports_the_standard_library_only() -> None:
 
 def test_worker_needs_numpy_and_the_standard_library_only() -> None:
     code = (
-        "import sys; import argosy.serve.worker; "
+        "import sys; import argosy.serve.worker.worker; "
         "print(sorted({m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'argosy', '__main__'}))"
     )
     extra = [name for name in eval(run(code)) if not name.startswith(("_", "sitecustomize", "google", "mpl_toolkits"))]

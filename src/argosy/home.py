@@ -26,4 +26,4 @@ def find_server(home: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         return None
     # A server that was killed leaves its file, and its number may be another process' by now.
-    return state if b"argosy.serve.supervisor" in command else None
+    return state if b"argosy.serve.node.supervisor" in command else None

@@ -18,7 +18,7 @@ import msgspec
 from argosy.config import ServeConfig, load_serve_config
 from argosy.errors import ConflictError, FaultError
 from argosy.home import find_server
-from argosy.serve.metrics import MEMORY_BYTES
+from argosy.serve.wire.counters import MEMORY_BYTES
 
 if TYPE_CHECKING:
     from argosy.client import AdminClient, AsyncClient, Client
@@ -32,7 +32,7 @@ _POLL_S: Final = 0.01
 
 def _build_command(config: ServeConfig, *, stop_with_stdin: bool) -> list[str]:
     job = {"config": msgspec.to_builtins(config), "counters_bytes": MEMORY_BYTES, "stop_with_stdin": stop_with_stdin}
-    return [sys.executable, "-P", "-m", "argosy.serve.supervisor", json.dumps(job)]
+    return [sys.executable, "-P", "-m", "argosy.serve.node.supervisor", json.dumps(job)]
 
 
 def _refuse_second(config: ServeConfig) -> None:

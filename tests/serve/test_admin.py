@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from argosy.serve import admin as admin_module
+from argosy.deploy import admin as admin_module
 from argosy.server import Server
 from tests.conftest import Home, find_child, golden_scale, make_scale_model, read_state, row, wait_until
 from tests.serve.test_http import attacks
@@ -45,10 +45,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = Home(tmp_path_factory.mktemp("admin"))
     home.publish_scale()
     with home.serve("scale") as running:
-        control = find_child(running, "argosy.serve.control")
+        control = find_child(running, "argosy.deploy.control")
         yield running
         # Whatever was asked below, one process answered all of it, without a fault of its own.
-        assert find_child(running, "argosy.serve.control") == control
+        assert find_child(running, "argosy.deploy.control") == control
         assert "Traceback" not in (log := (running.home / "run" / "logs" / "control.log").read_text()), log
 
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argosy.errors import ArgosyError, DeadlineError
-from argosy.serve.batcher import CROWD, GATHER_TURNS
-from argosy.serve.call import FORM_COUNTED, FORM_RAW, FORM_TENSORS, Call
-from argosy.serve.frames import HEADER, NANOSECONDS, Kind, Tensor, pack_tensors
-from argosy.serve.plan import Plan
-from argosy.serve.router import Lane
+from argosy.serve.dispatch.batcher import CROWD, GATHER_TURNS
+from argosy.serve.dispatch.call import FORM_COUNTED, FORM_RAW, FORM_TENSORS, Call
+from argosy.serve.dispatch.plan import Plan
+from argosy.serve.dispatch.router import Lane
+from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor, pack_tensors
 from argosy.signature import Preprocess, Ragged, RaggedInput, Signature, TensorSpec
 from tests.serve.test_link import Front, Played
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from argosy.errors import ArgosyError
-from argosy.serve.cores import choose_replicas, choose_threads, count_cores, run_apart
+from argosy.serve.worker.cores import choose_replicas, choose_threads, count_cores, run_apart
 from tests.conftest import Home, find_child, find_workers, golden_scale, row, wait_until
 
 SLOW = "time.sleep(0.01 * len(x)); return {'y': x * 2}"
@@ -31,7 +31,7 @@ def test_number_of_replicas_that_was_found_outlives_the_control_process(home: Ho
     with home.serve() as server, server.admin() as admin:
         server.deploy("code", replicas=0, allow_code=True)
         workers = sorted(find_workers(server, "code"))
-        os.kill(find_child(server, "argosy.serve.control"), signal.SIGKILL)
+        os.kill(find_child(server, "argosy.deploy.control"), signal.SIGKILL)
 
         def is_settled() -> bool:
             try:

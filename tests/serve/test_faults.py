@@ -151,12 +151,12 @@ def test_worker_that_hangs_is_killed_and_replaced(home: Home) -> None:
 def test_killed_front_is_replaced(home: Home) -> None:
     home.publish_scale()
     with home.serve("scale") as server:
-        front = find_child(server, "argosy.serve.front")
+        front = find_child(server, "argosy.serve.front.front")
         os.kill(front, signal.SIGKILL)
         # The listener is the supervisor's: a connection made now waits in its backlog.
         with server.client() as client:
             np.testing.assert_array_equal(client.predict("scale", {"x": row(4)})["y"], row(8))
-        assert find_child(server, "argosy.serve.front") != front
+        assert find_child(server, "argosy.serve.front.front") != front
 
 
 def test_requests_go_on_while_the_control_process_is_away(home: Home) -> None:
@@ -164,9 +164,9 @@ def test_requests_go_on_while_the_control_process_is_away(home: Home) -> None:
     with home.serve("scale") as server:
         with Load(server, "scale", is_double) as load:
             for _ in range(3):
-                control = find_child(server, "argosy.serve.control")
+                control = find_child(server, "argosy.deploy.control")
                 os.kill(control, signal.SIGKILL)
-                wait_until(lambda old=control: find_child(server, "argosy.serve.control") not in (0, old))
+                wait_until(lambda old=control: find_child(server, "argosy.deploy.control") not in (0, old))
                 time.sleep(0.7)
         assert load.failures == []
         home.publish_scale(factor=3.0)
@@ -188,11 +188,11 @@ def test_worker_is_replaced_while_the_control_process_is_away(home: Home) -> Non
     home.publish_scale()
     with home.serve("scale") as server:
         (worker,) = find_workers(server, "scale")
-        os.kill(find_child(server, "argosy.serve.control"), signal.SIGSTOP)
+        os.kill(find_child(server, "argosy.deploy.control"), signal.SIGSTOP)
         os.kill(worker, signal.SIGKILL)
         with server.client() as client:
             np.testing.assert_array_equal(client.predict("scale", {"x": row(4)})["y"], row(8))
-        os.kill(find_child(server, "argosy.serve.control"), signal.SIGCONT)
+        os.kill(find_child(server, "argosy.deploy.control"), signal.SIGCONT)
 
 
 def test_killed_supervisor_takes_all_with_it(home: Home) -> None:

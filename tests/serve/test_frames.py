@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from argosy.datatypes import DTYPES, OBJECT
-from argosy.serve import frames
-from argosy.serve.frames import LinkError, Tensor
+from argosy.serve.wire import frames
+from argosy.serve.wire.frames import LinkError, Tensor
 
 ARENA = 4096
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True)

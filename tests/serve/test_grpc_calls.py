@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from argosy.datatypes import DATATYPES
 from argosy.errors import ModelError
-from argosy.serve.grpc_replies import encode_status
+from argosy.serve.grpc.replies import encode_status
 
 _spec = importlib.util.spec_from_file_location("grpc_echo", Path(__file__).parents[2] / "benchmarks" / "grpc_echo.py")
 grpc_echo = importlib.util.module_from_spec(_spec)
@@ -593,5 +593,5 @@ def test_drain_loses_no_call_of_busy_clients():
 
 
 def test_importing_the_front_needs_no_grpcio():
-    code = "import sys; sys.modules['grpc'] = None; import argosy.serve.grpc; assert 'tritonclient' not in sys.modules"
+    code = "import sys; sys.modules['grpc'] = None; import argosy.serve.grpc.connection; assert 'tritonclient' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

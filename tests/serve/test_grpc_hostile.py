@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from argosy.serve.http2 import Limits
-from argosy.serve.messages import ModelInferRequest, ModelInferResponse
+from argosy.serve.grpc.messages import ModelInferRequest, ModelInferResponse
+from argosy.serve.http2.connection import Limits
 
 ROOT = Path(__file__).parents[2]
 

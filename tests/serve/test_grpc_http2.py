@@ -9,10 +9,12 @@ import hpack
 import pytest
 from hpack import HeaderTuple, NeverIndexedHeaderTuple
 
-from argosy.serve import http2, http2_read, http2_windows
-from argosy.serve.http2 import Head, Http2Connection, Http2Server, Limits
-from argosy.serve.http2_frames import PREFACE
-from argosy.serve.http2_headers import check_request
+from argosy.serve.http2 import connection as http2
+from argosy.serve.http2 import read as http2_read
+from argosy.serve.http2 import windows as http2_windows
+from argosy.serve.http2.connection import Head, Http2Connection, Http2Server, Limits
+from argosy.serve.http2.frames import PREFACE
+from argosy.serve.http2.headers import check_request
 
 HEADERS = b"\x88"
 PAIRS = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a"), (b":authority", b"h")]

@@ -6,7 +6,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from argosy.errors import InputError
-from argosy.serve import messages
+from argosy.serve.grpc import messages
 
 NAMES = [name for name in messages.__all__ if name[0].isupper() and name not in ("POOL", "DecodeError")]
 # Fields of MLServer's description of the protocol that Triton's lacks, by message.

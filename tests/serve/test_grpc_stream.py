@@ -14,9 +14,9 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from argosy.serve.grpc_stream import MAX_OPEN
-from argosy.serve.http2 import Limits
-from argosy.serve.http2_frames import PREFACE
+from argosy.serve.grpc.stream import MAX_OPEN
+from argosy.serve.http2.connection import Limits
+from argosy.serve.http2.frames import PREFACE
 from tests.serve.test_grpc_calls import X, grpc_echo, make_input, make_request, server  # noqa: F401 - a fixture
 from tests.serve.test_grpc_http2 import check_invariants, make_frame
 

@@ -7,7 +7,7 @@ import pytest
 
 from argosy.datatypes import DATATYPES
 from argosy.errors import InputError
-from argosy.serve.tensors import MAX_BYTES_ELEMENTS, array_from_raw, check_tensor, count_elements, gather_inputs
+from argosy.serve.v2.tensors import MAX_BYTES_ELEMENTS, array_from_raw, check_tensor, count_elements, gather_inputs
 from argosy.signature import Signature, TensorSpec, pack_bytes
 
 

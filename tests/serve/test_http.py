@@ -22,8 +22,8 @@ import httpx
 import pytest
 import uvloop
 
-from argosy.serve.http import HttpConnection
-from argosy.serve.intake import Intake
+from argosy.serve.dispatch.intake import Intake
+from argosy.serve.http.connection import HttpConnection
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from tests.conftest import SIGNATURE, Home, find_child, row
@@ -61,10 +61,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home.publish_scale(factor=3.0)
     home.publish_scale("other.name-1")
     with home.serve("scale@2", "other.name-1", max_body_bytes=MAX_BODY_BYTES) as running:
-        front = find_child(running, "argosy.serve.front")
+        front = find_child(running, "argosy.serve.front.front")
         yield running
         # Whatever the clients below sent, one process took all of it, without a fault of its own.
-        assert find_child(running, "argosy.serve.front") == front
+        assert find_child(running, "argosy.serve.front.front") == front
         assert "Traceback" not in (log := (running.home / "run" / "logs" / "front-0.log").read_text()), log
 
 
@@ -503,7 +503,7 @@ def test_many_slow_readers_fill_no_memory_delay_nobody_and_get_all_their_answers
     home.publish_scale(factor=3.0)
     with home.serve("scale") as server, server.client() as other:
         server.deploy("code", allow_code=True)
-        front = find_child(server, "argosy.serve.front")
+        front = find_child(server, "argosy.serve.front.front")
 
         def read_rss() -> int:
             return int(Path(f"/proc/{front}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from argosy.serve.intake import Intake
+from argosy.serve.dispatch.intake import Intake
 from argosy.server import Server
 from tests.conftest import Home, find_child, row
 from tests.serve.test_grpc_hostile import h2, infer, read_status
@@ -31,9 +31,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = Home(tmp_path_factory.mktemp("intake"))
     home.publish_scale(factor=3.0)
     with home.serve("scale", max_body_bytes=MAX_BODY_BYTES, max_intake_bytes=MAX_INTAKE_BYTES) as running:
-        front = find_child(running, "argosy.serve.front")
+        front = find_child(running, "argosy.serve.front.front")
         yield running
-        assert find_child(running, "argosy.serve.front") == front
+        assert find_child(running, "argosy.serve.front.front") == front
         assert "Traceback" not in (log := (running.home / "run" / "logs" / "front-0.log").read_text()), log
 
 
@@ -60,7 +60,7 @@ class Client:
 
 def run_clients(server: Server, connect: Callable[[], Any], pieces: list[bytes], read: Callable[[Any], Any]) -> list[Any]:
     """Have all send at once, look at the front's memory and at another client meanwhile, and give their answers."""
-    front = find_child(server, "argosy.serve.front")
+    front = find_child(server, "argosy.serve.front.front")
 
     def read_rss() -> int:
         return int(Path(f"/proc/{front}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -19,10 +19,10 @@ import argosy
 from argosy.cli.main import main
 from argosy.cli.status import _CLOSED
 from argosy.importers.onnx import import_onnx
-from argosy.serve.metrics import CLOSED
-from argosy.serve.ragged import fill_padded, prove_padding
-from argosy.serve.service import BATCH_S, ServiceTimes
-from argosy.serve.warmup import largest_difference
+from argosy.serve.dispatch.service import BATCH_S, ServiceTimes
+from argosy.serve.wire.counters import CLOSED
+from argosy.serve.worker.padding_proof import fill_padded, prove_padding
+from argosy.serve.worker.warmup import largest_difference
 from argosy.server import Server
 from argosy.signature import Ragged, RaggedInput
 from tests.conftest import Home

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 
 from argosy.datatypes import CODES, OBJECT
 from argosy.errors import ArgosyError, FaultError, ModelError, PoisonError
-from argosy.serve import frames, worker
-from argosy.serve.call import Call
-from argosy.serve.frames import HEADER, NANOSECONDS, Kind, Tensor
-from argosy.serve.link import Link
-from argosy.serve.metrics import MEMORY_BYTES, Counters
-from argosy.serve.router import Lane, Router
-from argosy.serve.table import LaneEntry, Table, TableEntry
+from argosy.serve.dispatch.call import Call
+from argosy.serve.dispatch.link import Link
+from argosy.serve.dispatch.router import Lane, Router
+from argosy.serve.wire import frames
+from argosy.serve.wire.counters import MEMORY_BYTES, Counters
+from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor
+from argosy.serve.wire.table import LaneEntry, Table, TableEntry
+from argosy.serve.worker import worker
 from argosy.signature import Signature, TensorSpec
 from tests.conftest import wait_until
 from tests.serve.test_frames import GROW, SEAL, SHRINK, U64, make_file

@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 
-from argosy.serve.openai import MAX_BODY_BYTES, MAX_INPUTS
+from argosy.serve.http.openai import MAX_BODY_BYTES, MAX_INPUTS
 from argosy.server import Server
 from tests.conftest import Home
 from tests.serve.test_preprocess import TEXTS, TOLERANCE, embed, list_ids, publish_words

@@ -20,7 +20,7 @@ from argosy.deploy.ledger import Ledger
 from argosy.errors import FaultError, InputError
 from argosy.importers.foreign import import_foreign
 from argosy.importers.onnx import import_onnx
-from argosy.serve.agreement import measure_cosine
+from argosy.serve.worker.agreement import measure_cosine
 from argosy.server import Server
 from tests.conftest import Home, find_workers
 

@@ -35,7 +35,7 @@ from argosy.importers.onnx import import_onnx
 from argosy.importers.python import publish_python
 from argosy.runtimes.preprocess import group_lengths
 from argosy.runtimes.preprocess_text import encode_ids
-from argosy.serve import messages
+from argosy.serve.grpc import messages
 from argosy.server import Server
 from argosy.signature import Ragged, RaggedInput, Signature, TensorSpec
 from tests.conftest import Home

@@ -429,7 +429,7 @@ def test_client_that_goes_away_is_seen_by_a_model_that_asks(server: Server, http
 
 
 def test_slow_reader_stops_the_generator_and_fills_no_memory(server: Server, http: httpx.Client) -> None:
-    front = find_child(server, "argosy.serve.front")
+    front = find_child(server, "argosy.serve.front.front")
 
     def read_rss() -> int:
         return int(Path(f"/proc/{front}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

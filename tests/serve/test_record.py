@@ -21,7 +21,7 @@ import tritonclient.http
 from argosy.client import AdminClient
 from argosy.deploy.spec import Arrival
 from argosy.errors import FaultError, InputError, NotFoundError, OverloadedError
-from argosy.serve import recorder
+from argosy.serve.dispatch import recorder
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
@@ -140,12 +140,12 @@ def test_recording_goes_on_when_the_control_process_starts_anew(home: Home) -> N
     home.publish_scale()
     with home.serve("scale") as server, server.client() as client, Recording(server, "scale") as arrivals:
         client.predict("scale", {"x": row(1, 2)})
-        control = find_child(server, "argosy.serve.control")
+        control = find_child(server, "argosy.deploy.control")
         os.kill(control, signal.SIGKILL)
         for _ in range(20):
             client.predict("scale", {"x": row(1, 3)})
             time.sleep(0.02)
-        wait_until(lambda: find_child(server, "argosy.serve.control") not in (0, control))
+        wait_until(lambda: find_child(server, "argosy.deploy.control") not in (0, control))
         client.predict("scale", {"x": row(1, 4)})
         wait_until(lambda: arrivals and arrivals[-1].rows == 4)
     assert [arrival.rows for arrival in arrivals] == [2, *[3] * 20, 4]

@@ -267,7 +267,7 @@ def test_fronts_say_so_while_the_control_process_is_away(tmp_path: Path) -> None
     home.publish_scale()
     with home.serve("scale") as server:
         token = bearer(server)
-        control = find_child(server, "argosy.serve.control")
+        control = find_child(server, "argosy.deploy.control")
         asking = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
         asking.request("GET", "/v2/health/live")
         asking.getresponse().read()

@@ -12,13 +12,13 @@ from typing import Any, Final
 import msgspec
 
 from argosy.deploy.ledger import Ledger
-from argosy.deploy.local import LocalNode
+from argosy.deploy.node import LocalNode
 from argosy.deploy.repository import describe_repository
 from argosy.deploy.rollout import Lane, build_worker_spec, name_setting, roll_out
 from argosy.deploy.spec import Deployment
 from argosy.errors import ArgosyError
-from argosy.serve.cores import choose_replicas, count_cores
-from argosy.serve.table import RepositoryEntry, Table, TableEntry
+from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry
+from argosy.serve.worker.cores import choose_replicas, count_cores
 
 __all__ = ["Reconciler"]
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from argosy.deploy.local import Worker
+from argosy.deploy.node import Worker
 from argosy.deploy.spec import DeploymentSpec, Rollout, choose_runtime
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
 from argosy.runtimes.base import OWN_THREADS
-from argosy.serve.cores import count_cores
-from argosy.serve.table import LaneEntry
+from argosy.serve.wire.table import LaneEntry
+from argosy.serve.worker.cores import count_cores
 from argosy.store.manifest import CODE_RUNTIMES, GOLDEN_FILE, OWN_FILES, Version
 from argosy.store.preprocess import list_step_files
 

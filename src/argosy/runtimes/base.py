@@ -60,7 +60,7 @@ class StreamRuntime(Runtime, Protocol):
     """A runtime whose artifacts may answer raw requests."""
 
     def accept_streams(self, sock: socket.socket) -> None:
-        """Answer the raw requests of a front, in threads of its own; `argosy.serve.stream_frames` says what comes."""
+        """Answer the raw requests of a front, in threads of its own; `argosy.serve.wire.stream_frames` says what comes."""
         ...
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from argosy.serve.stream_threads import StreamThreads
+from argosy.serve.worker.streams import StreamThreads
 
 __all__ = ["RUNTIME", "PythonRuntime"]
 

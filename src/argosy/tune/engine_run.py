@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.runtimes.base import Runtime, load_runtime_class
-from argosy.serve import warmup
+from argosy.serve.worker import warmup
 
 __all__ = ["main", "measure_batches", "measure_mix"]
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from argosy.errors import StoreError
-from argosy.serve.cores import count_cores
+from argosy.serve.worker.cores import count_cores
 
 __all__ = ["Journal", "describe_machine"]
 

@@ -13,7 +13,7 @@ from argosy.environment import is_importable
 from argosy.errors import ConflictError, NotAllowedError
 from argosy.home import find_server
 from argosy.runtimes.base import ALSO_RUNS, PACKAGES
-from argosy.serve.cores import count_cores
+from argosy.serve.worker.cores import count_cores
 from argosy.store.local import Store
 from argosy.store.manifest import CODE_RUNTIMES, Version
 from argosy.tune.bench import Bench, Measurement

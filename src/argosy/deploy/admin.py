@@ -1,0 +1,278 @@
+"""The admin API: deployments, rollouts, status, logs, publishing. On loopback, with a token, deny by default."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from argosy.deploy.reconcile import Reconciler
+from argosy.deploy.spec import DeploymentSpec, Rollout
+from argosy.errors import ArgosyError, AuthError, InputError, NotFoundError, list_choices
+from argosy.serve.dispatch.recorder import unpack_arrivals
+from argosy.serve.wire.counters import Counters
+from argosy.signature import check_name
+
+__all__ = ["build_admin"]
+
+_MAX_WAIT_S: Final = 30.0
+_POLL_S: Final = 0.02
+_MAX_LOG_BYTES: Final = 1 << 20
+_MAX_ID_DIGITS: Final = 18  # the database's integers have 63 bits
+
+Handler = Callable[["Admin", Request], Awaitable[Any]]
+
+
+class Admin:
+    """The handlers.
+
+    Args:
+        reconciler: what carries out what is asked.
+        counters: the node's counters.
+        home: ARGOSY_HOME.
+    """
+
+    def __init__(self, reconciler: Reconciler, counters: Counters, home: Path) -> None:
+        self.reconciler = reconciler
+        self.ledger = reconciler.ledger
+        self.counters = counters
+        self.logs = home / "run" / "logs"
+        self.uploads = home / "run" / "uploads"
+        shutil.rmtree(self.uploads, ignore_errors=True)
+        self.uploads.mkdir(mode=0o700)
+
+    async def get_status(self, request: Request) -> Any:
+        """Deployments with their lanes, workers, latest rollouts and problems."""
+        answers = await self.reconciler.node.ask_fronts({"op": "stats"})
+        ready: dict[tuple[str, str], list[int]] = {}
+        for answer in answers.values():
+            for lane in answer["lanes"]:
+                ready.setdefault((lane["name"], lane["version"]), []).append(lane["replicas"])
+        deployments = [self._describe(d.spec, d.is_live, ready) for d in self.ledger.list_deployments()]
+        free = self.reconciler.node.free_memory_bytes()
+        limit = self.reconciler.node.memory_limit_bytes
+        return {"fronts": sorted(answers), "memory_limit_bytes": limit, "memory_free_bytes": free, "deployments": deployments}
+
+    def _describe(self, spec: DeploymentSpec, is_live: bool, ready: dict[tuple[str, str], list[int]]) -> Any:
+        lanes: list[dict[str, Any]] = []
+        workers = self.reconciler.node.workers
+        for lane in self.reconciler.list_lanes(spec.name):
+            number = str(lane.version.number)
+            described: list[dict[str, Any]] = []
+            for name in lane.workers:
+                worker = workers.get(name)
+                if worker is None:
+                    continue
+                described.append(
+                    {
+                        "name": name,
+                        "pid": worker.pid,
+                        "is_ready": worker.is_ready,
+                        "memory_bytes": worker.memory_bytes,
+                        "deaths": worker.num_deaths,
+                        "last_death": worker.last_death,
+                    }
+                )
+            reports = [worker.report for name in lane.workers if (worker := workers.get(name)) and worker.report]
+            lanes.append(
+                {
+                    "version": lane.version.number,
+                    "runtime": lane.runtime,
+                    "precision": lane.spec.precision,
+                    "weight": lane.weight,
+                    "is_draining": lane.is_draining,
+                    "replicas": lane.num_replicas,
+                    "ready_replicas": min(ready.get((spec.name, number), [0])),
+                    "golden_is_synthetic": lane.version.manifest.golden_is_synthetic,
+                    "num_golden": lane.version.manifest.num_golden,
+                    "join_refusal": reports[0].get("join_refusal", "") if reports else "not known yet",
+                    "pad_refusal": reports[0].get("pad_refusal", "") if reports else "",
+                    "workers": described,
+                }
+            )
+        return {
+            "spec": msgspec.to_builtins(spec),
+            "is_live": is_live,
+            "is_ready": any(lane["ready_replicas"] and not lane["is_draining"] for lane in lanes),
+            "problem": self.reconciler.problems.get(spec.name, ""),
+            "lanes": lanes,
+            "rollouts": [msgspec.to_builtins(rollout) for rollout in self.ledger.list_rollouts(spec.name, 5)],
+        }
+
+    async def put_deployment(self, request: Request) -> Any:
+        """Make a deployment, or roll it out to another version."""
+        body = await request.body()
+        try:
+            spec = msgspec.json.decode(body, type=DeploymentSpec)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError("bad_json", detail=str(error)) from None
+        if spec.name != request.path_params["name"]:
+            raise InputError("bad_option", option="name", got=spec.name, expected=request.path_params["name"])
+        return self._accept(self.ledger.request_rollout(spec))
+
+    async def delete_deployment(self, request: Request) -> Any:
+        """Forget a deployment and stop its workers."""
+        self.ledger.remove_deployment(request.path_params["name"])
+        self.reconciler.wake.set()
+        return {"removed": request.path_params["name"]}
+
+    async def post_rollback(self, request: Request) -> Any:
+        """Roll back to the version that last held all of the traffic."""
+        return self._accept(self.ledger.request_rollback(request.path_params["name"]))
+
+    def _accept(self, rollout: Rollout) -> Any:
+        self.reconciler.wake.set()
+        return {"rollout": msgspec.to_builtins(rollout)}
+
+    async def get_rollout(self, request: Request) -> Any:
+        """A rollout and its steps after number `after`; waits up to `wait_s` for a new one."""
+        text = request.path_params["id"]
+        if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS):
+            raise NotFoundError("unknown_choice", kind="rollout", got=text[:40], known="argosy status lists them")
+        identifier = int(text)
+        after = _read_number(request, "after", 0)
+        deadline = time.monotonic() + min(_read_number(request, "wait_s", 0), _MAX_WAIT_S)
+        while True:
+            rollout = self.ledger.find_rollout(identifier)
+            events = self.ledger.list_events(identifier, int(after))
+            if events or rollout.is_over or time.monotonic() >= deadline:
+                return {
+                    "rollout": msgspec.to_builtins(rollout),
+                    "is_over": rollout.is_over,
+                    "events": [msgspec.to_builtins(event) for event in events],
+                }
+            await asyncio.sleep(_POLL_S)
+
+    async def get_stats(self, request: Request) -> Any:
+        """Counters since the start, and queues now."""
+        answers = await self.reconciler.node.ask_fronts({"op": "stats"})
+        return {
+            "series": [
+                {"name": name, "version": version, **self.counters.summarize(index)}
+                for index, (name, version) in enumerate(self.counters.list_series())
+            ],
+            "fronts": {name: answer["lanes"] for name, answer in answers.items()},
+        }
+
+    async def post_arrivals(self, request: Request) -> Any:
+        """When requests arrived since the recording that the caller names was last asked for, and what they were like.
+
+        All that came before `until_s` is told by now; what comes in fronts that start meanwhile is told from the next time on.
+        """
+        name, recording = request.path_params["name"], request.query_params.get("recording", "")
+        self.ledger.find_deployment(name)
+        until_s = time.monotonic()
+        answers = await self.reconciler.node.ask_fronts({"op": "arrivals", "recording": recording[:64], "name": name})
+        arrivals = [arrival for answer in answers.values() for arrival in unpack_arrivals(answer["arrivals"])]
+        num_missed = sum(answer["num_missed"] for answer in answers.values())
+        return {"arrivals": arrivals, "num_missed": num_missed, "until_s": until_s}
+
+    async def get_logs(self, request: Request) -> Any:
+        """The end of a process's log; without a name, the names."""
+        names = sorted(path.stem for path in self.logs.glob("*.log"))
+        name = request.query_params.get("name")
+        if name is None:
+            return {"names": names}
+        if name not in names:
+            raise NotFoundError("unknown_choice", kind="log", got=name[:200], known=list_choices(names))
+        size = int(min(_read_number(request, "max_bytes", 16384), _MAX_LOG_BYTES))
+        data = (self.logs / f"{name}.log").read_bytes()
+        return {"name": name, "text": data[max(0, len(data) - size) :].decode(errors="replace")}
+
+    async def post_version(self, request: Request) -> Any:
+        """Publish the ONNX file that is the body as the next version of a model."""
+        from argosy.importers.onnx import import_onnx
+
+        name = check_name(request.path_params["name"])
+        # On disk, so that a large body does not fill the memory; what a killed process left goes at the next start.
+        with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
+            path = Path(folder) / "model.onnx"
+            with path.open("wb") as file:
+                async for chunk in request.stream():
+                    await asyncio.to_thread(file.write, chunk)
+            version = await asyncio.to_thread(import_onnx, self.ledger.store, path, name)
+        return {"name": version.name, "version": version.number, "digest": version.digest}
+
+
+def _read_number(request: Request, name: str, default: float) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e12:
+        raise InputError("bad_parameter", name=name, got=text[:40], expected="a number, 0 or above")
+    return value
+
+
+_ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
+    ("GET", "/v1/status", Admin.get_status),
+    ("GET", "/v1/stats", Admin.get_stats),
+    ("GET", "/v1/logs", Admin.get_logs),
+    ("PUT", "/v1/deployments/{name}", Admin.put_deployment),
+    ("POST", "/v1/deployments/{name}/arrivals", Admin.post_arrivals),
+    ("DELETE", "/v1/deployments/{name}", Admin.delete_deployment),
+    ("POST", "/v1/deployments/{name}/rollback", Admin.post_rollback),
+    ("GET", "/v1/rollouts/{id}", Admin.get_rollout),
+    ("POST", "/v1/models/{name}/versions", Admin.post_version),
+)
+
+
+def build_admin(reconciler: Reconciler, counters: Counters, home: Path, token: str) -> Starlette:
+    """The application that the admin listener serves.
+
+    Args:
+        reconciler: what carries out what is asked.
+        counters: the node's counters.
+        home: ARGOSY_HOME.
+        token: what a caller must show.
+    """
+    admin = Admin(reconciler, counters, home)
+    expected = f"Bearer {token}".encode()
+
+    class Guard(BaseHTTPMiddleware):
+        """Everything needs the token, also what does not exist."""
+
+        async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+            given = request.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, expected):
+                return _answer_error(AuthError("unauthorized"))
+            return await call_next(request)
+
+    def wrap(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return Response(msgspec.json.encode(await handler(admin, request)), media_type="application/json")
+            except ArgosyError as error:
+                return _answer_error(error)
+            except ClientDisconnect:
+                # Nobody reads this answer.
+                return _answer_error(InputError("bad_http", detail="the client left before its request was complete"))
+
+        return endpoint
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        return _answer_error(NotFoundError("no_path", method=request.method, path=request.url.path[:200]))
+
+    routes = [Route(path, wrap(handler), methods=[method]) for method, path, handler in _ROUTES]
+    return Starlette(routes=routes, middleware=[Middleware(Guard)], exception_handlers={404: not_found, 405: not_found})
+
+
+def _answer_error(error: ArgosyError) -> Response:
+    body = {"error": str(error), "key": error.key}
+    return Response(msgspec.json.encode(body), status_code=error.status, media_type="application/json")

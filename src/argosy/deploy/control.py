@@ -1,0 +1,127 @@
+"""The control process: deployments, rollouts and the admin API. No request of a client passes through it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from argosy.config import ServeConfig
+from argosy.deploy.admin import build_admin
+from argosy.deploy.ledger import Ledger
+from argosy.deploy.node import LocalNode
+from argosy.deploy.reconcile import Reconciler
+from argosy.deploy.repository import Repository
+from argosy.serve.wire.channel import Channel, open_channel
+from argosy.serve.wire.counters import Counters
+from argosy.store.local import Store
+
+__all__ = ["Control", "main"]
+
+Message = dict[str, Any]
+
+
+class Control:
+    """Wires the reconcile loop to the supervisor's channel, the fronts and the admin API.
+
+    Args:
+        loop: this process' event loop.
+        channel: to the supervisor.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
+        self.loop = loop
+        self.channel = channel
+        self.done = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        channel.sock.setblocking(False)
+        loop.add_reader(channel.fileno(), self._on_channel)
+
+    def _on_channel(self) -> None:
+        received = self.channel.receive()
+        if received is None:
+            os._exit(1)
+        message, fds = received
+        if message["op"] == "start":
+            self._prepare(message, fds)
+        elif message["op"] == "link":
+            self._spawn(self.node.add_front(message["peer"], socket.socket(fileno=fds[0])))
+        elif message["op"] == "table_end":
+            self._spawn(self.reconciler.run_forever())
+            self._spawn(self._serve_admin())
+        else:
+            self.node.take_supervisor_message(message)
+            self.reconciler.wake.set()
+
+    def _spawn(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # The supervisor starts this process again, with the table of its workers.
+            task.print_stack()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _prepare(self, message: Message, fds: list[int]) -> None:
+        config = msgspec.convert(message["config"], ServeConfig)
+        counters_fd, admin_fd = fds
+        home = Path(config.home)
+        self.counters = Counters(counters_fd)
+        self.store = Store(home)
+        self.ledger = Ledger(self.store)
+        self.node = LocalNode(self.channel, config.memory_limit_bytes, self._on_front, self._on_hung, self._on_errand)
+        self.reconciler = Reconciler(self.ledger, self.node, self.counters.name_series, config.num_fronts)
+        token = json.loads((home / "run" / "serve.json").read_text())["token"]
+        self._repository = Repository(self.reconciler, token)
+        self._admin = build_admin(self.reconciler, self.counters, home, token)
+        self._admin_socket = socket.socket(fileno=admin_fd)
+
+    def _on_front(self, name: str) -> None:
+        if self.reconciler.is_settled:
+            self._spawn(self.reconciler.publish())
+
+    def _on_hung(self, worker: str) -> None:
+        self.reconciler.log(f"worker {worker} does not answer and is killed")
+        self.node.kill_worker(worker)
+
+    async def _on_errand(self, message: Message) -> Message:
+        return await self._repository.answer(message)
+
+    async def _serve_admin(self) -> None:
+        settings = uvicorn.Config(self._admin, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(settings)
+        server.install_signal_handlers = lambda: None  # type: ignore[method-assign]
+        await server.serve(sockets=[self._admin_socket])
+
+    async def run(self) -> None:
+        """Work until told to stop."""
+        self.loop.add_signal_handler(signal.SIGTERM, self.done.set)
+        await self.done.wait()
+        for task in self._tasks:
+            task.remove_done_callback(self._finish)
+
+
+async def _run() -> None:
+    await Control(asyncio.get_running_loop(), open_channel()).run()
+
+
+def main() -> None:
+    """Run as `python -m argosy.deploy.control`, started by the supervisor."""
+    asyncio.run(_run())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""The front's end of the link to a worker: hands over batches while the worker grants credits, takes replies.
+
+`argosy.serve.wire.frames` says what travels.
+"""
+
+from __future__ import annotations
+
+import array
+import math
+import mmap
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.datatypes import CODES, OBJECT
+from argosy.serve.dispatch.streams import StreamPool
+from argosy.serve.wire.frames import (
+    HEADER,
+    INPUT_FAULT,
+    NANOSECONDS,
+    NUM_SLOTS,
+    Arena,
+    Kind,
+    Layout,
+    LinkError,
+    flatten_bytes,
+    make_arena,
+    map_arena,
+    place_tensors,
+    read_frame,
+    read_tensor,
+    unpack_tensors,
+)
+from argosy.serve.worker.padding_proof import fill_padded
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from argosy.serve.dispatch.batch import Batch
+
+__all__ = ["Link"]
+
+MIN_ARENA_BYTES: Final = 64 * 1024
+MAX_LEARNT_BYTES: Final = 1 << 28
+"""Outputs above this size always travel in descriptors of their own."""
+
+
+class _Slot:
+    """Room for one batch in flight."""
+
+    __slots__ = ("batch", "index", "input_bytes", "inputs", "output_bytes", "outputs")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.batch: Batch | None = None
+        self.inputs: Arena | None = None
+        self.outputs: Arena | None = None
+        self.input_bytes = 0
+        self.output_bytes = 0
+
+
+class Link:
+    """The front's end. Sends batches while it has credits, hands replies to the batch's lane.
+
+    Args:
+        loop: the front's event loop.
+        sock: the front's end of the pair.
+        worker: the worker's id.
+        on_hello: called with this link once the worker can take batches.
+        on_down: called with this link once, when the worker is gone or broke the protocol.
+    """
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        sock: socket.socket,
+        worker: str,
+        on_hello: Callable[[Link], None],
+        on_down: Callable[[Link], None],
+    ) -> None:
+        self.worker = worker
+        self.num_in_flight = 0
+        self.num_slots = 0
+        """Batches that the worker takes at a time; 0 until it has said so."""
+        self.fault = "the worker's process died"
+        """Why the link is down, once it is."""
+        self._loop = loop
+        self._sock = sock
+        self._on_hello = on_hello
+        self._on_down = on_down
+        self._slots = [_Slot(index) for index in range(NUM_SLOTS)]
+        self._free: list[_Slot] = []
+        self._sequence = 0
+        self._oversize_bytes = 0
+        self.streams = StreamPool(loop, self)
+        sock.setblocking(False)
+        loop.add_reader(sock.fileno(), self._on_readable)
+
+    @property
+    def can_send(self) -> bool:
+        """True when the worker has granted a credit that is not used."""
+        return bool(self._free)
+
+    @property
+    def batches_in_flight(self) -> list[Batch]:
+        """What the worker holds."""
+        return [slot.batch for slot in self._slots if slot.batch is not None]
+
+    @property
+    def oldest_sent_s(self) -> float:
+        """When the oldest batch in flight was sent, on `time.monotonic`; infinite where there is none."""
+        return min([batch.sent_s for batch in self.batches_in_flight], default=math.inf)
+
+    def pass_streams(self, sock: socket.socket) -> None:
+        """Give the worker its end of the socket on which streams are passed.
+
+        Raises:
+            OSError: the worker takes nothing now.
+        """
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        self._sock.sendmsg([HEADER.pack(Kind.STREAMS, 0, 0, 0, 0)], rights)
+
+    def send(self, batch: Batch) -> None:
+        """Write a batch's rows into a free slot and hand it to the worker."""
+        slot = self._free.pop()
+        slot.batch = batch
+        self._sequence += 1
+        batch.sequence = self._sequence
+        batch.sent_s = time.monotonic()
+        self.num_in_flight += 1
+        try:
+            self._send_frame(slot, batch)
+        except (OSError, LinkError):
+            # The batch stays in its slot: going down gives it back to its lane.
+            self._loop.call_soon(self.close)
+
+    def _send_frame(self, slot: _Slot, batch: Batch) -> None:
+        calls = batch.calls
+        first = calls[0].inputs
+        key: Hashable
+        if len(calls) == 1:
+            key = (batch.form, *[array.shape for array in first])
+        else:
+            length = batch.length if batch.is_padded else 0
+            key = (batch.form, batch.num_rows, length, *[array.shape[1:] for array in first])
+        inputs = slot.inputs
+        layout = inputs.layouts.get(key) if inputs is not None and self._oversize_bytes <= slot.output_bytes else None
+        if layout is None:
+            layout = self._write_new(slot, batch, key)
+        elif len(calls) == 1:
+            for view, array in zip(layout.views, first, strict=True):
+                view[...] = array
+        else:
+            for index, view in enumerate(layout.views):
+                self._write_column(view, [call.inputs[index] for call in calls], batch, index)
+        header = HEADER.pack(Kind.BATCH, batch.form, slot.index, batch.num_rows, batch.sequence)
+        self._sock.send(header + layout.described)
+
+    def _write_column(self, view: NDArray[Any], column: list[NDArray[Any]], batch: Batch, index: int) -> None:
+        """Write one input of all requests side by side along the first axis."""
+        pad = batch.lane.pads[index] if batch.is_padded else None
+        if pad is None:
+            np.concatenate(column, out=view)
+        else:
+            fill_padded(view, column, *pad)
+
+    def _write_new(self, slot: _Slot, batch: Batch, key: Hashable) -> Layout:
+        """Write a batch whose shapes the slot has not had, or has forgotten."""
+        columns = [[call.inputs[index] for call in batch.calls] for index in range(len(batch.calls[0].inputs))]
+        kinds: list[tuple[int, int, tuple[int, ...]]] = []
+        for index, column in enumerate(columns):
+            first = column[0]
+            shape = first.shape if len(column) == 1 else (batch.num_rows, *first.shape[1:])
+            if batch.is_padded and (pad := batch.lane.pads[index]) is not None:
+                shape = (*shape[: pad[0]], batch.length, *shape[pad[0] + 1 :])
+            code = CODES[first.dtype]
+            if code == OBJECT:
+                column[:] = [np.frombuffer(b"".join(map(flatten_bytes, column)), np.uint8)]
+                kinds.append((column[0].nbytes, code, shape))
+            else:
+                kinds.append((math.prod(shape) * first.itemsize, code, shape))
+        tensors, num_bytes = place_tensors(kinds)
+        arena = self._reserve(slot, num_bytes)
+        layout = arena.view(tensors)
+        for index, (view, column) in enumerate(zip(layout.views, columns, strict=True)):
+            if len(column) == 1:
+                view[...] = column[0]
+            else:
+                self._write_column(view, column, batch, index)
+        if all(code != OBJECT for _, code, _ in kinds):
+            arena.keep(key, layout)
+        return layout
+
+    def _reserve(self, slot: _Slot, input_bytes: int) -> Arena:
+        """Make the slot's arenas large enough, and give the worker their descriptors; returns that of the inputs."""
+        if slot.inputs is not None and input_bytes <= slot.input_bytes and self._oversize_bytes <= slot.output_bytes:
+            return slot.inputs
+        slot.input_bytes = _round_up(max(input_bytes, slot.input_bytes))
+        slot.output_bytes = _round_up(max(self._oversize_bytes, slot.output_bytes))
+        input_fd, slot.inputs = make_arena(slot.input_bytes)
+        try:
+            output_fd, slot.outputs = make_arena(slot.output_bytes)
+            try:
+                frame = HEADER.pack(Kind.ARENA, 0, slot.index, 0, 0)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
+                self._sock.sendmsg([frame], rights)
+            finally:
+                os.close(output_fd)
+        finally:
+            os.close(input_fd)
+        return slot.inputs
+
+    def _on_readable(self) -> None:
+        try:
+            self._read_one()
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            # The worker died with frames unread. The kernel tells that first, and the loop calls only once:
+            # the replies that the worker sent before are still there, and then the end.
+            self._read_rest()
+        except (OSError, LinkError, struct.error) as error:
+            self._close_for(error)
+
+    def _read_rest(self) -> None:
+        try:
+            while True:
+                self._read_one()
+        except (OSError, LinkError, struct.error) as error:
+            self._close_for(error)
+
+    def _close_for(self, error: Exception) -> None:
+        if not isinstance(error, OSError):
+            self.fault = str(error)
+        self.close()
+
+    def _read_one(self) -> None:
+        frame, fds = read_frame(self._sock)
+        try:
+            if not frame:
+                raise ConnectionError("the worker's process died")
+            self._take_frame(frame, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take_frame(self, frame: bytes, fds: list[int]) -> None:
+        head: tuple[int, int, int, int, int] = HEADER.unpack_from(frame)
+        kind, flags, slot_index, count, sequence = head
+        if kind == Kind.HELLO:
+            self._free = [slot for slot in self._slots[:count] if slot.batch is None]
+            self.num_slots = count
+            self._on_hello(self)
+            return
+        if slot_index >= NUM_SLOTS:
+            raise LinkError("worker named an unknown slot")
+        slot = self._slots[slot_index]
+        batch = slot.batch
+        if batch is None or batch.sequence != sequence:
+            raise LinkError("worker answered a batch that it does not have")
+        if kind == Kind.ERROR:
+            self._release(slot)
+            batch.lane.take_failure(batch, frame[HEADER.size :].decode(errors="replace"), is_input_fault=flags == INPUT_FAULT)
+            return
+        if kind != Kind.REPLY:
+            raise LinkError("worker sent an unknown frame")
+        (nanoseconds,) = NANOSECONDS.unpack_from(frame, HEADER.size)
+        if flags:
+            arena = map_arena(fds.pop(), mmap.ACCESS_READ) if fds else None
+            if arena is None:
+                raise LinkError("worker sent no descriptor for a large output")
+            self._oversize_bytes = max(self._oversize_bytes, min(arena.num_bytes, MAX_LEARNT_BYTES))
+        else:
+            arena = slot.outputs
+            assert arena is not None
+        outputs = self._read_outputs(batch, arena, frame[HEADER.size + NANOSECONDS.size :])
+        self.num_in_flight -= 1
+        # The other slot's batch starts before these answers are written out.
+        batch.lane.proceed()
+        batch.lane.take_answers(batch, outputs, nanoseconds * 1e-9)
+        slot.batch = None
+        self._free.append(slot)
+        batch.lane.proceed()
+
+    def _read_outputs(self, batch: Batch, arena: Arena, described: bytes) -> list[NDArray[Any]]:
+        """Read a reply's tensors, which must hold exactly what the batch asked for."""
+        # All that the check depends on.
+        key = (described, batch.num_rows, batch.form, batch.length if batch.is_padded else -1)
+        layout = arena.layouts.get(key)
+        if layout is not None:
+            return layout.views
+        tensors = unpack_tensors(described, 0, arena.num_bytes)
+        batch.lane.check_outputs(batch, tensors)
+        outputs = [read_tensor(arena.memory, tensor) for tensor in tensors]
+        if all(tensor.code != OBJECT for tensor in tensors):
+            arena.keep(key, Layout(outputs, described))
+        return outputs
+
+    def _release(self, slot: _Slot) -> None:
+        slot.batch = None
+        self.num_in_flight -= 1
+        self._free.append(slot)
+
+    def take_batches(self) -> list[Batch]:
+        """Give back the batches in flight, oldest first; used when the link is down."""
+        batches = sorted(self.batches_in_flight, key=lambda batch: batch.sequence)
+        for slot in self._slots:
+            slot.batch = None
+        self._free = []
+        self.num_in_flight = 0
+        return batches
+
+    def close(self) -> None:
+        """Stop using the link; its owner is told once."""
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        self._on_down(self)
+
+
+def _round_up(size_bytes: int) -> int:
+    return 1 << (max(size_bytes, MIN_ARENA_BYTES) - 1).bit_length()

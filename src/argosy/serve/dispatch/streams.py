@@ -1,0 +1,398 @@
+"""The front's side of raw requests: which wait, which replica takes them, and what comes back.
+
+Each replica answers at most `max_streams` at once; further requests wait here, where their deadlines are kept and any replica
+can take them. `argosy.serve.wire.stream_frames` says what travels. A request whose worker died is sent again once, if nothing of
+an answer was there and the version is repeatable; an answer that was begun is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from argosy.errors import FaultError, ModelError, UnavailableError
+from argosy.serve.wire import stream_frames as frames
+
+if TYPE_CHECKING:
+    from argosy.serve.dispatch.link import Link
+    from argosy.serve.dispatch.router import Lane
+    from argosy.serve.http.raw import RawCall
+
+__all__ = ["Stream", "StreamPool", "StreamQueue"]
+
+_READ_BYTES: Final = 256 * 1024
+_DEATH_S: Final = 0.05
+"""Within which the link of a dead worker ends after the first of its streams: a machine that is busy takes milliseconds."""
+
+
+class StreamQueue:
+    """The raw requests of one lane that no replica has taken.
+
+    Args:
+        lane: whose replicas take them.
+
+    Attributes:
+        max_streams: how many a replica answers at once for this front; 0 where the version has no raw endpoint.
+        waiting_bytes: of their bodies.
+    """
+
+    __slots__ = ("_lane", "_waiting", "max_streams", "waiting_bytes")
+
+    def __init__(self, lane: Lane) -> None:
+        self.max_streams = 0
+        self.waiting_bytes = 0
+        self._lane = lane
+        self._waiting: deque[RawCall] = deque()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    def put(self, call: RawCall) -> None:
+        """Take a request in; it starts now if a replica has a stream to spare."""
+        self._lane.num_open += 1
+        self._wait(call)
+        self.flush()
+
+    def _wait(self, call: RawCall) -> None:
+        self._waiting.append(call)
+        self.waiting_bytes += len(call.body)
+
+    def _take(self) -> RawCall:
+        call = self._waiting.popleft()
+        self.waiting_bytes -= len(call.body)
+        return call
+
+    def flush(self) -> None:
+        """Hand requests over while replicas can take them."""
+        while self._waiting:
+            if self._waiting[0].is_done:
+                self._take()
+                self.release()
+                continue
+            stream = self._pick_stream()
+            if stream is None:
+                return
+            stream.send(self._take())
+
+    def _pick_stream(self) -> Stream | None:
+        """A stream of the replica that answers the fewest."""
+        pools = [link.streams for link in self._lane.links]
+        for pool in sorted(pools, key=lambda pool: pool.num_busy):
+            if (stream := pool.take(self.max_streams)) is not None:
+                return stream
+        return None
+
+    def take_waiting(self) -> list[RawCall]:
+        """Remove and return every request that waits, oldest first."""
+        calls = [self._take() for _ in range(len(self._waiting))]
+        self._lane.num_open -= len(calls)
+        return [call for call in calls if not call.is_done]
+
+    def expire(self, now: float) -> None:
+        """Refuse requests that have waited beyond their deadline; try the others again."""
+        for _ in range(len(self._waiting)):
+            call = self._take()
+            if not call.is_done and call.deadline_s < now:
+                call.expire()
+            if call.is_done:
+                self.release()
+            else:
+                self._wait(call)
+        self.flush()
+
+    def release(self) -> None:
+        """A request is answered, refused, or nobody waits for it and the worker has let it go."""
+        self._lane.num_open -= 1
+
+    def lose(self, call: RawCall, worker: str) -> None:
+        """The worker that answered a request is gone."""
+        lane = self._lane
+        if call.is_done:
+            self.release()
+        elif not self.max_streams:
+            self.release()
+            call.fail(UnavailableError("no_replica", model=lane.name, retry_after_s=1.0))
+        elif call.has_begun or not lane.is_repeatable:
+            self.release()
+            call.fail(FaultError("not_repeatable", model=lane.name, version=lane.version, worker=worker))
+        elif call.attempts:
+            self.release()
+            call.fail(FaultError("lost_twice", model=lane.name, version=lane.version, worker=worker))
+        else:
+            call.attempts = 1
+            self._wait(call)
+
+
+class StreamPool:
+    """The streams of one link, each a socket to a thread of the worker; made when first needed, and kept.
+
+    Args:
+        loop: the front's event loop.
+        link: to the worker.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link) -> None:
+        self.link = link
+        self.loop = loop
+        self._sock: socket.socket | None = None
+        self._streams: set[Stream] = set()
+        self._idle: list[Stream] = []
+        self._limit = 0
+        self._lost: list[RawCall] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def num_busy(self) -> int:
+        """Streams that carry a request, one that nobody waits for included."""
+        return len(self._streams) - len(self._idle)
+
+    def take(self, limit: int) -> Stream | None:
+        """A stream that is free; None while `limit` are busy, or no more can be made now."""
+        self._limit = limit
+        if self.num_busy >= limit or self._timer is not None:
+            return None
+        if self._idle:
+            return self._idle.pop()
+        try:
+            return self._open()
+        except OSError:
+            # No descriptor is left, or the worker has not taken those on their way: the next tick tries again.
+            return None
+
+    def _open(self) -> Stream:
+        if self._sock is None:
+            self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._sock.setblocking(False)
+            with theirs:
+                self.link.pass_streams(theirs)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                socket.send_fds(self._sock, [b"s"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        stream = Stream(self, ours)
+        self._streams.add(stream)
+        return stream
+
+    def put_back(self, stream: Stream) -> None:
+        """A stream is free again."""
+        self._idle.append(stream)
+
+    def drop(self, stream: Stream) -> None:
+        """A stream is closed."""
+        self._streams.discard(stream)
+        if stream in self._idle:
+            self._idle.remove(stream)
+
+    def suspect(self, call: RawCall | None) -> None:
+        """A stream that nobody cancelled has ended: find out whether the worker dies, and hand over nothing before.
+
+        The kernel closes a dead process' sockets one after the other, and the link is not the first.
+        """
+        if call is not None:
+            self._lost.append(call)
+        if self._timer is None:
+            self._timer = self.loop.call_later(_DEATH_S, self._clear)
+
+    def _clear(self) -> None:
+        """The worker lives: a thread of it alone has ended."""
+        self._timer = None
+        for lane in self._lose(()):
+            lane.streams.flush()
+
+    def _lose(self, streams: Iterable[Stream]) -> set[Lane]:
+        calls, self._lost = self._lost, []
+        calls += [call for stream in streams if (call := stream.close()) is not None]
+        for call in calls:
+            call.lane.streams.lose(call, self.link.worker)
+        return {call.lane for call in calls}
+
+    def expire(self, now: float) -> None:
+        """Refuse, or cut, what has taken longer than its deadline."""
+        for stream in list(self._streams):
+            if (call := stream.call) is not None and not call.is_done and call.deadline_s < now:
+                call.expire()
+                stream.cancel()
+
+    @property
+    def stuck_since_s(self) -> float | None:
+        """Since when no stream is left to anyone, for the worker lets none go; on the clock of the loop."""
+        since = [stream.cancelled_s for stream in self._streams if stream.cancelled_s is not None]
+        return max(since) if self._limit and len(since) >= self._limit else None
+
+    def close(self) -> set[Lane]:
+        """The worker is gone: its requests are sent again, refused or cut; returns the lanes that they belong to."""
+        streams, self._streams, self._idle = self._streams, set(), []
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        if self._timer is not None:
+            self._timer.cancel()
+        return self._lose(streams)
+
+
+class Stream:
+    """One socket to one thread of a worker. Carries a request and its answer, then the next.
+
+    Attributes:
+        call: whom it answers.
+        cancelled_s: since when nobody waits for what the worker still does; on the clock of the loop.
+    """
+
+    __slots__ = ("_data", "_fd", "_is_paused", "_loop", "_out", "_pool", "_sock", "call", "cancelled_s")
+
+    def __init__(self, pool: StreamPool, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.call: RawCall | None = None
+        self.cancelled_s: float | None = None
+        self._pool = pool
+        self._loop = pool.loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._data = b""
+        self._out: deque[memoryview] = deque()
+        self._is_paused = False
+        self._loop.add_reader(self._fd, self._on_readable)
+
+    def send(self, call: RawCall) -> None:
+        """Hand a request to the worker."""
+        self.call = call
+        call.stream = self
+        call.sent_s = time.monotonic()
+        head = frames.OPEN.pack(len(call.head), len(call.body)) + call.head
+        self._out.extend(memoryview(part) for part in (head, call.body) if part)
+        self._write()
+        if self._out:
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._write()
+        if not self._out:
+            self._loop.remove_writer(self._fd)
+
+    def _write(self) -> None:
+        try:
+            while self._out:
+                sent = self._sock.sendmsg(self._out)
+                while self._out and sent >= len(self._out[0]):
+                    sent -= len(self._out.popleft())
+                if sent:
+                    self._out[0] = self._out[0][sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The worker is gone, and reading tells so.
+            self._out.clear()
+
+    def pause(self) -> None:
+        """The client takes no more for now: let the kernel's buffers fill, and the worker wait."""
+        if not self._is_paused:
+            self._is_paused = True
+            self._loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        """The client takes more."""
+        if self._is_paused:
+            self._is_paused = False
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def cancel(self) -> None:
+        """Nobody waits any more: tell the worker, and throw away what still comes until it closes the stream."""
+        self.cancelled_s = self._loop.time()
+        self._data = b""
+        if self._out:
+            self._out.clear()
+            self._loop.remove_writer(self._fd)
+        self.resume()
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the worker is gone already
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        call = self.call
+        if not data or call is None:
+            self._end()
+        elif self.cancelled_s is None:
+            try:
+                self._feed(data, call)
+            except ModelError as error:
+                call.fail(error)
+                self.cancel()
+
+    def _end(self) -> None:
+        """The worker has closed the stream: because it was cancelled, or it dies. Or it said what nobody asked."""
+        call = self.close()
+        self._pool.drop(self)
+        if self.cancelled_s is None:
+            self._pool.suspect(call)
+        elif call is not None:
+            call.lane.streams.release()
+            call.lane.streams.flush()
+
+    def _feed(self, data: bytes, call: RawCall) -> None:
+        """Take the frames of an answer.
+
+        Raises:
+            ModelError: they are none, or none that can be sent.
+        """
+        data = self._data + data if self._data else data
+        pos = 0
+        while len(data) - pos >= frames.FRAME.size and self.cancelled_s is None:
+            kind, length = frames.FRAME.unpack_from(data, pos)
+            if length > (frames.MAX_DATA_BYTES if kind == frames.DATA else frames.MAX_HEAD_BYTES):
+                raise call.spoil("it is no sequence of frames")
+            start = pos + frames.FRAME.size
+            if len(data) - start < length:
+                break
+            pos = start + length
+            self._take(kind, data[start:pos], call, is_last=pos == len(data))
+        self._data = data[pos:] if self.cancelled_s is None else b""
+
+    def _take(self, kind: int, payload: bytes, call: RawCall, *, is_last: bool) -> None:
+        if kind == frames.HEAD and not call.has_begun:
+            call.begin(payload)
+        elif kind == frames.DATA and call.has_begun:
+            call.add(payload)
+        elif kind == frames.END and call.has_begun and is_last:
+            call.end(time.monotonic())
+            self._finish(call)
+        elif kind == frames.ERROR and is_last:
+            detail = payload.decode(errors="replace")
+            call.fail(ModelError("model_failed", model=call.lane.name, version=call.lane.version, detail=detail))
+            self._finish(call)
+        else:
+            raise call.spoil("its frames do not follow each other")
+
+    def _finish(self, call: RawCall) -> None:
+        self.resume()
+        self.call = call.stream = None
+        self._pool.put_back(self)
+        call.lane.streams.release()
+        call.lane.streams.flush()
+
+    def close(self) -> RawCall | None:
+        """Close the socket; returns whom it answered."""
+        if not self._is_paused:
+            self._loop.remove_reader(self._fd)
+        if self._out:
+            self._loop.remove_writer(self._fd)
+        self._sock.close()
+        call, self.call = self.call, None
+        if call is not None:
+            call.stream = None
+        return call

@@ -1,0 +1,1 @@
+"""A front: the process that accepts requests. It never runs a model."""

@@ -1,0 +1,1 @@
+"""The root of a server's processes: the supervisor. Standard library only."""

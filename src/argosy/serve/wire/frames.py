@@ -1,0 +1,288 @@
+"""What travels between a front and a worker: small frames over a socket, tensors in shared memory.
+
+One SOCK_SEQPACKET pair per front and worker. Tensors stand in arenas: anonymous memory files that the
+front makes, seals against resizing and passes as descriptors. A batch occupies one slot; a slot has one
+arena for inputs and one for outputs. An output that does not fit comes in a descriptor of its own.
+
+    front -> worker   ARENA  slot, two descriptors      (before the first batch of that size)
+                      BATCH  slot, form (as `argosy.serve.dispatch.call`), rows, sequence, input tensors
+    worker -> front   HELLO  credits
+                      REPLY  slot, rows, sequence, nanoseconds in the runtime, output tensors
+                      ERROR  flags, slot, sequence, text    (the batch failed, the worker lives)
+
+STREAMS passes one end of a socket pair, once: raw requests travel as `stream_frames.py` says.
+
+NumPy and the standard library only: any interpreter can host a worker.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import math
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.datatypes import DTYPES, OBJECT
+
+__all__ = [
+    "FRAME_BYTES",
+    "HEADER",
+    "INPUT_FAULT",
+    "NANOSECONDS",
+    "NUM_SLOTS",
+    "Arena",
+    "Kind",
+    "Layout",
+    "LinkError",
+    "Tensor",
+    "flatten_bytes",
+    "make_arena",
+    "make_output",
+    "map_arena",
+    "pack_tensors",
+    "place_tensors",
+    "read_elements",
+    "read_frame",
+    "read_tensor",
+    "unpack_tensors",
+]
+
+FRAME_BYTES: Final = 64 * 1024
+NUM_SLOTS: Final = 2
+MAX_TENSORS: Final = 256
+MAX_RANK: Final = 16
+_ALIGNMENT: Final = 64
+_MAX_LAYOUTS: Final = 256
+# A tensor without elements needs no bytes, so its other dimensions are bounded here: NumPy refuses larger ones.
+_MAX_EMPTY_PRODUCT: Final = 1 << 40
+_RESIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+HEADER: Final = struct.Struct("<BBHIQ")  # kind, flags, slot, rows (or tensors), sequence
+NANOSECONDS: Final = struct.Struct("<Q")
+
+INPUT_FAULT: Final = 1
+"""Flag of ERROR: a row of the batch is not what the version takes, and its sender is at fault."""
+
+
+class Kind:
+    """Frame kinds."""
+
+    ARENA = 1
+    BATCH = 2
+    HELLO = 3
+    REPLY = 4
+    ERROR = 5
+    STREAMS = 6
+
+
+class LinkError(Exception):
+    """The peer broke the protocol or is gone: the link is of no use any more."""
+
+
+class Tensor(NamedTuple):
+    """Where a tensor stands in an arena."""
+
+    offset: int
+    num_bytes: int
+    code: int
+    shape: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """Tensors in an arena."""
+
+    views: list[NDArray[Any]]
+    """Of the arena's memory, one a tensor; bytes where the tensor is BYTES."""
+    described: bytes
+    """For a frame."""
+
+
+class Arena:
+    """An arena as one process maps it. Batches of the same shapes come again and again: what was made for one is kept.
+
+    Args:
+        memory: the mapping.
+
+    Attributes:
+        layouts: what was kept, by whatever tells shapes apart.
+    """
+
+    __slots__ = ("layouts", "memory", "num_bytes")
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory = memory
+        self.num_bytes = len(memory)
+        self.layouts: dict[Hashable, Layout] = {}
+
+    def view(self, tensors: Sequence[Tensor]) -> Layout:
+        """Make views that tensors are written to."""
+        views = [
+            np.frombuffer(self.memory, np.uint8, tensor.num_bytes, tensor.offset)
+            if tensor.code == OBJECT
+            else read_tensor(self.memory, tensor)
+            for tensor in tensors
+        ]
+        return Layout(views, pack_tensors(tensors))
+
+    def keep(self, key: Hashable, layout: Layout) -> None:
+        """Remember a layout; the number of those is bounded, for clients choose the shapes."""
+        if len(self.layouts) >= _MAX_LAYOUTS:
+            self.layouts.clear()
+        self.layouts[key] = layout
+
+
+def place_tensors(kinds: Iterable[tuple[int, int, tuple[int, ...]]]) -> tuple[list[Tensor], int]:
+    """Place tensors side by side, each at the beginning of a cache line.
+
+    Args:
+        kinds: bytes, code and shape of each.
+
+    Returns:
+        The tensors, and the bytes that they take together.
+    """
+    tensors: list[Tensor] = []
+    offset = 0
+    for num_bytes, code, shape in kinds:
+        tensors.append(Tensor(offset, num_bytes, code, shape))
+        offset = (offset + num_bytes + _ALIGNMENT - 1) & -_ALIGNMENT
+    return tensors, offset
+
+
+@lru_cache(maxsize=4096)
+def _tensor_struct(ranks: tuple[int, ...]) -> struct.Struct:
+    return struct.Struct("<" + "".join(f"QQBB{rank}Q" for rank in ranks))
+
+
+def pack_tensors(tensors: Sequence[Tensor]) -> bytes:
+    """Describe tensors for a frame."""
+    fields: list[int] = []
+    for tensor in tensors:
+        fields += (tensor.offset, tensor.num_bytes, tensor.code, len(tensor.shape), *tensor.shape)
+    return _tensor_struct(tuple(len(tensor.shape) for tensor in tensors)).pack(*fields)
+
+
+_TENSOR_HEAD: Final = struct.Struct("<QQBB")
+
+
+def unpack_tensors(frame: bytes, pos: int, arena_bytes: int) -> list[Tensor]:
+    """Read tensor descriptions from `frame[pos:]`, and check that each lies within the arena.
+
+    Raises:
+        LinkError: a length, offset, rank or type is impossible.
+    """
+    tensors: list[Tensor] = []
+    end = len(frame)
+    while pos < end:
+        if end - pos < _TENSOR_HEAD.size or len(tensors) == MAX_TENSORS:
+            raise LinkError("frame is cut, or holds too many tensors")
+        head: tuple[int, int, int, int] = _TENSOR_HEAD.unpack_from(frame, pos)
+        offset, num_bytes, code, rank = head
+        pos += _TENSOR_HEAD.size
+        if rank > MAX_RANK or code > OBJECT or end - pos < 8 * rank:
+            raise LinkError("frame describes an impossible tensor")
+        shape = struct.unpack_from(f"<{rank}Q", frame, pos)
+        pos += 8 * rank
+        if offset + num_bytes > arena_bytes or (code != OBJECT and math.prod(shape) * DTYPES[code].itemsize != num_bytes):
+            raise LinkError("frame describes a tensor outside its arena")
+        if 0 in shape and math.prod(dim for dim in shape if dim) > _MAX_EMPTY_PRODUCT:
+            raise LinkError("frame describes an empty tensor of impossible dimensions")
+        tensors.append(Tensor(offset, num_bytes, code, shape))
+    return tensors
+
+
+def read_tensor(memory: mmap.mmap, tensor: Tensor) -> NDArray[Any]:
+    """View a tensor in an arena without a copy (BYTES are copied out as an object array)."""
+    if tensor.code == OBJECT:
+        return read_elements(memory[tensor.offset : tensor.offset + tensor.num_bytes], tensor.shape)
+    return np.frombuffer(memory, DTYPES[tensor.code], math.prod(tensor.shape), tensor.offset).reshape(tensor.shape)
+
+
+def read_elements(data: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read a BYTES tensor: each element is a 4-byte little-endian length and its bytes.
+
+    Raises:
+        LinkError: the data is shorter than the shape says.
+    """
+    count = math.prod(shape)
+    if 4 * count > len(data):
+        raise LinkError("a BYTES tensor is shorter than its shape says")
+    out = np.empty(count, dtype=object)
+    pos = 0
+    for index in range(count):
+        size = int.from_bytes(data[pos : pos + 4], "little")
+        pos += 4
+        if pos + size > len(data):
+            raise LinkError("an element of a BYTES tensor is cut")
+        out[index] = data[pos : pos + size]
+        pos += size
+    return out.reshape(shape)
+
+
+def flatten_bytes(array_: NDArray[Any]) -> bytes:
+    """Serialise a BYTES tensor: each element is a 4-byte little-endian length and its bytes."""
+    parts: list[bytes] = []
+    for item in array_.ravel().tolist():
+        raw = item.encode() if isinstance(item, str) else bytes(item)
+        parts += (len(raw).to_bytes(4, "little"), raw)
+    return b"".join(parts)
+
+
+def make_arena(size_bytes: int) -> tuple[int, Arena]:
+    """Make a sealed anonymous memory file and map it; returns its descriptor and the arena."""
+    fd = os.memfd_create("argosy-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        # Unsealed, a worker that truncates the file would kill the front with SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _RESIZE_SEALS | fcntl.F_SEAL_SEAL)
+        return fd, Arena(mmap.mmap(fd, size_bytes))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def make_output(size_bytes: int) -> tuple[int, Arena]:
+    """A memory file for an output that does not fit the arena; sealed, so that it cannot shrink under the front."""
+    fd = os.memfd_create("argosy-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size_bytes)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd, Arena(mmap.mmap(fd, size_bytes))
+
+
+def map_arena(fd: int, access: int = mmap.ACCESS_WRITE) -> Arena:
+    """Map an arena that the peer sent, and close its descriptor.
+
+    Raises:
+        LinkError: it can still be resized, or is empty.
+    """
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _RESIZE_SEALS != _RESIZE_SEALS:
+            raise LinkError("arena is not sealed")
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes == 0:
+            raise LinkError("arena is empty")
+        return Arena(mmap.mmap(fd, size_bytes, access=access))
+    except OSError as error:
+        raise LinkError(f"arena cannot be mapped: {error}") from error
+    finally:
+        os.close(fd)
+
+
+def read_frame(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive one frame and its descriptors; an empty frame means that the peer is gone."""
+    data, ancillary, _, _ = sock.recvmsg(FRAME_BYTES, 64, socket.MSG_CMSG_CLOEXEC)
+    if not ancillary:
+        return data, []
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % 4])
+    return data, list(fds)

@@ -1,0 +1,161 @@
+"""What a worker does with a freshly loaded model before it answers anyone: verify it, and measure it.
+
+NumPy and the standard library only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.datatypes import decode_stored, is_float, widen
+from argosy.serve.wire.frames import read_elements
+
+__all__ = [
+    "MEASURE_S",
+    "GoldenMismatch",
+    "largest_difference",
+    "load_golden",
+    "measure_row",
+    "measure_service",
+    "prove_joining",
+    "verify_golden",
+]
+
+Arrays = dict[str, NDArray[Any]]
+Infer = Callable[[Arrays], Arrays]
+Measure = Callable[[NDArray[Any], NDArray[Any]], float]
+
+# Relative to the largest value of the output. Another CPU's kernels sum in another order: 1e-4 was seen for deep float32 models.
+GOLDEN_TOLERANCE: Final = 1e-3
+JOIN_TOLERANCE: Final = 1e-4
+_OUTLIER_FACTOR: Final = 100.0
+MEASURE_S: Final = 0.15
+"""Time that measuring may take before the first answer."""
+
+
+class GoldenMismatch(Exception):
+    """The version does not answer as it did when it was published."""
+
+    def __init__(self, tensor: str, got: float, allowed: float) -> None:
+        super().__init__(f"output {tensor!r} differs by {got:.3g}, allowed {allowed:.3g}")
+        self.tensor = tensor
+        self.got = got
+        self.allowed = allowed
+
+
+def load_golden(path: Path) -> tuple[Arrays, Arrays]:
+    """Read recorded examples, as `argosy.store.golden` writes them: inputs and outputs, the first axis counts examples."""
+    with np.load(path, allow_pickle=False) as file:
+        entries = {name: decode_stored(file[name]) for name in file.files}
+    for key in [key for key in entries if key.startswith("shape:")]:
+        name = key.removeprefix("shape:")
+        entries[name] = read_elements(entries[name].tobytes(), tuple(entries.pop(key).tolist()))
+    sides = ("in:", "out:")
+    inputs, outputs = ({k.removeprefix(side): a for k, a in entries.items() if k.startswith(side)} for side in sides)
+    return inputs, outputs
+
+
+def largest_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference relative to the largest expected magnitude (at least 1); infinite where kinds or shapes differ."""
+    got, expected = widen(got), widen(expected)
+    if got.shape != expected.shape or got.dtype.kind != expected.dtype.kind:
+        return float("inf")
+    if got.dtype.kind != "f":
+        return 0.0 if np.array_equal(got, expected) else float("inf")
+    if not np.array_equal(np.isfinite(got), np.isfinite(expected)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    if not finite.any():
+        return 0.0
+    a, b = got[finite].astype(np.float64), expected[finite].astype(np.float64)
+    return float(np.abs(a - b).max() / max(1.0, float(np.abs(b).max())))
+
+
+def measure_row(infer: Infer, inputs: Arrays, *, is_batched: bool) -> float:
+    """Seconds that the first example takes alone: the fastest of three runs, after one that is not counted."""
+    example = _pick(inputs, 0, is_batched=is_batched)
+    infer(example)
+    best = float("inf")
+    for _ in range(3):
+        before = time.perf_counter()
+        infer(example)
+        best = min(best, time.perf_counter() - before)
+    return best
+
+
+def verify_golden(
+    infer: Infer, inputs: Arrays, outputs: Arrays, *, is_batched: bool, measure: Measure = largest_difference
+) -> float:
+    """Run each example alone and compare by `measure` (see `agreement.py`); returns the largest difference.
+
+    Of a batched signature an example is one row; otherwise it is a whole request.
+
+    Raises:
+        GoldenMismatch: an answer is not the recorded one.
+    """
+    worst = 0.0
+    for index in range(_count(inputs)):
+        answer = infer(_pick(inputs, index, is_batched=is_batched))
+        for name, expected in _pick(outputs, index, is_batched=is_batched).items():
+            got = answer.get(name)
+            difference = float("inf") if got is None else measure(got, expected)
+            if difference > GOLDEN_TOLERANCE:
+                raise GoldenMismatch(name, difference, GOLDEN_TOLERANCE)
+            worst = max(worst, difference)
+    return worst
+
+
+def prove_joining(infer: Infer, inputs: Arrays, measure: Measure = largest_difference) -> str:
+    """Say why rows must not be joined; an empty string when a joined row answers as it does alone.
+
+    The batch holds every example and one outlier, whose floats are a hundred times larger.
+    """
+    count = _count(inputs)
+    if not count:
+        return "the version has no examples to try it with"
+    outlier = {name: array[:1] * _OUTLIER_FACTOR if is_float(array.dtype) else array[-1:] for name, array in inputs.items()}
+    outlier = {name: array.astype(inputs[name].dtype) for name, array in outlier.items()}
+    joined = {name: np.concatenate([array, outlier[name], array[::-1]]) for name, array in inputs.items()}
+    together = infer(joined)
+    for index in range(count + 1):
+        row = _pick(joined, index)
+        for name, expected in infer(row).items():
+            got = together[name][index : index + 1]
+            difference = measure(got, expected)
+            if difference > JOIN_TOLERANCE:
+                moved = f"output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
+                return f"a row answers differently in a batch: {moved}"
+    return ""
+
+
+def measure_service(infer: Infer, inputs: Arrays, max_rows: int, budget_s: float = MEASURE_S) -> dict[int, float]:
+    """Seconds that a batch of 1, 2, 4 ... rows takes, the fastest of a few runs; stops after `budget_s`."""
+    count = _count(inputs)
+    times: dict[int, float] = {}
+    start = time.perf_counter()
+    rows = 1
+    while rows <= max_rows and time.perf_counter() - start < budget_s:
+        batch = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()} if count else {}
+        best = float("inf")
+        for _ in range(3):
+            before = time.perf_counter()
+            infer(batch)
+            best = min(best, time.perf_counter() - before)
+        times[rows] = best
+        rows *= 2
+    return times
+
+
+def _count(arrays: Arrays) -> int:
+    return min((len(array) for array in arrays.values()), default=0)
+
+
+def _pick(arrays: Arrays, index: int, *, is_batched: bool = True) -> Arrays:
+    """One example: a row of a batched signature, else a whole request."""
+    return {name: array[index : index + 1] if is_batched else array[index] for name, array in arrays.items()}

@@ -1,0 +1,375 @@
+"""A worker: hosts one replica of a version, and runs the batches that fronts hand it.
+
+It loads its model, verifies and measures it, reports, and then answers batches one at a time in the order of
+their arrival. It needs NumPy and the standard library only.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import os
+import select
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Hashable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
+from argosy.runtimes.base import Runtime, StreamRuntime, load_runtime_class
+from argosy.serve.dispatch.call import FORM_COUNTED
+from argosy.serve.wire import frames
+from argosy.serve.wire.channel import Channel
+from argosy.serve.worker import cores, warmup
+from argosy.serve.worker import padding_proof as ragged
+from argosy.serve.worker.agreement import choose_measure
+
+if TYPE_CHECKING:
+    from argosy.runtimes.preprocess import Preprocessor
+
+__all__ = ["Worker", "run_worker"]
+
+EXIT_REFUSED: Final = 3
+NUM_CREDITS: Final = 2
+MAX_ERROR_BYTES: Final = 4000
+NUM_TOKENS: Final = "num_tokens"
+
+Arrays = dict[str, NDArray[Any]]
+Message = dict[str, Any]
+
+
+class AnswerError(Exception):
+    """The model's answer is not what its signature promises."""
+
+
+class _Front:
+    """The worker's end of a link: the arenas of each slot."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.inputs: list[frames.Arena | None] = [None] * frames.NUM_SLOTS
+        self.outputs: list[frames.Arena | None] = [None] * frames.NUM_SLOTS
+
+
+class Worker:
+    """One replica.
+
+    Args:
+        channel: to the supervisor.
+        spec: what to load, as the control process wrote it: `folder`, `entry`, `runtime`, `signature`,
+            `golden` (file name or nothing), `options`, `max_batch_rows`, `num_fronts`.
+    """
+
+    def __init__(self, channel: Channel, spec: Message) -> None:
+        self.channel = channel
+        self.spec = spec
+        self.inputs: list[Message] = spec["signature"]["inputs"]
+        self.outputs: list[Message] = spec["signature"]["outputs"]
+        shapes = [tensor["shape"] for tensor in self.inputs + self.outputs]
+        self.is_batched = all(shape and shape[0] == -1 for shape in shapes)
+        if "BF16" in {tensor["datatype"] for tensor in self.inputs + self.outputs}:
+            learn_bfloat16()
+        self.output_dtypes = [DATATYPES[tensor["datatype"]] for tensor in self.outputs]
+        self.names: list[str] = [tensor["name"] for tensor in self.inputs]
+        self.output_names: list[str] = [tensor["name"] for tensor in self.outputs]
+        steps: list[Message] = spec["signature"].get("preprocess", [])
+        made = [name for step in steps for name in step["inputs"]]
+        # As `Signature.raw_inputs`.
+        self.raw_names = [step["name"] for step in steps] + [name for name in self.names if name not in made]
+        self.ragged: Message | None = spec["signature"].get("ragged")
+        self.preprocessor: Preprocessor | None = None
+        self.runtime: Runtime | None = None
+        self.poll = select.epoll()
+        self.fronts: dict[int, _Front] = {}
+
+    # load
+
+    def load(self) -> Message:
+        """Load, verify and measure the model; returns the report."""
+        started = time.perf_counter()
+        folder = Path(self.spec["folder"])
+        golden = self.spec.get("golden")
+        inputs, outputs = warmup.load_golden(folder / golden) if golden else ({}, {})
+        threads = self._open(folder, inputs)
+        measure = choose_measure(self.spec["precision"])
+        report: Message = {"state": "ready", "load_s": time.perf_counter() - started, "threads": threads}
+        if inputs:
+            report["golden_difference"] = warmup.verify_golden(
+                self._infer, inputs, outputs, is_batched=self.is_batched, measure=measure
+            )
+        if self.is_batched:
+            report["join_refusal"] = warmup.prove_joining(self._infer, inputs, measure)
+            report |= self._try_lengths(inputs, measure, report["join_refusal"])
+            if inputs:
+                report |= self._measure(inputs, is_joined=not report["join_refusal"])
+        else:
+            report["join_refusal"] = "the signature has no axis of rows"
+        report["warm_s"] = time.perf_counter() - started - report["load_s"]
+        report["memory_bytes"] = _own_memory_bytes()
+        return report
+
+    def _try_lengths(self, inputs: Arrays, measure: warmup.Measure, join_refusal: str) -> Message:
+        """Find out whether rows of different lengths may be joined; and load what makes tensors of texts and pictures."""
+        refusal = join_refusal
+        if self.ragged and not refusal:
+            refusal = ragged.prove_padding(self._infer, inputs, self.ragged, measure)
+        signature = self.spec["signature"]
+        if signature.get("preprocess"):
+            from argosy.runtimes.preprocess import Preprocessor
+
+            # Threads of the package tokenizers would take the cores that the runtime and the fronts work on.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            self.preprocessor = Preprocessor(signature, Path(self.spec["folder"]))
+            self.preprocessor.can_pad = bool(self.ragged) and not refusal
+        return {"pad_refusal": refusal} if self.ragged else {}
+
+    def _measure(self, inputs: Arrays, *, is_joined: bool) -> Message:
+        """Measure batches by rows and by length: `service_s` by rows, `service` as rows, length and seconds of each."""
+        limit = self.spec["max_batch_rows"] if is_joined else 1
+        if not self.ragged:
+            times = warmup.measure_service(self._infer, inputs, limit)
+            return {"service_s": times, "service": [[rows, 0, seconds] for rows, seconds in times.items()]}
+        times = warmup.measure_service(self._infer, inputs, limit, warmup.MEASURE_S / 2)
+        lengths = ragged.measure_lengths(self._infer, inputs, self.ragged, warmup.MEASURE_S / 2)
+        own = next(iter(ragged.list_lengths(inputs, self.ragged)), 0)
+        by_rows = [[rows, own, seconds] for rows, seconds in times.items()]
+        return {"service_s": times, "service": by_rows + [[1, length, seconds] for length, seconds in lengths.items()]}
+
+    def _open(self, folder: Path, inputs: Arrays) -> int:
+        """Load the artifact; returns the threads of one operator, which are found out where the deployment leaves them open."""
+        options = self.spec["options"]
+        kind = load_runtime_class(self.spec["runtime"])
+
+        def load(threads: int) -> None:
+            self.runtime = None  # what is replaced gives its memory back first
+            runtime = kind()
+            runtime.load(folder, self.spec["entry"], {**options, "threads": threads})
+            self.runtime = runtime
+
+        def choose() -> int:
+            measure = partial(warmup.measure_row, self._infer, inputs, is_batched=self.is_batched)
+            return cores.choose_threads(load, measure, options["max_threads"])
+
+        is_open = not options["threads"] and options["max_threads"] > 1 and bool(inputs)
+        if is_open and not kind.fixes_threads(folder):
+            return choose()
+        threads = cores.run_apart(choose) if is_open else options["threads"] or 1
+        load(threads)
+        return threads
+
+    def _infer(self, inputs: Arrays) -> Arrays:
+        assert self.runtime is not None
+        return self.runtime.infer(inputs)
+
+    def _infer_raw(self, inputs: Arrays, form: int) -> Arrays:
+        assert self.preprocessor is not None
+        return self.preprocessor.apply(inputs, self._infer, counts=form == FORM_COUNTED)
+
+    # serve
+
+    def serve(self) -> None:
+        """Answer batches until the supervisor is gone."""
+        self.poll.register(self.channel.fileno(), select.EPOLLIN)
+        while True:
+            for fd, _ in self.poll.poll():
+                front = self.fronts.get(fd)
+                if front is not None:
+                    self._take(front)
+                elif not self._take_link():
+                    return
+
+    def _take_link(self) -> bool:
+        received = self.channel.receive()
+        if received is None:
+            return False
+        message, fds = received
+        if message.get("op") == "link" and fds:
+            front = _Front(socket.socket(fileno=fds[0]))
+            self.fronts[front.sock.fileno()] = front
+            self.poll.register(front.sock.fileno(), select.EPOLLIN)
+            # Two batches may be in flight in all: one runs, one stands ready.
+            credit = max(1, NUM_CREDITS // self.spec["num_fronts"])
+            self._send(front, frames.HEADER.pack(frames.Kind.HELLO, 0, 0, credit, 0))
+        return True
+
+    def _take(self, front: _Front) -> None:
+        try:
+            frame, fds = frames.read_frame(front.sock)
+            if not frame:
+                raise frames.LinkError("front is gone")
+            kind, flags, slot, rows, sequence = frames.HEADER.unpack_from(frame)
+            if slot >= frames.NUM_SLOTS:
+                raise frames.LinkError("unknown slot")
+            if kind == frames.Kind.ARENA:
+                front.inputs[slot], front.outputs[slot] = (frames.map_arena(fd) for fd in fds)
+            elif kind == frames.Kind.BATCH:
+                self._run(front, frame, flags, slot, rows, sequence)
+            elif kind == frames.Kind.STREAMS and len(fds) == 1:
+                cast(StreamRuntime, self.runtime).accept_streams(socket.socket(fileno=fds[0]))
+            else:
+                raise frames.LinkError("unknown frame")
+        except (OSError, frames.LinkError, struct.error, ValueError) as error:
+            print(f"link closed: {error}", file=sys.stderr, flush=True)
+            self._drop(front)
+
+    def _drop(self, front: _Front) -> None:
+        if self.fronts.pop(front.sock.fileno(), None) is not None:
+            self.poll.unregister(front.sock.fileno())
+            front.sock.close()
+
+    def _send(self, front: _Front, frame: bytes) -> None:
+        try:
+            front.sock.send(frame, socket.MSG_NOSIGNAL)
+        except OSError:
+            self._drop(front)
+
+    def _run(self, front: _Front, frame: bytes, form: int, slot: int, rows: int, sequence: int) -> None:
+        arena = front.inputs[slot]
+        if arena is None:
+            raise frames.LinkError("a batch came before its arena")
+        if form and (self.preprocessor is None or form > FORM_COUNTED):
+            raise frames.LinkError("unknown form")
+        names = self.raw_names if form else self.names
+        inputs = dict(zip(names, _read_inputs(arena, frame[frames.HEADER.size :]), strict=True))
+        outputs = front.outputs[slot]
+        assert outputs is not None
+        try:
+            before = time.perf_counter_ns()
+            answer = self._infer_raw(inputs, form) if form else self._infer(inputs)
+            nanoseconds = time.perf_counter_ns() - before
+            arrays = self._order(answer, form)
+            # All that the check depends on.
+            key = (rows, *[(output.dtype, output.shape) for output in arrays])
+            layout = outputs.layouts.get(key)
+            if layout is None:
+                self._check(arrays, rows)
+        except Exception as error:  # the model's own code: whatever it raises belongs to this batch alone
+            self._send_failure(front, error, slot, sequence)
+            return
+        if layout is None:
+            self._reply_new(front, slot, rows, sequence, nanoseconds, arrays, key)
+            return
+        for view, output in zip(layout.views, arrays, strict=True):
+            view[...] = output
+        head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
+        self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
+
+    def _send_failure(self, front: _Front, error: Exception, slot: int, sequence: int) -> None:
+        text = f"{type(error).__name__}: {error}"
+        flags = 0
+        if getattr(error, "is_input_fault", False):
+            # The client is told; the log is not for what clients send.
+            flags, text = frames.INPUT_FAULT, str(error)
+        else:
+            traceback.print_exception(error)
+        data = text.encode(errors="replace")[:MAX_ERROR_BYTES]
+        self._send(front, frames.HEADER.pack(frames.Kind.ERROR, flags, slot, 0, sequence) + data)
+
+    def _order(self, answer: Arrays, form: int) -> list[NDArray[Any]]:
+        """Put the outputs in the signature's order."""
+        arrays = [output for name in self.output_names if (output := answer.get(name)) is not None]
+        if len(arrays) < len(self.output_names):
+            missing = next(name for name in self.output_names if answer.get(name) is None)
+            raise AnswerError(f"output {missing!r} is missing; got {', '.join(sorted(answer))}")
+        if form == FORM_COUNTED:
+            arrays.append(answer[NUM_TOKENS])
+        return arrays
+
+    def _check(self, arrays: list[NDArray[Any]], rows: int) -> None:
+        """Check datatypes, shapes and number of rows; what is counted beside the outputs is our own."""
+        for spec, dtype, got in zip(self.outputs, self.output_dtypes, arrays, strict=False):
+            name, shape = spec["name"], spec["shape"]
+            if got.dtype != dtype:
+                raise AnswerError(f"output {name!r} has type {got.dtype}, expected {dtype}")
+            if len(got.shape) != len(shape) or any(want not in (-1, dim) for want, dim in zip(shape, got.shape, strict=True)):
+                raise AnswerError(f"output {name!r} has shape {got.shape}, expected {tuple(shape)}")
+            if self.is_batched and got.shape[0] != rows:
+                raise AnswerError(f"output {name!r} has {got.shape[0]} rows for {rows}; the model must keep the first axis")
+
+    def _reply_new(
+        self,
+        front: _Front,
+        slot: int,
+        rows: int,
+        sequence: int,
+        nanoseconds: int,
+        arrays: list[NDArray[Any]],
+        key: Hashable,
+    ) -> None:
+        """Reply with outputs of shapes that the slot has not had, or has forgotten."""
+        codes = [CODES[output.dtype] for output in arrays]
+        columns = [
+            np.frombuffer(frames.flatten_bytes(output), np.uint8) if code == OBJECT else output
+            for code, output in zip(codes, arrays, strict=True)
+        ]
+        kinds = [(column.nbytes, code, output.shape) for column, code, output in zip(columns, codes, arrays, strict=True)]
+        tensors, num_bytes = frames.place_tensors(kinds)
+        arena = front.outputs[slot]
+        assert arena is not None
+        fd = -1
+        if num_bytes > arena.num_bytes:
+            fd, arena = frames.make_output(num_bytes)
+        layout = arena.view(tensors)
+        for view, column in zip(layout.views, columns, strict=True):
+            view[...] = column
+        if fd < 0 and OBJECT not in codes:
+            arena.keep(key, layout)
+        head = frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence)
+        frame = head + frames.NANOSECONDS.pack(nanoseconds) + layout.described
+        if fd < 0:
+            self._send(front, frame)
+            return
+        try:
+            front.sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))], socket.MSG_NOSIGNAL)
+        except OSError:
+            self._drop(front)
+        finally:
+            os.close(fd)
+
+
+def _read_inputs(arena: frames.Arena, described: bytes) -> list[NDArray[Any]]:
+    """View the tensors that a frame describes, which are checked once."""
+    layout = arena.layouts.get(described)
+    if layout is not None:
+        # Views of their own: a model may reshape what it is given.
+        return [view.view() for view in layout.views]
+    tensors = frames.unpack_tensors(described, 0, arena.num_bytes)
+    views = [frames.read_tensor(arena.memory, tensor) for tensor in tensors]
+    if all(tensor.code != OBJECT for tensor in tensors):
+        arena.keep(described, frames.Layout([view.view() for view in views], described))
+    return views
+
+
+def _own_memory_bytes() -> int:
+    """Memory that would be given back if this process ended: its private pages."""
+    kinds = ("Private_Clean:", "Private_Dirty:")
+    with open("/proc/self/smaps_rollup") as file:  # noqa: PTH123 - procfs, and pathlib is not imported for it elsewhere
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(kinds))
+
+
+def run_worker(channel: Channel, spec: Message) -> int:
+    """Load and serve; returns the exit code."""
+    channel.send({"op": "hello", "pid": os.getpid()})
+    worker = Worker(channel, spec)
+    try:
+        report = worker.load()
+    except Exception as error:  # the edge of the process: whatever the model raises is the reason it was refused
+        traceback.print_exc()
+        sys.stderr.flush()
+        failure: Message = {"state": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+        if isinstance(error, warmup.GoldenMismatch):
+            failure |= {"tensor": error.tensor, "got": error.got, "allowed": error.allowed}
+        channel.send({"op": "report", "report": failure})
+        return EXIT_REFUSED
+    channel.send({"op": "report", "report": report})
+    gc.freeze()
+    worker.serve()
+    return 0
