@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from argosy.datatypes import CODES, OBJECT
 from argosy.errors import ArgosyError, FaultError, ModelError, PoisonError
-from argosy.serve.dispatch.call import Call
+from argosy.serve.dispatch.call import Call, Lane
 from argosy.serve.dispatch.link import Link
-from argosy.serve.dispatch.router import Lane, Router
+from argosy.serve.dispatch.router import Router
 from argosy.serve.wire import frames
 from argosy.serve.wire.counters import MEMORY_BYTES, Counters
 from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor

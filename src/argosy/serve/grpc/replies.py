@@ -19,7 +19,7 @@ from argosy.serve.v2.tensors import MAX_SHAPES
 from argosy.signature import pack_bytes
 
 if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
+    from argosy.serve.dispatch.call import Lane
 
 __all__ = [
     "ACCEPTED",

@@ -14,7 +14,7 @@ from argosy.serve.v2.tensors import array_from_raw, check_bytes_count, check_ten
 from argosy.signature import TensorSpec
 
 if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
+    from argosy.serve.dispatch.call import Lane
 
 __all__ = ["read_inputs", "read_parameters", "read_wanted"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import round_floats, widen
 from argosy.errors import InputError, ModelError, list_choices
+from argosy.serve.dispatch.call import Lane
 from argosy.serve.v2.parameters import SCHEDULE, read_schedule, refuse_parameters, shorten
 from argosy.serve.v2.tensors import (
     MAX_SHAPES,
@@ -28,9 +29,6 @@ from argosy.serve.v2.tensors import (
 )
 from argosy.serve.wire.frames import FORM_TENSORS
 from argosy.signature import TensorSpec, pack_bytes
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
 
 __all__ = [
     "Request",
@@ -111,7 +109,7 @@ def prepare_front() -> None:
     np.seterr(over="raise")
 
 
-def decode_request(lane: Lane, body: bytes, json_bytes: int | None) -> Request:
+def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None) -> Request:
     """Read an inference request.
 
     Args:

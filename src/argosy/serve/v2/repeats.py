@@ -8,22 +8,19 @@ says what is wrong with it. The whole decoder takes 5 us for 64 numbers, this ta
 from __future__ import annotations
 
 from struct import Struct, error
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from argosy.serve.http.body import MIN_BYTES
+from argosy.serve.dispatch.call import Lane
 from argosy.serve.v2.json_body import Request, decode_request
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
 
 __all__ = ["Repeats"]
 
 MAX_KNOWN: Final = 256
-MAX_BODY_BYTES: Final = MIN_BYTES
+MAX_BODY_BYTES: Final = 64 << 10
 MAX_NUMBERS: Final = 4096
 """More of them are better read into an array than into a list."""
 
@@ -70,15 +67,14 @@ class Repeats:
         self._lane = lane
         self._known: dict[bytes, _Known] = {}
 
-    def decode(self, body: bytes) -> tuple[list[NDArray[Any]], Request]:
+    def decode(self, body: bytes | memoryview) -> tuple[list[NDArray[Any]], Request]:
         """Read a body without binary tensors; returns its inputs, and a request for all else that it says.
 
         Raises:
             InputError: as `decode_request`.
         """
-        # A body from there on may come as a view, which cannot be searched.
-        begin = body.find(_DATA) if len(body) < MAX_BODY_BYTES else -1
-        if begin < 0:
+        if not isinstance(body, bytes) or (begin := body.find(_DATA)) < 0:
+            # A large body may come as a view, which cannot be searched.
             request = decode_request(self._lane, body, None)
             return request.inputs, request
         begin += len(_DATA)
@@ -94,7 +90,7 @@ class Repeats:
             except (error, OverflowError, TypeError, orjson.JSONDecodeError):
                 pass
         request = decode_request(self._lane, body, None)
-        if known is None and body.count(b"[", begin, end) == 1:
+        if known is None and len(body) < MAX_BODY_BYTES and body.count(b"[", begin, end) == 1:
             self._remember(frame, request)
         return request.inputs, request
 
