@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.serve.dispatch.call import Lane
-from argosy.serve.v2.json_body import Request, Wanted
+from argosy.serve.v2.json_body import InferRequest, Wanted
 from argosy.serve.v2.tensors import array_from_raw, check_tensor, gather_inputs, plan_inputs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["decode_raw_binary"]
 
 
-def decode_raw_binary(lane: Lane, body: bytes | memoryview) -> Request:
+def decode_raw_binary(lane: Lane, body: bytes | memoryview) -> InferRequest:
     """Read a body that is the only input of a version: one row, whose free dimension is as long as the body makes it.
 
     Of BYTES it is the one element, such as the picture or the text that the version preprocesses. All outputs go as binary.
@@ -43,7 +43,7 @@ def decode_raw_binary(lane: Lane, body: bytes | memoryview) -> Request:
     array = _read_element(lane, spec, body) if spec.datatype == "BYTES" else _read_row(lane, spec, body, plan.is_batched)
     arrays, num_rows, form = gather_inputs(lane, {spec.name: array})
     wanted = [Wanted(place, True) for place in range(len(lane.output_index))]
-    return Request(arrays, num_rows, "", None, wanted, form)
+    return InferRequest(arrays, num_rows, "", None, wanted, form)
 
 
 def _read_element(lane: Lane, spec: TensorSpec, body: bytes | memoryview) -> NDArray[Any]:
