@@ -27,6 +27,7 @@ __all__ = [
     "NOT_POST",
     "OK_HEADERS",
     "OK_TRAILERS",
+    "encode_message",
     "encode_reply",
     "encode_status",
     "encode_stream_error",
@@ -147,5 +148,10 @@ def encode_stream_error(error: ArgosyError, request_id: str) -> bytes:
     """Write a ModelStreamInferResponse that says why a request was not answered, with the prefix of a gRPC message."""
     reply = messages.ModelStreamInferResponse(error_message=str(error))
     reply.infer_response.id = request_id
-    data = reply.SerializeToString()
+    return encode_message(reply)
+
+
+def encode_message(message: Any) -> bytes:
+    """Write a message with the prefix that gRPC gives it."""
+    data = message.SerializeToString()
     return b"\x00" + len(data).to_bytes(4, "big") + data
