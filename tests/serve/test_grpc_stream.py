@@ -5,6 +5,7 @@ import queue
 import random
 import struct
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -559,6 +560,44 @@ def test_working_stream_does_not_end():
         for second in range(0, 2000, 100):
             owner.sweep(1000.0 + second)
         assert len(connection.streams) == 1
+
+    run(main)
+
+
+def read_status(frames, stream=1):
+    """The status in the trailers that end a stream."""
+    (payload,) = [payload for kind, flags, number, payload in frames if (kind, flags, number) == (1, 5, stream)]
+    begin = payload.index(b"grpc-status") + len(b"grpc-status")
+    return int(payload[begin + 1 : begin + 1 + payload[begin]])
+
+
+def test_stream_that_begins_while_the_server_drains_is_ended():
+    async def main():
+        connection, owner = connect()
+        owner.drain()
+        connection.data_received(frame(1, 4, 1, BLOCK))
+        frames = connection._transport.take()
+        assert read_status(frames) == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert connection.streams == {}
+        assert not connection.is_dead
+
+    run(main)
+
+
+def test_stream_whose_deadline_has_passed_is_ended_with_what_is_under_way():
+    async def main():
+        connection, owner = connect()
+        owner.admit.delay_s = 60
+        block = BLOCK + literal(b"grpc-timeout", b"5S")
+        connection.data_received(frame(1, 4, 1, block) + frame(0, 0, 1, pack(make_request(X, "slow"))))
+        now = time.monotonic()
+        owner.sweep(now + 1)
+        assert len(connection.streams) == 1
+        owner.sweep(now + 10)
+        await settle()
+        assert read_status(connection._transport.take()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert [call.is_done for call in owner.admit.calls] == [True]
+        assert connection.streams == {}
 
     run(main)
 
