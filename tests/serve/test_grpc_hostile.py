@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from argosy.serve.grpc.messages import ModelInferRequest, ModelInferResponse
-from argosy.serve.http2.connection import Limits
+from argosy.serve.http2.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ Source: Triton's extension_binary_data, Raw Binary Request.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,7 @@ from argosy.errors import InputError
 from argosy.serve.dispatch.call import Lane
 from argosy.serve.v2.json_body import InferRequest, Wanted
 from argosy.serve.v2.tensors import array_from_raw, check_tensor, gather_inputs, plan_inputs
-
-if TYPE_CHECKING:
-    from argosy.signature import TensorSpec
+from argosy.signature import TensorSpec
 
 __all__ = ["decode_raw_binary"]
 
