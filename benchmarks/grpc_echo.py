@@ -67,7 +67,7 @@ class FakeLane:
 
 
 def make_lanes() -> dict[str, FakeLane]:
-    """Models for the benchmark and for tests/serve/test_grpc_*.py."""
+    """Models for the benchmark and for tests/serve/grpc."""
     x = TensorSpec("x", "FP32", (-1, 64))
     free = TensorSpec("x", "FP32", (-1, -1))
     named = {
