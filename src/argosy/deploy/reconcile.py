@@ -17,6 +17,7 @@ from argosy.deploy.repository import describe_repository
 from argosy.deploy.rollout import Lane, build_worker_spec, name_setting, roll_out
 from argosy.deploy.spec import Deployment
 from argosy.errors import ArgosyError
+from argosy.serve.wire.control_messages import AskBusy, BusyAnswer, PutTable, TableTaken
 from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry
 from argosy.serve.worker.cores import choose_replicas, count_cores
 
@@ -58,7 +59,7 @@ class Reconciler:
 
     async def publish(self) -> None:
         """Send the table to every front, and wait until all serve by it."""
-        await self.node.ask_fronts({"op": "table", "table": msgspec.to_builtins(self._build_table())})
+        await self.node.ask_fronts(PutTable(msgspec.to_builtins(self._build_table())), TableTaken)
 
     def _build_table(self) -> Table:
         self._epoch += 1
@@ -279,8 +280,8 @@ class Reconciler:
         orphans = [n for n, w in self.node.workers.items() if n not in wanted and w.spec["deployment"] not in self._running]
         if not orphans:
             return
-        answers = await self.node.ask_fronts({"op": "busy", "lanes": [], "workers": orphans})
-        if not any(answer["busy"] for answer in answers.values()):
+        answers = await self.node.ask_fronts(AskBusy((), tuple(orphans)), BusyAnswer)
+        if not any(answer.is_busy for answer in answers.values()):
             self.node.stop_workers(orphans)
 
     def _note_problem(self, name: str, text: str) -> None:

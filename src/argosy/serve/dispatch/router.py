@@ -292,7 +292,7 @@ class Router:
             lanes.setdefault(batch.lane, []).append(batch)
         known = set(self._lanes.values())
         for lane, batches in lanes.items():
-            lane.take_loss(batches, link.worker, link.fault)
+            lane.take_loss(batches, link.worker, link.fault or "the worker's process died")
             if lane not in known:
                 # Its deployment or version has left the table meanwhile.
                 self._reroute(cast(Lane, lane))
