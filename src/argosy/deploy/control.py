@@ -20,6 +20,7 @@ from argosy.deploy.ledger import Ledger
 from argosy.deploy.node import LocalNode
 from argosy.deploy.reconcile import Reconciler
 from argosy.deploy.repository import Repository
+from argosy.errors import ArgosyError
 from argosy.serve.wire.channel import Channel, follow, open_channel
 from argosy.serve.wire.control_messages import (
     EndOfWorkers,
@@ -93,7 +94,13 @@ class Control:
 
     def _on_front(self, name: str) -> None:
         if self.reconciler.is_settled:
-            self._spawn(self.reconciler.publish())
+            self._spawn(self._tell_front())
+
+    async def _tell_front(self) -> None:
+        try:
+            await self.reconciler.publish()
+        except ArgosyError as error:
+            self.reconciler.log(f"no table is sent: {error}")
 
     async def _on_errand(self, message: LoadModel | UnloadModel) -> ErrandDone:
         return await self._repository.answer(message)

@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.errors import FaultError, InputError, MessageError
 from argosy.runtimes.base import PACKAGES
-from argosy.serve.wire import control_messages as wire
 from argosy.serve.wire.channel import Channel, read_message, write_message
 from argosy.serve.wire.checked import refuse
 from argosy.serve.wire.control_messages import (
@@ -35,6 +34,7 @@ from argosy.serve.wire.control_messages import (
     WorkerGone,
     WorkerState,
 )
+from argosy.serve.wire.control_messages import Message as WireMessage
 
 __all__ = ["LocalNode", "Worker"]
 
@@ -166,7 +166,7 @@ class LocalNode:
             if name in self.workers:
                 self._channel.send(StopWorker(name))
 
-    def take_supervisor_message(self, message: wire.Message) -> None:
+    def take_supervisor_message(self, message: WireMessage) -> None:
         """Follow what the supervisor says of a worker."""
         match message:
             case WorkerState(name, pid, spec, deaths, report):
@@ -225,7 +225,7 @@ class LocalNode:
                 future.set_exception(ConnectionError(f"{name} is gone"))
         writer.close()
 
-    def _take_front_message(self, front: _FrontLink, message: wire.Message) -> None:
+    def _take_front_message(self, front: _FrontLink, message: WireMessage) -> None:
         if isinstance(message, (LoadModel, UnloadModel)):
             if front.num_errands >= MAX_ERRANDS:
                 refuse(f"more than {MAX_ERRANDS} loads and unloads wait")

@@ -229,7 +229,11 @@ class Reconciler:
             self._note_problem(name, f"worker {missing[0]} cannot load any more; argosy logs {missing[0]} shows why")
         if not self._can_start(lane):
             return False
-        lane.workers = self.ensure_workers(lane)
+        try:
+            lane.workers = self.ensure_workers(lane)
+        except ArgosyError as error:
+            self._note_problem(name, str(error))
+            return False
         # Told now, so that requests wait rather than fail; and again when it is known whether rows may be joined.
         self._start(name, self._await_ready(lane))
         return True

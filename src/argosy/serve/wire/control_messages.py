@@ -72,7 +72,7 @@ MAX_MESSAGE_BYTES: Final = 128 << 10
 """Of one on a channel: a datagram has to fit the kernel's buffers as they are by default."""
 # What is told on has to fit again, with more beside it.
 _MAX_SPEC_BYTES: Final = 80 << 10
-_MAX_REPORT_BYTES: Final = 24 << 10
+_MAX_REPORT_BYTES: Final = 32 << 10
 _MAX_LIST_BYTES: Final = 16 << 20
 """Of one on a stream that lists lanes, workers or arrivals."""
 _MAX_TABLE_BYTES: Final = 256 << 20
@@ -169,6 +169,11 @@ class Refused(Message):
     got: float | None = None
     """By how much; None where no number says it."""
     allowed: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.tensor is None) != (self.allowed is None):
+            refuse("Refused.allowed and Refused.tensor do not go without each other")
 
 
 Report = Ready | Refused
@@ -445,8 +450,7 @@ def encode(message: Message) -> bytes:
     op = _OPS[type(message)]
     fields = {"op": op, **vars(message)}
     try:
-        # As bytes of UTF-8: a text that is none is found here, not by the receiver.
-        data = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=to_json).encode()
+        data = json.dumps(fields, separators=(",", ":"), allow_nan=False, default=to_json).encode()
     except (TypeError, ValueError, RecursionError) as error:
         refuse(f"`{op}` cannot be written ({error})")
     if len(data) > TABLE[op].max_bytes:
