@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +19,10 @@ import pytest
 import argosy
 from argosy.importers.python import publish_python
 from argosy.server import Server
-from tests.conftest import SIGNATURE, Home, Load, find_child, find_workers, row, wait_until
+from argosy.signature import Signature, TensorSpec
+from tests.conftest import SIGNATURE, Home, Load, find_child, find_workers, golden_scale, is_alive, row, wait_until
+
+PIDFD_GETFD = 438
 
 SOURCE = '''
 import array, os, socket, time
@@ -182,3 +191,139 @@ def test_version_whose_load_says_rubbish_is_refused(server: Server, shared_home:
         server.deploy(name, allow_code=True)
     assert "died with killed: " in str(caught.value)
     assert reason in str(caught.value)
+
+
+# what the others say
+
+
+@contextlib.contextmanager
+def take_socket(server: Server, pid: int, kind: int) -> Iterator[socket.socket]:
+    """A copy of the oldest socket that the supervisor made for a child: of SOCK_SEQPACKET the channel, of SOCK_STREAM a link."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        for number in sorted(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()):
+            fd = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, number, 0)
+            if fd < 0:
+                pytest.skip(f"this machine lets no process take from another: {os.strerror(ctypes.get_errno())}")
+            try:
+                sock = socket.socket(fileno=fd)
+            except OSError:
+                os.close(fd)
+                continue
+            with sock:
+                maker, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                if (sock.family, sock.type, maker) == (socket.AF_UNIX, kind, server.pid):
+                    yield sock
+                    return
+    finally:
+        os.close(pidfd)
+    raise AssertionError("the process has no such socket")
+
+
+CONTROL, FRONT = "argosy.deploy.control", "argosy.serve.front.front"
+
+
+@contextlib.contextmanager
+def is_replaced_alone(server: Server, module: str, reason: str) -> Iterator[int]:
+    """One of two processes is started again, with a reason in the server's log; the other one and the workers live on."""
+    old, other = find_child(server, module), find_child(server, CONTROL if module == FRONT else FRONT)
+    workers = find_workers(server, "scale")
+    num_said = len((server.home / "serve.log").read_text())
+    yield old
+    wait_until(lambda: find_child(server, module) not in (0, old))
+    assert not is_alive(old)
+    assert (predict(server, "scale", 3.0) == row(6.0)).all()
+    assert wait_until(lambda: find_workers_if_there(server)) == workers
+    assert find_child(server, CONTROL if module == FRONT else FRONT) == other
+    assert reason in (server.home / "serve.log").read_text()[num_said:]
+
+
+def find_workers_if_there(server: Server, name: str = "scale") -> list[int]:
+    """The same while the control process may be away."""
+    try:
+        return find_workers(server, name)
+    except argosy.ArgosyError:
+        return []
+
+
+@pytest.mark.parametrize("module", [CONTROL, FRONT], ids=["control", "front"])
+@pytest.mark.parametrize(
+    "data", [b"[]", b"[" * 100_000, b'{"op":"hello"}', b'{"op":"stop_worker","name":1}'], ids=["list", "deep", "hello", "field"]
+)
+def test_process_that_says_rubbish_to_the_supervisor_is_replaced_alone(server: Server, module: str, data: bytes) -> None:
+    with (
+        is_replaced_alone(server, module, "killed: A message between processes is refused") as old,
+        take_socket(server, old, socket.SOCK_SEQPACKET) as channel,
+    ):
+        channel.send(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xff", b"\2\0\0\0[]", b'\x0e\0\0\0{"op":"hello"}'], ids=["length", "list", "hello"]
+)
+@pytest.mark.parametrize(("module", "judge"), [(CONTROL, "front-0"), (FRONT, "control")], ids=["control", "front"])
+def test_process_that_says_rubbish_to_a_sibling_is_replaced_alone(server: Server, module: str, judge: str, data: bytes) -> None:
+    with (
+        is_replaced_alone(server, module, f"killed: {judge} says: A message between processes is refused") as old,
+        take_socket(server, old, socket.SOCK_STREAM) as stream,
+    ):
+        stream.send(data)
+
+
+# what nobody hears
+
+
+def test_worker_that_hangs_is_replaced_while_the_control_process_is_away(home: Home) -> None:
+    home.publish_code("if (x == 77).any(): time.sleep(600)\nreturn {'y': x * 2}", golden=golden_scale())
+    with home.serve(hang_timeout_s=0.5) as server:
+        server.deploy("code", allow_code=True)
+        control = find_child(server, CONTROL)
+        os.kill(control, signal.SIGSTOP)
+        with pytest.raises(argosy.ArgosyError):
+            predict(server, "code", 77.0)
+        np.testing.assert_array_equal(predict(server, "code", 3.0), row(6.0))
+        os.kill(control, signal.SIGCONT)
+        assert "killed: front-0 says: it has not answered for 0.5 s" in read_last_death(server, "code")
+
+
+def test_link_that_a_front_had_no_room_for_is_made_later(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server:
+        front = find_child(server, FRONT)
+        (worker,) = find_workers(server, "scale")
+        limits = resource.prlimit(front, resource.RLIMIT_NOFILE)
+        resource.prlimit(front, resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: find_workers(server, "scale") not in ([], [worker]))
+        resource.prlimit(front, resource.RLIMIT_NOFILE, limits)
+        np.testing.assert_array_equal(predict(server, "scale", 3.0), row(6.0))
+        assert find_child(server, FRONT) == front
+
+
+def publish_wide(home: Home, name: str, size: int) -> None:
+    """A version whose signature takes about `size` bytes."""
+    wide = Signature((TensorSpec("x", "FP32", (-1, 4)), TensorSpec("z" * size, "FP32", (-1, 4))), SIGNATURE.outputs)
+    path = home.files / "model.py"
+    path.write_text(SOURCE.format(load="", infer=""))
+    publish_python(home.store, path, name, signature=wide)
+
+
+def test_new_control_process_is_told_of_more_workers_than_a_channel_holds(home: Home) -> None:
+    home.publish_scale()
+    publish_wide(home, "wide", 70_000)
+    with home.serve("scale") as server:
+        server.deploy("wide", allow_code=True, replicas=6)
+        workers = find_workers(server, "wide")
+        old = find_child(server, CONTROL)
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: find_child(server, CONTROL) not in (0, old))
+        assert wait_until(lambda: find_workers_if_there(server, "wide")) == workers
+        assert "read its channel" not in (server.home / "serve.log").read_text()
+
+
+def test_version_of_which_no_worker_can_be_told_is_refused_alone(server: Server, shared_home: Home) -> None:
+    publish_wide(shared_home, "wider", 90_000)
+    with nobody_else_is_harmed(server), pytest.raises(argosy.ArgosyError) as caught:
+        server.deploy("wider", allow_code=True)
+    assert "What workers of deployment 'wider' would be told of it takes 9" in str(caught.value)
+    assert "at most 81920 bytes" in str(caught.value)

@@ -239,8 +239,9 @@ class Family:
 
     def _give_up(self, child: Child, fault: str) -> None:
         """Kill a child for its fault, and hear no more of it."""
-        self._drop_channel(child)
         self.condemn(child, fault)
+        # Only now: it would end by itself without the channel.
+        self._drop_channel(child)
         if not child.pid:
             self._after_death(child, f"killed: {fault}")
 
