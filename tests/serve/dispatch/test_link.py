@@ -457,7 +457,7 @@ def hosted() -> Iterator[Any]:
     one = worker.Worker(SimpleNamespace(), {"signature": tensors, "num_fronts": 1})
     one.runtime = Doubling()  # type: ignore[assignment]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    held = worker._Front(theirs)
+    held = worker._LinkEnd(theirs)
     one.fronts[theirs.fileno()] = held
     one.poll.register(theirs.fileno())
     ours.settimeout(5.0)
