@@ -113,7 +113,9 @@ class Child:
     kill_s: float | None = None
     """When to kill it, if it has not ended by then as it should."""
     fault: str = ""
-    """Why it is killed, or will be."""
+    """Why it was killed."""
+    suspicion: str = ""
+    """Why it is killed when `kill_s` has come; it may end by itself before, for a reason of its own."""
     is_stopping: bool = False
     report: Report | None = None
     """What a worker said of its model."""

@@ -65,7 +65,7 @@ class Family:
         """Start a child, now and whenever it has died."""
         self.children[child.name] = child
         child.started_s = time.monotonic()
-        child.report, child.fault = None, ""
+        child.report, child.fault, child.suspicion = None, "", ""
         try:
             channel = child.channel = ChildChannel(child.kind)
             with channel.theirs, open_log(self.log_path(child.name)) as log:
@@ -143,12 +143,12 @@ class Family:
 
     def condemn(self, child: Child, fault: str, after_s: float = 0.0) -> None:
         """Kill a child for its fault, now or if it has not ended soon; it is started again as after any other death."""
+        if after_s:
+            child.kill_s, child.suspicion = time.monotonic() + after_s, fault
+            return
         # The first says why: one that is being killed closes its channel, too.
         child.fault = child.fault or fault
-        if after_s:
-            child.kill_s = time.monotonic() + after_s
-        else:
-            self.kill(child)
+        self.kill(child)
 
     def drain(self) -> None:
         """Have the fronts finish what they have begun; nobody is started again."""
@@ -184,7 +184,7 @@ class Family:
                 child.restart_s = None
                 self.start(child)
             if child.kill_s is not None and child.kill_s <= now:
-                child.kill_s = None
+                child.kill_s, child.fault = None, child.fault or child.suspicion
                 self.kill(child)
             if child.stuck_s is not None and child.stuck_s <= now:
                 self._give_up(child, "it does not read its channel")
