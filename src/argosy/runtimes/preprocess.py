@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BadInput", "BadStep", "Preprocessor", "Step", "group_lengths", "load_module"]
+__all__ = ["NUM_TOKENS", "BadInput", "BadStep", "Preprocessor", "Step", "group_lengths", "load_module"]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
@@ -32,6 +32,7 @@ _MAX_CUTS: Final = 16
 """Lengths at which a group may end, whatever the number of rows: finding the best of them takes 50 us."""
 
 NUM_TOKENS: Final = "num_tokens"
+"""What the tokens of each row are called beside the outputs."""
 
 
 class BadInput(Exception):

@@ -68,10 +68,10 @@ MAX_ERRANDS: Final = 64
 """Loads and unloads that a front may ask for before the first is answered: each holds a connection, and the control process
 has other work."""
 
-MAX_MESSAGE_BYTES: Final = 128 << 10
+MAX_MESSAGE_BYTES: Final = 192 << 10
 """Of one on a channel: a datagram has to fit the kernel's buffers as they are by default."""
 # What is told on has to fit again, with more beside it.
-_MAX_SPEC_BYTES: Final = 80 << 10
+_MAX_SPEC_BYTES: Final = 128 << 10
 _MAX_REPORT_BYTES: Final = 32 << 10
 _MAX_LIST_BYTES: Final = 16 << 20
 """Of one on a stream that lists lanes, workers or arrivals."""

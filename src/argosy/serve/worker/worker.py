@@ -19,30 +19,27 @@ import traceback
 from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
 from argosy.runtimes.base import Runtime, StreamRuntime, load_runtime_class
+from argosy.runtimes.preprocess import NUM_TOKENS, Preprocessor
 from argosy.serve.dispatch.call import FORM_COUNTED
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
 from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, NewLink, Ready, Refused, fit_text
+from argosy.serve.wire.stream_frames import MAX_ERROR_BYTES
 from argosy.serve.worker import cores, warmup
 from argosy.serve.worker import padding_proof as ragged
 from argosy.serve.worker.agreement import choose_measure
 
-if TYPE_CHECKING:
-    from argosy.runtimes.preprocess import Preprocessor
-
 __all__ = ["Worker", "run_worker"]
 
 NUM_CREDITS: Final = 2
-MAX_ERROR_BYTES: Final = 4000
 MAX_REFUSAL: Final = 1000
-NUM_TOKENS: Final = "num_tokens"
 
 Arrays = dict[str, NDArray[Any]]
 Times = tuple[tuple[int, float], ...]
@@ -135,8 +132,6 @@ class Worker:
             refusal = ragged.prove_padding(self._infer, inputs, self.ragged, measure)
         signature = self.spec["signature"]
         if signature.get("preprocess"):
-            from argosy.runtimes.preprocess import Preprocessor
-
             # Threads of the package tokenizers would take the cores that the runtime and the fronts work on.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             self.preprocessor = Preprocessor(signature, Path(self.spec["folder"]))
