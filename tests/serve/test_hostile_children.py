@@ -70,7 +70,7 @@ def say(text: str) -> str:
 RIGHTS = "[(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [os.open('/dev/null', 0) for _ in range(16)]))]"
 LARGE = """
 channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-for size in (1 << 20, 190_000):
+for size in (1 << 20, 200_000):
     try:
         channel.send(b"[" * size)
         break
@@ -322,8 +322,8 @@ def test_new_control_process_is_told_of_more_workers_than_a_channel_holds(home: 
 
 
 def test_version_of_which_no_worker_can_be_told_is_refused_alone(server: Server, shared_home: Home) -> None:
-    publish_wide(shared_home, "wider", 90_000)
+    publish_wide(shared_home, "wider", 140_000)
     with nobody_else_is_harmed(server), pytest.raises(argosy.ArgosyError) as caught:
         server.deploy("wider", allow_code=True)
-    assert "What workers of deployment 'wider' would be told of it takes 9" in str(caught.value)
-    assert "at most 81920 bytes" in str(caught.value)
+    assert "What workers of deployment 'wider' would be told of it takes 14" in str(caught.value)
+    assert "at most 131072 bytes" in str(caught.value)

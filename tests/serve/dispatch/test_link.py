@@ -379,6 +379,21 @@ def test_large_output_in_a_descriptor_of_its_own_is_read(front: Front) -> None:
     assert not played.is_cut_off
 
 
+@pytest.mark.parametrize("num_credits", [0, 3, (1 << 32) - 1])
+def test_impossible_credits_are_a_lie(front: Front, num_credits: int) -> None:
+    assert Played(front, "w0", num_credits).is_cut_off
+    assert front.lost == ["w0"]
+    assert "impossible credits" in front.played[0].link.fault
+
+
+def test_credits_that_are_granted_again_are_a_lie(front: Front) -> None:
+    played = Played(front, "w0")
+    (call,) = front.ask(1)
+    played.say(HEADER.pack(Kind.HELLO, 0, 0, 2, 0))
+    assert played.is_cut_off
+    assert (call.answers, call.errors, front.lane.num_open) == ([], [], 1)
+
+
 @pytest.mark.parametrize("shape", [(1, 0, 1 << 63), (1, (1 << 64) - 1, 0), (1, 1 << 62, 0), (1, 1 << 33, 1 << 33)])
 def test_dimensions_that_no_array_has_are_a_lie(shape: tuple[int, ...]) -> None:
     front = Front((-1, -1, -1))

@@ -78,7 +78,7 @@ class Front:
         self._servers: list[asyncio.Server] = []
         self._hung: set[tuple[str, float]] = set()
         self._pids: dict[str, int] = {}
-        """Of the workers that are linked, or were."""
+        """Of the workers that are linked."""
         self._lost_links: set[str] = set()
         """Siblings to which a link came without its descriptor, as this process had too many."""
         self._control: asyncio.StreamWriter | None = None
@@ -102,6 +102,8 @@ class Front:
 
     def _lose_worker(self, pid: int, link: Link) -> None:
         self.router.remove_link(link)
+        if self._pids.get(link.worker) == pid:
+            del self._pids[link.worker]
         if link.fault:
             self._accuse(link.worker, pid, link.fault)
         else:

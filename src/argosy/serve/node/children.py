@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from argosy.serve.wire.channel import CHANNEL_VARIABLE, Channel
+from argosy.serve.wire.channel import CHANNEL_VARIABLE, RUNTIME_VARIABLE, SUPERVISOR_VARIABLE, Channel
 from argosy.serve.wire.control_messages import Message, Process, Report, encode
 
 __all__ = ["Child", "ChildChannel", "describe_template", "open_log", "read_tail", "spawn"]
@@ -150,7 +150,7 @@ def describe_template(spec: dict[str, Any]) -> Child:
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     # Packages of this interpreter are not for another one.
     path = {"PYTHONPATH": ""} if "python" in spec else {}
-    environment = {"ARGOSY_RUNTIME": runtime, **threads, **path}
+    environment = {RUNTIME_VARIABLE: runtime, **threads, **path}
     name = f"template-{runtime}-{abs(hash(python)) % 10**6}"
     return Child(name, "template", {"module": "argosy.serve.worker.template", "python": python, "env": environment})
 
@@ -162,7 +162,7 @@ def spawn(child: Child, theirs: int, log: int) -> int:
         **os.environ,
         **child.spec.get("env", {}),
         CHANNEL_VARIABLE: str(theirs),
-        "ARGOSY_SUPERVISOR": str(os.getpid()),
+        SUPERVISOR_VARIABLE: str(os.getpid()),
     }
     # -P: no module of the folder where the server was started may shadow a library.
     process = subprocess.Popen(

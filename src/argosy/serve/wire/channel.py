@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANNEL_VARIABLE",
+    "RUNTIME_VARIABLE",
+    "SUPERVISOR_VARIABLE",
     "Channel",
     "Received",
     "die_with_parent",
@@ -37,6 +39,10 @@ __all__ = [
 
 CHANNEL_VARIABLE: Final = "ARGOSY_CHANNEL"
 """Environment variable that holds the number of a child's end of its channel."""
+SUPERVISOR_VARIABLE: Final = "ARGOSY_SUPERVISOR"
+"""And the supervisor's process id."""
+RUNTIME_VARIABLE: Final = "ARGOSY_RUNTIME"
+"""And what a template imports."""
 
 MAX_FDS: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")  # process, user, group
@@ -141,7 +147,7 @@ def die_with_parent(parent: int) -> None:
 
 def open_channel(own: Process) -> Channel:
     """Open the channel that the supervisor gave this process, and tie its life to the supervisor's."""
-    die_with_parent(int(os.environ["ARGOSY_SUPERVISOR"]))
+    die_with_parent(int(os.environ[SUPERVISOR_VARIABLE]))
     return Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL_VARIABLE))), own, "supervisor")
 
 

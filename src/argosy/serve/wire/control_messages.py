@@ -45,7 +45,6 @@ __all__ = [
     "Ready",
     "Refused",
     "Report",
-    "Route",
     "StartControl",
     "StartFront",
     "StartWorker",
@@ -53,6 +52,7 @@ __all__ = [
     "StopWorker",
     "TableTaken",
     "UnloadModel",
+    "Way",
     "WorkerDied",
     "WorkerGone",
     "WorkerState",
@@ -68,10 +68,10 @@ MAX_ERRANDS: Final = 64
 """Loads and unloads that a front may ask for before the first is answered: each holds a connection, and the control process
 has other work."""
 
-MAX_MESSAGE_BYTES: Final = 128 << 10
+MAX_MESSAGE_BYTES: Final = 192 << 10
 """Of one on a channel: a datagram has to fit the kernel's buffers as they are by default."""
 # What is told on has to fit again, with more beside it.
-_MAX_SPEC_BYTES: Final = 80 << 10
+_MAX_SPEC_BYTES: Final = 128 << 10
 _MAX_REPORT_BYTES: Final = 32 << 10
 _MAX_LIST_BYTES: Final = 16 << 20
 """Of one on a stream that lists lanes, workers or arrivals."""
@@ -394,7 +394,7 @@ class ErrandDone(Message):
 # the table
 
 
-class Route(NamedTuple):
+class Way(NamedTuple):
     """A message's way."""
 
     kind: type[Message]
@@ -405,33 +405,33 @@ class Route(NamedTuple):
     max_bytes: int = MAX_MESSAGE_BYTES
 
 
-TABLE: Final[dict[str, Route]] = {
-    "start_control": Route(StartControl, ("supervisor",), ("control",), num_fds=2),
-    "worker": Route(WorkerState, ("supervisor",), ("control",)),
-    "end_of_workers": Route(EndOfWorkers, ("supervisor",), ("control",)),
-    "died": Route(WorkerDied, ("supervisor",), ("control",)),
-    "gone": Route(WorkerGone, ("supervisor",), ("control",)),
-    "start_front": Route(StartFront, ("supervisor",), ("front",), num_fds=None),
-    "link": Route(NewLink, ("supervisor",), ("control", "front", "worker"), num_fds=1),
-    "ask_link": Route(AskLink, ("front",), ("supervisor",)),
-    "fork": Route(ForkWorker, ("supervisor",), ("template",), num_fds=2),
-    "hello": Route(Hello, ("worker",), ("supervisor",)),
-    "ready": Route(Ready, ("worker",), ("supervisor",), max_bytes=_MAX_REPORT_BYTES),
-    "refused": Route(Refused, ("worker",), ("supervisor",), max_bytes=_MAX_REPORT_BYTES),
-    "start_worker": Route(StartWorker, ("control",), ("supervisor",), max_bytes=_MAX_SPEC_BYTES),
-    "stop_worker": Route(StopWorker, ("control",), ("supervisor",)),
-    "accuse": Route(Accuse, ("control", "front"), ("supervisor",)),
-    "table": Route(PutTable, ("control",), ("front",), max_bytes=_MAX_TABLE_BYTES),
-    "table_taken": Route(TableTaken, ("front",), ("control",)),
-    "busy": Route(AskBusy, ("control",), ("front",), max_bytes=_MAX_LIST_BYTES),
-    "busy_answer": Route(BusyAnswer, ("front",), ("control",)),
-    "stats": Route(AskStats, ("control",), ("front",)),
-    "stats_answer": Route(StatsAnswer, ("front",), ("control",), max_bytes=_MAX_LIST_BYTES),
-    "arrivals": Route(AskArrivals, ("control",), ("front",)),
-    "arrivals_answer": Route(ArrivalsAnswer, ("front",), ("control",), max_bytes=_MAX_LIST_BYTES),
-    "load": Route(LoadModel, ("front",), ("control",)),
-    "unload": Route(UnloadModel, ("front",), ("control",)),
-    "errand_done": Route(ErrandDone, ("control",), ("front",)),
+TABLE: Final[dict[str, Way]] = {
+    "start_control": Way(StartControl, ("supervisor",), ("control",), num_fds=2),
+    "worker": Way(WorkerState, ("supervisor",), ("control",)),
+    "end_of_workers": Way(EndOfWorkers, ("supervisor",), ("control",)),
+    "died": Way(WorkerDied, ("supervisor",), ("control",)),
+    "gone": Way(WorkerGone, ("supervisor",), ("control",)),
+    "start_front": Way(StartFront, ("supervisor",), ("front",), num_fds=None),
+    "link": Way(NewLink, ("supervisor",), ("control", "front", "worker"), num_fds=1),
+    "ask_link": Way(AskLink, ("front",), ("supervisor",)),
+    "fork": Way(ForkWorker, ("supervisor",), ("template",), num_fds=2),
+    "hello": Way(Hello, ("worker",), ("supervisor",)),
+    "ready": Way(Ready, ("worker",), ("supervisor",), max_bytes=_MAX_REPORT_BYTES),
+    "refused": Way(Refused, ("worker",), ("supervisor",), max_bytes=_MAX_REPORT_BYTES),
+    "start_worker": Way(StartWorker, ("control",), ("supervisor",), max_bytes=_MAX_SPEC_BYTES),
+    "stop_worker": Way(StopWorker, ("control",), ("supervisor",)),
+    "accuse": Way(Accuse, ("control", "front"), ("supervisor",)),
+    "table": Way(PutTable, ("control",), ("front",), max_bytes=_MAX_TABLE_BYTES),
+    "table_taken": Way(TableTaken, ("front",), ("control",)),
+    "busy": Way(AskBusy, ("control",), ("front",), max_bytes=_MAX_LIST_BYTES),
+    "busy_answer": Way(BusyAnswer, ("front",), ("control",)),
+    "stats": Way(AskStats, ("control",), ("front",)),
+    "stats_answer": Way(StatsAnswer, ("front",), ("control",), max_bytes=_MAX_LIST_BYTES),
+    "arrivals": Way(AskArrivals, ("control",), ("front",)),
+    "arrivals_answer": Way(ArrivalsAnswer, ("front",), ("control",), max_bytes=_MAX_LIST_BYTES),
+    "load": Way(LoadModel, ("front",), ("control",)),
+    "unload": Way(UnloadModel, ("front",), ("control",)),
+    "errand_done": Way(ErrandDone, ("control",), ("front",)),
 }
 _OPS: Final = {route.kind: op for op, route in TABLE.items()}
 

@@ -16,7 +16,7 @@ import time
 import traceback
 
 from argosy.runtimes.base import load_runtime_class
-from argosy.serve.wire.channel import Channel, die_with_parent, open_channel
+from argosy.serve.wire.channel import RUNTIME_VARIABLE, Channel, die_with_parent, open_channel
 from argosy.serve.wire.control_messages import ForkWorker
 from argosy.serve.worker.worker import run_worker
 
@@ -25,7 +25,7 @@ __all__ = ["main", "run_template"]
 
 def run_template(channel: Channel) -> None:
     """Import the runtime that this template stands for, and fork a worker at each word of the supervisor."""
-    runtime = os.environ.get("ARGOSY_RUNTIME", "")
+    runtime = os.environ.get(RUNTIME_VARIABLE, "")
     if runtime:
         # A failure is found again by the worker, which can report it.
         with contextlib.suppress(Exception):
