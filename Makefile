@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo picture tree test lint types unit format bench-serve bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -33,9 +33,17 @@ endef
 setup: .venv/.dev
 setup-demo: .venv/.demo
 
-## The main job: train, compress, serve, roll out under load. Ends with a report page.
+## The main job: train, compress, deploy, update and roll back under load. Ends with a report page.
 demo: setup-demo
 	$(BIN)/argosy demo
+
+## The picture of the README, drawn by the demo.
+picture: setup-demo
+	$(BIN)/argosy demo --picture docs/demo.svg
+
+## The tree of folders in ARCHITECTURE.md, from the packages' docstrings.
+tree: setup-demo
+	$(BIN)/python docs/write_tree.py
 
 ## What CI runs.
 test: lint types unit
