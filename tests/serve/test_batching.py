@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from argosy.errors import ArgosyError, DeadlineError
 from argosy.serve.dispatch.batcher import CROWD, GATHER_TURNS
-from argosy.serve.dispatch.call import FORM_COUNTED, FORM_RAW, FORM_TENSORS, Call
+from argosy.serve.dispatch.call import Call
 from argosy.serve.dispatch.plan import Plan
 from argosy.serve.dispatch.router import Lane
-from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor, pack_tensors
+from argosy.serve.wire.frames import FORM_COUNTED, FORM_RAW, FORM_TENSORS, HEADER, NANOSECONDS, Kind, Tensor, pack_tensors
 from argosy.signature import Preprocess, Ragged, RaggedInput, Signature, TensorSpec
 from tests.serve.test_link import Front, Played
 

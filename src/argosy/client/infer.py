@@ -23,16 +23,13 @@ from argosy.client.wire import (
     fit_inputs,
 )
 from argosy.errors import FaultError, InputError
+from argosy.serve.v2.parameters import MAX_PRIORITY, MAX_TIMEOUT_S
 
 if TYPE_CHECKING:
     import httpx
 
 __all__ = ["AsyncClient", "Client"]
 
-MAX_TIMEOUT_S: Final = 3600.0
-"""The longest deadline that a server takes."""
-MAX_PRIORITY: Final = 1 << 16
-"""The last priority that a server takes."""
 _SLACK_S: Final = 0.25
 """How much longer than a request's deadline its answer is waited for: what the server says of it is on its way."""
 _PROBE_TIMEOUT_S: Final = 5.0

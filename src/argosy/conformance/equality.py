@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from argosy.conformance.clause import Level, Skip, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import Skip
 from argosy.conformance.grpc_infer import FIELDS, expect_reply, make_infer, read_reply
 from argosy.conformance.http_binary import make_binary, read_binary, send_binary
 from argosy.conformance.http_infer import expect_outputs

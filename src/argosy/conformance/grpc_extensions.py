@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from argosy.conformance.clause import Level, Skip, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import Skip
 from argosy.conformance.grpc_basics import UNKNOWN
 from argosy.conformance.grpc_infer import call_infer, make_infer
 from argosy.conformance.grpc_wire import GrpcAnswer, make_message

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from argosy.conformance.clause import Evidence, Level, NotOffered, Skip, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import Evidence, NotOffered, Skip
 from argosy.conformance.grpc_wire import GrpcAnswer, make_message
 from argosy.conformance.http_infer import list_float_models, need_inputs, need_outputs
 from argosy.conformance.model import OCTETS, Model, name_same

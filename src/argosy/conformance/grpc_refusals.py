@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from argosy.conformance.clause import Level, Skip, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import Skip
 from argosy.conformance.grpc_basics import NO_VERSION, UNKNOWN
 from argosy.conformance.grpc_infer import call_infer, make_infer
 from argosy.conformance.http_infer import need_inputs

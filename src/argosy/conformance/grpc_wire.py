@@ -13,7 +13,7 @@ from typing import Any, Final
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.text_format import MessageToString
 
-from argosy.conformance.clause import Evidence, NotOffered, show
+from argosy.conformance.evidence import Evidence, NotOffered, show
 from argosy.errors import InputError
 
 __all__ = ["GrpcAnswer", "GrpcWire", "StreamAnswer", "make_message"]

@@ -6,7 +6,8 @@ import http.client
 import json
 from typing import Final, cast
 
-from argosy.conformance.clause import Evidence, Failure, Level, NotOffered, clause, show
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import Evidence, Failure, NotOffered, show
 from argosy.conformance.http_wire import model_path, parse_json, read_reply
 from argosy.conformance.model import make_request
 from argosy.conformance.target import Target

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, cast
 
-from argosy.conformance.clause import Level, NotOffered, Skip, clause, show
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import NotOffered, Skip, show
 from argosy.conformance.http_infer import expect_outputs, list_float_models, need_inputs, need_outputs
 from argosy.conformance.http_wire import Answer
 from argosy.conformance.model import OCTETS, Model, make_request, name_same

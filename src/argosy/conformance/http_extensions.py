@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from argosy.conformance.clause import Level, NotOffered, Skip, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import NotOffered, Skip
 from argosy.conformance.http_wire import Answer, model_path
 from argosy.conformance.model import RELOAD, make_request
 from argosy.conformance.target import Target, read_outputs

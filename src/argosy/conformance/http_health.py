@@ -6,7 +6,8 @@ import re
 from typing import Any, cast
 from urllib.parse import quote
 
-from argosy.conformance.clause import Level, NotOffered, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import NotOffered
 from argosy.conformance.http_wire import Answer, model_path
 from argosy.conformance.target import Target
 from argosy.conformance.tensors import DATATYPES

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from argosy.conformance.clause import Failure, Level, NotOffered, Skip, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import Failure, NotOffered, Skip
 from argosy.conformance.http_wire import Answer
 from argosy.conformance.model import FREE, INVERSE, Model, make_request, name_same
 from argosy.conformance.target import Target, read_output_head, read_outputs

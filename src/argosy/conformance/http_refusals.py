@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from argosy.conformance.clause import Level, Skip, clause
+from argosy.conformance.clause import Level, clause
+from argosy.conformance.evidence import Skip
 from argosy.conformance.http_wire import Answer, model_path
 from argosy.conformance.model import Model, make_request
 from argosy.conformance.target import Target

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, cast
 from urllib.parse import SplitResult, quote
 
-from argosy.conformance.clause import Evidence, show
+from argosy.conformance.evidence import Evidence, show
 
 __all__ = ["Answer", "HttpWire", "model_path", "parse_json", "read_reply"]
 

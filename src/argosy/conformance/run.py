@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from argosy.conformance.clause import CLAUSES, Clause, Failure, NotOffered, Outcome, Skip, show
+from argosy.conformance.clause import CLAUSES, Clause, Outcome
+from argosy.conformance.evidence import Failure, NotOffered, Skip, show
 from argosy.conformance.target import Target
 from argosy.errors import InputError, list_choices
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
-from argosy.conformance.clause import NotOffered, Skip, show
+from argosy.conformance.evidence import NotOffered, Skip, show
 from argosy.conformance.grpc_wire import GrpcWire
 from argosy.conformance.http_wire import Answer, HttpWire, model_path
 from argosy.conformance.model import Model, Tensor, list_names, make_request, name_same

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from argosy.serve.dispatch.call import FORM_TENSORS
+from argosy.serve.wire.frames import FORM_TENSORS
 
 if TYPE_CHECKING:
     from argosy.serve.dispatch.batcher import Batcher

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from argosy.datatypes import CODES
 from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, ModelError, PoisonError
 from argosy.serve.dispatch.batch import Batch
-from argosy.serve.dispatch.call import FORM_COUNTED, FORM_TENSORS
 from argosy.serve.dispatch.lines import PLAIN, Lines
 from argosy.serve.dispatch.plan import QUICK_S, Plan
 from argosy.serve.wire.counters import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE
-from argosy.serve.wire.frames import LinkError, Tensor
+from argosy.serve.wire.frames import FORM_COUNTED, FORM_TENSORS, LinkError, Tensor
 from argosy.signature import Signature
 
 if TYPE_CHECKING:

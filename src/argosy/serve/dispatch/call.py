@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError
+from argosy.serve.wire.frames import FORM_TENSORS
 
 if TYPE_CHECKING:
     from argosy.serve.dispatch.batch import Batch
     from argosy.serve.dispatch.router import Lane
 
-__all__ = ["FORM_COUNTED", "FORM_RAW", "FORM_TENSORS", "Call"]
-
-FORM_TENSORS: Final = 0
-FORM_RAW: Final = 1
-FORM_COUNTED: Final = 2
+__all__ = ["Call"]
 
 
 class Call:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from heapq import merge
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from argosy.serve.dispatch.call import FORM_TENSORS
+from argosy.serve.wire.frames import FORM_TENSORS
 from argosy.signature import Signature
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from argosy.serve.wire.frames import (
     read_tensor,
     unpack_tensors,
 )
-from argosy.serve.worker.padding_proof import fill_padded
+from argosy.serve.wire.padding import fill_padded
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

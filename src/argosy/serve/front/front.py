@@ -21,13 +21,14 @@ from argosy.serve.dispatch.errands import Errands
 from argosy.serve.dispatch.link import Link
 from argosy.serve.dispatch.recorder import Recorder
 from argosy.serve.dispatch.router import Router
+from argosy.serve.front.metrics import render_metrics
 from argosy.serve.front.metrics_page import MetricsConnection
 from argosy.serve.grpc.connection import make_grpc_protocol
 from argosy.serve.http.connection import HttpConnection
 from argosy.serve.http.routes import HttpServer
 from argosy.serve.v2.json_body import prepare_front
 from argosy.serve.wire.channel import Channel, open_channel, read_message, write_message
-from argosy.serve.wire.counters import CLOSED, Counters, render_metrics
+from argosy.serve.wire.counters import CLOSED, Counters
 from argosy.serve.wire.table import Table
 
 __all__ = ["Front", "main"]

@@ -41,8 +41,7 @@ from argosy.serve.http2.connection import Head, Http2Connection, Http2Server, Li
 from argosy.serve.http2.duplex import DuplexStream
 from argosy.serve.http2.frames import END_HEADERS, HEADERS
 from argosy.serve.v2.inflate import WINDOW_BITS, inflate
-from argosy.serve.v2.json_body import SCHEDULE, read_schedule
-from argosy.serve.v2.tensors import MAX_SHOWN
+from argosy.serve.v2.parameters import MAX_SHOWN, SCHEDULE, read_schedule
 
 if TYPE_CHECKING:
     from argosy.serve.dispatch.admit import Admit

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
-from argosy.serve.v2.json_body import refuse_parameters
-from argosy.serve.v2.tensors import MAX_SHOWN, array_from_raw, check_bytes_count, check_tensor, count_elements, gather_inputs
+from argosy.serve.v2.parameters import MAX_SHOWN, refuse_parameters
+from argosy.serve.v2.tensors import array_from_raw, check_bytes_count, check_tensor, count_elements, gather_inputs
 from argosy.signature import TensorSpec
 
 if TYPE_CHECKING:

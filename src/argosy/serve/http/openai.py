@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, InputError, ModelError, NotFoundError, TooLargeError
 from argosy.runtimes.preprocess_text import encode_ids
-from argosy.serve.dispatch.call import FORM_COUNTED, Call
+from argosy.serve.dispatch.call import Call
 from argosy.serve.http.replies import encode_error
+from argosy.serve.wire.frames import FORM_COUNTED
 from argosy.signature import Signature
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ extension_binary_data.md defines them. JSON is never coerced: "1" is no number, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -17,23 +17,22 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import round_floats, widen
 from argosy.errors import InputError, ModelError, list_choices
-from argosy.serve.dispatch.call import FORM_TENSORS
+from argosy.serve.v2.parameters import SCHEDULE, read_schedule, refuse_parameters, shorten
 from argosy.serve.v2.tensors import (
     MAX_SHAPES,
-    MAX_SHOWN,
     array_from_raw,
     check_tensor,
     count_elements,
     decode_base64,
     gather_inputs,
 )
+from argosy.serve.wire.frames import FORM_TENSORS
 from argosy.signature import TensorSpec, pack_bytes
 
 if TYPE_CHECKING:
     from argosy.serve.dispatch.router import Lane
 
 __all__ = [
-    "SCHEDULE",
     "Request",
     "Wanted",
     "decode_request",
@@ -42,17 +41,10 @@ __all__ = [
     "encode_row",
     "encode_rows",
     "prepare_front",
-    "read_schedule",
-    "refuse_parameters",
 ]
 
 MAX_TENSORS: Final = 256
-MAX_TIMEOUT_S: Final = 3600.0
 MAX_ROW_NUMBERS: Final = 256
-MAX_PRIORITY: Final = 1 << 16
-_MICROSECONDS: Final = 1e-6
-SCHEDULE: Final = ("timeout", "priority", "sequence_id", "sequence_start", "sequence_end")
-"""Parameters of a request that `read_schedule` reads, or refuses."""
 _SCHEDULED: Final = frozenset(SCHEDULE)
 
 Parameters = dict[str, str | int | float | bool]
@@ -158,7 +150,7 @@ def decode_request(lane: Lane, body: bytes, json_bytes: int | None) -> Request:
             named[item.name] = _array_from_json(lane, spec, item)
         else:
             if type(size) is not int or not 0 <= size <= len(tail) - pos:
-                raise InputError("bad_parameter", name="binary_data_size", got=_shorten(size), expected=f"0 to {len(tail) - pos}")
+                raise InputError("bad_parameter", name="binary_data_size", got=shorten(size), expected=f"0 to {len(tail) - pos}")
             if item.data:
                 raise InputError("bad_json", detail=f"input `{item.name}` has both data and binary_data_size")
             named[item.name] = array_from_raw(spec, item.shape, tail[pos : pos + size], lane)
@@ -239,49 +231,10 @@ def _flatten(spec: TensorSpec, item: _InputJson) -> list[Any]:
         raise InputError("bad_value", tensor=item.name, datatype=spec.datatype, detail=str(error)) from None
 
 
-def read_schedule(parameters: Mapping[str, object]) -> tuple[float | None, int]:
-    """Read `timeout` (microseconds; 0 is none) and `priority` (1 is taken first; 0 is the default's) of a request.
-
-    Returns:
-        The timeout in seconds, or None; and the priority.
-
-    Raises:
-        InputError: `bad_parameter`, also for those of sequences, which would be answered wrongly without a state.
-
-    Source: Triton's extensions schedule_policy and sequence.
-    """
-    for name in SCHEDULE[2:]:
-        if got := parameters.get(name):
-            raise InputError("bad_parameter", name=name, got=_shorten(got), expected="none: sequences are not offered")
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is not int or not 0 <= timeout <= MAX_TIMEOUT_S / _MICROSECONDS:
-        raise InputError("bad_parameter", name="timeout", got=_shorten(timeout), expected="microseconds, at most one hour")
-    priority = parameters.get("priority", 0)
-    if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
-        expected = f"1 (first) to {MAX_PRIORITY}, or 0"
-        raise InputError("bad_parameter", name="priority", got=_shorten(priority), expected=expected)
-    return timeout * _MICROSECONDS if timeout else None, priority
-
-
-def _shorten(value: object) -> object:
-    return value[:MAX_SHOWN] if isinstance(value, str) else value
-
-
-def refuse_parameters(parameters: Mapping[str, object]) -> None:
-    """Refuse parameters of a tensor that would change its meaning if they were passed over.
-
-    Raises:
-        InputError: `bad_parameter`.
-    """
-    for name in ("shared_memory_region", "classification"):
-        if name in parameters:
-            raise InputError("bad_parameter", name=name, got=_shorten(parameters[name]), expected="none: it is not offered")
-
-
 def _read_outputs(lane: Lane, request: _RequestJson) -> list[Wanted] | None:
     default = (request.parameters or {}).get("binary_data_output", False)
     if type(default) is not bool:
-        raise InputError("bad_parameter", name="binary_data_output", got=_shorten(default), expected="true or false")
+        raise InputError("bad_parameter", name="binary_data_output", got=shorten(default), expected="true or false")
     if not request.outputs:
         return [Wanted(index, True) for index in range(len(lane.output_index))] if default else None
     wanted: list[Wanted] = []
@@ -298,7 +251,7 @@ def _read_outputs(lane: Lane, request: _RequestJson) -> list[Wanted] | None:
             if len(item.parameters) > 1 or "binary_data" not in item.parameters:
                 refuse_parameters(item.parameters)
         if type(is_binary) is not bool:
-            raise InputError("bad_parameter", name="binary_data", got=_shorten(is_binary), expected="true or false")
+            raise InputError("bad_parameter", name="binary_data", got=shorten(is_binary), expected="true or false")
         wanted.append(Wanted(index, is_binary))
     return wanted
 

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
-from argosy.serve.dispatch.call import FORM_RAW, FORM_TENSORS
+from argosy.serve.v2.parameters import MAX_SHOWN
+from argosy.serve.wire.frames import FORM_RAW, FORM_TENSORS
 from argosy.signature import Signature, TensorSpec, unpack_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_BYTES_ELEMENTS",
     "MAX_SHAPES",
-    "MAX_SHOWN",
     "InputPlan",
     "array_from_raw",
     "check_bytes_count",
@@ -46,8 +46,6 @@ MAX_BYTES_ELEMENTS: Final = 1_000_000
 # refuses to make the array, with an error that is not the client's.
 _MAX_EMPTY_PRODUCT: Final = 1 << 40
 
-# What a client sent is shown in a message up to this length.
-MAX_SHOWN: Final = 200
 # Shapes that are remembered of a tensor, whatever shapes clients send.
 MAX_SHAPES: Final = 256
 

@@ -1,4 +1,4 @@
-"""Counters of a node, in memory that its fronts share; rendered for Prometheus.
+"""Counters of a node, in memory that its fronts share.
 
 Each front writes its own block, so that no lock is needed, and reads everybody's. A front that is
 replaced goes on counting where its predecessor stopped. The series (deployment and version) that a row
@@ -13,7 +13,6 @@ import mmap
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "Counters",
     "Series",
     "Totals",
-    "render_metrics",
 ]
 
 MAX_FRONTS: Final = 16
@@ -283,53 +281,6 @@ class Counters:
         return (_HEAD_BYTES + front * _BLOCK_BYTES) // 8 + index * _ROW_DOUBLES
 
 
-class _Collector:
-    """What Prometheus reads, made from the counters at each scrape."""
-
-    def __init__(self, counters: Counters, up: dict[tuple[str, str], int]) -> None:
-        self._counters = counters
-        self._up = up
-
-    def collect(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-        labels = ["model", "version"]
-        counters = [(CounterMetricFamily(f"argosy_{name}", text, labels=labels), column) for name, text, column in _SUMS]
-        requests = CounterMetricFamily("argosy_requests", "Requests by outcome", labels=[*labels, "outcome"])
-        closed = CounterMetricFamily("argosy_closed_batches", "Batches by why they have no more rows", labels=[*labels, "reason"])
-        queued = GaugeMetricFamily("argosy_queued_rows", "Rows that wait", labels=labels)
-        ready = GaugeMetricFamily("argosy_ready_replicas", "Replicas that can answer, as this front sees it", labels=labels)
-        latency = HistogramMetricFamily("argosy_request_seconds", "Time from complete request to answer", labels=labels)
-        batch_rows = HistogramMetricFamily("argosy_batch_rows", "Rows a batch", labels=labels)
-        for index, (name, version) in enumerate(self._counters.list_series()):
-            row = self._counters.read(index)
-            key = [name, version]
-            for family, column in counters:
-                family.add_metric(key, row[column])
-            for column, outcome in ((OK, "ok"), (FAILED_4XX, "bad_request"), (FAILED_5XX, "fault"), (REFUSED, "refused")):
-                requests.add_metric([*key, outcome], row[column])
-            for place, reason in enumerate(CLOSED):
-                closed.add_metric([*key, reason], row[CLOSED_FOR + place])
-            queued.add_metric(key, row[QUEUED])
-            if (name, version) in self._up:
-                ready.add_metric(key, self._up[name, version])
-            latency.add_metric(key, _buckets(row, LATENCY, LATENCY_BOUNDS_S), row[LATENCY_S])
-            batch_rows.add_metric(key, _buckets(row, BATCH_ROWS, ROW_BOUNDS), row[ROWS])
-        yield from (requests, *(family for family, _ in counters), closed, queued, ready, latency, batch_rows)
-
-
-_SUMS: Final = (
-    ("rows", "Rows sent to workers", ROWS),
-    ("batches", "Batches sent to workers", BATCHES),
-    ("joined_requests", "Requests that shared a batch", JOINED),
-    ("service_seconds", "Time in the runtime, summed over batches", SERVICE_S),
-    ("queue_seconds", "Time in the queue, summed over answered requests", QUEUE_S),
-    ("worker_seconds", "Time in the runtime, summed over answered requests", WORKER_S),
-    ("real_length", "Length of the rows of ragged batches, as they came", REAL),
-    ("padded_length", "Length of the rows of ragged batches, as they are computed", PADDED),
-)
-
-
 def _quantile(row: list[float], share: float) -> float:
     """Upper bound of the bucket that holds the quantile; infinite beyond the last bound, 0 without requests."""
     counts = row[LATENCY : LATENCY + len(LATENCY_BOUNDS_S) + 1]
@@ -340,21 +291,3 @@ def _quantile(row: list[float], share: float) -> float:
         if count and seen >= target:
             return bound
     return 0.0
-
-
-def _buckets(row: list[float], column: int, bounds: tuple[float, ...]) -> list[tuple[str, float]]:
-    total = 0.0
-    out: list[tuple[str, float]] = []
-    for bound, count in zip([*bounds, float("inf")], row[column : column + len(bounds) + 1], strict=True):
-        total += count
-        out.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
-    return out
-
-
-def render_metrics(counters: Counters, up: dict[tuple[str, str], int]) -> bytes:
-    """Render all series in Prometheus' text format."""
-    from prometheus_client import CollectorRegistry, generate_latest
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(counters, up))  # pyright: ignore[reportArgumentType]
-    return generate_latest(registry)

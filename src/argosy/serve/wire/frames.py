@@ -5,7 +5,7 @@ front makes, seals against resizing and passes as descriptors. A batch occupies 
 arena for inputs and one for outputs. An output that does not fit comes in a descriptor of its own.
 
     front -> worker   ARENA  slot, two descriptors      (before the first batch of that size)
-                      BATCH  slot, form (as `argosy.serve.dispatch.call`), rows, sequence, input tensors
+                      BATCH  slot, form (FORM_...), rows, sequence, input tensors
     worker -> front   HELLO  credits
                       REPLY  slot, rows, sequence, nanoseconds in the runtime, output tensors
                       ERROR  flags, slot, sequence, text    (the batch failed, the worker lives)
@@ -34,6 +34,9 @@ from numpy.typing import NDArray
 from argosy.datatypes import DTYPES, OBJECT
 
 __all__ = [
+    "FORM_COUNTED",
+    "FORM_RAW",
+    "FORM_TENSORS",
     "FRAME_BYTES",
     "HEADER",
     "INPUT_FAULT",
@@ -69,6 +72,13 @@ _RESIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 HEADER: Final = struct.Struct("<BBHIQ")  # kind, flags, slot, rows (or tensors), sequence
 NANOSECONDS: Final = struct.Struct("<Q")
 
+# What a batch is made of.
+FORM_TENSORS: Final = 0
+"""The tensors of the signature."""
+FORM_RAW: Final = 1
+"""Those that the worker preprocesses: texts and pictures."""
+FORM_COUNTED: Final = 2
+"""As FORM_RAW; the answer then ends with one more output, the tokens of each row, INT64."""
 INPUT_FAULT: Final = 1
 """Flag of ERROR: a row of the batch is not what the version takes, and its sender is at fault."""
 

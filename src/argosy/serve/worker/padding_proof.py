@@ -1,20 +1,18 @@
-"""Rows of different lengths in one tensor: how they are padded, and the proof at warm-up that it moves no answer.
-
-NumPy and the standard library only: workers and fronts both use it.
-"""
+"""The proof at warm-up that padding moves no answer: rows of different lengths, alone and together. NumPy alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import is_float
+from argosy.serve.wire.padding import fill_padded
 
-__all__ = ["fill_padded", "list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
+__all__ = ["list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
@@ -24,26 +22,6 @@ Ragged = Mapping[str, Any]
 
 JOIN_TOLERANCE: Final = 1e-4
 _OUTLIER_FACTOR: Final = 100.0
-
-
-def fill_padded(target: NDArray[Any], parts: Sequence[NDArray[Any]], axis: int, pad: float) -> None:
-    """Write arrays side by side along the first axis, each filled up along another.
-
-    Args:
-        target: as long along `axis` as the longest part, and with the rows of all.
-        parts: equal in the other axes.
-        axis: the ragged one.
-        pad: what fills a shorter part up.
-    """
-    before = (slice(None),) * axis
-    start = 0
-    for part in parts:
-        end, length = start + len(part), part.shape[axis]
-        block = target[start:end]
-        block[(*before, slice(length))] = part
-        if length < target.shape[axis]:
-            block[(*before, slice(length, None))] = pad
-        start = end
 
 
 def resize_rows(inputs: Arrays, ragged: Ragged, length: int) -> Arrays:

@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
 from argosy.runtimes.base import Runtime, StreamRuntime, load_runtime_class
-from argosy.serve.dispatch.call import FORM_COUNTED
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
-from argosy.serve.worker import cores, warmup
-from argosy.serve.worker import padding_proof as ragged
+from argosy.serve.wire.frames import FORM_COUNTED
+from argosy.serve.worker import cores, padding_proof, warmup
 from argosy.serve.worker.agreement import choose_measure
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class Worker:
         """Find out whether rows of different lengths may be joined; and load what makes tensors of texts and pictures."""
         refusal = join_refusal
         if self.ragged and not refusal:
-            refusal = ragged.prove_padding(self._infer, inputs, self.ragged, measure)
+            refusal = padding_proof.prove_padding(self._infer, inputs, self.ragged, measure)
         signature = self.spec["signature"]
         if signature.get("preprocess"):
             from argosy.runtimes.preprocess import Preprocessor
@@ -138,8 +137,8 @@ class Worker:
             times = warmup.measure_service(self._infer, inputs, limit)
             return {"service_s": times, "service": [[rows, 0, seconds] for rows, seconds in times.items()]}
         times = warmup.measure_service(self._infer, inputs, limit, warmup.MEASURE_S / 2)
-        lengths = ragged.measure_lengths(self._infer, inputs, self.ragged, warmup.MEASURE_S / 2)
-        own = next(iter(ragged.list_lengths(inputs, self.ragged)), 0)
+        lengths = padding_proof.measure_lengths(self._infer, inputs, self.ragged, warmup.MEASURE_S / 2)
+        own = next(iter(padding_proof.list_lengths(inputs, self.ragged)), 0)
         by_rows = [[rows, own, seconds] for rows, seconds in times.items()]
         return {"service_s": times, "service": by_rows + [[1, length, seconds] for length, seconds in lengths.items()]}
 
