@@ -60,7 +60,7 @@ types: setup
 	$(RUN) pyright --warnings
 
 # Most of these wait for processes that import frameworks, two files at a time; the others measure, or kill what they started.
-SIDE_BY_SIDE := tests/compress tests/frameworks tests/store tests/train
+SIDE_BY_SIDE := tests/compress tests/confine tests/frameworks tests/importers tests/registry tests/store tests/train tests/test_environment.py
 
 unit: setup
 	$(RUN) pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)

@@ -4,7 +4,7 @@
 
 Each case opens a connection, sends its bytes, and prints what the server did: the error of a GOAWAY or RST_STREAM,
 `closed`, or `accepted`. A case with a `!` was answered otherwise than the RFC asks. Needs the standard library only;
-the cases follow those of h2spec, which is not used. tests/serve/test_grpc_hostile.py runs all of them.
+the cases follow those of h2spec, which is not used. tests/serve/http2/test_hostile.py runs all of them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 MODEL is as in http_bodies.py. Each case prints what came of it and the longest time that another client had to wait for an
 answer meanwhile. A line with a `!` came out otherwise than expected, or made others wait for more than a second.
-Needs the standard library only. tests/serve/test_http.py runs all of them.
+Needs the standard library only. tests/serve/http/test_http.py runs all of them.
 """
 
 from __future__ import annotations

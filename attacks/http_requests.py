@@ -6,7 +6,7 @@ Each case opens a connection, sends its bytes, and prints what the server did: t
 where it ended the connection, `silent` where it said nothing, and `out of step` where the next request of the same
 connection was not answered by its own answer (a smuggled request). A line with a `!` was answered otherwise than the
 case expects. After each case the server has to answer another connection. Needs the standard library only.
-tests/serve/test_http.py runs all of them.
+tests/serve/http/test_http.py runs all of them.
 """
 
 from __future__ import annotations

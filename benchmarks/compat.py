@@ -8,7 +8,7 @@
   so it is unpacked and run in a Debian 13 folder that debootstrap makes (needs root, and the package debootstrap).
 
 What they need is made below `~/.cache/argosy-bench` when it is first asked for. tritonclient is a part of the test suite:
-`tests/serve/test_clients.py`, `test_grpc_stream.py` and `test_repository.py`.
+`tests/serve/test_clients.py`, `tests/serve/grpc/test_stream.py` and `tests/serve/test_repository.py`.
 """
 
 from __future__ import annotations

@@ -33,9 +33,10 @@ from argosy.datatypes import DATATYPES
 from argosy.errors import ArgosyError, DeadlineError, ModelError, NotFoundError, UnavailableError, list_choices
 from argosy.serve.dispatch.call import Call
 from argosy.serve.dispatch.intake import Intake
-from argosy.serve.grpc.connection import GrpcServer, make_grpc_protocol
+from argosy.serve.grpc.connection import make_grpc_protocol
 from argosy.serve.grpc.messages import ModelInferRequest
-from argosy.serve.http2.connection import Limits
+from argosy.serve.grpc.server import GrpcServer
+from argosy.serve.http2.limits import Limits
 from argosy.signature import Signature, TensorSpec
 
 ALL_TYPES = tuple(TensorSpec(f"in_{name}", name, (-1, -1)) for name in DATATYPES)
@@ -66,7 +67,7 @@ class FakeLane:
 
 
 def make_lanes() -> dict[str, FakeLane]:
-    """Models for the benchmark and for tests/serve/test_grpc_*.py."""
+    """Models for the benchmark and for tests/serve/grpc."""
     x = TensorSpec("x", "FP32", (-1, 64))
     free = TensorSpec("x", "FP32", (-1, -1))
     named = {
@@ -188,7 +189,7 @@ class ServerThread:
         await self._stop.wait()
         listener.close()
         for connection in list(self.server.connections):
-            connection._transport.abort()
+            connection.abort()
         await asyncio.sleep(0.01)
 
     @property

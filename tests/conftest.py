@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import argosy
 from argosy.importers.onnx import import_onnx
@@ -22,6 +25,7 @@ from argosy.importers.python import publish_python
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
+from argosy.store.local import Store
 
 WIDTH = 4
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, WIDTH)),), (TensorSpec("y", "FP32", (-1, WIDTH)),))
@@ -198,3 +202,75 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """A store in memory where there is such a file system: hundreds of fsyncs on a shared disk take half a minute."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Store(Path(folder) / "home")
+
+
+@pytest.fixture
+def golden() -> Golden:
+    rng = np.random.default_rng(0)
+    return Golden({"x": rng.standard_normal((3, 4)).astype(np.float32)}, {"y": rng.standard_normal((3, 2)).astype(np.float32)})
+
+
+@pytest.fixture
+def start_python() -> Callable[..., subprocess.Popen[str]]:
+    """Start another Python process that can import argosy."""
+    source = Path(sys.modules["argosy.store.local"].__file__ or "").parents[2]
+
+    def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(source)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def make_onnx(tmp_path: Path) -> Callable[..., Path]:
+    """Write an ONNX file: by default y = x @ w, with x of shape (N, 4) and y of shape (N, 2)."""
+
+    def make(
+        nodes: list[Any] | None = None,
+        inputs: list[Any] | None = None,
+        outputs: list[Any] | None = None,
+        weights: dict[str, np.ndarray] | None = None,
+        *,
+        file_name: str = "model.onnx",
+        external: str | None = None,
+    ) -> Path:
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+        arrays = {"w": np.arange(8, dtype=np.float32).reshape(4, 2)} if weights is None else weights
+        graph = helper.make_graph(
+            nodes or [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "graph",
+            inputs or [x],
+            outputs or [y],
+            [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="test")
+        path = tmp_path / "export" / file_name
+        path.parent.mkdir(exist_ok=True)
+        if external:
+            onnx.save_model(model, path, save_as_external_data=True, location=external, size_threshold=0)
+        else:
+            onnx.save_model(model, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def blob_of(store: Store) -> Callable[[str], Path]:
+    """Find the file of a blob by its digest."""
+    return lambda digest: store.home / "store" / "blobs" / "sha256" / digest.removeprefix("sha256:")

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 import argosy
 from argosy.server import Server
 from tests.conftest import row
-from tests.serve.test_v2_models import TYPES, serve_models
+from tests.serve.v2.test_models import TYPES, serve_models
 
 KINDS = ("http", "http.aio", "grpc", "grpc.aio")
 

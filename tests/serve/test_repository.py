@@ -27,7 +27,7 @@ from tritonclient.utils import InferenceServerException
 import argosy
 from argosy.server import Server
 from tests.conftest import Home, find_child, golden_scale, read_state, row, wait_until
-from tests.serve.test_v2_models import publish_pair, publish_turn
+from tests.serve.v2.test_models import publish_pair, publish_turn
 
 KINDS = ("http", "grpc")
 

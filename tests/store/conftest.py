@@ -1,41 +1,16 @@
-"""What the tests of the store share: a store in a temporary home, small artifacts, small ONNX files."""
+"""What the tests of the store share: small artifacts."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from argosy.signature import Signature, TensorSpec
-from argosy.store.local import Golden, Store, Version
+from argosy.store.local import Store, Version
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A home in memory where there is such a file system: hundreds of fsyncs on a shared disk take half a minute."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Path(folder) / "home"
-
-
-@pytest.fixture
-def store(home: Path) -> Store:
-    return Store(home)
-
-
-@pytest.fixture
-def golden() -> Golden:
-    rng = np.random.default_rng(0)
-    return Golden({"x": rng.standard_normal((3, 4)).astype(np.float32)}, {"y": rng.standard_normal((3, 2)).astype(np.float32)})
 
 
 @pytest.fixture
@@ -47,63 +22,3 @@ def publish(store: Store) -> Callable[..., Version]:
         return store.publish(name, files or {"model.onnx": b"weights"}, **arguments)
 
     return publish
-
-
-@pytest.fixture
-def start_python() -> Callable[..., subprocess.Popen[str]]:
-    """Start another Python process that can import argosy."""
-    source = Path(sys.modules["argosy.store.local"].__file__ or "").parents[2]
-
-    def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(source)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
-
-
-@pytest.fixture
-def make_onnx(tmp_path: Path) -> Callable[..., Path]:
-    """Write an ONNX file: by default y = x @ w, with x of shape (N, 4) and y of shape (N, 2)."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    def make(
-        nodes: list[Any] | None = None,
-        inputs: list[Any] | None = None,
-        outputs: list[Any] | None = None,
-        weights: dict[str, np.ndarray] | None = None,
-        *,
-        file_name: str = "model.onnx",
-        external: str | None = None,
-    ) -> Path:
-        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
-        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
-        arrays = {"w": np.arange(8, dtype=np.float32).reshape(4, 2)} if weights is None else weights
-        graph = helper.make_graph(
-            nodes or [helper.make_node("MatMul", ["x", "w"], ["y"])],
-            "graph",
-            inputs or [x],
-            outputs or [y],
-            [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="test")
-        path = tmp_path / "export" / file_name
-        path.parent.mkdir(exist_ok=True)
-        if external:
-            onnx.save_model(model, path, save_as_external_data=True, location=external, size_threshold=0)
-        else:
-            onnx.save_model(model, path)
-        return path
-
-    return make
-
-
-@pytest.fixture
-def blob_of(store: Store) -> Callable[[str], Path]:
-    """Find the file of a blob by its digest."""
-    return lambda digest: store.home / "store" / "blobs" / "sha256" / digest.removeprefix("sha256:")

@@ -13,6 +13,7 @@ import pytest
 
 from argosy.errors import StoreError
 from argosy.store.local import Store, Version
+from tests.store.soundness import assert_sound
 
 Publish = Callable[..., Version]
 
@@ -46,28 +47,14 @@ print(store.publish("iris", {"model.onnx": b"small"}, signature=signature, entry
 """
 
 
-def assert_sound(home: Path) -> list[int]:
-    """Open the store anew and check all that it promises. Returns the numbers of its versions."""
-    store = Store(home)
-    versions = [version for model in store.list_models() for version in store.list_versions(model.name)]
-    for version in versions:
-        store.verify(version)
-        store.open_artifact(version)
-    assert list((home / "store").rglob(".incoming-*")) == []
-    index = (home / "store" / "index.json").read_bytes()
-    store.rebuild_index()
-    assert (home / "store" / "index.json").read_bytes() == index
-    return [version.number for version in versions]
-
-
-def test_two_processes_get_forty_consecutive_numbers(home: Path, start_python: Callable) -> None:
+def test_two_processes_get_forty_consecutive_numbers(store: Store, start_python: Callable) -> None:
     # Both also make the store, at the same time.
-    processes = [start_python(PUBLISH_20, home, name) for name in ("one", "two")]
+    processes = [start_python(PUBLISH_20, store.home, name) for name in ("one", "two")]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     numbers = [[int(line) for line in stdout.split()] for stdout, _ in outputs]
     assert all(taken == sorted(taken) for taken in numbers)
-    assert sorted(numbers[0] + numbers[1]) == list(range(1, 41)) == assert_sound(home)
+    assert sorted(numbers[0] + numbers[1]) == list(range(1, 41)) == assert_sound(store.home)
 
 
 def test_threads_of_one_process_get_consecutive_numbers(store: Store, publish: Publish) -> None:
@@ -148,13 +135,13 @@ def test_kill_at_any_moment_breaks_nothing() -> None:
     assert " 0 broken" in result.stdout
 
 
-def test_file_size_limit_is_reported_as_a_full_disk(home: Path, start_python: Callable, tmp_path: Path) -> None:
+def test_file_size_limit_is_reported_as_a_full_disk(store: Store, start_python: Callable, tmp_path: Path) -> None:
     source = tmp_path / "large.bin"
     source.write_bytes(bytes(2 << 20))
-    process = start_python(PUBLISH_WITH_FILE_LIMIT, home, source)
+    process = start_python(PUBLISH_WITH_FILE_LIMIT, store.home, source)
     stdout, stderr = process.communicate(timeout=60)
     assert stdout.split() == ["disk_full", "disk_full", "1"], stderr
-    assert assert_sound(home) == [1]
+    assert assert_sound(store.home) == [1]
 
 
 @pytest.fixture

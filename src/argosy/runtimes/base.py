@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from argosy.raw import Request
 
 __all__ = ["ALSO_RUNS", "OWN_THREADS", "PACKAGES", "PRECISIONS", "RUNTIMES", "Runtime", "StreamRuntime", "load_runtime_class"]
 
@@ -59,8 +62,13 @@ class Runtime(Protocol):
 class StreamRuntime(Runtime, Protocol):
     """A runtime whose artifacts may answer raw requests."""
 
-    def accept_streams(self, sock: socket.socket) -> None:
-        """Answer the raw requests of a front, in threads of its own; `argosy.serve.wire.stream_frames` says what comes."""
+    @property
+    def raw(self) -> Callable[[Request], Any]:
+        """What answers a raw request; called in several threads at once.
+
+        Raises:
+            AttributeError: the artifact answers none.
+        """
         ...
 
 

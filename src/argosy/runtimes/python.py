@@ -7,14 +7,14 @@ control process checks that before it asks for a worker.
 from __future__ import annotations
 
 import importlib.util
-import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from argosy.serve.worker.streams import StreamThreads
+from argosy.raw import Request
 
 __all__ = ["RUNTIME", "PythonRuntime"]
 
@@ -32,8 +32,6 @@ class PythonRuntime:
         spec.loader.exec_module(module)
         self._model = module.Model()
         self._model.load(folder)
-        if hasattr(self._model, "raw"):
-            self._streams = StreamThreads(self._model.raw)
 
     @staticmethod
     def fixes_threads(folder: Path) -> bool:
@@ -44,9 +42,10 @@ class PythonRuntime:
         """Run a batch."""
         return self._model.infer(inputs)
 
-    def accept_streams(self, sock: socket.socket) -> None:
-        """Answer the raw requests of a front."""
-        self._streams.accept(sock)
+    @property
+    def raw(self) -> Callable[[Request], Any]:
+        """The model's method that answers a raw request; called in several threads at once."""
+        return self._model.raw
 
 
 RUNTIME: Final = PythonRuntime

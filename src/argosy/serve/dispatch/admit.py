@@ -5,18 +5,13 @@ A request that cannot meet its deadline is refused now rather than served late.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from argosy.errors import DeadlineError, InputError, OverloadedError, UnavailableError
+from argosy.serve.dispatch.call import Call, Lane
 from argosy.serve.dispatch.intake import MAX_INTAKE_BYTES, Intake
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from argosy.serve.dispatch.call import Call
-    from argosy.serve.dispatch.router import Lane
-    from argosy.serve.http.raw import RawCall
-    from argosy.serve.wire.counters import Counters
+from argosy.serve.dispatch.streams import RawCall
+from argosy.serve.wire.counters import Counters
 
 __all__ = ["Admit"]
 
@@ -77,12 +72,13 @@ class Admit:
             OverloadedError: the queue is full.
             UnavailableError: the server is stopping.
         """
-        lane = call.lane
-        waiting = lane.queued_rows + lane.streams.num_waiting
+        queue = call.queue
+        lane = queue.lane
+        waiting = lane.queued_rows + queue.num_waiting
         if self._has_others:
             lane.series.set_queued(waiting + 1)
-            waiting += int(self._counters.queued_elsewhere(lane.series_index))
-        num_bytes = lane.queued_bytes + lane.streams.waiting_bytes + len(call.body)
+            waiting += int(self._counters.queued_elsewhere(lane.series.index))
+        num_bytes = lane.queued_bytes + queue.waiting_bytes + len(call.body)
         if waiting >= lane.max_queue_rows or (waiting and num_bytes > lane.max_queue_bytes):
             lane.series.add_failure(OverloadedError.status)
             raise OverloadedError(
@@ -91,14 +87,14 @@ class Admit:
         if self.is_draining:
             lane.series.add_failure(UnavailableError.status)
             raise UnavailableError("draining", retry_after_s=1.0)
-        lane.streams.put(call)
+        queue.put(call)
 
     def _check(self, call: Call, lane: Lane) -> None:
         rows = call.num_rows
         waiting = lane.queued_rows
         if self._has_others:
             lane.series.set_queued(waiting + rows)
-            waiting += int(self._counters.queued_elsewhere(lane.series_index))
+            waiting += int(self._counters.queued_elsewhere(lane.series.index))
         if not waiting and rows <= lane.max_batch_rows and call.deadline_s > call.started_s and not self.is_draining:
             return
         if self.is_draining:
@@ -116,7 +112,7 @@ class Admit:
                 "queue_full", model=lane.name, got=waiting, limit=lane.max_queue_rows, retry_s=retry_s, retry_after_s=retry_s
             )
         if call.priority:
-            wait_s = lane.lines.count_before(call.priority) / rate if rate else 0.0
+            wait_s = lane.count_before(call.priority) / rate if rate else 0.0
         if lane.links and call.started_s + wait_s + lane.plan.times(call.form).least_s > call.deadline_s:
             timeout_s = call.deadline_s - call.started_s
             raise OverloadedError("deadline_hopeless", timeout_s=timeout_s, got=waiting, retry_s=wait_s, retry_after_s=wait_s)

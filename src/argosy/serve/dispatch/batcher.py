@@ -9,27 +9,22 @@ lengths, padded, only when it showed that the padding moves no answer.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES
 from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, ModelError, PoisonError
-from argosy.serve.dispatch.batch import Batch
+from argosy.serve.dispatch.call import Batch, Call, Clock, Lane, Replica
 from argosy.serve.dispatch.lines import PLAIN, Lines
-from argosy.serve.dispatch.plan import QUICK_S, Plan
-from argosy.serve.wire.counters import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE
+from argosy.serve.dispatch.plan import QUICK_S
+from argosy.serve.dispatch.streams import StreamQueue
+from argosy.serve.wire.counters import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE, Counters
 from argosy.serve.wire.frames import FORM_COUNTED, FORM_TENSORS, LinkError, Tensor
-from argosy.signature import Signature
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.call import Call
-    from argosy.serve.dispatch.link import Link
-    from argosy.serve.wire.counters import Series
+from argosy.serve.wire.table import LaneEntry, TableEntry
 
 __all__ = ["Batcher"]
 
@@ -42,60 +37,77 @@ CROWD: Final = 8
 GATHER_TURNS: Final = 8
 NEAR_S: Final = 0.1
 """A deadline that is nearer than this, and than two batches, may be refused where a batch is formed."""
+PRIORITY_SHARE: Final = 0.25
+"""Of a deployment's timeout: a request that waits so much longer goes before one that is a step more urgent."""
 _RATE_SMOOTHING: Final = 0.2
 _INT64: Final = CODES[np.dtype("<i8")]
 
 
-class Batcher:
+class Batcher(Lane):
     """The queue of one version, and the replicas that empty it.
 
     Args:
         loop: the front's event loop.
-        signature: of the version.
-        name: of the deployment, the {m} of a URL.
-        version: its number.
-        series: where the version's counters live.
+        entry: what the table says of the deployment.
+        lane: and of the version.
+        counters: of the node.
+        num_fronts: of the node.
+        clock: tells what has waited for how long.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, signature: Signature, name: str, version: str, series: Series) -> None:
-        self.name = name
-        self.version = version
-        self.series = series
-        self.signature = signature
-        self.links: list[Link] = []
-        self.max_batch_rows = 1
-        self.can_join = False
-        self.is_repeatable = False
-        self.queued_rows = 0
-        self.queued_bytes = 0
-        self.num_open = 0
-        self.rows_per_s = 0.0
-        self.num_fronts = 1
-        """Of the node."""
-        self.place = 0
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        entry: TableEntry,
+        lane: LaneEntry,
+        counters: Counters,
+        num_fronts: int = 1,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        super().__init__(lane.signature, entry.name, entry.model, lane.version, counters.series(lane.series))
+        self.num_fronts = num_fronts
+        self.place = counters.front or 0
         """Of this front among those of the node."""
-        self.free_rows = 0
-        """While no more wait, nothing but a deadline nearer than `free_s` can keep a request from being taken."""
-        self.free_s = math.inf
-        self.plan = Plan()
+        self.workers: tuple[str, ...] = ()
+        """That the table gives it, in one order in all fronts, so that each front finds another of its own."""
+        self.streams = StreamQueue(self)
+        """Raw requests that wait."""
+        self.lines = Lines(lane.signature)
+        self._plain = self.lines.get(PLAIN)
+        self._resends: deque[Batch] = deque()
         self._loop = loop
+        self._now = clock
         self._is_armed = False
         self._was_single = False
         """The last batch had one request."""
         self._is_crowded = False
         """The last batch had many requests, and other fronts want the cores that small batches would take."""
         self._turns_left = self._gathered_rows = 0
-        self.lines = Lines(signature)
-        self._plain = self.lines.get(PLAIN)
-        self._resends: deque[Batch] = deque()
-        self._output_codes = [CODES[spec.dtype] for spec in signature.outputs]
-        self._cuts: list[int] = [0] * len(signature.outputs)
-        self.pads: list[tuple[int, float] | None] = [None] * len(signature.inputs)
-        """Of each input the ragged axis and what fills it up."""
-        if (ragged := signature.ragged) is not None:
-            self._cuts = [ragged.outputs.get(spec.name, 0) for spec in signature.outputs]
-            found = [ragged.inputs.get(spec.name) for spec in signature.inputs]
+        self._output_codes = [CODES[spec.dtype] for spec in lane.signature.outputs]
+        self._cuts: list[int] = [0] * len(lane.signature.outputs)
+        if (ragged := lane.signature.ragged) is not None:
+            self._cuts = [ragged.outputs.get(spec.name, 0) for spec in lane.signature.outputs]
+            found = [ragged.inputs.get(spec.name) for spec in lane.signature.inputs]
             self.pads = [(item.axis, item.pad) if item is not None else None for item in found]
+
+    def update(self, entry: TableEntry, lane: LaneEntry) -> None:
+        """Take what a new table says of this lane."""
+        self.workers = tuple(sorted(lane.workers))
+        self.max_batch_rows = lane.max_batch_rows
+        self.can_join = lane.can_join and self.signature.is_batched
+        self.is_repeatable = lane.is_repeatable
+        self.lines.can_pad = lane.can_pad
+        self.lines.level_s = PRIORITY_SHARE * lane.timeout_s
+        self.plan.configure(lane.service, lane.max_batch_rows, can_join=self.can_join)
+        self.join_refusal, self.pad_refusal = lane.join_refusal, lane.pad_refusal
+        self.timeout_s = lane.timeout_s
+        self.max_queue_rows = lane.max_queue_rows
+        self.max_queue_bytes = lane.max_queue_bytes
+        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows // self.num_fronts)
+        self.streams.max_streams = lane.max_streams
+        self.platform = lane.platform
+        self.created_s = lane.created_s
+        self.versions = [other.version for other in entry.lanes if not other.is_draining]
 
     # in
 
@@ -116,6 +128,10 @@ class Batcher:
             self.flush()
         else:
             self._arm()
+
+    def count_before(self, priority: int) -> int:
+        """Rows that wait and are at least as urgent."""
+        return self.lines.count_before(priority)
 
     def take_queued(self) -> list[Call]:
         """Remove and return every request that has not been sent, oldest first."""
@@ -162,7 +178,7 @@ class Batcher:
             if self._resends:
                 batch = self._resends.popleft()
                 if batch.closed == DEADLINE:
-                    batch = self._split(batch.calls, link, time.monotonic(), IDLE)
+                    batch = self._split(batch.calls, link, self._now(), IDLE)
             else:
                 batch = self._take_batch(link)
             if batch is not None:
@@ -176,16 +192,16 @@ class Batcher:
         if self.num_fronts > 1:
             self.series.set_queued(self.queued_rows)
 
-    def _pick_link(self) -> Link | None:
+    def _pick_link(self) -> Replica | None:
         """An idle replica; or, when a full batch waits, one that can hold it ready."""
         if len(self.links) > 1 and self.plan.limit_s < QUICK_S and self.queued_rows < self.plan.limit and not self._resends:
             home = self.links[self.place % len(self.links)]
             if not home.num_in_flight:
                 if home.can_send:
                     return home
-            elif time.monotonic() - home.oldest_sent_s < HOME_S:
+            elif self._now() - home.oldest_sent_s < HOME_S:
                 return None
-        best: Link | None = None
+        best: Replica | None = None
         for link in self.links:
             if link.can_send and (best is None or link.num_in_flight < best.num_in_flight):
                 best = link
@@ -193,17 +209,19 @@ class Batcher:
             return None
         return best
 
-    def _take_batch(self, link: Link) -> Batch | None:
+    def _count_idle(self) -> int:
+        return sum([link.can_send and not link.num_in_flight for link in self.links])
+
+    def _take_batch(self, link: Replica) -> Batch | None:
         """Take the oldest request, and those that can join it."""
-        queue, now = self._plain, time.monotonic()
+        queue, now = self._plain, self._now()
         if queue is None or len(self.lines) > 1:
             return self._take_mixed(link, now)
         plan = self.plan
         limit, cause = plan.limit, plan.cause
         if limit < plan.max_rows or len(self.links) > 1:
-            limit, cause = plan.adjust(
-                plan.times(FORM_TENSORS), limit, cause, length=0, links=self.links, waiting=self.queued_rows
-            )
+            times, num_idle = plan.times(FORM_TENSORS), self._count_idle()
+            limit, cause = plan.adjust(times, limit, cause, length=0, num_idle=num_idle, waiting=self.queued_rows)
         horizon = now + plan.limit_s * (1 + link.num_in_flight)
         calls: list[Call] = []
         rows = num_bytes = 0
@@ -228,14 +246,15 @@ class Batcher:
             return self._split(calls, link, now, closed)
         return Batch(self, calls, rows, closed) if calls else None
 
-    def _take_mixed(self, link: Link, now: float) -> Batch | None:
+    def _take_mixed(self, link: Replica, now: float) -> Batch | None:
         """As `_take_batch`, where requests differ in priority, form, shape or length."""
         lines = self.lines
         head = lines.find_oldest()
         plan = self.plan
         times = plan.times(head.form)
         limit, cause = plan.pick_rows(times, head.length) if lines.can_join(head.form) else (1, SINGLE)
-        limit, cause = plan.adjust(times, limit, cause, length=head.length, links=self.links, waiting=self.queued_rows)
+        num_idle = self._count_idle()
+        limit, cause = plan.adjust(times, limit, cause, length=head.length, num_idle=num_idle, waiting=self.queued_rows)
         choice = lines.choose(head, limit, times.slack, MAX_BATCH_BYTES)
         for call in choice.calls:
             self.queued_rows -= call.num_rows
@@ -258,7 +277,7 @@ class Batcher:
             batch.real_length = sum([length * call.num_rows for length, call in zip(lengths, calls, strict=True)])
         return batch
 
-    def _split(self, calls: list[Call], link: Link, now: float, closed: int) -> Batch | None:
+    def _split(self, calls: list[Call], link: Replica, now: float, closed: int) -> Batch | None:
         """Make a batch of those requests that it can answer in time, the most pressing first; the rest follows at once."""
         calls = [call for call in calls if not self._refuse_hopeless(call, now)]
         if not calls:
@@ -314,7 +333,7 @@ class Batcher:
 
     def take_answers(self, batch: Batch, outputs: list[NDArray[Any]], service_s: float) -> None:
         """Give each request its rows."""
-        now = time.monotonic()
+        now = self._now()
         calls = batch.calls
         latencies_s: list[float] = []
         self.num_open -= len(calls)
@@ -391,6 +410,7 @@ class Batcher:
 
     def expire(self, now: float) -> None:
         """Fail requests whose deadline has passed, wherever they are, and drop queued ones whose client left."""
+        self.streams.expire(now)
         if self.queued_rows:
             self.lines.filter(lambda call: self._drop_late(call, now, is_queued=True))
         for _ in range(len(self._resends)):

@@ -10,13 +10,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import merge
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from argosy.serve.dispatch.call import Call
 from argosy.serve.wire.frames import FORM_TENSORS
 from argosy.signature import Signature
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.call import Call
 
 __all__ = ["PLAIN", "Choice", "Key", "Lines", "find_level"]
 
@@ -56,7 +54,7 @@ def find_level(priority: int) -> int:
     return min(priority, _MAX_LEVEL) if priority else DEFAULT_LEVEL
 
 
-class Lines(dict[Key, "deque[Call]"]):
+class Lines(dict[Key, deque[Call]]):
     """The lines of one version; each in the order of arrival.
 
     Args:

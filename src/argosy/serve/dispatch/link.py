@@ -12,13 +12,15 @@ import os
 import socket
 import struct
 import time
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, OBJECT
+from argosy.serve.dispatch.call import Batch, Clock
 from argosy.serve.dispatch.streams import StreamPool
 from argosy.serve.wire.frames import (
     HEADER,
@@ -38,11 +40,6 @@ from argosy.serve.wire.frames import (
     unpack_tensors,
 )
 from argosy.serve.wire.padding import fill_padded
-
-if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
-    from argosy.serve.dispatch.batch import Batch
 
 __all__ = ["Link"]
 
@@ -74,6 +71,7 @@ class Link:
         worker: the worker's id.
         on_hello: called with this link once the worker can take batches.
         on_down: called with this link once, when the worker is gone or broke the protocol.
+        clock: tells when batches are sent.
     """
 
     def __init__(
@@ -83,6 +81,7 @@ class Link:
         worker: str,
         on_hello: Callable[[Link], None],
         on_down: Callable[[Link], None],
+        clock: Clock = time.monotonic,
     ) -> None:
         self.worker = worker
         self.num_in_flight = 0
@@ -91,6 +90,7 @@ class Link:
         self.fault = "the worker's process died"
         """Why the link is down, once it is."""
         self._loop = loop
+        self._now = clock
         self._sock = sock
         self._on_hello = on_hello
         self._on_down = on_down
@@ -98,7 +98,7 @@ class Link:
         self._free: list[_Slot] = []
         self._sequence = 0
         self._oversize_bytes = 0
-        self.streams = StreamPool(loop, self)
+        self.streams = StreamPool(loop, worker, self._pass_streams, clock)
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._on_readable)
 
@@ -114,10 +114,10 @@ class Link:
 
     @property
     def oldest_sent_s(self) -> float:
-        """When the oldest batch in flight was sent, on `time.monotonic`; infinite where there is none."""
+        """When the oldest batch in flight was sent; infinite where there is none."""
         return min([batch.sent_s for batch in self.batches_in_flight], default=math.inf)
 
-    def pass_streams(self, sock: socket.socket) -> None:
+    def _pass_streams(self, sock: socket.socket) -> None:
         """Give the worker its end of the socket on which streams are passed.
 
         Raises:
@@ -132,7 +132,7 @@ class Link:
         slot.batch = batch
         self._sequence += 1
         batch.sequence = self._sequence
-        batch.sent_s = time.monotonic()
+        batch.sent_s = self._now()
         self.num_in_flight += 1
         try:
             self._send_frame(slot, batch)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from argosy.serve.dispatch.service import BATCH_S, ServiceTimes
 from argosy.serve.wire.counters import FULL, PAYS, SHARED, SINGLE
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.link import Link
 
 __all__ = ["QUICK_S", "Measured", "Plan"]
 
@@ -36,7 +33,7 @@ class Plan:
         limit: the most rows of a batch now.
         limit_s: what such a batch takes in the runtime.
         largest_s: what the largest batch that pays takes.
-        cause: why a batch has no more rows; a place in `metrics.CLOSED`.
+        cause: why a batch has no more rows; a place in `counters.CLOSED`.
     """
 
     def __init__(self) -> None:
@@ -113,9 +110,7 @@ class Plan:
             return share, SHARED
         return most, FULL if most == self.max_rows else PAYS
 
-    def adjust(
-        self, times: ServiceTimes, limit: int, cause: int, *, length: int, links: list[Link], waiting: int
-    ) -> tuple[int, int]:
+    def adjust(self, times: ServiceTimes, limit: int, cause: int, *, length: int, num_idle: int, waiting: int) -> tuple[int, int]:
         """Leave a share to other idle replicas; and now and then let a batch be larger than pays, to see whether that holds.
 
         Args:
@@ -123,7 +118,7 @@ class Plan:
             limit: the most rows of the batch.
             cause: why no more.
             length: of its oldest request.
-            links: of the version's replicas.
+            num_idle: replicas that take a batch and have none.
             waiting: rows that wait.
 
         Returns:
@@ -133,7 +128,6 @@ class Plan:
             self._num_small += 1
             if self._num_small % _TRY_PERIOD == 0:
                 limit = min(2 * limit, self.max_rows)
-        num_idle = sum([link.can_send and not link.num_in_flight for link in links])
         if num_idle > 1:
             most = min(limit, waiting)
             share = -(-waiting // num_idle)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import base64
 import time
 from array import array
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.admit import Admit
-    from argosy.serve.dispatch.call import Call
+from argosy.serve.dispatch.admit import Admit
+from argosy.serve.dispatch.call import Call, Clock
 
 __all__ = ["MAX_ARRIVALS", "Recorder", "unpack_arrivals"]
 
@@ -30,7 +29,7 @@ class _Tape:
         self.name = name
         self.numbers = array("d")
         self.num_missed = 0
-        self.asked_s = time.monotonic()
+        self.asked_s = 0.0
 
 
 class Recorder:
@@ -38,10 +37,12 @@ class Recorder:
 
     Args:
         admit: the gate that every request passes; it is watched while there is a recording.
+        clock: tells when a recording was last asked for.
     """
 
-    def __init__(self, admit: Admit) -> None:
+    def __init__(self, admit: Admit, clock: Clock = time.monotonic) -> None:
         self._admit = admit
+        self._now = clock
         self._tapes: dict[str, _Tape] = {}
 
     def take(self, recording: str, name: str) -> Message:
@@ -54,7 +55,7 @@ class Recorder:
         tape = self._tapes.setdefault(recording, _Tape(name))
         self._admit.watch = self._note
         numbers, num_missed = tape.numbers, tape.num_missed
-        tape.numbers, tape.num_missed, tape.asked_s = array("d"), 0, time.monotonic()
+        tape.numbers, tape.num_missed, tape.asked_s = array("d"), 0, self._now()
         return {"arrivals": base64.b64encode(numbers).decode(), "num_missed": num_missed}
 
     def expire(self, now: float) -> None:

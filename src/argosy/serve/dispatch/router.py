@@ -9,82 +9,24 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, cast
 
 from argosy.errors import NotFoundError, UnavailableError, list_choices
-from argosy.serve.dispatch.batch import Batch
 from argosy.serve.dispatch.batcher import Batcher
+from argosy.serve.dispatch.call import Batch, Call, Clock, Lane
 from argosy.serve.dispatch.link import Link
-from argosy.serve.dispatch.streams import StreamQueue
-from argosy.serve.v2.repeats import Repeats
-from argosy.serve.wire.table import LaneEntry, RepositoryEntry, Table, TableEntry
+from argosy.serve.dispatch.streams import RawCall, StreamQueue
+from argosy.serve.wire.counters import Counters
+from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry
 
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.call import Call
-    from argosy.serve.http.raw import RawCall
-    from argosy.serve.wire.counters import Counters
-
-__all__ = ["Deployment", "Lane", "Router"]
-
-PRIORITY_SHARE: Final = 0.25
-"""Of a deployment's timeout: a request that waits so much longer goes before one that is a step more urgent."""
+__all__ = ["Route", "Router"]
 
 
-class Lane(Batcher):
-    """One version of one deployment, as a front sees it: its description, queue and replicas."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, entry: TableEntry, lane: LaneEntry, counters: Counters, num_fronts: int
-    ) -> None:
-        super().__init__(loop, lane.signature, entry.name, lane.version, counters.series(lane.series))
-        self.model = entry.model
-        self.series_index = lane.series
-        self.place = counters.front or 0
-        self.num_fronts = num_fronts
-        self.output_index = {spec.name: index for index, spec in enumerate(lane.signature.outputs)}
-        axes = [(index, axis) for index, own in enumerate(lane.signature.free_axes.values()) for axis in own]
-        self.free_axis = axes[0] if axes else None
-        """Input and axis whose length a request chooses, the first of those."""
-        self.versions: list[str] = []
-        self.repeats = Repeats(self)
-        self.streams = StreamQueue(self)
-        self.cache: dict[str, Any] = {}
-        """Whatever a protocol prepares once per lane."""
-
-    def update(self, entry: TableEntry, lane: LaneEntry) -> None:
-        """Take what a new table says of this lane."""
-        self.max_batch_rows = lane.max_batch_rows
-        self.can_join = lane.can_join and self.signature.is_batched
-        self.is_repeatable = lane.is_repeatable
-        self.lines.can_pad = lane.can_pad
-        self.lines.level_s = PRIORITY_SHARE * lane.timeout_s
-        self.plan.configure(lane.service, lane.max_batch_rows, can_join=self.can_join)
-        self.join_refusal, self.pad_refusal = lane.join_refusal, lane.pad_refusal
-        self.timeout_s = lane.timeout_s
-        self.max_queue_rows = lane.max_queue_rows
-        self.max_queue_bytes = lane.max_queue_bytes
-        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows // self.num_fronts)
-        self.streams.max_streams = lane.max_streams
-        self.platform = lane.platform
-        self.created_s = lane.created_s
-        self.versions = [other.version for other in entry.lanes if not other.is_draining]
-
-    def expire(self, now: float) -> None:
-        """As `Batcher.expire`, for raw requests that wait as well."""
-        super().expire(now)
-        self.streams.expire(now)
-
-    @property
-    def is_ready(self) -> bool:
-        """True when a warm replica answers."""
-        return bool(self.links)
-
-
-class Deployment:
+class Route:
     """Where the requests for one name go."""
 
-    def __init__(self, entry: TableEntry, lanes: dict[str, Lane]) -> None:
+    def __init__(self, entry: TableEntry, lanes: dict[str, Batcher]) -> None:
         self.name = entry.name
         self.lanes = lanes
         self._targets = [lanes[lane.version] for lane in entry.lanes if lane.weight > 0]
@@ -92,7 +34,7 @@ class Deployment:
         self._served = {lane.version: lanes[lane.version] for lane in entry.lanes if not lane.is_draining}
         self._only = self._targets[0] if len(self._targets) == 1 else None
 
-    def pick(self) -> Lane:
+    def pick(self) -> Batcher:
         """The lane for a request that names no version.
 
         Raises:
@@ -104,7 +46,7 @@ class Deployment:
             raise UnavailableError("no_replica", model=self.name, retry_after_s=1.0)
         return random.choices(self._targets, self._weights)[0]  # noqa: S311 - a traffic split needs no secrecy
 
-    def pick_version(self, version: str) -> Lane:
+    def pick_version(self, version: str) -> Batcher:
         """The lane of a version that the request names.
 
         Raises:
@@ -123,19 +65,23 @@ class Router:
         loop: the front's event loop.
         counters: the node's counters.
         num_fronts: of the node.
+        clock: of its lanes.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, num_fronts: int = 1) -> None:
-        self.deployments: dict[str, Deployment] = {}
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, counters: Counters, num_fronts: int = 1, clock: Clock = time.monotonic
+    ) -> None:
+        self.deployments: dict[str, Route] = {}
         self.counters = counters
         self._num_fronts = num_fronts
         self.epoch = 0
         self.repository: tuple[RepositoryEntry, ...] = ()
         self.on_change: list[Callable[[], None]] = []
         self._loop = loop
-        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._clock = clock
+        self._lanes: dict[tuple[str, str], Batcher] = {}
         self._links: dict[str, Link] = {}
-        self._lane_of_worker: dict[str, Lane] = {}
+        self._lane_of_worker: dict[str, Batcher] = {}
 
     # requests
 
@@ -144,7 +90,7 @@ class Router:
         """True when a table has come and every deployment has a lane that is ready."""
         return self.epoch > 0 and all(any(lane.is_ready for lane in dep.lanes.values()) for dep in self.deployments.values())
 
-    def find(self, name: str, version: str = "") -> Lane:
+    def find(self, name: str, version: str = "") -> Batcher:
         """The lane that takes the next request for this deployment.
 
         Raises:
@@ -171,7 +117,7 @@ class Router:
         except UnavailableError:
             return False
 
-    def list_lanes(self) -> list[Lane]:
+    def list_lanes(self) -> list[Batcher]:
         """Every lane, draining ones included."""
         return list(self._lanes.values())
 
@@ -188,30 +134,28 @@ class Router:
         old = self._lanes
         self._lanes = {}
         self.deployments = {}
-        lane_of_worker: dict[str, Lane] = {}
-        draining: list[Lane] = []
+        lane_of_worker: dict[str, Batcher] = {}
+        draining: list[Batcher] = []
         for entry in table.deployments:
-            lanes: dict[str, Lane] = {}
+            lanes: dict[str, Batcher] = {}
             for description in entry.lanes:
                 key = (entry.name, description.version)
                 lane = old.pop(key, None)
                 if lane is None or lane.signature != description.signature:
-                    lane = Lane(self._loop, entry, description, self.counters, self._num_fronts)
+                    lane = Batcher(self._loop, entry, description, self.counters, self._num_fronts, self._clock)
                 lane.update(entry, description)
                 self._lanes[key] = lanes[description.version] = lane
                 lane_of_worker.update(dict.fromkeys(description.workers, lane))
                 if description.is_draining:
                     draining.append(lane)
-            self.deployments[entry.name] = Deployment(entry, lanes)
+            self.deployments[entry.name] = Route(entry, lanes)
         self._lane_of_worker = lane_of_worker
-        for lane in [*self._lanes.values(), *old.values()]:
-            lane.links = []
-        # In one order in all fronts, so that each finds another of its own.
-        for worker, link in sorted(self._links.items()):
-            if (lane := lane_of_worker.get(worker)) is not None:
-                lane.links.append(link)
+        for lane in self._lanes.values():
+            self._connect(lane)
         for lane in old.values():
+            lane.workers = ()
             lane.streams.max_streams = 0
+            self._connect(lane)
             self._reroute(lane)
         for lane in draining:
             if not lane.links:
@@ -222,19 +166,31 @@ class Router:
         for callback in self.on_change:
             callback()
 
-    def _reroute(self, lane: Lane) -> None:
+    def _connect(self, lane: Batcher) -> None:
+        """Give a lane the links of its workers, in one order in all fronts, so that each finds another of its own."""
+        links = [link for worker in lane.workers if (link := self._links.get(worker)) is not None]
+        lane.links = [*links]
+        lane.streams.pools = [link.streams for link in links]
+
+    def _reroute(self, lane: Batcher) -> None:
         """Move what waits in a lane that has no replicas any more to the lane that takes its requests now."""
+        self._reroute_calls(lane)
+        self._reroute_streams(lane.streams)
+
+    def _reroute_calls(self, lane: Lane) -> None:
         for call in lane.take_queued():
             self._move(call, lane)
-        for call in lane.streams.take_waiting():
-            self._move_raw(call, lane)
+
+    def _reroute_streams(self, queue: StreamQueue) -> None:
+        for call in queue.take_waiting():
+            self._move_raw(call, queue)
 
     def _move(self, call: Call, lane: Lane) -> None:
-        deployment = self.deployments.get(lane.name)
+        route = self.deployments.get(lane.name)
         target: Lane | None = None
-        if deployment is not None:
+        if route is not None:
             try:
-                target = deployment.pick()
+                target = route.pick()
             except UnavailableError:
                 target = None
         if target is None or target is lane or target.signature != lane.signature:
@@ -245,16 +201,17 @@ class Router:
         call.lane = target
         target.put(call)
 
-    def _move_raw(self, call: RawCall, lane: Lane) -> None:
+    def _move_raw(self, call: RawCall, queue: StreamQueue) -> None:
+        name = queue.lane.name
         try:
-            call.lane = self.find(lane.name)
+            target = self.find(name).streams
         except (NotFoundError, UnavailableError):
-            call.fail(UnavailableError("no_replica", model=lane.name, retry_after_s=1.0))
+            target = queue
+        if target is queue or not target.max_streams:
+            call.fail(UnavailableError("no_replica", model=name, retry_after_s=1.0))
             return
-        if call.lane is lane or not call.lane.streams.max_streams:
-            call.fail(UnavailableError("no_replica", model=lane.name, retry_after_s=1.0))
-            return
-        call.lane.streams.put(call)
+        call.queue = target
+        target.put(call)
 
     def expire_streams(self, now: float) -> None:
         """End raw requests whose deadline has passed while a worker answers them."""
@@ -274,9 +231,7 @@ class Router:
         """A worker can take batches."""
         self._links[link.worker] = link
         if (lane := self._lane_of_worker.get(link.worker)) is not None:
-            lane.links = [other for other in lane.links if other.worker != link.worker]
-            lane.links.append(link)
-            lane.links.sort(key=lambda link: link.worker)
+            self._connect(lane)
             lane.flush()
             lane.streams.flush()
 
@@ -284,23 +239,22 @@ class Router:
         """A worker is gone: what it held is sent again or refused."""
         if self._links.get(link.worker) is link:
             del self._links[link.worker]
-        lanes: dict[Batcher, list[Batch]] = {}
-        for lane in self._lanes.values():
-            if link in lane.links:
-                lane.links.remove(link)
+        if (lane := self._lane_of_worker.get(link.worker)) is not None:
+            self._connect(lane)
+        lost: dict[Lane, list[Batch]] = {}
         for batch in link.take_batches():
-            lanes.setdefault(batch.lane, []).append(batch)
-        known = set(self._lanes.values())
-        for lane, batches in lanes.items():
+            lost.setdefault(batch.lane, []).append(batch)
+        known: set[Lane] = set(self._lanes.values())
+        for lane, batches in lost.items():
             lane.take_loss(batches, link.worker, link.fault)
             if lane not in known:
                 # Its deployment or version has left the table meanwhile.
-                self._reroute(cast(Lane, lane))
-        for lane in link.streams.close():
-            if lane in known:
-                lane.streams.flush()
+                self._reroute_calls(lane)
+        for queue in link.streams.close():
+            if queue.lane in known:
+                queue.flush()
             else:
-                self._reroute(lane)
+                self._reroute_streams(queue)
 
     def find_hung(self, now: float, limit_s: float) -> set[tuple[str, float]]:
         """Workers that have held a batch for longer than `limit_s`, and since when."""

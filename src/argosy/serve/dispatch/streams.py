@@ -9,24 +9,105 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
-from argosy.errors import FaultError, ModelError, UnavailableError
+from argosy.errors import ArgosyError, DeadlineError, FaultError, ModelError, UnavailableError
+from argosy.serve.dispatch.call import Clock, Lane
 from argosy.serve.wire import stream_frames as frames
 
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.link import Link
-    from argosy.serve.dispatch.router import Lane
-    from argosy.serve.http.raw import RawCall
-
-__all__ = ["Stream", "StreamPool", "StreamQueue"]
+__all__ = ["RawCall", "RawStream", "StreamPool", "StreamQueue"]
 
 _READ_BYTES: Final = 256 * 1024
 _DEATH_S: Final = 0.05
 """Within which the link of a dead worker ends after the first of its streams: a machine that is busy takes milliseconds."""
+
+
+class RawCall:
+    """One raw request, and how far its answer is. A protocol derives from it, and says how an answer is written.
+
+    Args:
+        queue: of the lane that answers it.
+        head: what the worker is told beside the body.
+        body: as received.
+        now: the moment when the request was complete.
+
+    Attributes:
+        queue: of the lane that answers it; changes when it waited and is routed again.
+        started_s: moment when the request was complete.
+        sent_s: when it was handed to a worker.
+        deadline_s: after which the answer, all of it, is not waited for.
+        attempts: how many workers died while they answered it.
+        has_begun: the head of the answer was written: it can only be ended or cut.
+        is_done: answered, failed, or its client went away.
+        stream: what carries it, while a worker has it.
+    """
+
+    __slots__ = ("attempts", "body", "deadline_s", "has_begun", "head", "is_done", "queue", "sent_s", "started_s", "stream")
+
+    def __init__(self, queue: StreamQueue, head: bytes, body: bytes | memoryview, now: float) -> None:
+        self.queue = queue
+        self.head = head
+        self.body = body
+        self.started_s = self.sent_s = now
+        self.deadline_s = now + queue.lane.timeout_s
+        self.attempts = 0
+        self.has_begun = self.is_done = False
+        self.stream: RawStream | None = None
+
+    def begin(self, data: bytes) -> None:
+        """Check the head of the answer, and write it.
+
+        Raises:
+            ModelError: it is none that can be written.
+        """
+        raise NotImplementedError
+
+    def add(self, data: bytes) -> None:
+        """Write a part of the body.
+
+        Raises:
+            ModelError: the body is longer than its head said.
+        """
+        raise NotImplementedError
+
+    def end(self, now: float) -> None:
+        """End the answer.
+
+        Raises:
+            ModelError: the body is shorter than its head said.
+        """
+        raise NotImplementedError
+
+    def fail(self, error: ArgosyError) -> None:
+        """Answer with an error; or cut the answer that was begun, so that its client sees that it is not whole."""
+        raise NotImplementedError
+
+    def spoil(self, detail: str) -> ModelError:
+        """The error for an answer that cannot be sent."""
+        lane = self.queue.lane
+        return ModelError("bad_raw_answer", model=lane.name, version=lane.version, detail=detail)
+
+    def expire(self) -> None:
+        """Fail, for the deadline has passed."""
+        self.fail(DeadlineError("deadline_passed", timeout_s=self.deadline_s - self.started_s))
+
+    def abandon(self) -> None:
+        """The client went away."""
+        self.is_done = True
+        if self.stream is not None:
+            self.stream.cancel()
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        if self.stream is not None:
+            self.stream.pause()
+
+    def resume(self) -> None:
+        """The client takes more."""
+        if self.stream is not None:
+            self.stream.resume()
 
 
 class StreamQueue:
@@ -36,16 +117,18 @@ class StreamQueue:
         lane: whose replicas take them.
 
     Attributes:
+        pools: the streams of those replicas.
         max_streams: how many a replica answers at once for this front; 0 where the version has no raw endpoint.
         waiting_bytes: of their bodies.
     """
 
-    __slots__ = ("_lane", "_waiting", "max_streams", "waiting_bytes")
+    __slots__ = ("_waiting", "lane", "max_streams", "pools", "waiting_bytes")
 
     def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.pools: list[StreamPool] = []
         self.max_streams = 0
         self.waiting_bytes = 0
-        self._lane = lane
         self._waiting: deque[RawCall] = deque()
 
     @property
@@ -55,7 +138,7 @@ class StreamQueue:
 
     def put(self, call: RawCall) -> None:
         """Take a request in; it starts now if a replica has a stream to spare."""
-        self._lane.num_open += 1
+        self.lane.num_open += 1
         self._wait(call)
         self.flush()
 
@@ -80,10 +163,9 @@ class StreamQueue:
                 return
             stream.send(self._take())
 
-    def _pick_stream(self) -> Stream | None:
+    def _pick_stream(self) -> RawStream | None:
         """A stream of the replica that answers the fewest."""
-        pools = [link.streams for link in self._lane.links]
-        for pool in sorted(pools, key=lambda pool: pool.num_busy):
+        for pool in sorted(self.pools, key=lambda pool: pool.num_busy):
             if (stream := pool.take(self.max_streams)) is not None:
                 return stream
         return None
@@ -91,7 +173,7 @@ class StreamQueue:
     def take_waiting(self) -> list[RawCall]:
         """Remove and return every request that waits, oldest first."""
         calls = [self._take() for _ in range(len(self._waiting))]
-        self._lane.num_open -= len(calls)
+        self.lane.num_open -= len(calls)
         return [call for call in calls if not call.is_done]
 
     def expire(self, now: float) -> None:
@@ -108,11 +190,11 @@ class StreamQueue:
 
     def release(self) -> None:
         """A request is answered, refused, or nobody waits for it and the worker has let it go."""
-        self._lane.num_open -= 1
+        self.lane.num_open -= 1
 
     def lose(self, call: RawCall, worker: str) -> None:
         """The worker that answered a request is gone."""
-        lane = self._lane
+        lane = self.lane
         if call.is_done:
             self.release()
         elif not self.max_streams:
@@ -134,15 +216,21 @@ class StreamPool:
 
     Args:
         loop: the front's event loop.
-        link: to the worker.
+        worker: the worker's id.
+        pass_streams: gives the worker its end of the socket on which streams are passed; raises OSError while it takes nothing.
+        clock: tells when requests are sent, answered and cancelled.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link) -> None:
-        self.link = link
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, worker: str, pass_streams: Callable[[socket.socket], None], clock: Clock
+    ) -> None:
         self.loop = loop
+        self.clock = clock
+        self._worker = worker
+        self._pass_streams = pass_streams
         self._sock: socket.socket | None = None
-        self._streams: set[Stream] = set()
-        self._idle: list[Stream] = []
+        self._streams: set[RawStream] = set()
+        self._idle: list[RawStream] = []
         self._limit = 0
         self._lost: list[RawCall] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -152,7 +240,7 @@ class StreamPool:
         """Streams that carry a request, one that nobody waits for included."""
         return len(self._streams) - len(self._idle)
 
-    def take(self, limit: int) -> Stream | None:
+    def take(self, limit: int) -> RawStream | None:
         """A stream that is free; None while `limit` are busy, or no more can be made now."""
         self._limit = limit
         if self.num_busy >= limit or self._timer is not None:
@@ -165,12 +253,12 @@ class StreamPool:
             # No descriptor is left, or the worker has not taken those on their way: the next tick tries again.
             return None
 
-    def _open(self) -> Stream:
+    def _open(self) -> RawStream:
         if self._sock is None:
             self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             self._sock.setblocking(False)
             with theirs:
-                self.link.pass_streams(theirs)
+                self._pass_streams(theirs)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
@@ -178,15 +266,15 @@ class StreamPool:
             except OSError:
                 ours.close()
                 raise
-        stream = Stream(self, ours)
+        stream = RawStream(self, ours)
         self._streams.add(stream)
         return stream
 
-    def put_back(self, stream: Stream) -> None:
+    def put_back(self, stream: RawStream) -> None:
         """A stream is free again."""
         self._idle.append(stream)
 
-    def drop(self, stream: Stream) -> None:
+    def drop(self, stream: RawStream) -> None:
         """A stream is closed."""
         self._streams.discard(stream)
         if stream in self._idle:
@@ -205,15 +293,15 @@ class StreamPool:
     def _clear(self) -> None:
         """The worker lives: a thread of it alone has ended."""
         self._timer = None
-        for lane in self._lose(()):
-            lane.streams.flush()
+        for queue in self._lose(()):
+            queue.flush()
 
-    def _lose(self, streams: Iterable[Stream]) -> set[Lane]:
+    def _lose(self, streams: Iterable[RawStream]) -> set[StreamQueue]:
         calls, self._lost = self._lost, []
         calls += [call for stream in streams if (call := stream.close()) is not None]
         for call in calls:
-            call.lane.streams.lose(call, self.link.worker)
-        return {call.lane for call in calls}
+            call.queue.lose(call, self._worker)
+        return {call.queue for call in calls}
 
     def expire(self, now: float) -> None:
         """Refuse, or cut, what has taken longer than its deadline."""
@@ -224,12 +312,12 @@ class StreamPool:
 
     @property
     def stuck_since_s(self) -> float | None:
-        """Since when no stream is left to anyone, for the worker lets none go; on the clock of the loop."""
+        """Since when no stream is left to anyone, for the worker lets none go."""
         since = [stream.cancelled_s for stream in self._streams if stream.cancelled_s is not None]
         return max(since) if self._limit and len(since) >= self._limit else None
 
-    def close(self) -> set[Lane]:
-        """The worker is gone: its requests are sent again, refused or cut; returns the lanes that they belong to."""
+    def close(self) -> set[StreamQueue]:
+        """The worker is gone: its requests are sent again, refused or cut; returns the queues that they belong to."""
         streams, self._streams, self._idle = self._streams, set(), []
         if self._sock is not None:
             self._sock.close()
@@ -239,12 +327,12 @@ class StreamPool:
         return self._lose(streams)
 
 
-class Stream:
+class RawStream:
     """One socket to one thread of a worker. Carries a request and its answer, then the next.
 
     Attributes:
         call: whom it answers.
-        cancelled_s: since when nobody waits for what the worker still does; on the clock of the loop.
+        cancelled_s: since when nobody waits for what the worker still does.
     """
 
     __slots__ = ("_data", "_fd", "_is_paused", "_loop", "_out", "_pool", "_sock", "call", "cancelled_s")
@@ -266,7 +354,7 @@ class Stream:
         """Hand a request to the worker."""
         self.call = call
         call.stream = self
-        call.sent_s = time.monotonic()
+        call.sent_s = self._pool.clock()
         head = frames.OPEN.pack(len(call.head), len(call.body)) + call.head
         self._out.extend(memoryview(part) for part in (head, call.body) if part)
         self._write()
@@ -306,7 +394,7 @@ class Stream:
 
     def cancel(self) -> None:
         """Nobody waits any more: tell the worker, and throw away what still comes until it closes the stream."""
-        self.cancelled_s = self._loop.time()
+        self.cancelled_s = self._pool.clock()
         self._data = b""
         if self._out:
             self._out.clear()
@@ -341,8 +429,8 @@ class Stream:
         if self.cancelled_s is None:
             self._pool.suspect(call)
         elif call is not None:
-            call.lane.streams.release()
-            call.lane.streams.flush()
+            call.queue.release()
+            call.queue.flush()
 
     def _feed(self, data: bytes, call: RawCall) -> None:
         """Take the frames of an answer.
@@ -369,11 +457,12 @@ class Stream:
         elif kind == frames.DATA and call.has_begun:
             call.add(payload)
         elif kind == frames.END and call.has_begun and is_last:
-            call.end(time.monotonic())
+            call.end(self._pool.clock())
             self._finish(call)
         elif kind == frames.ERROR and is_last:
             detail = payload.decode(errors="replace")
-            call.fail(ModelError("model_failed", model=call.lane.name, version=call.lane.version, detail=detail))
+            lane = call.queue.lane
+            call.fail(ModelError("model_failed", model=lane.name, version=lane.version, detail=detail))
             self._finish(call)
         else:
             raise call.spoil("its frames do not follow each other")
@@ -382,8 +471,8 @@ class Stream:
         self.resume()
         self.call = call.stream = None
         self._pool.put_back(self)
-        call.lane.streams.release()
-        call.lane.streams.flush()
+        call.queue.release()
+        call.queue.flush()
 
     def close(self) -> RawCall | None:
         """Close the socket; returns whom it answered."""

@@ -188,7 +188,7 @@ class Front:
             self._report_hung()
 
     def _report_hung(self) -> None:
-        hung = self.router.find_hung(self.loop.time(), self.config.hang_timeout_s)
+        hung = self.router.find_hung(time.monotonic(), self.config.hang_timeout_s)
         for worker, _ in hung - self._hung:
             if self._control is not None:
                 write_message(self._control, {"op": "hung", "worker": worker})

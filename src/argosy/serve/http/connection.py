@@ -11,12 +11,11 @@ from collections import deque
 from typing import Final, cast
 
 from argosy.errors import ArgosyError, FaultError, InputError, list_choices
-from argosy.serve.dispatch.call import Call
+from argosy.serve.dispatch.call import Call, Lane
 from argosy.serve.dispatch.errands import Errand
-from argosy.serve.dispatch.router import Lane
 from argosy.serve.http import openai
 from argosy.serve.http.call import HttpCall
-from argosy.serve.http.raw import RawCall, find_target, open_raw
+from argosy.serve.http.raw import HttpRawCall, find_target, open_raw
 from argosy.serve.http.reader import HttpReader, Received
 from argosy.serve.http.replies import OK_HEAD, encode_binary_head, encode_error, encode_reply
 from argosy.serve.http.routes import MAX_LENGTH_DIGITS, HttpServer, refuse_method, split_path
@@ -59,7 +58,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[Received] = deque()
         self._waiting_bytes = 0
         self._coming_bytes = 0
-        self.raw: RawCall | None = None
+        self.raw: HttpRawCall | None = None
         self.is_busy = False
         """A request is being answered."""
         self.is_refused = False
@@ -146,7 +145,7 @@ class HttpConnection(asyncio.Protocol):
                 self.is_busy = True
                 self._keep_alive = not self._server.is_draining
                 try:
-                    self._submit(known.deployment.pick(), data[end + 4 :], known.json_bytes)
+                    self._submit(known.route.pick(), data[end + 4 :], known.json_bytes)
                 except ArgosyError as error:
                     self.send_error(error)
                 except Exception as error:
@@ -173,14 +172,14 @@ class HttpConnection(asyncio.Protocol):
 
     # requests
 
-    def _handle(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes) -> None:
+    def _handle(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes | memoryview) -> None:
         if url.startswith(b"/v1/"):
             self._handle_openai(method, url, headers, body)
             return
         try:
             if b"/raw" in url and (target := find_target(url)) is not None:
                 self._last_s = time.monotonic()
-                self.raw = open_raw(self, self._server, target, (method, headers, body))
+                self.raw = open_raw(self, self._server.router, self._admit, target, (method, headers, body))
             elif method == b"POST":
                 lane = self._server.find_lane(url)
                 if lane is None:
@@ -214,7 +213,7 @@ class HttpConnection(asyncio.Protocol):
         context = {"message": "an HTTP request failed", "exception": error}
         asyncio.get_running_loop().call_exception_handler(context)
 
-    def _handle_openai(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes) -> None:
+    def _handle_openai(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes | memoryview) -> None:
         self._last_s = time.monotonic()
         try:
             self._call = openai.answer(self, self._server, method.decode(), split_path(url), self._unpack(headers, body))
@@ -223,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
         except Exception as error:
             self.report(error)
 
-    def _unpack(self, headers: dict[bytes, bytes], body: bytes) -> bytes:
+    def _unpack(self, headers: dict[bytes, bytes], body: bytes | memoryview) -> bytes | memoryview:
         if b"content-encoding" not in headers:
             return body
         encoding = headers[b"content-encoding"].lower()
@@ -232,13 +231,13 @@ class HttpConnection(asyncio.Protocol):
             raise InputError("unknown_choice", kind="Content-Encoding", got=_show(encoding), known=known)
         return inflate(body, encoding, self._admit.max_body_bytes)
 
-    def _infer(self, lane: Lane, headers: dict[bytes, bytes], body: bytes) -> None:
+    def _infer(self, lane: Lane, headers: dict[bytes, bytes], body: bytes | memoryview) -> None:
         if b"content-encoding" in headers:
             body = self._unpack(headers, body)
         json_bytes = headers.get(b"inference-header-content-length")
         self._submit(lane, body, None if json_bytes is None else _read_length(json_bytes))
 
-    def _submit(self, lane: Lane, body: bytes, json_bytes: int | None) -> None:
+    def _submit(self, lane: Lane, body: bytes | memoryview, json_bytes: int | None) -> None:
         now = time.monotonic()
         self._last_s = now
         try:
@@ -250,7 +249,11 @@ class HttpConnection(asyncio.Protocol):
         except ArgosyError as error:
             lane.series.add_failure(error.status)
             raise
-        call = HttpCall(self, lane, inputs, request, len(body), now)
+        timeout_s = request.timeout_s
+        deadline_s = now + (lane.timeout_s if timeout_s is None else timeout_s)
+        call = HttpCall(lane, inputs, request.num_rows, len(body), now, deadline_s, request.form, request.priority)
+        call.sender = self
+        call.request = request
         self._call = call
         self._admit.submit(call)
 
@@ -299,6 +302,11 @@ class HttpConnection(asyncio.Protocol):
     def is_http_1_0(self) -> bool:
         """True where the client knows no chunks."""
         return self._reader.is_http_1_0
+
+    def refuse_raw(self, error: ArgosyError, *, has_body: bool) -> None:
+        """Answer a raw request with an error, for nothing of an answer is written."""
+        self.raw = None
+        self.send(*encode_error(error), has_body=has_body)
 
     def end_raw(self) -> None:
         """The current answer is written, or cut; go on with the next request that waits."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from binascii import b2a_base64
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, cast
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -18,15 +18,11 @@ from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, InputError, ModelError, NotFoundError, TooLargeError
 from argosy.runtimes.preprocess_text import encode_ids
-from argosy.serve.dispatch.call import Call
-from argosy.serve.http.replies import encode_error
+from argosy.serve.dispatch.call import Call, Lane
+from argosy.serve.http.replies import Sender, encode_error
+from argosy.serve.http.routes import HttpServer
 from argosy.serve.wire.frames import FORM_COUNTED
 from argosy.signature import Signature
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
-    from argosy.serve.http.connection import HttpConnection
-    from argosy.serve.http.routes import HttpServer
 
 __all__ = ["EmbeddingsCall", "answer", "encode_openai_error"]
 
@@ -51,7 +47,7 @@ _decode_body: Final = msgspec.json.Decoder(_EmbeddingsJson).decode
 _Ids = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]]
 
 
-class _Plan(NamedTuple):
+class _EmbeddingPlan(NamedTuple):
     """How a version makes embeddings."""
 
     place: int
@@ -61,7 +57,7 @@ class _Plan(NamedTuple):
     """Lengths that an embedding may be cut to, as its publisher says."""
 
 
-def _make_plan(signature: Signature) -> _Plan | None:
+def _make_plan(signature: Signature) -> _EmbeddingPlan | None:
     """Say how a signature makes embeddings: one text in, one FP32 vector a row out; None where it does not."""
     if len(signature.raw_inputs) != 1 or [step.kind for step in signature.preprocess] != ["text"]:
         return None
@@ -72,10 +68,10 @@ def _make_plan(signature: Signature) -> _Plan | None:
     ]
     if len(vectors) != 1:
         return None
-    return _Plan(*vectors[0], tuple(signature.preprocess[0].options.get("dimensions", ())))
+    return _EmbeddingPlan(*vectors[0], tuple(signature.preprocess[0].options.get("dimensions", ())))
 
 
-def _plan(lane: Lane) -> _Plan | None:
+def _plan(lane: Lane) -> _EmbeddingPlan | None:
     if "openai" not in lane.cache:
         lane.cache["openai"] = _make_plan(lane.signature)
     return lane.cache["openai"]
@@ -84,16 +80,15 @@ def _plan(lane: Lane) -> _Plan | None:
 class EmbeddingsCall(Call):
     """A request for embeddings."""
 
-    __slots__ = ("_connection", "_is_base64", "_num_dimensions", "_place")
+    __slots__ = ("_is_base64", "_num_dimensions", "_place", "_sender")
 
-    def __init__(self, connection: HttpConnection, lane: Lane, plan: _Plan, request: _EmbeddingsJson, size_bytes: int) -> None:
+    def __init__(self, sender: Sender, lane: Lane, plan: _EmbeddingPlan, request: _EmbeddingsJson, size_bytes: int) -> None:
         rows = _read_input(request.input)
         elements = np.empty(len(rows), object)
         elements[:] = rows
         now = time.monotonic()
-        super().__init__(lane, [elements], len(rows), size_bytes, now, now + lane.timeout_s)
-        self.form = FORM_COUNTED
-        self._connection = connection
+        super().__init__(lane, [elements], len(rows), size_bytes, now, now + lane.timeout_s, FORM_COUNTED)
+        self._sender = sender
         self._is_base64 = request.encoding_format == "base64"
         self._num_dimensions = _read_dimensions(lane, plan, request.dimensions)
         self._place = plan.place
@@ -105,7 +100,7 @@ class EmbeddingsCall(Call):
         except ArgosyError as error:
             self.fail(error)
             return
-        self._connection.send(200, body)
+        self._sender.send(200, body)
 
     def _encode(self, vectors: NDArray[Any], num_tokens: int) -> bytes:
         if self._num_dimensions < vectors.shape[1]:
@@ -129,14 +124,14 @@ class EmbeddingsCall(Call):
 
     def fail(self, error: ArgosyError) -> None:
         """Send an error."""
-        self._connection.send(*encode_openai_error(error))
+        self._sender.send(*encode_openai_error(error))
 
 
-def answer(connection: HttpConnection, server: HttpServer, method: str, path: list[str], body: bytes) -> EmbeddingsCall | None:
+def answer(sender: Sender, server: HttpServer, method: str, path: list[str], body: bytes | memoryview) -> EmbeddingsCall | None:
     """Answer a request below `/v1`; or submit it, and return the call that will be answered.
 
     Args:
-        connection: where to.
+        sender: where to.
         server: of the front.
         method: of the request.
         path: its segments, decoded; the first is `v1`.
@@ -146,11 +141,11 @@ def answer(connection: HttpConnection, server: HttpServer, method: str, path: li
         ArgosyError: to be answered by `encode_openai_error`.
     """
     if path == _EMBEDDINGS and method == "POST":
-        return _submit(connection, server, body)
+        return _submit(sender, server, body)
     is_models = path[:2] == ["v1", "models"] and len(path) in (2, 3)
     if is_models and method in ("GET", "HEAD"):
         found = _describe_models(server) if len(path) == 2 else _describe_model(server, path[2])
-        connection.send(200, orjson.dumps(found), has_body=method == "GET")
+        sender.send(200, orjson.dumps(found), has_body=method == "GET")
         return None
     shown = "/" + "/".join(path)[:200]
     if is_models or path == _EMBEDDINGS:
@@ -158,7 +153,7 @@ def answer(connection: HttpConnection, server: HttpServer, method: str, path: li
     raise NotFoundError("no_path", method=method, path=shown)
 
 
-def _submit(connection: HttpConnection, server: HttpServer, body: bytes) -> EmbeddingsCall:
+def _submit(sender: Sender, server: HttpServer, body: bytes | memoryview) -> EmbeddingsCall:
     if len(body) > MAX_BODY_BYTES:
         raise TooLargeError("body_too_large", limit=MAX_BODY_BYTES)
     try:
@@ -171,7 +166,7 @@ def _submit(connection: HttpConnection, server: HttpServer, body: bytes) -> Embe
         if plan is None:
             expected = "a model of text with one vector a row; GET /v1/models lists them"
             raise InputError("bad_parameter", name="model", got=lane.name, expected=expected)
-        call = EmbeddingsCall(connection, lane, plan, request, len(body))
+        call = EmbeddingsCall(sender, lane, plan, request, len(body))
     except ArgosyError as error:
         lane.series.add_failure(error.status)
         raise
@@ -199,7 +194,7 @@ def _read_input(given: Any) -> list[bytes]:
     return elements
 
 
-def _read_dimensions(lane: Lane, plan: _Plan, asked: int | None) -> int:
+def _read_dimensions(lane: Lane, plan: _EmbeddingPlan, asked: int | None) -> int:
     if asked is None or asked == plan.num_dimensions:
         return plan.num_dimensions
     if asked not in plan.shorter or asked > plan.num_dimensions:

@@ -10,23 +10,20 @@ import re
 import socket
 import struct
 import time
+from asyncio import Transport
 from http.client import responses
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import msgspec
 import orjson
 
-from argosy.errors import ArgosyError, DeadlineError, ModelError, NotFoundError
-from argosy.serve.http.replies import encode_error
+from argosy.errors import ArgosyError, NotFoundError
+from argosy.serve.dispatch.admit import Admit
+from argosy.serve.dispatch.router import Router
+from argosy.serve.dispatch.streams import RawCall, StreamQueue
 
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane, Router
-    from argosy.serve.dispatch.streams import Stream
-    from argosy.serve.http.connection import HttpConnection
-    from argosy.serve.http.routes import HttpServer
-
-__all__ = ["RawCall", "Target", "find_target", "open_raw"]
+__all__ = ["HttpRawCall", "RawSender", "RawTarget", "find_target", "open_raw"]
 
 MAX_ANSWER_HEADERS: Final = 100
 _PATH: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/raw(/.*)?", re.DOTALL)
@@ -48,7 +45,7 @@ _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-class Target(NamedTuple):
+class RawTarget(NamedTuple):
     """What a raw URL names, percent-decoded but for the query."""
 
     model: str
@@ -68,7 +65,7 @@ class _Head(msgspec.Struct):
 _decode_head: Final = msgspec.json.Decoder(_Head).decode
 
 
-def find_target(url: bytes) -> Target | None:
+def find_target(url: bytes) -> RawTarget | None:
     """What a raw URL names; None when it is another's."""
     path, _, query = url.partition(b"#")[0].partition(b"?")
     if path.startswith((b"http://", b"https://")):
@@ -77,11 +74,42 @@ def find_target(url: bytes) -> Target | None:
     if found is None:
         return None
     model, version, rest = (unquote((part or b"").decode("latin-1"), errors="replace") for part in found.groups())
-    return Target(model, version, rest, query.decode("latin-1"))
+    return RawTarget(model, version, rest, query.decode("latin-1"))
 
 
-def find_lane(router: Router, target: Target) -> Lane:
-    """The lane that answers.
+class RawSender(Protocol):
+    """The connection that a raw answer goes to, in parts."""
+
+    @property
+    def transport(self) -> Transport:
+        """What parts of an answer are written to."""
+        ...
+
+    @property
+    def keep_alive(self) -> bool:
+        """False where the connection ends with the current answer."""
+        ...
+
+    @property
+    def is_http_1_0(self) -> bool:
+        """True where the client knows no chunks."""
+        ...
+
+    def end_raw(self) -> None:
+        """The current answer is written, or cut."""
+        ...
+
+    def refuse_raw(self, error: ArgosyError, *, has_body: bool) -> None:
+        """Answer with an error, for nothing of an answer is written."""
+        ...
+
+    def close_when_idle(self) -> None:
+        """Close after the current answer."""
+        ...
+
+
+def find_queue(router: Router, target: RawTarget) -> StreamQueue:
+    """Where raw requests wait for the version that answers.
 
     Raises:
         NotFoundError: no such deployment or version, or it has no raw endpoint.
@@ -90,24 +118,28 @@ def find_lane(router: Router, target: Target) -> Lane:
     lane = router.find(target.model, target.version)
     if not lane.streams.max_streams:
         raise NotFoundError("no_raw", model=lane.name, version=lane.version)
-    return lane
+    return lane.streams
 
 
 def open_raw(
-    connection: HttpConnection, server: HttpServer, target: Target, request: tuple[bytes, dict[bytes, bytes], bytes]
-) -> RawCall:
+    sender: RawSender,
+    router: Router,
+    admit: Admit,
+    target: RawTarget,
+    request: tuple[bytes, dict[bytes, bytes], bytes | memoryview],
+) -> HttpRawCall:
     """Make a call of a request (method, headers, body), and queue it.
 
     Raises:
-        NotFoundError, UnavailableError: as `find_lane`.
+        NotFoundError, UnavailableError: as `find_queue`.
         LoadError: it is not admitted.
     """
-    call = RawCall(connection, find_lane(server.router, target), target, request)
-    server.admit.submit_raw(call)
+    call = HttpRawCall(sender, find_queue(router, target), target, request)
+    admit.submit_raw(call)
     return call
 
 
-def _encode_request(target: Target, method: bytes, headers: dict[bytes, bytes]) -> bytes:
+def _encode_request(target: RawTarget, method: bytes, headers: dict[bytes, bytes]) -> bytes:
     named = {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
     passed = {
         name.decode("latin-1"): value.decode("latin-1")
@@ -117,53 +149,21 @@ def _encode_request(target: Target, method: bytes, headers: dict[bytes, bytes]) 
     return orjson.dumps({"method": method.decode("latin-1"), "path": target.path, "query": target.query, "headers": passed})
 
 
-class RawCall:
-    """One raw request, and how far its answer is.
+class HttpRawCall(RawCall):
+    """A raw request that came over HTTP."""
 
-    Attributes:
-        lane: the version that answers it; changes when it waited and is routed again.
-        head: what the worker is told beside the body.
-        body: as received.
-        started_s: `time.monotonic()` when the request was complete.
-        sent_s: when it was handed to a worker.
-        deadline_s: after which the answer, all of it, is not waited for.
-        attempts: how many workers died while they answered it.
-        has_begun: the head of the answer was written: it can only be ended or cut.
-        is_done: answered, failed, or its client went away.
-        stream: what carries it, while a worker has it.
-    """
-
-    __slots__ = (
-        "_connection",
-        "_has_body",
-        "_is_chunked",
-        "_left",
-        "_method",
-        "_status",
-        "attempts",
-        "body",
-        "deadline_s",
-        "has_begun",
-        "head",
-        "is_done",
-        "lane",
-        "sent_s",
-        "started_s",
-        "stream",
-    )
+    __slots__ = ("_has_body", "_is_chunked", "_left", "_method", "_sender", "_status")
 
     def __init__(
-        self, connection: HttpConnection, lane: Lane, target: Target, request: tuple[bytes, dict[bytes, bytes], bytes]
+        self,
+        sender: RawSender,
+        queue: StreamQueue,
+        target: RawTarget,
+        request: tuple[bytes, dict[bytes, bytes], bytes | memoryview],
     ) -> None:
-        self._method, headers, self.body = request
-        self.lane = lane
-        self.head = _encode_request(target, self._method, headers)
-        self.started_s = self.sent_s = time.monotonic()
-        self.deadline_s = self.started_s + lane.timeout_s
-        self.attempts = 0
-        self.has_begun = self.is_done = False
-        self.stream: Stream | None = None
-        self._connection = connection
+        self._method, headers, body = request
+        super().__init__(queue, _encode_request(target, self._method, headers), body, time.monotonic())
+        self._sender = sender
         self._has_body = self._method != b"HEAD"
         self._is_chunked = False
         self._left: int | None = None
@@ -180,7 +180,7 @@ class RawCall:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self.spoil(str(error)) from None
         self._check(head)
-        connection = self._connection
+        sender = self._sender
         self._status = head.status
         lines = [f"HTTP/1.1 {head.status} {responses.get(head.status, '')}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in head.headers]
@@ -189,15 +189,15 @@ class RawCall:
         elif head.length is not None:
             self._left = head.length
             lines.append(f"Content-Length: {head.length}\r\n")
-        elif connection.is_http_1_0:
-            connection.close_when_idle()  # the end of the connection is the end of the body
+        elif sender.is_http_1_0:
+            sender.close_when_idle()  # the end of the connection is the end of the body
         else:
             self._is_chunked = True
             lines.append("Transfer-Encoding: chunked\r\n")
-        if not connection.keep_alive:
+        if not sender.keep_alive:
             lines.append("Connection: close\r\n")
         self.has_begun = True
-        connection.transport.write("".join((*lines, "\r\n")).encode("latin-1"))
+        sender.transport.write("".join((*lines, "\r\n")).encode("latin-1"))
 
     def _check(self, head: _Head) -> None:
         if not 200 <= head.status <= 599:
@@ -214,10 +214,6 @@ class RawCall:
             if name.lower() in _NOT_ANSWERED:
                 raise self.spoil(f"its header {name[:80]!r} is the server's to write")
 
-    def spoil(self, detail: str) -> ModelError:
-        """The error for an answer that cannot be sent."""
-        return ModelError("bad_raw_answer", model=self.lane.name, version=self.lane.version, detail=detail)
-
     def add(self, data: bytes) -> None:
         """Write a part of the body.
 
@@ -227,13 +223,13 @@ class RawCall:
         if not self._has_body or not data:
             return
         if self._is_chunked:
-            self._connection.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+            self._sender.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
             return
         if self._left is not None:
             if len(data) > self._left:
                 raise self.spoil("its body is longer than its head said")
             self._left -= len(data)
-        self._connection.transport.write(data)
+        self._sender.transport.write(data)
 
     def end(self, now: float) -> None:
         """End the answer.
@@ -245,46 +241,25 @@ class RawCall:
             raise self.spoil("its body is shorter than its head said")
         self.is_done = True
         if self._status < 400:
-            self.lane.series.add_answers([now - self.started_s], 1, now - self.sent_s, 0.0)
+            self.queue.lane.series.add_answers([now - self.started_s], 1, now - self.sent_s, 0.0)
         else:
-            self.lane.series.add_failure(self._status)
+            self.queue.lane.series.add_failure(self._status)
         if self._is_chunked and self._has_body:
-            self._connection.transport.write(b"0\r\n\r\n")
-        self._connection.end_raw()
+            self._sender.transport.write(b"0\r\n\r\n")
+        self._sender.end_raw()
 
     def fail(self, error: ArgosyError) -> None:
         """Answer with an error; or cut the answer that was begun, so that its client sees that it is not whole."""
         self.is_done = True
-        self.lane.series.add_failure(error.status)
-        connection = self._connection
+        self.queue.lane.series.add_failure(error.status)
+        sender = self._sender
         if not self.has_begun:
-            connection.raw = None
-            connection.send(*encode_error(error), has_body=self._has_body)
+            sender.refuse_raw(error, has_body=self._has_body)
             return
-        transport = connection.transport
-        connection.close_when_idle()
-        if connection.is_http_1_0 or transport.get_write_buffer_size():
+        transport = sender.transport
+        sender.close_when_idle()
+        if sender.is_http_1_0 or transport.get_write_buffer_size():
             # An end like any other would look like the body's; or its client takes nothing, not even that.
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             transport.abort()
-        connection.end_raw()
-
-    def expire(self) -> None:
-        """Fail, for the deadline has passed."""
-        self.fail(DeadlineError("deadline_passed", timeout_s=self.deadline_s - self.started_s))
-
-    def abandon(self) -> None:
-        """The client went away."""
-        self.is_done = True
-        if self.stream is not None:
-            self.stream.cancel()
-
-    def pause(self) -> None:
-        """The client takes no more for now."""
-        if self.stream is not None:
-            self.stream.pause()
-
-    def resume(self) -> None:
-        """The client takes more."""
-        if self.stream is not None:
-            self.stream.resume()
+        sender.end_raw()

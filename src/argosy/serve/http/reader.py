@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import httptools
+import numpy as np
 
 from argosy.errors import ArgosyError, FaultError, InputError, TooLargeError
-from argosy.serve.http.body import MIN_BYTES, BodyReceiver
 from argosy.serve.http.routes import refuse_method
 
-if TYPE_CHECKING:
-    from argosy.serve.http.connection import HttpConnection
-
-__all__ = ["HttpReader", "Received"]
+__all__ = ["HttpReader", "Received", "RequestSink"]
 
 MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_URL_BYTES: Final = 4096
 MAX_PARTS: Final = 1024
 """Pieces of a body that are kept as they came; smaller ones after them are put together."""
+MIN_WHOLE_BYTES: Final = 64 << 10
+"""Of a body that are still to come, from which on it goes straight into one buffer; with less, the parser is as fast."""
 MAX_FRAMING_BYTES: Final = 64 * 1024
 MAX_FRAMING: Final = 16
 """A request may take up so many times the bytes of its body, and MAX_FRAMING_BYTES: the parser holds what has no end."""
@@ -36,17 +37,48 @@ class Received(NamedTuple):
     url: bytes
     headers: dict[bytes, bytes]
     """By their names in lower case."""
-    body: bytes
+    body: bytes | memoryview
+    """A view where it is the body of an inference that is large."""
     keep_alive: bool
     head: bytes
     """All that stood before its body, if it came in one piece and nothing else with it; without the empty line."""
+
+
+class RequestSink(Protocol):
+    """The connection that a reader collects requests for."""
+
+    is_busy: bool
+    """A request is being answered."""
+    is_refused: bool
+    """Nothing more is read."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """Of the connection."""
+        ...
+
+    def take_request(self, request: Received) -> None:
+        """A request is complete."""
+        ...
+
+    def refuse(self, error: ArgosyError) -> None:
+        """What came is no request."""
+        ...
+
+    def note_body(self, num_bytes: int) -> None:
+        """So much has come of a body that is not complete."""
+        ...
+
+    def note_time(self) -> None:
+        """A request has begun to arrive."""
+        ...
 
 
 class HttpReader:
     """Collects one request at a time, and gives it to its connection.
 
     Args:
-        connection: gets requests (`take_request`) and what is none (`refuse`).
+        sink: gets requests, and what is none.
         max_body_bytes: of a request.
 
     Attributes:
@@ -55,16 +87,18 @@ class HttpReader:
     """
 
     __slots__ = (
-        "_connection", "_data", "_headers", "_is_head_complete", "_length", "_max_body_bytes", "_num_header_bytes",
-        "_num_headers", "_num_received", "_parser", "_parts", "_size", "is_receiving", "url",
+        "_data", "_headers", "_is_head_complete", "_length", "_max_body_bytes", "_num_header_bytes",
+        "_num_headers", "_num_received", "_parser", "_parts", "_rest", "_sink", "_size", "is_receiving", "url",
     )  # fmt: skip
 
-    def __init__(self, connection: HttpConnection, max_body_bytes: int) -> None:
-        self._connection = connection
+    def __init__(self, sink: RequestSink, max_body_bytes: int) -> None:
+        self._sink = sink
         self._max_body_bytes = max_body_bytes
         self._parser = cast(Any, httptools.HttpRequestParser(self))
         self._data = b""
         self._parts: list[bytes] = []
+        self._rest = bytearray()
+        """What has come of a body beyond MAX_PARTS pieces."""
         self._headers: dict[bytes, bytes] = {}
         self._num_header_bytes = self._num_headers = self._num_received = 0
         self._is_head_complete = False
@@ -84,16 +118,16 @@ class HttpReader:
         parts = self._parts
         self._parse(data)
         self._data = b""
-        self._connection.note_body(self._size if self.is_receiving else 0)
+        self._sink.note_body(self._size if self.is_receiving else 0)
         if not self.is_receiving:
             return
-        if self._length - self._size >= MIN_BYTES and self._can_receive_whole():
-            self._connection.transport.set_protocol(BodyReceiver(self._connection, self, self._length, self._parts))
+        if self._length - self._size >= MIN_WHOLE_BYTES and self._can_receive_whole():
+            BodyReceiver(self._sink, self._take_body, self._length, (*self._parts, self._rest))
         elif self._parts is parts:
             # All of the data belongs to a request that has not ended.
             self._num_received += len(data)
             if self._num_received > MAX_FRAMING_BYTES + MAX_FRAMING * self._size:
-                self._connection.refuse(self._explain_framing())
+                self._sink.refuse(self._explain_framing())
 
     def _explain_framing(self) -> InputError:
         if self._is_head_complete:
@@ -111,12 +145,12 @@ class HttpReader:
                 data = self._decline_upgrade(data[error.args[0] :])
             except httptools.HttpParserCallbackError as error:
                 cause = error.__context__
-                self._connection.refuse(
+                self._sink.refuse(
                     cause if isinstance(cause, ArgosyError) else FaultError("internal", detail=type(cause).__name__)
                 )
                 return
             except httptools.HttpParserError as error:
-                self._connection.refuse(InputError("bad_http", detail=str(error)))
+                self._sink.refuse(InputError("bad_http", detail=str(error)))
                 return
 
     def _decline_upgrade(self, rest: bytes) -> bytes:
@@ -126,7 +160,7 @@ class HttpReader:
         """
         method = self._parser.get_method()
         if method == b"CONNECT":
-            self._connection.refuse(refuse_method("CONNECT", self.url))
+            self._sink.refuse(refuse_method("CONNECT", self.url))
             return b""
         lines = [b"%b: %b\r\n" % item for item in self._headers.items() if item[0] not in _OFFER_HEADERS]
         if b"close" in self._headers.get(b"connection", b"").lower():
@@ -140,13 +174,14 @@ class HttpReader:
 
     def on_message_begin(self) -> None:
         self._parts = []
+        self._rest.clear()
         self._headers = {}
         self._num_header_bytes = self._num_headers = self._num_received = 0
         self._is_head_complete = False
         self.url = b""
         self._size = self._length = 0
         self.is_receiving = True
-        self._connection.note_time()
+        self._sink.note_time()
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -177,20 +212,17 @@ class HttpReader:
         if num_bytes > self._max_body_bytes:
             raise TooLargeError("body_too_large", limit=self._max_body_bytes)
         self._length = num_bytes
-        if headers.get(b"expect", b"").lower() == b"100-continue" and not self._connection.is_busy:
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if headers.get(b"expect", b"").lower() == b"100-continue" and not self._sink.is_busy:
+            self._sink.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > self._max_body_bytes:
             raise TooLargeError("body_too_large", limit=self._max_body_bytes)
-        parts = self._parts
-        if len(parts) < MAX_PARTS:
-            parts.append(body)
-            return
-        if len(parts) == MAX_PARTS:
-            parts.append(cast(bytes, bytearray()))
-        parts[-1] += body
+        if len(self._parts) < MAX_PARTS:
+            self._parts.append(body)
+        else:
+            self._rest += body
 
     def on_message_complete(self) -> None:
         parser = self._parser
@@ -198,28 +230,71 @@ class HttpReader:
             return  # without its body: `_decline_upgrade` begins anew
         self.is_receiving = False
         parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = parts[0] if len(parts) == 1 else b"".join((*parts, self._rest))
         method = parser.get_method()
         head = b""
         if parser.should_keep_alive() and method == b"POST" and len(parts) == 1:
             head = self._data[: -len(body)]
             if not (head.startswith(b"POST ") and head.endswith(b"\r\n\r\n") and head.count(b"\r\n\r\n") == 1):
                 head = b""  # else the data that came last was exactly this request
-        self._connection.take_request(Received(method, self.url, self._headers, body, parser.should_keep_alive(), head[:-4]))
+        self._sink.take_request(Received(method, self.url, self._headers, body, parser.should_keep_alive(), head[:-4]))
 
     def _can_receive_whole(self) -> bool:
         """Say whether what comes next is the rest of one inference body, which is only ever looked at as a buffer."""
-        connection = self._connection
-        is_next = not (connection.is_busy or connection.is_refused)
+        is_next = not (self._sink.is_busy or self._sink.is_refused)
         return is_next and self._is_head_complete and self.url.endswith(b"/infer")
 
-    def take_body(self, body: memoryview) -> None:
+    def _take_body(self, body: memoryview) -> None:
         """Take the body that a `BodyReceiver` has received; the parser, which waits for it, is replaced."""
         parser = self._parser
         self._parser = cast(Any, httptools.HttpRequestParser(self))
         self.is_receiving = False
-        self._connection.note_body(0)
-        self._connection.transport.set_protocol(self._connection)
-        self._connection.take_request(
-            Received(parser.get_method(), self.url, self._headers, cast(bytes, body), parser.should_keep_alive(), b"")
-        )
+        self._sink.note_body(0)
+        self._sink.take_request(Received(parser.get_method(), self.url, self._headers, body, parser.should_keep_alive(), b""))
+
+
+class BodyReceiver(asyncio.BufferedProtocol):
+    """Stands for a connection until the body of its request is complete: the kernel writes it straight into one buffer.
+
+    The parser would copy each piece that arrives, and the pieces would be joined once more at the end.
+
+    Args:
+        sink: the connection's; its protocol gets everything else that happens meanwhile.
+        take: gets the body.
+        size: bytes of the body.
+        parts: what has come of it.
+    """
+
+    def __init__(
+        self, sink: RequestSink, take: Callable[[memoryview], None], size: int, parts: Sequence[bytes | bytearray]
+    ) -> None:
+        self._sink = sink
+        self._take = take
+        # Not filled: pages that no byte has come for are never touched.
+        self._body = np.empty(size, np.uint8).data
+        self._pos = 0
+        for part in parts:
+            self._body[self._pos : self._pos + len(part)] = part
+            self._pos += len(part)
+        self._protocol = sink.transport.get_protocol()
+        sink.transport.set_protocol(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the kernel writes what comes next; never beyond the body, where another request may begin."""
+        return self._body[self._pos :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._pos += nbytes
+        self._sink.note_body(self._pos)
+        if self._pos == len(self._body):
+            self._sink.transport.set_protocol(self._protocol)
+            self._take(self._body)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)

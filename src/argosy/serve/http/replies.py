@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 
 from argosy.errors import ArgosyError
 
-__all__ = ["OK_HEAD", "encode_binary_head", "encode_error", "encode_reply"]
+__all__ = ["OK_HEAD", "Sender", "encode_binary_head", "encode_error", "encode_reply"]
 
 _REASONS: Final = {
     200: b"OK",
@@ -33,6 +33,34 @@ _STATUSES: Final = {"method_not_allowed": 405, "url_too_long": 414, "headers_too
 _TAKES_POST: Final = re.compile(r"/(infer|load|unload|repository/index)/?(\?|$)")
 OK_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
 """Before the length and the body of a good answer in JSON."""
+
+
+class Sender(Protocol):
+    """The connection that an answer goes to, each request's exactly once."""
+
+    def send(self, status: int, body: bytes, headers: bytes = b"", *, has_body: bool = True) -> None:
+        """Answer with a JSON body."""
+        ...
+
+    def send_json(self, body: bytes) -> None:
+        """As `send(200, body)`."""
+        ...
+
+    def send_binary(self, head: bytes, tail: list[bytes]) -> None:
+        """Answer with JSON and the binary tensors that follow it."""
+        ...
+
+    def send_error(self, error: ArgosyError) -> None:
+        """Answer with an error body, as V2 has it."""
+        ...
+
+    def send_outcome(self, error: ArgosyError | None) -> None:
+        """Answer a request that has no answer but that it was done, or why not."""
+        ...
+
+    def report(self, error: Exception) -> None:
+        """Answer that something failed that must not, and say what in the log."""
+        ...
 
 
 def encode_reply(status: int, body: bytes, headers: bytes, *, keep_alive: bool, has_body: bool) -> bytes:

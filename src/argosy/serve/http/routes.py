@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import orjson
 
 from argosy.errors import InputError, NotFoundError
 from argosy.serve.dispatch.admit import Admit
+from argosy.serve.dispatch.call import Lane
 from argosy.serve.dispatch.errands import Errand, Errands
-from argosy.serve.dispatch.router import Deployment, Lane, Router
+from argosy.serve.dispatch.router import Route, Router
+from argosy.serve.http.replies import Sender
 from argosy.serve.v2.models import (
     EXTENSIONS,
     ChangeJson,
@@ -21,9 +23,7 @@ from argosy.serve.v2.models import (
     list_stats,
     read_repository_body,
 )
-
-if TYPE_CHECKING:
-    from argosy.serve.http.connection import HttpConnection
+from argosy.serve.v2.repeats import Repeats
 
 __all__ = ["HttpServer", "KnownHead", "refuse_method", "split_path"]
 
@@ -37,10 +37,22 @@ _UNUSUAL_HEADERS: Final = frozenset((b"content-encoding", b"transfer-encoding", 
 class KnownHead(NamedTuple):
     """What a head that was seen before means."""
 
-    deployment: Deployment
+    route: Route
     length: int
     """Bytes of the body."""
     json_bytes: int | None
+
+
+class OpenConnection(Protocol):
+    """An open connection, as the server that looks after it knows it."""
+
+    def check_idle(self, now: float) -> None:
+        """Close it if its client has been silent for too long."""
+        ...
+
+    def close_when_idle(self) -> None:
+        """Close it now, or after the answer that is due."""
+        ...
 
 
 class HttpServer:
@@ -58,22 +70,25 @@ class HttpServer:
         self.router = router
         self.admit = admit
         self.errands = errands
-        self.connections: set[HttpConnection] = set()
+        self.connections: set[OpenConnection] = set()
         self.is_draining = False
         self.max_connections = max_connections
         self._version = version
-        self._infer_routes: dict[bytes, Deployment] = {}
+        self._infer_routes: dict[bytes, Route] = {}
         self.heads: dict[bytes, KnownHead] = {}
         router.on_change.append(self._build_routes)
 
     def _build_routes(self) -> None:
-        self._infer_routes = {f"/v2/models/{name}/infer".encode(): dep for name, dep in self.router.deployments.items()}
+        self._infer_routes = {f"/v2/models/{name}/infer".encode(): route for name, route in self.router.deployments.items()}
+        for lane in self.router.list_lanes():
+            if lane.repeats is None:
+                lane.repeats = Repeats(lane)
         self.heads.clear()
 
     def remember_head(self, head: bytes, url: bytes, headers: dict[bytes, bytes]) -> None:
         """Keep what the head of a plain inference request means: a client's next one is mostly the same to the byte."""
-        deployment = self._infer_routes.get(url)
-        if deployment is None or len(head) > MAX_KNOWN_HEAD_BYTES or not headers.keys().isdisjoint(_UNUSUAL_HEADERS):
+        route = self._infer_routes.get(url)
+        if route is None or len(head) > MAX_KNOWN_HEAD_BYTES or not headers.keys().isdisjoint(_UNUSUAL_HEADERS):
             return
         if headers.get(b"connection", b"keep-alive").lower() != b"keep-alive":
             return
@@ -81,9 +96,7 @@ class HttpServer:
             self.heads.clear()
         json_bytes = headers.get(b"inference-header-content-length")
         if json_bytes is None or (json_bytes.isdigit() and len(json_bytes) <= MAX_LENGTH_DIGITS):
-            self.heads[head] = KnownHead(
-                deployment, int(headers[b"content-length"]), None if json_bytes is None else int(json_bytes)
-            )
+            self.heads[head] = KnownHead(route, int(headers[b"content-length"]), None if json_bytes is None else int(json_bytes))
 
     def find_lane(self, url: bytes) -> Lane | None:
         """The lane of an inference URL; None when the URL is not one.
@@ -91,9 +104,9 @@ class HttpServer:
         Raises:
             NotFoundError, UnavailableError: as `Router.find`.
         """
-        deployment = self._infer_routes.get(url)
-        if deployment is not None:
-            return deployment.pick()
+        route = self._infer_routes.get(url)
+        if route is not None:
+            return route.pick()
         parts = split_path(url)
         if len(parts) in (4, 6) and parts[:2] == ["v2", "models"] and parts[-1] == "infer":
             if len(parts) == 4:
@@ -148,7 +161,7 @@ class HttpServer:
             case _:
                 raise NotFoundError("no_path", method=method, path=url[:200].decode("ascii", "replace"))
 
-    def answer_post(self, connection: HttpConnection, url: bytes, headers: dict[bytes, bytes], body: bytes) -> Errand | None:
+    def answer_post(self, sender: Sender, url: bytes, headers: dict[bytes, bytes], body: bytes | memoryview) -> Errand | None:
         """Answer a POST that is not inference; or say later how an errand went, which is returned.
 
         Raises:
@@ -159,11 +172,11 @@ class HttpServer:
         match split_path(url):
             case ["v2", "repository", "index"]:
                 asked = read_repository_body(body, IndexJson)
-                connection.send(200, orjson.dumps(list_repository(self.router, is_ready=asked.ready)))
+                sender.send(200, orjson.dumps(list_repository(self.router, is_ready=asked.ready)))
             case ["v2", "repository", "models", name, "load" | "unload" as op]:
                 parameters = read_repository_body(body, ChangeJson).parameters or {}
                 authorization = headers.get(b"authorization", b"").decode("latin-1")
-                return self.errands.send(op, name, parameters, authorization, connection.send_outcome)
+                return self.errands.send(op, name, parameters, authorization, sender.send_outcome)
             case _:
                 self.answer_get(url, "POST")
                 raise refuse_method("POST", url)

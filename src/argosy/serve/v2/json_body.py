@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import round_floats, widen
 from argosy.errors import InputError, ModelError, list_choices
+from argosy.serve.dispatch.call import Lane
 from argosy.serve.v2.parameters import SCHEDULE, read_schedule, refuse_parameters, shorten
 from argosy.serve.v2.tensors import (
     MAX_SHAPES,
@@ -29,11 +30,8 @@ from argosy.serve.v2.tensors import (
 from argosy.serve.wire.frames import FORM_TENSORS
 from argosy.signature import TensorSpec, pack_bytes
 
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
-
 __all__ = [
-    "Request",
+    "InferRequest",
     "Wanted",
     "decode_request",
     "encode_binary",
@@ -77,7 +75,7 @@ class Wanted(NamedTuple):
     is_binary: bool
 
 
-class Request(NamedTuple):
+class InferRequest(NamedTuple):
     """A decoded request."""
 
     inputs: list[NDArray[Any]]
@@ -111,7 +109,7 @@ def prepare_front() -> None:
     np.seterr(over="raise")
 
 
-def decode_request(lane: Lane, body: bytes, json_bytes: int | None) -> Request:
+def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None) -> InferRequest:
     """Read an inference request.
 
     Args:
@@ -162,7 +160,7 @@ def decode_request(lane: Lane, body: bytes, json_bytes: int | None) -> Request:
     if request.parameters and not _SCHEDULED.isdisjoint(request.parameters):
         timeout_s, priority = read_schedule(request.parameters)
     wanted = _read_outputs(lane, request) if request.outputs or request.parameters else None
-    return Request(arrays, num_rows, request.id, timeout_s, wanted, form, priority)
+    return InferRequest(arrays, num_rows, request.id, timeout_s, wanted, form, priority)
 
 
 def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[Any]:

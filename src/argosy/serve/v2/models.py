@@ -9,16 +9,15 @@ extension_statistics.md and extension_model_repository.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from argosy.errors import InputError
+from argosy.serve.dispatch.call import Lane
+from argosy.serve.dispatch.router import Router
 from argosy.serve.wire.counters import Counters
 from argosy.signature import TensorSpec
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane, Router
 
 __all__ = [
     "EXTENSIONS",
@@ -68,7 +67,7 @@ class ChangeJson(msgspec.Struct):
     parameters: dict[str, str | int | float | bool] | None = None
 
 
-def read_repository_body(body: bytes, kind: type[BodyJson]) -> BodyJson:
+def read_repository_body(body: bytes | memoryview, kind: type[BodyJson]) -> BodyJson:
     """Read the body of a request to the repository; an empty one stands for all defaults.
 
     Raises:
@@ -160,12 +159,12 @@ def _describe_stats(lane: Lane, counters: Counters) -> Body:
     What is neither queue nor runtime (the rows' way to the worker and the answer's way back) stands in `compute_output`; it is
     not kept by size of batch.
     """
-    totals = counters.total(lane.series_index)
+    totals = counters.total(lane.series.index)
     rest_s = max(0.0, totals.ok_s - totals.queue_s - totals.worker_s)
     return {
         "name": lane.name,
         "version": lane.version,
-        "last_inference": int(counters.last_answer_s(lane.series_index) * 1e3),
+        "last_inference": int(counters.last_answer_s(lane.series.index) * 1e3),
         "inference_count": totals.rows,
         "execution_count": totals.batches,
         "inference_stats": {

@@ -8,22 +8,19 @@ says what is wrong with it. The whole decoder takes 5 us for 64 numbers, this ta
 from __future__ import annotations
 
 from struct import Struct, error
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from argosy.serve.http.body import MIN_BYTES
-from argosy.serve.v2.json_body import Request, decode_request
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
+from argosy.serve.dispatch.call import Lane
+from argosy.serve.v2.json_body import InferRequest, decode_request
 
 __all__ = ["Repeats"]
 
 MAX_KNOWN: Final = 256
-MAX_BODY_BYTES: Final = MIN_BYTES
+MAX_BODY_BYTES: Final = 64 << 10
 MAX_NUMBERS: Final = 4096
 """More of them are better read into an array than into a list."""
 
@@ -49,7 +46,7 @@ class _Known:
 
     __slots__ = ("dtype", "pack", "request", "shape")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: InferRequest) -> None:
         (array,) = request.inputs
         self.request = request._replace(inputs=[])
         self.shape = array.shape
@@ -70,15 +67,14 @@ class Repeats:
         self._lane = lane
         self._known: dict[bytes, _Known] = {}
 
-    def decode(self, body: bytes) -> tuple[list[NDArray[Any]], Request]:
+    def decode(self, body: bytes | memoryview) -> tuple[list[NDArray[Any]], InferRequest]:
         """Read a body without binary tensors; returns its inputs, and a request for all else that it says.
 
         Raises:
             InputError: as `decode_request`.
         """
-        # A body from there on may come as a view, which cannot be searched.
-        begin = body.find(_DATA) if len(body) < MAX_BODY_BYTES else -1
-        if begin < 0:
+        if not isinstance(body, bytes) or (begin := body.find(_DATA)) < 0:
+            # A large body may come as a view, which cannot be searched.
             request = decode_request(self._lane, body, None)
             return request.inputs, request
         begin += len(_DATA)
@@ -94,11 +90,11 @@ class Repeats:
             except (error, OverflowError, TypeError, orjson.JSONDecodeError):
                 pass
         request = decode_request(self._lane, body, None)
-        if known is None and body.count(b"[", begin, end) == 1:
+        if known is None and len(body) < MAX_BODY_BYTES and body.count(b"[", begin, end) == 1:
             self._remember(frame, request)
         return request.inputs, request
 
-    def _remember(self, frame: bytes, request: Request) -> None:
+    def _remember(self, frame: bytes, request: InferRequest) -> None:
         """Keep what stands around the numbers, unless it has a part that is new each time."""
         array = request.inputs[0]
         if len(request.inputs) != 1 or request.id or array.size > MAX_NUMBERS or array.dtype.str[1:] not in _CODES:

@@ -12,18 +12,16 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
+from argosy.serve.dispatch.call import Lane
 from argosy.serve.v2.parameters import MAX_SHOWN
 from argosy.serve.wire.frames import FORM_RAW, FORM_TENSORS
 from argosy.signature import Signature, TensorSpec, unpack_bytes
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Lane
 
 __all__ = [
     "MAX_BYTES_ELEMENTS",

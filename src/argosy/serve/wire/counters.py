@@ -106,11 +106,16 @@ class Totals(NamedTuple):
 
 
 class Series:
-    """One front's counters of one version."""
+    """One front's counters of one version.
 
-    __slots__ = ("_base", "_cells")
+    Attributes:
+        index: of the series, the same in all fronts.
+    """
 
-    def __init__(self, cells: memoryview[float], base: int) -> None:
+    __slots__ = ("_base", "_cells", "index")
+
+    def __init__(self, cells: memoryview[float], base: int, index: int) -> None:
+        self.index = index
         self._cells = cells
         self._base = base
 
@@ -184,7 +189,7 @@ class Counters:
     def series(self, index: int) -> Series:
         """This front's counters of series `index`."""
         assert self.front is not None
-        return Series(self._cells, self._offset(self.front, index))
+        return Series(self._cells, self._offset(self.front, index), index)
 
     def read(self, index: int) -> list[float]:
         """One series summed over all fronts."""

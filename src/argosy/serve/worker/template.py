@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import socket
@@ -30,7 +31,8 @@ def run_template(channel: Channel) -> None:
     if runtime:
         # A failure is found again by the worker, which can report it.
         with contextlib.suppress(Exception):
-            load_runtime_class(runtime)
+            if hasattr(load_runtime_class(runtime), "raw"):
+                importlib.import_module("argosy.serve.worker.streams")
     # A collection in a worker would write to every object that it shares with this process, and so copy its page.
     gc.collect()
     gc.freeze()

@@ -33,6 +33,7 @@ from argosy.serve.worker.agreement import choose_measure
 
 if TYPE_CHECKING:
     from argosy.runtimes.preprocess import Preprocessor
+    from argosy.serve.worker.streams import StreamThreads
 
 __all__ = ["Worker", "run_worker"]
 
@@ -86,6 +87,7 @@ class Worker:
         self.ragged: Message | None = spec["signature"].get("ragged")
         self.preprocessor: Preprocessor | None = None
         self.runtime: Runtime | None = None
+        self.streams: StreamThreads | None = None
         self.poll = select.epoll()
         self.fronts: dict[int, _Front] = {}
 
@@ -212,12 +214,21 @@ class Worker:
             elif kind == frames.Kind.BATCH:
                 self._run(front, frame, flags, slot, rows, sequence)
             elif kind == frames.Kind.STREAMS and len(fds) == 1:
-                cast(StreamRuntime, self.runtime).accept_streams(socket.socket(fileno=fds[0]))
+                self._accept_streams(socket.socket(fileno=fds[0]))
             else:
                 raise frames.LinkError("unknown frame")
         except (OSError, frames.LinkError, struct.error, ValueError) as error:
             print(f"link closed: {error}", file=sys.stderr, flush=True)
             self._drop(front)
+
+    def _accept_streams(self, sock: socket.socket) -> None:
+        """Answer the raw requests of a front, beside the batches."""
+        # With threads and asyncio, which few workers need.
+        from argosy.serve.worker.streams import StreamThreads
+
+        if self.streams is None:
+            self.streams = StreamThreads(cast(StreamRuntime, self.runtime).raw)
+        self.streams.accept(sock)
 
     def _drop(self, front: _Front) -> None:
         if self.fronts.pop(front.sock.fileno(), None) is not None:

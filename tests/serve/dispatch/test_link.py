@@ -1,0 +1,581 @@
+"""The link between front and worker: a worker that lies loses its link, and nobody gets another client's row."""
+
+from __future__ import annotations
+
+import array
+import gc
+import mmap
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from argosy.datatypes import CODES, OBJECT
+from argosy.errors import ArgosyError, FaultError, ModelError, PoisonError
+from argosy.serve.dispatch.call import Call, Lane
+from argosy.serve.dispatch.link import Link
+from argosy.serve.dispatch.router import Router
+from argosy.serve.wire import frames
+from argosy.serve.wire.counters import MEMORY_BYTES, Counters
+from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor
+from argosy.serve.wire.table import LaneEntry, Table, TableEntry
+from argosy.serve.worker import worker
+from argosy.signature import Signature, TensorSpec
+from tests.conftest import wait_until
+from tests.serve.wire.test_frames import GROW, SEAL, SHRINK, U64, make_file
+
+
+def count_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# a front's link, with workers that this test plays
+
+
+class Asked(Call):
+    """A request that remembers what it was told."""
+
+    def __init__(self, lane: Lane, value: float, rows: int = 1) -> None:
+        super().__init__(lane, [np.full((rows, 4), value, np.float32)], rows, 100, 0.0, 1e18)
+        self.answers: list[np.ndarray] = []
+        self.errors: list[ArgosyError] = []
+
+    def answer(self, outputs: list[np.ndarray]) -> None:
+        self.answers.append(outputs[0].copy())
+
+    def fail(self, error: ArgosyError) -> None:
+        self.errors.append(error)
+
+
+class Batch(NamedTuple):
+    """What a worker was given."""
+
+    slot: int
+    rows: int
+    sequence: int
+    x: np.ndarray
+    form: int = 0
+
+
+class Front:
+    """A front's loop, router and lane; its workers are played by the test."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...] = (-1, 4),
+        datatype: str = "FP32",
+        *,
+        is_repeatable: bool = True,
+        signature: Signature | None = None,
+        **fields: Any,
+    ) -> None:
+        self.loop = uvloop.new_event_loop()
+        self.faults: list[Any] = []
+        self.loop.set_exception_handler(lambda loop, context: self.faults.append(context))
+        fd = os.memfd_create("counters", os.MFD_CLOEXEC)
+        os.ftruncate(fd, MEMORY_BYTES)
+        self.counters = Counters(fd, 0)
+        self.router = Router(self.loop, self.counters)
+        signature = signature or Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", datatype, shape),))
+        names = tuple(f"w{number}" for number in range(4))
+        entry = LaneEntry("1", 1.0, False, 0, signature, "onnx", names, 8, True, is_repeatable, 30.0, 1000, 1 << 20)
+        entry = msgspec.structs.replace(entry, **fields)
+        self.table = Table(1, (TableEntry("m", "m", (entry,)),))
+        self.router.apply(self.table)
+        self.lane = self.router.find("m")
+        self.lost: list[str] = []
+        self.played: list[Played] = []
+
+    def spin(self) -> None:
+        """Let the loop do all that it can do now."""
+        for _ in range(10):
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()
+
+    def lose(self, link: Link) -> None:
+        self.lost.append(link.worker)
+        self.router.remove_link(link)
+
+    def ask(self, *values: float) -> list[Asked]:
+        asked = [Asked(self.lane, value) for value in values]
+        for call in asked:
+            self.lane.put(call)
+        self.spin()
+        return asked
+
+    def close(self) -> None:
+        for each in self.played:
+            each.link.close()
+            each.sock.close()
+        self.spin()
+        self.loop.close()
+
+
+class Played:
+    """The worker's end of a link."""
+
+    def __init__(self, front: Front, name: str, num_credits: int = 2) -> None:
+        self.front = front
+        ours, self.sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(5.0)
+        self.link = Link(front.loop, ours, name, front.router.add_link, front.lose)
+        self.arenas: dict[int, list[mmap.mmap]] = {}
+        front.played.append(self)
+        self.say(HEADER.pack(Kind.HELLO, 0, 0, num_credits, 0))
+
+    def say(self, frame: bytes, *fds: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self.sock.sendmsg([frame], rights)
+        for fd in fds:
+            os.close(fd)
+        self.front.spin()
+
+    def take(self) -> Batch:
+        while True:
+            frame, fds = frames.read_frame(self.sock)
+            kind, form, slot, rows, sequence = HEADER.unpack_from(frame)
+            if kind == Kind.ARENA:
+                self.arenas[slot] = [frames.map_arena(fd).memory for fd in fds]
+                continue
+            assert kind == Kind.BATCH
+            inputs = self.arenas[slot][0]
+            (tensor,) = frames.unpack_tensors(frame, HEADER.size, len(inputs))
+            return Batch(slot, rows, sequence, frames.read_tensor(inputs, tensor).copy(), form)
+
+    def reply(self, batch: Batch, y: np.ndarray, **changes: Any) -> None:
+        """Write y into the arena and describe it, with some fields of the description changed."""
+        header = {"kind": Kind.REPLY, "flags": 0, "slot": batch.slot, "rows": batch.rows, "sequence": batch.sequence}
+        tensor = {"offset": 0, "num_bytes": y.nbytes, "code": CODES[y.dtype], "shape": y.shape}
+        self.arenas[batch.slot][1][: y.nbytes] = y.tobytes()
+        header |= {key: value for key, value in changes.items() if key in header}
+        tensor |= {key: value for key, value in changes.items() if key in tensor}
+        body = frames.pack_tensors([Tensor(**tensor)] * changes.get("copies", 1))
+        self.say(HEADER.pack(*header.values()) + NANOSECONDS.pack(1000) + body, *changes.get("fds", ()))
+
+    @property
+    def is_cut_off(self) -> bool:
+        """True when the front has closed the link."""
+        self.sock.setblocking(False)
+        try:
+            while self.sock.recv(frames.FRAME_BYTES):
+                pass
+            return True
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+        finally:
+            self.sock.settimeout(5.0)
+
+
+@pytest.fixture
+def front() -> Iterator[Front]:
+    made = Front()
+    yield made
+    assert made.faults == []
+    made.close()
+
+
+def test_rows_of_a_joined_batch_go_to_their_own_requests(front: Front) -> None:
+    played = Played(front, "w0")
+    asked = front.ask(1, 2, 3)
+    batch = played.take()
+    np.testing.assert_array_equal(batch.x[:, 0], [1, 2, 3])
+    played.reply(batch, batch.x * 10)
+    assert [call.answers[0].tolist() for call in asked] == [[[10.0] * 4], [[20.0] * 4], [[30.0] * 4]]
+    assert not played.is_cut_off
+    assert front.lane.num_open == 0
+
+
+ROW = np.ones((1, 4), np.float32)
+NANS = NANOSECONDS.pack(1)
+LIES: dict[str, Callable[[Played, Batch], None]] = {
+    "no_output": lambda w, b: w.reply(b, ROW, copies=0),
+    "output_twice": lambda w, b: w.reply(b, ROW, copies=2),
+    "output_256_times": lambda w, b: w.reply(b, ROW, copies=256),
+    "two_rows_for_one": lambda w, b: w.reply(b, np.ones((2, 4), np.float32)),
+    "no_rows": lambda w, b: w.reply(b, np.ones((0, 4), np.float32)),
+    "other_width": lambda w, b: w.reply(b, np.ones((1, 5), np.float32)),
+    "other_rank": lambda w, b: w.reply(b, np.ones(4, np.float32)),
+    "other_type": lambda w, b: w.reply(b, ROW.astype(np.float64)),
+    "other_type_of_the_size": lambda w, b: w.reply(b, ROW.view(np.int32)),
+    "text": lambda w, b: w.reply(b, ROW, code=OBJECT),
+    "unknown_type": lambda w, b: w.reply(b, ROW, code=200),
+    "offset_past_the_arena": lambda w, b: w.reply(b, ROW, offset=1 << 40),
+    "offset_wraps_around": lambda w, b: w.reply(b, ROW, offset=(1 << 64) - 8),
+    "end_past_the_arena": lambda w, b: w.reply(b, ROW, offset=len(w.arenas[b.slot][1]) - 8),
+    "fewer_bytes_than_the_shape": lambda w, b: w.reply(b, ROW, num_bytes=8),
+    "more_bytes_than_the_shape": lambda w, b: w.reply(b, ROW, num_bytes=32),
+    "dimension_of_64_bits": lambda w, b: w.reply(b, ROW, shape=((1 << 64) - 1, 4)),
+    "product_wraps_around": lambda w, b: w.reply(b, ROW, shape=((1 << 62) + 1, 4)),
+    "rank_17": lambda w, b: w.reply(b, ROW, shape=(1,) * 16 + (4,)),
+    "unknown_slot": lambda w, b: w.reply(b, ROW, slot=2),
+    "slot_65535": lambda w, b: w.reply(b, ROW, slot=65535),
+    "slot_that_is_free": lambda w, b: w.reply(b, ROW, slot=1 - b.slot),
+    "later_batch": lambda w, b: w.reply(b, ROW, sequence=b.sequence + 1),
+    "earlier_batch": lambda w, b: w.reply(b, ROW, sequence=b.sequence - 1),
+    "batch_of_64_bits": lambda w, b: w.reply(b, ROW, sequence=(1 << 64) - 1),
+    "unknown_kind": lambda w, b: w.reply(b, ROW, kind=99),
+    "kind_0": lambda w, b: w.reply(b, ROW, kind=0),
+    "kind_of_a_front": lambda w, b: w.reply(b, ROW, kind=Kind.BATCH),
+    "arena_of_a_front": lambda w, b: w.reply(b, ROW, kind=Kind.ARENA),
+    "error_of_an_unknown_batch": lambda w, b: w.say(HEADER.pack(Kind.ERROR, 0, b.slot, 0, b.sequence + 7) + b"text"),
+    "no_descriptor": lambda w, b: w.reply(b, ROW, flags=1),
+    "unsealed_descriptor": lambda w, b: w.reply(b, ROW, flags=1, fds=[make_file(0)]),
+    "empty_descriptor": lambda w, b: w.reply(b, ROW, flags=1, fds=[make_file(GROW | SHRINK, size=0)]),
+    "short_descriptor": lambda w, b: w.reply(b, ROW, flags=1, fds=[make_file(GROW | SHRINK, size=15)]),
+    "descriptor_of_a_device": lambda w, b: w.reply(b, ROW, flags=1, fds=[os.open("/dev/zero", os.O_RDWR)]),
+    "descriptor_of_a_socket": lambda w, b: w.reply(b, ROW, flags=1, fds=[socket.socket(socket.AF_UNIX).detach()]),
+    "short_header": lambda w, b: w.say(HEADER.pack(Kind.REPLY, 0, b.slot, 1, b.sequence)[:-1]),
+    "header_alone": lambda w, b: w.say(HEADER.pack(Kind.REPLY, 0, b.slot, 1, b.sequence)),
+    "one_byte": lambda w, b: w.say(b"\4"),
+    "cut_description": lambda w, b: w.say(HEADER.pack(Kind.REPLY, 0, b.slot, 1, b.sequence) + NANS + bytes(10)),
+    "garbage": lambda w, b: w.say(bytes(range(256)) * 200),
+    "zeros": lambda w, b: w.say(bytes(60_000)),
+    "frame_longer_than_any": lambda w, b: w.say(HEADER.pack(Kind.REPLY, 0, b.slot, 1, b.sequence) + NANS + bytes(100_000)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_worker_that_lies_loses_its_link_and_the_request_goes_to_another(
+    front: Front, lie: Callable[[Played, Batch], None]
+) -> None:
+    liar = Played(front, "w0")
+    (call,) = front.ask(7)
+    lie(liar, liar.take())
+    assert liar.is_cut_off
+    assert front.lost == ["w0"]
+    assert (call.answers, call.errors) == ([], [])
+    honest = Played(front, "w1")
+    batch = honest.take()
+    np.testing.assert_array_equal(batch.x, np.full((1, 4), 7, np.float32))
+    honest.reply(batch, batch.x * 2)
+    assert [answer.tolist() for answer in call.answers] == [[[14.0] * 4]]
+    assert call.errors == []
+    assert front.lane.num_open == 0
+
+
+@pytest.mark.parametrize("lie", [name for name in LIES if "descriptor" in name])
+def test_lies_leave_no_descriptor_behind(lie: str) -> None:
+    gc.collect()  # a mapping holds a descriptor of its own
+    before = count_descriptors()
+    front = Front()
+    liar = Played(front, "w0")
+    front.ask(7)
+    LIES[lie](liar, liar.take())
+    assert liar.is_cut_off
+    assert front.faults == []
+    front.close()
+    del front, liar
+    gc.collect()
+    assert count_descriptors() == before
+
+
+def test_request_that_two_workers_lied_about_is_refused(front: Front) -> None:
+    (call,) = front.ask(7)
+    for name in ("w0", "w1"):
+        liar = Played(front, name)
+        liar.reply(liar.take(), np.ones((2, 4), np.float32))
+    assert call.answers == []
+    assert [type(error) for error in call.errors] == [PoisonError]
+    assert front.lost == ["w0", "w1"]
+    assert front.lane.num_open == 0
+
+
+def test_request_that_may_not_run_twice_is_refused_at_once() -> None:
+    front = Front(is_repeatable=False)
+    liar = Played(front, "w0")
+    (call,) = front.ask(7)
+    liar.reply(liar.take(), np.ones((2, 4), np.float32))
+    assert [type(error) for error in call.errors] == [FaultError]
+    assert "not declared repeatable" in str(call.errors[0])
+    assert front.lane.num_open == 0
+    front.close()
+
+
+def test_lie_about_one_batch_sends_the_other_again_as_well(front: Front) -> None:
+    liar = Played(front, "w0")
+    running = front.ask(*range(8))
+    ready = front.ask(*range(10, 18))
+    first, second = liar.take(), liar.take()
+    assert (first.rows, second.rows) == (8, 8)
+    # The rows of one batch, under the name of the other.
+    liar.reply(second, first.x * 2, sequence=first.sequence)
+    assert liar.is_cut_off
+    honest = Played(front, "w1")
+    while front.lane.num_open:
+        batch = honest.take()
+        honest.reply(batch, batch.x * 2)
+    for call, value in zip(running + ready, [*range(8), *range(10, 18)], strict=True):
+        assert [answer.tolist() for answer in call.answers] == [[[2.0 * value] * 4]]
+        assert call.errors == []
+
+
+def test_second_answer_to_one_batch_goes_to_nobody(front: Front) -> None:
+    liar = Played(front, "w0")
+    (first,) = front.ask(1)
+    old = liar.take()
+    liar.reply(old, old.x * 2)
+    (second,) = front.ask(2)
+    liar.take()
+    liar.reply(old, old.x * 2)
+    assert liar.is_cut_off
+    assert (len(first.answers), second.answers) == (1, [])
+    honest = Played(front, "w1")
+    batch = honest.take()
+    honest.reply(batch, batch.x * 2)
+    assert [answer.tolist() for answer in second.answers] == [[[4.0] * 4]]
+    assert len(first.answers) == 1
+
+
+def test_answers_are_copied_before_the_arena_is_used_again(front: Front) -> None:
+    played = Played(front, "w0")
+    (first,) = front.ask(1)
+    batch = played.take()
+    played.reply(batch, batch.x * 2)
+    kept = first.answers[0]
+    (second,) = front.ask(50)
+    batch = played.take()
+    played.reply(batch, batch.x * 2)
+    assert kept.tolist() == [[2.0] * 4]
+    assert second.answers[0].tolist() == [[100.0] * 4]
+
+
+def test_error_frame_fails_the_request_and_keeps_the_link(front: Front) -> None:
+    played = Played(front, "w0")
+    good, bad = front.ask(1, 2)
+    batch = played.take()
+    played.say(HEADER.pack(Kind.ERROR, 0, batch.slot, 0, batch.sequence) + b"ValueError: \xff")
+    for _ in range(2):  # halved: each alone
+        batch = played.take()
+        if batch.x[0, 0] == 2:
+            played.say(HEADER.pack(Kind.ERROR, 0, batch.slot, 0, batch.sequence) + b"ValueError: unlucky")
+        else:
+            played.reply(batch, batch.x * 2)
+    assert good.answers[0].tolist() == [[2.0] * 4]
+    assert [type(error) for error in bad.errors] == [ModelError]
+    assert "ValueError: unlucky" in str(bad.errors[0])
+    assert not played.is_cut_off
+    assert front.lane.num_open == 0
+
+
+def test_large_output_in_a_descriptor_of_its_own_is_read(front: Front) -> None:
+    played = Played(front, "w0")
+    (call,) = front.ask(1)
+    batch = played.take()
+    fd = make_file(GROW | SHRINK | SEAL, size=1 << 20)
+    os.pwrite(fd, np.full((1, 4), 9, np.float32).tobytes(), 512 * 1024)
+    played.reply(batch, ROW, flags=1, offset=512 * 1024, fds=[fd])
+    assert call.answers[0].tolist() == [[9.0] * 4]
+    assert not played.is_cut_off
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 1 << 63), (1, (1 << 64) - 1, 0), (1, 1 << 62, 0), (1, 1 << 33, 1 << 33)])
+def test_dimensions_that_no_array_has_are_a_lie(shape: tuple[int, ...]) -> None:
+    front = Front((-1, -1, -1))
+    liar = Played(front, "w0")
+    (call,) = front.ask(1)
+    liar.reply(liar.take(), np.ones((0,), np.float32), shape=shape)
+    assert liar.is_cut_off
+    assert front.lost == ["w0"]
+    assert (call.answers, call.errors, front.faults) == ([], [], [])
+    front.close()
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", b"\5\0\0\0abcd", b"\xff\xff\xff\xffabcd", b"\1\0\0"], ids=["none", "cut", "huge", "head"]
+)
+def test_elements_that_are_cut_are_a_lie(packed: bytes) -> None:
+    front = Front((-1,), "BYTES")
+    liar = Played(front, "w0")
+    (call,) = front.ask(1)
+    liar.reply(liar.take(), np.frombuffer(packed, np.uint8), code=OBJECT, shape=(1,))
+    assert liar.is_cut_off
+    assert (call.answers, call.errors, front.faults) == ([], [], [])
+    front.close()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_no_frame_of_a_worker_breaks_a_front(data: st.DataObject) -> None:
+    front = Front()
+    liar = Played(front, "w0")
+    (call,) = front.ask(7)
+    batch = liar.take()
+    y = batch.x * 2
+    changes = {
+        "kind": st.integers(0, 255),
+        "flags": st.integers(0, 255),
+        "slot": st.integers(0, 65535),
+        "rows": st.integers(0, (1 << 32) - 1),
+        "sequence": U64,
+        "offset": U64,
+        "num_bytes": U64,
+        "code": st.integers(0, 255),
+        "shape": st.lists(U64, max_size=5).map(tuple),
+        "copies": st.integers(0, 3),
+    }
+    names = data.draw(st.sets(st.sampled_from(sorted(changes)), min_size=1, max_size=3))
+    liar.reply(batch, y, **{name: data.draw(changes[name]) for name in sorted(names)})
+    assert front.faults == []
+    if not call.answers and not call.errors:
+        assert liar.is_cut_off or front.lane.num_open == 1
+        if liar.is_cut_off:
+            honest = Played(front, "w1")
+            batch = honest.take()
+            honest.reply(batch, batch.x * 2)
+    for answer in call.answers:
+        # Bytes from elsewhere in the worker's own arena are all that a lie can bring about.
+        assert answer.shape == (1, 4)
+    assert len(call.answers) <= 1
+    front.close()
+
+
+# the worker's end
+
+
+class Doubling:
+    """A runtime."""
+
+    def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": inputs["x"] * 2}
+
+
+@pytest.fixture
+def hosted() -> Iterator[Any]:
+    """A worker, and a front's end of a link to it."""
+    tensors = {side: [{"name": name, "datatype": "FP32", "shape": [-1, 4]}] for side, name in (("inputs", "x"), ("outputs", "y"))}
+    one = worker.Worker(SimpleNamespace(), {"signature": tensors, "num_fronts": 1})
+    one.runtime = Doubling()  # type: ignore[assignment]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    held = worker._Front(theirs)
+    one.fronts[theirs.fileno()] = held
+    one.poll.register(theirs.fileno())
+    ours.settimeout(5.0)
+    yield SimpleNamespace(worker=one, front=held, sock=ours)
+    one.poll.close()
+    ours.close()
+    theirs.close()
+
+
+def send_arenas(hosted: Any, size: int = 4096) -> mmap.mmap:
+    (input_fd, inputs), (output_fd, _) = frames.make_arena(size), frames.make_arena(size)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
+    hosted.sock.sendmsg([HEADER.pack(Kind.ARENA, 0, 0, 0, 0)], rights)
+    os.close(input_fd)
+    os.close(output_fd)
+    hosted.worker._take(hosted.front)
+    return inputs.memory
+
+
+def test_worker_answers_a_batch(hosted: Any) -> None:
+    inputs = send_arenas(hosted)
+    inputs[:16] = np.full((1, 4), 3, np.float32).tobytes()
+    hosted.sock.send(HEADER.pack(Kind.BATCH, 0, 0, 1, 5) + frames.pack_tensors([Tensor(0, 16, 10, (1, 4))]))
+    hosted.worker._take(hosted.front)
+    frame, fds = frames.read_frame(hosted.sock)
+    assert HEADER.unpack_from(frame) == (Kind.REPLY, 0, 0, 1, 5)
+    assert fds == []
+    tensors = frames.unpack_tensors(frame, HEADER.size + NANOSECONDS.size, 4096)
+    np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0].memory, tensors[0]), np.full((1, 4), 6))
+
+
+class Reshaping:
+    """A model that changes the shape of what it is given, in place."""
+
+    def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        y = inputs["x"] * 2
+        inputs["x"].shape = (-1,)
+        return {"y": y}
+
+
+def ask_worker(hosted: Any, inputs: mmap.mmap, x: np.ndarray, sequence: int) -> bytes:
+    """The worker's reply to a batch."""
+    inputs[: x.nbytes] = x.tobytes()
+    frame = HEADER.pack(Kind.BATCH, 0, 0, len(x), sequence) + frames.pack_tensors([Tensor(0, x.nbytes, 10, x.shape)])
+    hosted.sock.send(frame)
+    hosted.worker._take(hosted.front)
+    return frames.read_frame(hosted.sock)[0]
+
+
+def test_worker_answers_batches_of_the_same_shapes_again_and_again(hosted: Any) -> None:
+    hosted.worker.runtime = Reshaping()
+    inputs = send_arenas(hosted)
+    for sequence in range(12):
+        x = np.full((1 + sequence % 3, 4), sequence, np.float32)
+        reply = ask_worker(hosted, inputs, x, sequence)
+        assert HEADER.unpack_from(reply) == (Kind.REPLY, 0, 0, len(x), sequence)
+        (tensor,) = frames.unpack_tensors(reply, HEADER.size + NANOSECONDS.size, 4096)
+        np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0].memory, tensor), x * 2)
+
+
+@pytest.mark.parametrize(
+    ("y", "fault"),
+    [
+        pytest.param(np.zeros((2, 4)), "has type float64", id="datatype"),
+        pytest.param(np.zeros((1, 4), np.float32), "has 1 rows for 2", id="rows"),
+        pytest.param(np.zeros((2, 5), np.float32), "has shape (2, 5)", id="shape"),
+        pytest.param(None, "'y' is missing", id="nothing"),
+    ],
+)
+def test_worker_checks_each_answer_even_after_good_ones(hosted: Any, y: np.ndarray | None, fault: str) -> None:
+    inputs = send_arenas(hosted)
+    for rows in (1, 2):
+        assert ask_worker(hosted, inputs, np.ones((rows, 4), np.float32), 1)[0] == Kind.REPLY
+    hosted.worker.runtime = SimpleNamespace(infer=lambda _: {"y": y})
+    reply = ask_worker(hosted, inputs, np.ones((2, 4), np.float32), 2)
+    assert reply[0] == Kind.ERROR
+    assert fault in reply[HEADER.size :].decode()
+
+
+BATCH = HEADER.pack(Kind.BATCH, 0, 0, 1, 5)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\2",
+        bytes(300),
+        bytes(range(256)),
+        HEADER.pack(Kind.HELLO, 0, 0, 1, 0),
+        HEADER.pack(Kind.BATCH, 0, 2, 1, 5),
+        HEADER.pack(Kind.ARENA, 0, 0, 0, 0),
+        BATCH,
+        BATCH + bytes(7),
+        BATCH + frames.pack_tensors([Tensor(0, 16, 10, (1, 4))] * 2),
+        BATCH + frames.pack_tensors([Tensor(1 << 40, 16, 10, (1, 4))]),
+        BATCH + frames.pack_tensors([Tensor(0, 16, 10, (1, 5))]),
+        BATCH + frames.pack_tensors([Tensor(0, 0, 10, (0, 1 << 63))]),
+        BATCH + frames.pack_tensors([Tensor(0, 0, 10, (0, (1 << 64) - 1))]),
+        BATCH + frames.pack_tensors([Tensor(0, 3, OBJECT, (1,))]),
+    ],
+    ids=lambda frame: frame[:1].hex() + f"-{len(frame)}",
+)
+def test_worker_drops_a_front_that_makes_no_sense(hosted: Any, frame: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    send_arenas(hosted)
+    if frame:
+        hosted.sock.send(frame)
+    else:
+        hosted.sock.shutdown(socket.SHUT_WR)
+    hosted.worker._take(hosted.front)
+    assert hosted.worker.fronts == {}
+    assert hosted.sock.recv(100) == b""
+    assert "link closed" in capfd.readouterr().err
+
+
+def test_worker_whose_front_died_is_free_for_others(hosted: Any) -> None:
+    send_arenas(hosted)
+    hosted.sock.close()
+    hosted.worker._take(hosted.front)
+    wait_until(lambda: hosted.worker.fronts == {})
+    assert hosted.worker.fronts == {}
