@@ -15,15 +15,14 @@ ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "README.md"
 PICTURE: Final = ROOT / "docs" / "demo.svg"
 MARKED: Final = re.compile(r"!\[[^\]]*\]\(docs/demo\.svg\)\n\n(\|.*\n)+")
+DAY: Final = re.compile(r"(?<=`make picture` on )\d{4}-\d\d-\d\d")
 
 
 def render_acts(acts: list[dict[str, Any]], picture: str) -> str:
     """The picture with its title as what stands for it, and a row an act."""
-    found = re.search(r"<title>(.*?)</title>", picture), re.search(r"\d{4}-\d\d-\d\d", picture)
-    title, day = found[0][1] if found[0] else "", found[1][0] if found[1] else ""
+    title = re.findall(r"<title>(.*?)</title>", picture)[0]
     rows = [f"| {act['act']} | {act['what was seen']} | `{act['command']}` |" for act in acts]
-    head = ["| act | what was seen (`make picture`, " + day + ", 2 cores for all) | command |", "|---|---|---|"]
-    return "\n".join([f"![{title}](docs/demo.svg)", "", *head, *rows]) + "\n"
+    return "\n".join([f"![{title}](docs/demo.svg)", "", "| act | what was seen | command |", "|---|---|---|", *rows]) + "\n"
 
 
 def main() -> None:
@@ -31,7 +30,9 @@ def main() -> None:
     result = json.load(sys.stdin)
     if not result["is_good"]:
         sys.exit("the demo failed: nothing is written")
-    PAGE.write_text(MARKED.sub(lambda _: render_acts(result["acts"], PICTURE.read_text()), PAGE.read_text(), count=1))
+    picture = PICTURE.read_text()
+    page = MARKED.sub(lambda _: render_acts(result["acts"], picture), PAGE.read_text(), count=1)
+    PAGE.write_text(DAY.sub(re.findall(r"\d{4}-\d\d-\d\d", picture)[0], page))
 
 
 if __name__ == "__main__":
