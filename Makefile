@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test lint types unit format bench-serve bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo picture tree extras test lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -73,6 +73,10 @@ format: setup
 ## Requests/s, CPU and latency beside nine rivals (needs wrk and h2load; TorchServe needs Java).
 bench-serve: setup
 	$(BIN)/python benchmarks/serve.py
+
+## This source tree beside another one, in turn: make bench-trees BEFORE=FOLDER (needs wrk and h2load).
+bench-trees: setup
+	$(BIN)/python benchmarks/trees.py $(BEFORE)
 
 ## What argosy tune chooses, against every setting of a grid.
 bench-tune: setup

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from argosy.deploy.ledger import Ledger
 from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, FaultError, NotAllowedError
+from argosy.runtimes.base import CODE_RUNTIMES
 from argosy.serve.wire.table import RepositoryEntry
 from argosy.signature import check_name
-from argosy.store.manifest import CODE_RUNTIMES
 
 if TYPE_CHECKING:
     from argosy.deploy.reconcile import Reconciler

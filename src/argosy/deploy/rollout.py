@@ -22,10 +22,10 @@ import msgspec
 from argosy.deploy.node import Worker
 from argosy.deploy.spec import DeploymentSpec, Rollout, choose_runtime
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
-from argosy.runtimes.base import OWN_THREADS
+from argosy.runtimes.base import CODE_RUNTIMES, OWN_THREADS
 from argosy.serve.wire.table import LaneEntry
 from argosy.serve.worker.cores import count_cores
-from argosy.store.manifest import CODE_RUNTIMES, GOLDEN_FILE, OWN_FILES, Version
+from argosy.store.manifest import GOLDEN_FILE, OWN_FILES, Version
 from argosy.store.preprocess import list_step_files
 
 if TYPE_CHECKING:

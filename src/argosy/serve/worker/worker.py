@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
-from argosy.runtimes.base import Runtime, StreamRuntime, load_runtime_class
+from argosy.runtimes.base import NUM_TOKENS, Runtime, StreamRuntime, load_runtime_class
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
 from argosy.serve.wire.frames import FORM_COUNTED
+from argosy.serve.wire.stream_frames import MAX_ERROR_BYTES
 from argosy.serve.worker import cores, padding_proof, warmup
 from argosy.serve.worker.agreement import choose_measure
 
@@ -39,8 +40,6 @@ __all__ = ["Worker", "run_worker"]
 
 EXIT_REFUSED: Final = 3
 NUM_CREDITS: Final = 2
-MAX_ERROR_BYTES: Final = 4000
-NUM_TOKENS: Final = "num_tokens"
 
 Arrays = dict[str, NDArray[Any]]
 Message = dict[str, Any]
