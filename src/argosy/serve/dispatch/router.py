@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from argosy.errors import NotFoundError, UnavailableError, list_choices
@@ -18,7 +18,7 @@ from argosy.serve.dispatch.batcher import Batcher
 from argosy.serve.dispatch.link import Link
 from argosy.serve.dispatch.streams import StreamQueue
 from argosy.serve.v2.repeats import Repeats
-from argosy.serve.wire.table import LaneEntry, RepositoryEntry, Table, TableEntry
+from argosy.serve.wire.table import LaneEntry, RepositoryEntry, Table, TableEntry, merge_repository
 
 if TYPE_CHECKING:
     from argosy.serve.dispatch.call import Call
@@ -136,6 +136,7 @@ class Router:
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._links: dict[str, Link] = {}
         self._lane_of_worker: dict[str, Lane] = {}
+        self._workers: dict[str, set[str]] = {}
 
     # requests
 
@@ -182,45 +183,66 @@ class Router:
     # tables
 
     def apply(self, table: Table) -> None:
-        """Serve by this table from now on."""
+        """Serve by this table from now on. A change of another table than the present one is not taken: `epoch` says so."""
+        if table.base not in (0, self.epoch):
+            return
         self.epoch = table.epoch
-        self.repository = table.repository
-        old = self._lanes
-        self._lanes = {}
-        self.deployments = {}
-        lane_of_worker: dict[str, Lane] = {}
-        draining: list[Lane] = []
-        for entry in table.deployments:
-            lanes: dict[str, Lane] = {}
-            for description in entry.lanes:
-                key = (entry.name, description.version)
-                lane = old.pop(key, None)
-                if lane is None or lane.signature != description.signature:
-                    lane = Lane(self._loop, entry, description, self.counters, self._num_fronts)
-                lane.update(entry, description)
-                self._lanes[key] = lanes[description.version] = lane
-                lane_of_worker.update(dict.fromkeys(description.workers, lane))
-                if description.is_draining:
-                    draining.append(lane)
-            self.deployments[entry.name] = Deployment(entry, lanes)
-        self._lane_of_worker = lane_of_worker
-        for lane in [*self._lanes.values(), *old.values()]:
+        self.repository = merge_repository(self.repository, table)
+        present = {entry.name for entry in table.deployments}
+        removed = table.removed if table.base else [name for name in self.deployments if name not in present]
+        old = self._take_out([*present, *removed])
+        lanes, draining = self._put_in(table.deployments, old)
+        for name in removed:
+            self.deployments.pop(name, None)
+        for key, lane in old.items():
+            if self._lanes[key] is lane:
+                del self._lanes[key]
             lane.links = []
-        # In one order in all fronts, so that each finds another of its own.
-        for worker, link in sorted(self._links.items()):
-            if (lane := lane_of_worker.get(worker)) is not None:
-                lane.links.append(link)
-        for lane in old.values():
             lane.streams.max_streams = 0
             self._reroute(lane)
         for lane in draining:
             if not lane.links:
                 self._reroute(lane)
-        for lane in self._lanes.values():
+        for lane in lanes:
             lane.flush()
             lane.streams.flush()
         for callback in self.on_change:
             callback()
+
+    def _take_out(self, names: Iterable[str]) -> dict[tuple[str, str], Lane]:
+        """Forget which workers some deployments have; returns the lanes of these."""
+        lanes: dict[tuple[str, str], Lane] = {}
+        for name in names:
+            if (deployment := self.deployments.get(name)) is not None:
+                lanes |= {(name, version): lane for version, lane in deployment.lanes.items()}
+            for worker in self._workers.pop(name, ()):
+                self._lane_of_worker.pop(worker, None)
+        return lanes
+
+    def _put_in(self, entries: Iterable[TableEntry], old: dict[tuple[str, str], Lane]) -> tuple[list[Lane], list[Lane]]:
+        """Know deployments as they are now; lanes that go on are taken from `old`. Returns theirs, and which of these drain."""
+        known: list[Lane] = []
+        draining: list[Lane] = []
+        for entry in entries:
+            lanes: dict[str, Lane] = {}
+            for description in entry.lanes:
+                key = (entry.name, description.version)
+                lane = old.get(key)
+                if lane is not None and lane.signature == description.signature:
+                    del old[key]
+                else:
+                    lane = Lane(self._loop, entry, description, self.counters, self._num_fronts)
+                lane.update(entry, description)
+                self._lanes[key] = lanes[description.version] = lane
+                self._lane_of_worker.update(dict.fromkeys(description.workers, lane))
+                # In one order in all fronts, so that each finds another of its own.
+                lane.links = [link for worker in sorted(description.workers) if (link := self._links.get(worker)) is not None]
+                known.append(lane)
+                if description.is_draining:
+                    draining.append(lane)
+            self.deployments[entry.name] = Deployment(entry, lanes)
+            self._workers[entry.name] = {worker for description in entry.lanes for worker in description.workers}
+        return known, draining
 
     def _reroute(self, lane: Lane) -> None:
         """Move what waits in a lane that has no replicas any more to the lane that takes its requests now."""

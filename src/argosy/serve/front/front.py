@@ -99,14 +99,18 @@ class Front:
         reader, writer = await asyncio.open_connection(sock=sock)
         self._control = writer
         self.errands.connect(writer)
-        while (message := await read_message(reader)) is not None:
+        # A control process that was started in its place says what holds, whatever its predecessor had sent and is read late.
+        while (message := await read_message(reader)) is not None and self._control is writer:
             if message["op"] == "errand":
                 self.errands.take(message)
                 continue
             reply: Message = {"id": message["id"]}
             if message["op"] == "table":
                 self.router.apply(msgspec.convert(message["table"], Table))
-                await self._listen()
+                # Where this is not the table's own, it was a change of a table that is not there, and the whole one comes.
+                reply["epoch"] = self.router.epoch
+                if self.router.epoch:
+                    await self._listen()
             elif message["op"] == "busy":
                 reply["busy"] = self.router.is_busy([(name, version_) for name, version_ in message["lanes"]], message["workers"])
             elif message["op"] == "stats":

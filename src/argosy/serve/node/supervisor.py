@@ -271,10 +271,10 @@ class Supervisor:
             for other in list(self.children.values()):
                 if other.kind == "worker":
                     self._send(child, self._describe(other))
-            self._send(child, {"op": "table_end"})
-            for other in list(self.children.values()):
-                if other.kind == "front" and other.pid:
+                elif other.kind == "front" and other.pid:
                     self._link(other, child)
+            # Last, so that it knows of every front that may hold a request before it decides anything.
+            self._send(child, {"op": "table_end"})
         elif child.kind == "worker":
             for other in list(self.children.values()):
                 if other.kind == "front" and other.pid:
@@ -288,6 +288,7 @@ class Supervisor:
             "spec": child.spec,
             "deaths": child.num_deaths,
             "report": child.report,
+            "is_stopping": child.is_stopping,
         }
 
     def _link(self, front: Child, other: Child) -> None:
