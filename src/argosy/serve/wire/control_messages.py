@@ -189,11 +189,13 @@ class WorkerState(Message):
     spec: Json
     deaths: int
     report: Report | None
+    is_stopping: bool
+    """It was told to end."""
 
 
 @dataclass(frozen=True)
 class EndOfWorkers(Message):
-    """A new control process has been told of every worker that there is."""
+    """A new control process has been told of every worker that there is, and given the link of every front."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,10 @@ class PutTable(Ask):
 
 @dataclass(frozen=True)
 class TableTaken(Answer):
-    """It does."""
+    """It does; or it had not the table that this was a change of."""
+
+    epoch: int
+    """Of the table that it serves by."""
 
 
 @dataclass(frozen=True)
