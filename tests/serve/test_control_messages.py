@@ -162,7 +162,7 @@ def test_field_that_is_missing_is_refused(message: Message, name: str) -> None:
     route = TABLE[OPS[type(message)]]
     fields = to_fields(message)
     del fields[name]
-    with pytest.raises(MessageError, match=f"{type(message).__name__} lacks {name}"):
+    with pytest.raises(MessageError, match=f"{type(message).__name__} lacks '{name}'"):
         decode(json.dumps(fields).encode(), route.senders[0], route.receivers[0])
 
 
@@ -180,8 +180,15 @@ def test_field_of_another_kind_is_refused(message: Message, name: str) -> None:
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=name_of)
 def test_field_that_is_not_known_is_refused(message: Message) -> None:
-    with pytest.raises(MessageError, match="has no more"):
+    with pytest.raises(MessageError, match="has no 'more'"):
         take(message, more=1)
+
+
+def test_what_a_worker_says_forges_no_line_of_a_log() -> None:
+    for text in ('{"op":"hello","a\\nargosy: serving":1}', '{"op":"a\\nb"}', '{"op":"refused","error":1,"\\n":1}'):
+        with pytest.raises(MessageError) as caught:
+            decode(text.encode(), "worker", "supervisor")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("op", ["quit", "", None, 1, [], {}, ["hello"]], ids=str)

@@ -53,7 +53,7 @@ def fill(kind: type[Any], fields: Json) -> Any:
     """
     kinds = _kinds_of(kind)
     for name in fields.keys() ^ kinds.keys():
-        refuse(f"{kind.__name__} {'lacks' if name in kinds else 'has no'} {name[:40]}")
+        refuse(f"{kind.__name__} {'lacks' if name in kinds else 'has no'} {show(name)}")
     return kind(**fields)
 
 
