@@ -36,7 +36,7 @@ from argosy.errors import (
 from argosy.importers.python import publish_python
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
-from tests.conftest import Home, make_scale_model, row
+from tests.home import Home, make_scale_model, row
 
 KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
 

@@ -27,7 +27,8 @@ from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
 from argosy.tune.trace import MAX_ARRIVALS, TraceFile, read_trace
 from argosy.tune.traffic import Traffic, build_requests, build_schedule
-from tests.conftest import Home, find_child, golden_scale, row, wait_until
+from tests.home import Home, golden_scale, row
+from tests.processes import find_child, wait_until
 
 WIDE = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))
 ARGOSY = Path(sys.executable).with_name("argosy")

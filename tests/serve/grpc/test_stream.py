@@ -17,14 +17,15 @@ from tritonclient.utils import InferenceServerException
 from argosy.serve.grpc.stream import MAX_OPEN
 from argosy.serve.http2.connection import Limits
 from argosy.serve.http2.frames import PREFACE
-from tests.serve.grpc.test_calls import X, grpc_echo, make_input, make_request, server  # noqa: F401 - a fixture
-from tests.serve.http2.test_connection import check_invariants, make_frame
+from tests.serve.grpc.echo import EchoServer, make_server
+from tests.serve.grpc.requests import X, make_input, make_request
+from tests.serve.http2.random_frames import check_invariants, frame, make_frame
 
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 @pytest.fixture
-def stub(server):  # noqa: F811
+def stub(server):
     with grpc.insecure_channel(server.url, [("grpc.max_receive_message_length", -1)]) as channel:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
@@ -53,7 +54,7 @@ def read_output(response):
 # unmodified clients
 
 
-def test_triton_streams(server):  # noqa: F811
+def test_triton_streams(server):
     answers = queue.Queue()
     with triton.InferenceServerClient(server.url) as client:
         client.start_stream(callback=lambda result, error: answers.put((result, error)))
@@ -71,7 +72,7 @@ def test_triton_streams(server):  # noqa: F811
         assert results[f"r{value}"].get_response().parameters["triton_final_response"].bool_param
 
 
-def test_triton_aio_streams(server):  # noqa: F811
+def test_triton_aio_streams(server):
     async def main():
         async def requests():
             for value in range(30):
@@ -87,7 +88,7 @@ def test_triton_aio_streams(server):  # noqa: F811
         np.testing.assert_array_equal(result.as_numpy("y"), 2 * (X + int(result.get_response().id)))
 
 
-def test_triton_hears_that_its_stream_has_ended(server):  # noqa: F811
+def test_triton_hears_that_its_stream_has_ended(server):
     answers = queue.Queue()
     with triton.InferenceServerClient(server.url) as client:
         client.start_stream(callback=lambda result, error: answers.put(error), stream_timeout=0.2)
@@ -120,7 +121,7 @@ def test_answers_come_in_the_order_of_their_completion(stub):
         ("raises", {}, "Internal error: RuntimeError"),
     ],
 )
-def test_error_of_one_request_does_not_end_the_stream(server, stub, model, fields, text):  # noqa: F811
+def test_error_of_one_request_does_not_end_the_stream(server, stub, model, fields, text):
     asker = Asker(stub)
     asker.send(X, model, id="bad", **fields)
     response = asker.read()
@@ -179,7 +180,7 @@ def test_many_streams_on_one_connection_keep_their_answers(stub):
             np.testing.assert_array_equal(read_output(responses[f"{number}-{turn}"]), expected)
 
 
-def test_cancelled_stream_drops_what_waits(server, stub):  # noqa: F811
+def test_cancelled_stream_drops_what_waits(server, stub):
     server.admit.calls.clear()
     asker = Asker(stub)
     asker.send(X, "slow")
@@ -201,7 +202,7 @@ def test_cancelled_stream_drops_what_waits(server, stub):  # noqa: F811
     asker.end()
 
 
-def test_deadline_of_the_stream_is_that_of_its_requests(server, stub):  # noqa: F811
+def test_deadline_of_the_stream_is_that_of_its_requests(server, stub):
     server.admit.calls.clear()
     asker = Asker(stub, timeout=7.0)
     asker.send(X, "slow")
@@ -222,7 +223,7 @@ def test_compressed_requests_are_unpacked(stub, algorithm):
     np.testing.assert_array_equal(read_output(response), 2 * array)
 
 
-def test_priority_and_timeout_of_a_request_are_taken(server, stub):  # noqa: F811
+def test_priority_and_timeout_of_a_request_are_taken(server, stub):
     server.admit.calls.clear()
     asker = Asker(stub)
     request = make_request(X, "slow")
@@ -237,7 +238,7 @@ def test_priority_and_timeout_of_a_request_are_taken(server, stub):  # noqa: F81
 
 
 def test_message_over_the_limit_ends_the_stream():
-    running = grpc_echo.ServerThread(max_body_bytes=100_000)
+    running = EchoServer(max_body_bytes=100_000)
     with grpc.insecure_channel(running.url) as channel:
         asker = Asker(service_pb2_grpc.GRPCInferenceServiceStub(channel))
         asker.send(X, id="first")
@@ -253,7 +254,7 @@ def test_message_over_the_limit_ends_the_stream():
 
 
 def test_draining_server_answers_what_it_has_and_ends_its_streams():
-    running = grpc_echo.ServerThread()
+    running = EchoServer()
     with grpc.insecure_channel(running.url) as channel:
         asker = Asker(service_pb2_grpc.GRPCInferenceServiceStub(channel))
         asker.send(X, id="first")
@@ -275,10 +276,6 @@ def test_draining_server_answers_what_it_has_and_ends_its_streams():
 
 
 # frame by frame
-
-
-def frame(kind, flags=0, stream=0, payload=b""):
-    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 
 def pack(request):
@@ -341,7 +338,7 @@ class Transport:
 
 def connect(limits=None, max_body_bytes=64 << 20):
     """A connection without a socket, greeted; it must be made within an event loop."""
-    make_connection, owner = grpc_echo.make_server(limits, max_body_bytes)
+    make_connection, owner = make_server(limits, max_body_bytes)
     connection = make_connection()
     connection.connection_made(Transport())
     connection.data_received(PREFACE + frame(4))
