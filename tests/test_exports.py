@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import argosy
+from tests.conftest import make_scale_model
 
 EXPORTED = [
     "AdminClient",
@@ -49,7 +52,13 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ).stdout
+
+
+def list_loaded(code: str) -> list[str]:
+    """Modules of ours that are there after a program."""
+    printed = run(f"import sys; {code}; print(sorted(m for m in sys.modules if m.startswith('argosy.')))")
+    return eval(printed.splitlines()[-1])
 
 
 def test_importing_argosy_imports_no_library() -> None:
@@ -77,3 +86,32 @@ def test_worker_needs_numpy_and_the_standard_library_only() -> None:
     )
     extra = [name for name in eval(run(code)) if not name.startswith(("_", "sitecustomize", "google", "mpl_toolkits"))]
     assert extra == ["numpy"]
+
+
+def test_import_of_an_onnx_file_loads_nothing_of_other_files(tmp_path: Path) -> None:
+    path = make_scale_model(tmp_path / "scale.onnx", 2.0)
+    loaded = list_loaded(
+        f"from argosy.cli.main import main; main(['import', {str(path)!r}, '--name', 'scale'], standalone_mode=False)"
+    )
+    assert "argosy.importers.onnx" in loaded
+    others = (
+        "confine",
+        "serve",
+        "frameworks",
+        "environment",
+        "importers.f",
+        "importers.c",
+        "runtimes.mxnet",
+        "runtimes.preprocess",
+    )
+    assert [name for name in loaded if name.removeprefix("argosy.").startswith(others)] == []
+
+
+def test_training_loads_nothing_of_serving() -> None:
+    data = "np.ones((8, 4), np.float32), np.arange(8) % 2"
+    loaded = list_loaded(
+        f"import numpy as np, torch, argosy; argosy.train(torch.nn.Linear(4, 2), ({data}), epochs=1, progress=False)"
+    )
+    assert "argosy.frameworks.torch.step" in loaded
+    others = ("confine", "serve", "importers", "deploy", "client", "runtimes.preprocess", "runtimes.mxnet", "frameworks.mxnet")
+    assert [name for name in loaded if name.removeprefix("argosy.").startswith(others)] == []

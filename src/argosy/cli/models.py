@@ -134,7 +134,7 @@ def _import_python(shell: Shell, path: Path, name: str, signature: Path | None, 
 
 def _import_onnx(shell: Shell, path: Path, name: str, sample: Path | None, other: list[str], **given: Any) -> Version:
     from argosy.errors import InputError
-    from argosy.importers.foreign import to_array
+    from argosy.importers.golden_run import to_array
     from argosy.importers.onnx import import_onnx
 
     if other:

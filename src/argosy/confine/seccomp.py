@@ -45,7 +45,7 @@ class _When(NamedTuple):
     is_negated: bool = False
 
 
-class _Call(NamedTuple):
+class _SystemCall(NamedTuple):
     """A call with its number on each machine; -1 where it does not exist."""
 
     name: str
@@ -62,92 +62,92 @@ _PR_SET_PDEATHSIG: Final = 1
 _TRUNCATING_READ: Final = (_O_TRUNC, _O_TRUNC | 3)
 """Access modes 0 and 3 need no right to write, and truncate all the same."""
 
-_MISSING: Final = (_Call("clone3", 435, 435), _Call("openat2", 437, 437))
+_MISSING: Final = (_SystemCall("clone3", 435, 435), _SystemCall("openat2", 437, 437))
 
 _DENIED: Final = (
     # The network, and services of this machine that listen on a socket. Pairs of connected streams stay.
-    _Call("socket", 41, 198),
-    _Call("socketpair", 53, 199, _When(0, _ALL_BITS, 1, is_negated=True)),
-    _Call("socketpair", 53, 199, _When(1, 0xF, 1, is_negated=True)),
+    _SystemCall("socket", 41, 198),
+    _SystemCall("socketpair", 53, 199, _When(0, _ALL_BITS, 1, is_negated=True)),
+    _SystemCall("socketpair", 53, 199, _When(1, 0xF, 1, is_negated=True)),
     # io_uring makes calls that no filter sees.
-    _Call("io_uring_setup", 425, 425),
+    _SystemCall("io_uring_setup", 425, 425),
     # Processes: none is started, so that one kill ends all. Threads are.
-    _Call("fork", 57, -1),
-    _Call("vfork", 58, -1),
-    _Call("clone", 56, 220, _When(0, _CLONE_THREAD, 0)),
-    _Call("execve", 59, 221),
-    _Call("execveat", 322, 281),
-    _Call("prctl", 157, 167, _When(0, _ALL_BITS, _PR_SET_PDEATHSIG)),
-    _Call("unshare", 272, 97),
-    _Call("setns", 308, 268),
+    _SystemCall("fork", 57, -1),
+    _SystemCall("vfork", 58, -1),
+    _SystemCall("clone", 56, 220, _When(0, _CLONE_THREAD, 0)),
+    _SystemCall("execve", 59, 221),
+    _SystemCall("execveat", 322, 281),
+    _SystemCall("prctl", 157, 167, _When(0, _ALL_BITS, _PR_SET_PDEATHSIG)),
+    _SystemCall("unshare", 272, 97),
+    _SystemCall("setns", 308, 268),
     # Other processes of the same user: their signals, memory, limits and priority.
-    _Call("tkill", 200, 130),
-    _Call("rt_sigqueueinfo", 129, 138),
-    _Call("rt_tgsigqueueinfo", 297, 240),
-    _Call("pidfd_send_signal", 424, 424),
-    _Call("pidfd_getfd", 438, 438),
-    _Call("fcntl F_SETOWN", 72, 25, _When(1, _ALL_BITS, 8)),
-    _Call("fcntl F_SETOWN_EX", 72, 25, _When(1, _ALL_BITS, 15)),
-    _Call("ioctl FIOSETOWN", 16, 29, _When(1, _ALL_BITS, 0x8901)),
-    _Call("ioctl SIOCSPGRP", 16, 29, _When(1, _ALL_BITS, 0x8902)),
-    _Call("ptrace", 101, 117),
-    _Call("process_vm_readv", 310, 270),
-    _Call("process_vm_writev", 311, 271),
-    _Call("prlimit64", 302, 261, _When(0, _ALL_BITS, 0, is_negated=True)),
-    _Call("setpriority", 141, 140),
-    _Call("ioprio_set", 251, 30),
-    _Call("sched_setaffinity", 203, 122, _When(0, _ALL_BITS, 0, is_negated=True)),
-    _Call("sched_setparam", 142, 118, _When(0, _ALL_BITS, 0, is_negated=True)),
-    _Call("sched_setscheduler", 144, 119, _When(0, _ALL_BITS, 0, is_negated=True)),
-    _Call("sched_setattr", 314, 274, _When(0, _ALL_BITS, 0, is_negated=True)),
+    _SystemCall("tkill", 200, 130),
+    _SystemCall("rt_sigqueueinfo", 129, 138),
+    _SystemCall("rt_tgsigqueueinfo", 297, 240),
+    _SystemCall("pidfd_send_signal", 424, 424),
+    _SystemCall("pidfd_getfd", 438, 438),
+    _SystemCall("fcntl F_SETOWN", 72, 25, _When(1, _ALL_BITS, 8)),
+    _SystemCall("fcntl F_SETOWN_EX", 72, 25, _When(1, _ALL_BITS, 15)),
+    _SystemCall("ioctl FIOSETOWN", 16, 29, _When(1, _ALL_BITS, 0x8901)),
+    _SystemCall("ioctl SIOCSPGRP", 16, 29, _When(1, _ALL_BITS, 0x8902)),
+    _SystemCall("ptrace", 101, 117),
+    _SystemCall("process_vm_readv", 310, 270),
+    _SystemCall("process_vm_writev", 311, 271),
+    _SystemCall("prlimit64", 302, 261, _When(0, _ALL_BITS, 0, is_negated=True)),
+    _SystemCall("setpriority", 141, 140),
+    _SystemCall("ioprio_set", 251, 30),
+    _SystemCall("sched_setaffinity", 203, 122, _When(0, _ALL_BITS, 0, is_negated=True)),
+    _SystemCall("sched_setparam", 142, 118, _When(0, _ALL_BITS, 0, is_negated=True)),
+    _SystemCall("sched_setscheduler", 144, 119, _When(0, _ALL_BITS, 0, is_negated=True)),
+    _SystemCall("sched_setattr", 314, 274, _When(0, _ALL_BITS, 0, is_negated=True)),
     # Files outside: modes, owners, attributes and times by name; contents on kernels whose Landlock does not know truncation.
-    _Call("chmod", 90, -1),
-    _Call("fchmod", 91, 52),
-    _Call("fchmodat", 268, 53),
-    _Call("fchmodat2", 452, 452),
-    _Call("chown", 92, -1),
-    _Call("fchown", 93, 55),
-    _Call("lchown", 94, -1),
-    _Call("fchownat", 260, 54),
-    _Call("setxattr", 188, 5),
-    _Call("lsetxattr", 189, 6),
-    _Call("fsetxattr", 190, 7),
-    _Call("removexattr", 197, 14),
-    _Call("lremovexattr", 198, 15),
-    _Call("fremovexattr", 199, 16),
-    _Call("utime", 132, -1),
-    _Call("utimes", 235, -1),
-    _Call("futimesat", 261, -1),
-    _Call("utimensat", 280, 88),
-    _Call("truncate", 76, 45),
-    *(_Call("open", 2, -1, _When(1, _O_TRUNC | 3, value)) for value in _TRUNCATING_READ),
-    *(_Call("openat", 257, 56, _When(2, _O_TRUNC | 3, value)) for value in _TRUNCATING_READ),
-    _Call("open_by_handle_at", 304, 265),
+    _SystemCall("chmod", 90, -1),
+    _SystemCall("fchmod", 91, 52),
+    _SystemCall("fchmodat", 268, 53),
+    _SystemCall("fchmodat2", 452, 452),
+    _SystemCall("chown", 92, -1),
+    _SystemCall("fchown", 93, 55),
+    _SystemCall("lchown", 94, -1),
+    _SystemCall("fchownat", 260, 54),
+    _SystemCall("setxattr", 188, 5),
+    _SystemCall("lsetxattr", 189, 6),
+    _SystemCall("fsetxattr", 190, 7),
+    _SystemCall("removexattr", 197, 14),
+    _SystemCall("lremovexattr", 198, 15),
+    _SystemCall("fremovexattr", 199, 16),
+    _SystemCall("utime", 132, -1),
+    _SystemCall("utimes", 235, -1),
+    _SystemCall("futimesat", 261, -1),
+    _SystemCall("utimensat", 280, 88),
+    _SystemCall("truncate", 76, 45),
+    *(_SystemCall("open", 2, -1, _When(1, _O_TRUNC | 3, value)) for value in _TRUNCATING_READ),
+    *(_SystemCall("openat", 257, 56, _When(2, _O_TRUNC | 3, value)) for value in _TRUNCATING_READ),
+    _SystemCall("open_by_handle_at", 304, 265),
     # A lease makes everybody else who opens the file wait; a watch tells what others do.
-    _Call("fcntl F_SETLEASE", 72, 25, _When(1, _ALL_BITS, 1024)),
-    _Call("inotify_add_watch", 254, 27),
-    _Call("fanotify_init", 300, 262),
+    _SystemCall("fcntl F_SETLEASE", 72, 25, _When(1, _ALL_BITS, 1024)),
+    _SystemCall("inotify_add_watch", 254, 27),
+    _SystemCall("fanotify_init", 300, 262),
     # Memory, queues and keys that are named by a number or outside the file system.
-    _Call("shmget", 29, 194),
-    _Call("shmat", 30, 196),
-    _Call("shmctl", 31, 195),
-    _Call("semget", 64, 190),
-    _Call("semop", 65, 193),
-    _Call("semtimedop", 220, 192),
-    _Call("semctl", 66, 191),
-    _Call("msgget", 68, 186),
-    _Call("msgsnd", 69, 189),
-    _Call("msgrcv", 70, 188),
-    _Call("msgctl", 71, 187),
-    _Call("mq_open", 240, 180),
-    _Call("mq_unlink", 241, 181),
-    _Call("add_key", 248, 217),
-    _Call("request_key", 249, 218),
-    _Call("keyctl", 250, 219),
+    _SystemCall("shmget", 29, 194),
+    _SystemCall("shmat", 30, 196),
+    _SystemCall("shmctl", 31, 195),
+    _SystemCall("semget", 64, 190),
+    _SystemCall("semop", 65, 193),
+    _SystemCall("semtimedop", 220, 192),
+    _SystemCall("semctl", 66, 191),
+    _SystemCall("msgget", 68, 186),
+    _SystemCall("msgsnd", 69, 189),
+    _SystemCall("msgrcv", 70, 188),
+    _SystemCall("msgctl", 71, 187),
+    _SystemCall("mq_open", 240, 180),
+    _SystemCall("mq_unlink", 241, 181),
+    _SystemCall("add_key", 248, 217),
+    _SystemCall("request_key", 249, 218),
+    _SystemCall("keyctl", 250, 219),
     # Nothing that reads a model needs these, and each has been a way into the kernel.
-    _Call("bpf", 321, 280),
-    _Call("perf_event_open", 298, 241),
-    _Call("userfaultfd", 323, 282),
+    _SystemCall("bpf", 321, 280),
+    _SystemCall("perf_event_open", 298, 241),
+    _SystemCall("userfaultfd", 323, 282),
 )
 
 
@@ -175,7 +175,7 @@ def filter_calls() -> None:
 def _assemble(machine: str, pid: int) -> Iterator[bytes]:
     # A process may signal itself: abort() does.
     others = _When(0, _ALL_BITS, pid, is_negated=True)
-    signals = (_Call("kill", 62, 129, others), _Call("tgkill", 234, 131, others))
+    signals = (_SystemCall("kill", 62, 129, others), _SystemCall("tgkill", 234, 131, others))
     yield _step(_LOAD, _ARCHITECTURE_AT)
     # The numbers of another architecture's calls, which a process can make too, mean other things.
     yield _step(_JUMP_EQUAL, _ARCHITECTURES[machine], if_true=1)

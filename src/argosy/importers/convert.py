@@ -37,9 +37,9 @@ __all__ = [
     "EXAMPLES_FILE",
     "ONNX_FILE",
     "TOLERANCE",
-    "Answer",
+    "ConvertAnswer",
+    "ConvertRequest",
     "Refusal",
-    "Request",
     "answer_alone",
     "main",
     "measure_difference",
@@ -67,7 +67,7 @@ _TRACES: Final = ("Stack trace", "Traceback", "Exception raised from", "[bt]")
 _Run = Callable[[Arrays], Arrays]
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ConvertRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked of the child."""
 
     format: str
@@ -84,7 +84,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     function: str = ""
 
 
-class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ConvertAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the child made."""
 
     runtime: str
@@ -110,9 +110,9 @@ class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def main() -> None:
     """Carry out the request in the first argument."""
-    request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Request)
+    request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ConvertRequest)
     try:
-        answer: Answer | Refusal = _convert(request)
+        answer: ConvertAnswer | Refusal = _convert(request)
     except ArgosyError as error:
         fields = {
             name: value if isinstance(value, int | float) else str(value)[:_MAX_DETAIL] for name, value in error.fields.items()
@@ -172,7 +172,7 @@ def _measure_one(want: NDArray[Any], got: NDArray[Any], ignored: NDArray[Any] | 
     return float(np.max(apart, initial=0.0)) / scale
 
 
-def _convert(request: Request) -> Answer:
+def _convert(request: ConvertRequest) -> ConvertAnswer:
     chosen = FORMATS[request.format]
     if not chosen.is_pickle and not request.code:
         _forbid_pickles(chosen.title)
@@ -192,7 +192,7 @@ def _convert(request: Request) -> Answer:
     # ONNX files are run once more by who takes them, and held against the framework's own answers.
     examples = answer_alone(model.predict if runtime == "onnx" else answer, inputs, has_rows=is_batched(model))
     (folder / EXAMPLES_FILE).write_bytes(encode_golden(examples))
-    return Answer(
+    return ConvertAnswer(
         runtime=runtime,
         entry=entry,
         signature=_describe_tensors(model, inputs),

@@ -16,24 +16,24 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from argosy.confine.confine import remove_hostile_folder, run_confined
 from argosy.environment import find_interpreter, is_importable, lives_apart
 from argosy.errors import InputError, NotAllowedError
-from argosy.importers.convert import ANSWER_FILE, ONNX_FILE, Answer, Request
+from argosy.importers.convert import ANSWER_FILE, ONNX_FILE, ConvertAnswer, ConvertRequest
 from argosy.importers.formats.answer import Made, check_onnx, clean, explain, look_at, read_answer
 from argosy.importers.formats.base import FORMATS, Format
 from argosy.importers.formats.copy import Copied, copy_file, copy_folder, copy_parameters, copy_weights
 from argosy.importers.formats.detect import detect_format
+from argosy.importers.golden_run import to_array
 from argosy.importers.onnx import add_labels, import_onnx
-from argosy.signature import Ragged, check_name, datatype_of
+from argosy.signature import Ragged, check_name
 from argosy.store.golden import Golden, encode_golden
 from argosy.store.local import Store, Version
 from argosy.store.preprocess import Steps, add_steps
 
-__all__ = ["import_foreign", "to_array"]
+__all__ = ["import_foreign"]
 
 _MEMORY_BYTES: Final = 16 << 30
 """Address space of the confined process beside the file's: frameworks reserve more than they use, TensorFlow most."""
@@ -176,7 +176,7 @@ def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: 
         arrays = cast("Mapping[str, Any]", sample) if isinstance(sample, Mapping) else {"sample": sample}
         inputs = {str(key): to_array(value) for key, value in arrays.items()}
         sample_file.write_bytes(encode_golden(Golden(inputs, {})))
-    request = Request(
+    request = ConvertRequest(
         name,
         str(copied.path),
         str(work / "out"),
@@ -189,28 +189,7 @@ def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: 
     return file
 
 
-def to_array(values: Any) -> NDArray[Any]:
-    """Give a user's sample of one input as an array: text as bytes, lists of fractions as float32.
-
-    Raises:
-        InputError: `bad_sample`, it is not rectangular, or holds objects; `unsupported_type`.
-    """
-    try:
-        array: NDArray[Any] = np.asarray(values)
-    except ValueError as error:
-        raise InputError("bad_sample", detail=f"it is not rectangular: {error}") from error
-    if array.dtype.kind in "USO":
-        items = array.ravel().tolist()
-        if not all(isinstance(item, str | bytes) for item in items):
-            raise InputError("bad_sample", detail="it holds objects that are neither numbers nor text")
-        texts = np.empty(array.shape, object)
-        texts.ravel()[:] = [item.encode() if isinstance(item, str) else item for item in items]
-        return texts
-    datatype_of(array.dtype)
-    return array.astype(np.float32) if array.dtype == np.float64 and not isinstance(values, np.ndarray) else array
-
-
-def _convert(path: Path, request: Path, copied: Copied, name: str, program: _Code | None, timeout_s: float) -> Answer:
+def _convert(path: Path, request: Path, copied: Copied, name: str, program: _Code | None, timeout_s: float) -> ConvertAnswer:
     """Have the confined process carry out a request.
 
     Raises:
@@ -228,7 +207,7 @@ def _convert(path: Path, request: Path, copied: Copied, name: str, program: _Cod
         module_folders=[program.path.parent] if program else [],
     )
     answer = read_answer(work / "out" / ANSWER_FILE)
-    if isinstance(answer, Answer) and answer.runtime in ("onnx", *FORMATS[name].runtimes):
+    if isinstance(answer, ConvertAnswer) and answer.runtime in ("onnx", *FORMATS[name].runtimes):
         return answer
     raise explain(path, name, answer, done)
 
@@ -254,7 +233,7 @@ def _choose_environment() -> dict[str, str]:
 
 
 def _describe(
-    path: Path, copied: Copied, name: str, answer: Answer, program: _Code | None, difference: float
+    path: Path, copied: Copied, name: str, answer: ConvertAnswer, program: _Code | None, difference: float
 ) -> dict[str, object]:
     source: dict[str, object] = {"format": name, "digest": copied.digest, "size_bytes": copied.size_bytes}
     if program:

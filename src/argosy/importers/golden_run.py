@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import is_float, widen
 from argosy.errors import InputError, ModelError, list_choices
-from argosy.signature import Arrays, Signature, TensorSpec
+from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 
-__all__ = ["NUM_SYNTHETIC", "open_session", "record_golden", "record_synthetic", "shapes_of_outputs"]
+__all__ = ["NUM_SYNTHETIC", "open_session", "record_golden", "record_synthetic", "shapes_of_outputs", "to_array"]
 
 NUM_SYNTHETIC: Final = 8
 """Enough rows that a batch of them mixes values; few enough that a large model answers in seconds."""
@@ -196,3 +196,24 @@ def _synthesise(
             values[..., 0] = 1  # a mask of zeros alone makes a softmax over nothing
         return values.astype(spec.dtype)
     return generator.integers(0, bound, shape).astype(spec.dtype)
+
+
+def to_array(values: Any) -> NDArray[Any]:
+    """Give a user's sample of one input as an array: text as bytes, lists of fractions as float32.
+
+    Raises:
+        InputError: `bad_sample`, it is not rectangular, or holds objects; `unsupported_type`.
+    """
+    try:
+        array: NDArray[Any] = np.asarray(values)
+    except ValueError as error:
+        raise InputError("bad_sample", detail=f"it is not rectangular: {error}") from error
+    if array.dtype.kind in "USO":
+        items = array.ravel().tolist()
+        if not all(isinstance(item, str | bytes) for item in items):
+            raise InputError("bad_sample", detail="it holds objects that are neither numbers nor text")
+        texts = np.empty(array.shape, object)
+        texts.ravel()[:] = [item.encode() if isinstance(item, str) else item for item in items]
+        return texts
+    datatype_of(array.dtype)
+    return array.astype(np.float32) if array.dtype == np.float64 and not isinstance(values, np.ndarray) else array

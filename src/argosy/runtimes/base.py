@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-from argosy.raw import Request
+if TYPE_CHECKING:
+    from argosy.raw import Request
 
 __all__ = ["ALSO_RUNS", "OWN_THREADS", "PACKAGES", "PRECISIONS", "RUNTIMES", "Runtime", "StreamRuntime", "load_runtime_class"]
 

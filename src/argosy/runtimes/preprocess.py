@@ -111,7 +111,7 @@ class Preprocessor:
         made: set[str] = set()
         for step in signature["preprocess"]:
             inputs = {name: {**specs[name], "pad": self._axes.get(name, (0, None))[1]} for name in step["inputs"]}
-            kind = importlib.import_module(f"argosy.serve.preprocess_{step['kind']}").STEP
+            kind = importlib.import_module(f"argosy.runtimes.preprocess_{step['kind']}").STEP
             try:
                 self._steps.append((step["name"], kind(inputs, step.get("options", {}), folder)))
             except BadStep as error:

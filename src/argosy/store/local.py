@@ -44,11 +44,11 @@ from argosy.store.manifest import (
     encode,
 )
 from argosy.store.preprocess import try_steps
-from argosy.store.records import Event
+from argosy.store.records import HistoryEvent
 from argosy.store.staging import Staged, StagedBlob
 from argosy.store.temporary import explain_write, fsync_folder
 
-__all__ = ["Event", "Golden", "Manifest", "ModelInfo", "Staged", "Store", "Version"]
+__all__ = ["Golden", "HistoryEvent", "Manifest", "ModelInfo", "Staged", "Store", "Version"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -282,7 +282,7 @@ class Store:
             records.resolve(connection, records.Reference(check_name(name)))
             return records.list_versions(connection, name)
 
-    def list_history(self, name: str) -> list[Event]:
+    def list_history(self, name: str) -> list[HistoryEvent]:
         """List what happened to a model, oldest first."""
         with self._database.snapshot() as connection:
             return records.read_history(connection, check_name(name))

@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 import msgspec
 
 from argosy.errors import InputError
-from argosy.runtimes.preprocess import BadInput, BadStep, Preprocessor
 from argosy.signature import Preprocess, Signature
 from argosy.store.manifest import check_data
 
@@ -111,6 +110,9 @@ def try_steps(signature: Signature, folder: Path) -> None:
     """
     if not signature.preprocess:
         return
+    # Few versions preprocess: whoever publishes another loads none of it.
+    from argosy.runtimes.preprocess import BadInput, BadStep, Preprocessor
+
     try:
         preprocessor = Preprocessor(msgspec.to_builtins(signature), folder)
         preprocessor.convert({step.name: [_SAMPLES[step.kind]] for step in signature.preprocess})

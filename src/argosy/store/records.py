@@ -26,7 +26,7 @@ from argosy.store.manifest import (
 __all__ = [
     "GENERATION",
     "LATEST",
-    "Event",
+    "HistoryEvent",
     "Reference",
     "append_history",
     "build_index",
@@ -63,7 +63,7 @@ class Reference(NamedTuple):
     alias: str = LATEST
 
 
-class Event(msgspec.Struct, frozen=True):
+class HistoryEvent(msgspec.Struct, frozen=True):
     """A row of the history: `published`, `pushed` or `alias_set`."""
 
     created: str
@@ -236,10 +236,10 @@ def append_history(connection: sqlite3.Connection, event: str, name: str, number
     connection.execute("INSERT INTO history (created, event, model, number, detail) VALUES (?, ?, ?, ?, ?)", row)
 
 
-def read_history(connection: sqlite3.Connection, name: str) -> list[Event]:
+def read_history(connection: sqlite3.Connection, name: str) -> list[HistoryEvent]:
     """Read what happened to a model, oldest first."""
     rows = connection.execute("SELECT * FROM history WHERE model = ? ORDER BY id", (name,))
-    return [Event(row["created"], row["event"], row["model"], row["number"], json.loads(row["detail"])) for row in rows]
+    return [HistoryEvent(row["created"], row["event"], row["model"], row["number"], json.loads(row["detail"])) for row in rows]
 
 
 def get_generation(connection: sqlite3.Connection) -> str:

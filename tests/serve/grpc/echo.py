@@ -24,8 +24,9 @@ from argosy.datatypes import DATATYPES
 from argosy.errors import ArgosyError, DeadlineError, ModelError, NotFoundError, UnavailableError, list_choices
 from argosy.serve.dispatch.call import Call
 from argosy.serve.dispatch.intake import Intake
-from argosy.serve.grpc.connection import GrpcServer, make_grpc_protocol
-from argosy.serve.http2.connection import Limits
+from argosy.serve.grpc.connection import make_grpc_protocol
+from argosy.serve.grpc.server import GrpcServer
+from argosy.serve.http2.limits import Limits
 from argosy.signature import Signature, TensorSpec
 
 ALL_TYPES = tuple(TensorSpec(f"in_{name}", name, (-1, -1)) for name in DATATYPES)
@@ -178,7 +179,7 @@ class EchoServer:
         await self._stop.wait()
         listener.close()
         for connection in list(self.server.connections):
-            connection._transport.abort()
+            connection.abort()
         await asyncio.sleep(0.01)
 
     @property

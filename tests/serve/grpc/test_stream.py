@@ -5,6 +5,7 @@ import queue
 import random
 import struct
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -15,8 +16,8 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from argosy.serve.grpc.stream import MAX_OPEN
-from argosy.serve.http2.connection import Limits
 from argosy.serve.http2.frames import PREFACE
+from argosy.serve.http2.limits import Limits
 from tests.serve.grpc.echo import EchoServer, make_server
 from tests.serve.grpc.requests import X, make_input, make_request
 from tests.serve.http2.random_frames import check_invariants, frame, make_frame
@@ -509,7 +510,7 @@ def test_client_that_overruns_its_window_is_reset():
         resets = [payload for kind, _, _, payload in connection._transport.take() if kind == 3]
         assert resets == [struct.pack(">I", 3)]
         assert all(call.is_done for call in owner.admit.calls)
-        assert not connection._is_dead
+        assert not connection.is_dead
 
     run(main)
 
@@ -521,10 +522,10 @@ def test_client_that_overruns_its_window_is_reset():
 )
 def test_silent_stream_ends_after_a_time(data, age_s, is_reset):
     async def main():
-        connection, _ = connect()
+        connection, owner = connect()
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 0, 1, data))
-        connection.sweep(1000.0)
-        connection.sweep(1000.0 + age_s)
+        owner.sweep(1000.0)
+        owner.sweep(1000.0 + age_s)
         assert (connection.streams == {}) == is_reset
 
     run(main)
@@ -533,14 +534,14 @@ def test_silent_stream_ends_after_a_time(data, age_s, is_reset):
 @pytest.mark.parametrize("is_reading", [True, False])
 def test_client_may_read_slowly_but_must_read(is_reading):
     async def main():
-        connection, _ = connect()
+        connection, owner = connect()
         request = pack(make_request(np.ones((1, 30_000), np.float32)))
         connection.data_received(frame(1, 4, 1, BLOCK))
         for start in range(0, len(request), 16000):
             connection.data_received(frame(0, 0, 1, request[start : start + 16000]))
         await settle()
         for second in range(0, 200, 10):
-            connection.sweep(1000.0 + second)
+            owner.sweep(1000.0 + second)
             if is_reading:
                 connection.data_received(frame(8, 0, 1, struct.pack(">I", 100)) + frame(8, 0, 0, struct.pack(">I", 100)))
         assert bool(connection.streams) == is_reading
@@ -554,8 +555,46 @@ def test_working_stream_does_not_end():
         owner.admit.delay_s = 60
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 0, 1, pack(make_request(X, "slow"))))
         for second in range(0, 2000, 100):
-            connection.sweep(1000.0 + second)
+            owner.sweep(1000.0 + second)
         assert len(connection.streams) == 1
+
+    run(main)
+
+
+def read_status(frames, stream=1):
+    """The status in the trailers that end a stream."""
+    (payload,) = [payload for kind, flags, number, payload in frames if (kind, flags, number) == (1, 5, stream)]
+    begin = payload.index(b"grpc-status") + len(b"grpc-status")
+    return int(payload[begin + 1 : begin + 1 + payload[begin]])
+
+
+def test_stream_that_begins_while_the_server_drains_is_ended():
+    async def main():
+        connection, owner = connect()
+        owner.drain()
+        connection.data_received(frame(1, 4, 1, BLOCK))
+        frames = connection._transport.take()
+        assert read_status(frames) == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert connection.streams == {}
+        assert not connection.is_dead
+
+    run(main)
+
+
+def test_stream_whose_deadline_has_passed_is_ended_with_what_is_under_way():
+    async def main():
+        connection, owner = connect()
+        owner.admit.delay_s = 60
+        block = BLOCK + literal(b"grpc-timeout", b"5S")
+        connection.data_received(frame(1, 4, 1, block) + frame(0, 0, 1, pack(make_request(X, "slow"))))
+        now = time.monotonic()
+        owner.sweep(now + 1)
+        assert len(connection.streams) == 1
+        owner.sweep(now + 10)
+        await settle()
+        assert read_status(connection._transport.take()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert [call.is_done for call in owner.admit.calls] == [True]
+        assert connection.streams == {}
 
     run(main)
 
@@ -608,7 +647,7 @@ def test_no_frames_break_a_connection_of_streams(seed):
                 num_unsent += bool(connection.sending)
                 if rng.random() < 0.01:
                     connection.drain()
-            num_dead += connection._is_dead
+            num_dead += connection.is_dead
             num_answers += sum(kind == 0 for kind, _, _, _ in connection._transport.take())
             connection.connection_lost(None)
             check_invariants(connection)

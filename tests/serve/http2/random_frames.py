@@ -47,5 +47,5 @@ def check_invariants(connection):
     assert connection.body_bytes == sum(len(one.upload.body) for one in streams.values() if one.upload is not None)
     assert len(streams) <= connection.limits.max_streams
     assert all(number <= connection.last_id for number in streams)
-    if connection._is_dead:
+    if connection.is_dead:
         assert not streams

@@ -11,10 +11,14 @@ from hpack import HeaderTuple, NeverIndexedHeaderTuple
 
 from argosy.serve.http2 import connection as http2
 from argosy.serve.http2 import read as http2_read
+from argosy.serve.http2 import state as http2_state
 from argosy.serve.http2 import windows as http2_windows
-from argosy.serve.http2.connection import Head, Http2Connection, Http2Server, Limits
+from argosy.serve.http2.connection import Http2Connection
 from argosy.serve.http2.frames import PREFACE
 from argosy.serve.http2.headers import check_request
+from argosy.serve.http2.limits import Limits
+from argosy.serve.http2.server import Http2Server
+from argosy.serve.http2.streams import Head
 from tests.serve.http2.random_frames import check_invariants, frame, make_frame
 
 HEADERS = b"\x88"
@@ -92,7 +96,7 @@ def connect(limits=None, cls=Connection, is_greeted=True):
     connection.connection_made(Transport())
     if is_greeted:
         connection.data_received(PREFACE + frame(4))
-        assert not connection._is_dead
+        assert not connection.is_dead
     return connection
 
 
@@ -132,7 +136,7 @@ def test_headers_are_what_the_client_sent(seed):
         connection.data_received(frame(1, 5, stream, block))
         stream += 2
     assert [headers for _, headers, _ in connection.requests] == sent
-    assert not connection._is_dead
+    assert not connection.is_dead
 
 
 @in_loop
@@ -146,7 +150,7 @@ def test_repeated_block_is_looked_up_and_a_changing_one_is_not():
     connection.data_received(frame(1, 5, 7, encoder.encode([*PAIRS, (b"x", b"1")])))
     assert list(connection.blocks.heads) == []
     connection.data_received(frame(1, 5, 9, again))
-    assert connection._is_dead or connection.requests[-1][1] != connection.requests[1][1]
+    assert connection.is_dead or connection.requests[-1][1] != connection.requests[1][1]
 
 
 @in_loop
@@ -217,10 +221,10 @@ def test_no_frames_break_a_connection(seed, cls):
                 check_invariants(connection)
             num_unsent += bool(connection.sending)
             if rng.random() < 0.02:
-                connection.sweep(rng.random() * 100)
+                connection._server.sweep(rng.random() * 100)
                 if rng.random() < 0.1:
                     connection.drain()
-        num_dead += connection._is_dead
+        num_dead += connection.is_dead
         num_requests += len(connection.requests)
         connection.connection_lost(None)
         check_invariants(connection)
@@ -248,7 +252,7 @@ def test_pieces_make_no_difference(seed):
             pos += size
         assert pieces.requests == whole.requests
         assert pieces._transport.data == whole._transport.data
-        assert pieces._is_dead == whole._is_dead
+        assert pieces.is_dead == whole.is_dead
 
 
 @in_loop
@@ -258,7 +262,7 @@ def test_random_bytes_end_a_connection():
         connection = connect(is_greeted=rng.random() < 0.5)
         connection.data_received(rng.randbytes(rng.choice((1, 9, 100, 20_000))))
         connection.data_received(rng.randbytes(20_000))
-        assert connection._is_dead or connection._rest or not connection._is_open
+        assert connection.is_dead or connection._rest or not connection._is_open
         assert len(connection._rest) < 40_000
 
 
@@ -294,12 +298,12 @@ def test_muted_streams_are_forgotten_in_the_end():
     assert len(connection.requests) == 10_000
     assert len(connection.muted) <= 4096
     connection.data_received(frame(0, 1, 19_999, b"late"))
-    assert not connection._is_dead
+    assert not connection.is_dead
 
 
 @in_loop
 def test_window_of_the_connection_is_filled_up_again(monkeypatch):
-    for module in (http2, http2_read, http2_windows):
+    for module in (http2, http2_read, http2_state, http2_windows):
         monkeypatch.setattr(module, "CONNECTION_WINDOW", 100_000)
     connection = connect()
     for number in range(1, 41, 2):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from argosy.serve.grpc.messages import ModelInferResponse
-from argosy.serve.http2.connection import Limits
+from argosy.serve.http2.limits import Limits
 from tests.serve.grpc.echo import EchoServer
 from tests.serve.http2.requests import INFER_BLOCK, U32, floods, h2, infer, make_message, read_answer, read_status
 

@@ -13,7 +13,7 @@ import msgspec
 
 from argosy.confine.confine import Completed
 from argosy.errors import ArgosyError, InputError, ModelError, list_choices
-from argosy.importers.convert import EXAMPLES_FILE, ONNX_FILE, TOLERANCE, Answer, Refusal, answer_alone, measure_difference
+from argosy.importers.convert import EXAMPLES_FILE, ONNX_FILE, TOLERANCE, ConvertAnswer, Refusal, answer_alone, measure_difference
 from argosy.importers.formats.base import FORMATS
 from argosy.importers.formats.copy import list_files
 from argosy.runtimes.base import load_runtime_class
@@ -36,7 +36,7 @@ _ERRORS: Final[dict[str, type[ArgosyError]]] = {
 class Made(NamedTuple):
     """What the confined process made."""
 
-    answer: Answer
+    answer: ConvertAnswer
     folder: Path
     """Of the artifact."""
     files: list[str]
@@ -44,12 +44,12 @@ class Made(NamedTuple):
     examples: Golden
 
 
-def read_answer(file: Path) -> Answer | Refusal | None:
+def read_answer(file: Path) -> ConvertAnswer | Refusal | None:
     """Read what the process answered; None if it is no answer, or if there is none."""
     if file.is_symlink() or not file.is_file() or file.stat().st_size > _MAX_ANSWER_BYTES:
         return None
     data = file.read_bytes()
-    for kind in (Answer, Refusal):
+    for kind in (ConvertAnswer, Refusal):
         try:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.DecodeError, ArgosyError):
@@ -63,7 +63,7 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in plain)
 
 
-def explain(path: Path, name: str, answer: Answer | Refusal | None, done: Completed) -> ArgosyError:
+def explain(path: Path, name: str, answer: ConvertAnswer | Refusal | None, done: Completed) -> ArgosyError:
     """Make the error of a process that made no artifact, or one that the format cannot have."""
     detail = "the process that opened it gave an answer that cannot be"
     if answer is None:
@@ -87,7 +87,7 @@ def _explain_death(done: Completed) -> str:
     return f"the process that opened it ended by {how}" + (f"; it said last: {last[0][:300]}" if last else "")
 
 
-def look_at(out: Path, answer: Answer) -> Made:
+def look_at(out: Path, answer: ConvertAnswer) -> Made:
     """Look at what the process wrote; it cannot make links there, and this says so where it is relied on.
 
     Raises:

@@ -1,21 +1,21 @@
 """The Open Inference Protocol V2 over gRPC: a front's service, its methods, and the calls that wait for the batcher.
 
-    http2.py  ->  on_request  ->  grpc_requests.py  ->  admit.py ... batcher.py  ->  grpc_replies.py  ->  respond
+    http2/  ->  on_request  ->  requests.py  ->  admit.py ... batcher.py  ->  replies.py  ->  respond
 
-ModelStreamInfer is in `grpc_stream.py`, all but inference in `grpc_models.py`. Under it are only `http2.py` and `messages.py`,
-no gRPC library.
+ModelStreamInfer is in `stream.py`, all but inference in `models.py`. Under it are only `serve/http2/` and `messages.py`, no
+gRPC library.
 
 Source: grpc/grpc, doc/PROTOCOL-HTTP2.md.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -27,47 +27,62 @@ from argosy.errors import (
     InputError,
     RequestError,
     TooLargeError,
-    UnavailableError,
     list_choices,
 )
+from argosy.serve.dispatch.admit import Admit
 from argosy.serve.dispatch.call import Call
-from argosy.serve.dispatch.errands import Errands
+from argosy.serve.dispatch.errands import Errand, Errands
+from argosy.serve.dispatch.router import Router
 from argosy.serve.grpc import messages
-from argosy.serve.grpc.models import METHODS
-from argosy.serve.grpc.replies import ACCEPTED, NOT_GRPC, NOT_POST, OK_HEADERS, OK_TRAILERS, encode_reply, encode_status
-from argosy.serve.grpc.requests import read_inputs, read_parameters, read_wanted
+from argosy.serve.grpc.models import METHODS, ErrandRequest, Method
+from argosy.serve.grpc.replies import (
+    ACCEPTED,
+    NOT_GRPC,
+    NOT_POST,
+    OK_HEADERS,
+    OK_TRAILERS,
+    encode_message,
+    encode_reply,
+    encode_status,
+)
+from argosy.serve.grpc.requests import PREFIX_BYTES, submit_request, unpack_message
+from argosy.serve.grpc.server import GrpcServer
 from argosy.serve.grpc.stream import InferStream
-from argosy.serve.http2.connection import Head, Http2Connection, Http2Server, Limits
-from argosy.serve.http2.duplex import DuplexStream
+from argosy.serve.http2.connection import Http2Connection
 from argosy.serve.http2.frames import END_HEADERS, HEADERS
-from argosy.serve.v2.inflate import WINDOW_BITS, inflate
-from argosy.serve.v2.parameters import MAX_SHOWN, SCHEDULE, read_schedule
+from argosy.serve.http2.limits import Limits
+from argosy.serve.http2.streams import DuplexStream, Head
+from argosy.serve.v2.inflate import WINDOW_BITS
+from argosy.serve.v2.parameters import MAX_SHOWN
 
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.admit import Admit
-    from argosy.serve.dispatch.router import Router
-
-__all__ = ["GrpcCall", "GrpcConnection", "GrpcHead", "GrpcServer", "Message", "make_grpc_protocol"]
+__all__ = ["GrpcCall", "GrpcConnection", "GrpcHead", "make_grpc_protocol"]
 
 _IDENTITY: Final = b"identity"
-_PREFIX_BYTES: Final = 5  # of a gRPC message: one flag, four of length
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
+_INFER: Final = _SERVICE + b"ModelInfer"
 _STREAM: Final = _SERVICE + b"ModelStreamInfer"
+_METHODS: Final = {_SERVICE + name.encode(): method for name, method in METHODS.items()}
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
 _TIMEOUT_UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc(\+proto)?(;.*)?")
 
-Message = bytes | bytearray | memoryview
-
 
 class GrpcHead(Head):
-    """What the headers of a call say: its method, or a refusal that needs no message."""
+    """What the headers of a call say.
+
+    Attributes:
+        refusal: an answer that needs no message; empty for none.
+        method: what answers the call; None for an inference.
+        timeout_s: time that the caller waits for an inference at most; None for no bound of its own.
+        encoding: of compressed messages.
+        authorization: the header of that name; empty where it is missing.
+    """
 
     __slots__ = ("authorization", "encoding", "method", "refusal", "timeout_s")
 
     def __init__(self) -> None:
         super().__init__()
-        self.method: _Method | None = None
+        self.method: Method | None = None
         self.refusal = b""
         self.timeout_s: float | None = None
         self.encoding = _IDENTITY
@@ -94,7 +109,7 @@ class GrpcCall(Call):
                 return
             body = encode_reply(self.lane, outputs, self._id, self._wanted)
         except Exception as error:  # the batcher must not suffer from one answer
-            self._connection.report(error)
+            self._connection.server.report(error)
             self.fail(FaultError("internal", detail=type(error).__name__))
             return
         self._connection.respond(self._stream_id, OK_HEADERS, body, OK_TRAILERS)
@@ -102,29 +117,6 @@ class GrpcCall(Call):
     def fail(self, error: ArgosyError) -> None:
         """Send an error."""
         self._connection.respond(self._stream_id, encode_status(error))
-
-
-class GrpcServer(Http2Server):
-    """What all gRPC connections of a front share.
-
-    Args:
-        router: of this front.
-        admit: of this front.
-        errands: of this front.
-        version: of Argosy, for the server's metadata.
-        limits: for each connection.
-    """
-
-    def __init__(self, router: Router, admit: Admit, errands: Errands, version: str, limits: Limits) -> None:
-        super().__init__(limits, admit.intake)
-        self.router = router
-        self.admit = admit
-        self.errands = errands
-        self.version = version
-
-    def make_connection(self) -> GrpcConnection:
-        """Protocol factory for the event loop."""
-        return GrpcConnection(self)
 
 
 def make_grpc_protocol(
@@ -146,9 +138,9 @@ def make_grpc_protocol(
         max_connections: more than that are closed at once.
         limits: all others; `max_connections` and `max_body_bytes` of it are replaced.
     """
-    limits = replace(limits or Limits(), max_connections=max_connections, max_body_bytes=admit.max_body_bytes + _PREFIX_BYTES)
+    limits = replace(limits or Limits(), max_connections=max_connections, max_body_bytes=admit.max_body_bytes + PREFIX_BYTES)
     server = GrpcServer(router, admit, errands or Errands(), version, limits)
-    return server.make_connection, server
+    return partial(GrpcConnection, server), server
 
 
 class GrpcConnection(Http2Connection):
@@ -167,14 +159,13 @@ class GrpcConnection(Http2Connection):
         timeout = headers.get(b"grpc-timeout")
         encoding = headers.get(b"grpc-encoding", _IDENTITY)
         head.method = _METHODS.get(path)
-        is_stream = path == _STREAM
         if timeout is not None and (match := _TIMEOUT.fullmatch(timeout)):
             head.timeout_s = int(match[1]) * _TIMEOUT_UNITS_S[match[2]]
         if headers[b":method"] != b"POST":
             head.refusal = NOT_POST
         elif not _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")):
             head.refusal = NOT_GRPC
-        elif head.method is None and not is_stream:
+        elif head.method is None and path not in (_INFER, _STREAM):
             error = RequestError("unimplemented", method=_show(path))
             head.refusal = encode_status(error, GrpcCode.UNIMPLEMENTED)
         elif encoding != _IDENTITY and encoding not in WINDOW_BITS:
@@ -187,7 +178,7 @@ class GrpcConnection(Http2Connection):
         else:
             head.encoding = encoding
             head.authorization = headers.get(b"authorization", b"").decode("latin-1")
-            head.is_duplex = is_stream
+            head.is_duplex = path == _STREAM
         head.is_early = bool(head.refusal)
         return head
 
@@ -197,62 +188,36 @@ class GrpcConnection(Http2Connection):
         if head.refusal:
             self.respond(stream_id, head.refusal)
             return None
+        server = self.server
         try:
-            if len(body) < _PREFIX_BYTES or int.from_bytes(body[1:_PREFIX_BYTES], "big") != len(body) - _PREFIX_BYTES:
+            if len(body) < PREFIX_BYTES or int.from_bytes(body[1:PREFIX_BYTES], "big") != len(body) - PREFIX_BYTES:
                 raise InputError("bad_grpc", detail=f"a body of {len(body)} bytes that is not exactly one message")
             # A body of one frame is small, and its copy cheaper than a view; any other is large.
-            message = body[_PREFIX_BYTES:] if type(body) is bytes else memoryview(body)[_PREFIX_BYTES:]
+            message = body[PREFIX_BYTES:] if type(body) is bytes else memoryview(body)[PREFIX_BYTES:]
             if body[0]:
-                message = self.unpack(body[0], message, head.encoding)
-            assert head.method is not None
-            return head.method(self, stream_id, head, message)
+                message = unpack_message(body[0], message, head.encoding, server.admit.max_body_bytes)
+            if head.method is None:
+                return submit_request(server, message, head.timeout_s, GrpcCall, self, stream_id)
+            reply = head.method(server, message)
+            if isinstance(reply, ErrandRequest):
+                return self._send_errand(stream_id, reply, head.authorization)
+            self.respond(stream_id, OK_HEADERS, encode_message(reply), OK_TRAILERS)
         except ArgosyError as error:
             code = GrpcCode.UNIMPLEMENTED if error.key == "unimplemented" else None
             self.respond(stream_id, encode_status(error, code))
         except messages.DecodeError as error:
             self.respond(stream_id, encode_status(InputError("bad_grpc", detail=str(error) or "the message cannot be parsed")))
         except Exception as error:  # the edge of the process: one request must not end its connection
-            self.report(error)
+            server.report(error)
             self.respond(stream_id, encode_status(FaultError("internal", detail=type(error).__name__)))
         return None
-
-    def unpack(self, flag: int, message: Message, encoding: bytes) -> Message:
-        """Unpack a message if its flag says that it is compressed.
-
-        Raises:
-            RequestError: `unimplemented`, the headers do not say how.
-            InputError, TooLargeError: as `inflate`.
-        """
-        if not flag:
-            return message
-        if flag != 1 or encoding == _IDENTITY:
-            raise RequestError("unimplemented", method=f"compressed message (flag {flag}) without a grpc-encoding")
-        return inflate(memoryview(message), encoding, self.server.admit.max_body_bytes)
 
     def on_duplex(self, stream: DuplexStream) -> InferStream:
         """A ModelStreamInfer begins."""
         head = stream.head
         assert isinstance(head, GrpcHead)
         self.send_frame(HEADERS, END_HEADERS, stream.id, self.prepare_block(OK_HEADERS))
-        token = InferStream(self, stream, head.encoding, head.timeout_s)
-        if self.is_draining:
-            token.stop(UnavailableError("draining", retry_after_s=1.0))
-        return token
-
-    def drain(self) -> None:
-        """As of any connection; streams end when what is under way on them is answered."""
-        super().drain()
-        for token in self._list_streams():
-            token.stop(UnavailableError("draining", retry_after_s=1.0))
-
-    def sweep(self, now: float) -> None:
-        """As of any connection; streams whose own deadline has passed end."""
-        super().sweep(now)
-        for token in self._list_streams():
-            token.check_deadline(now)
-
-    def _list_streams(self) -> list[InferStream]:
-        return [stream.token for stream in self.streams.values() if isinstance(stream.token, InferStream)]
+        return InferStream(self.server, self, stream, head.encoding, head.timeout_s)
 
     def on_too_large(self, stream_id: int, head: Head) -> None:
         """Refuse the message, before all of it has come."""
@@ -265,62 +230,16 @@ class GrpcConnection(Http2Connection):
         else:
             token.is_done = True
 
-    def report(self, error: Exception) -> None:
-        """Tell the event loop's exception handler of a fault of ours."""
-        context = {"message": "a gRPC request failed", "exception": error, "protocol": self}
-        asyncio.get_running_loop().call_exception_handler(context)
+    def _send_errand(self, stream_id: int, request: ErrandRequest, authorization: str) -> Errand:
+        """Have the control process do what a client asks for; the answer comes later."""
 
-    # methods
+        def answer(error: ArgosyError | None) -> None:
+            if error is None:
+                self.respond(stream_id, OK_HEADERS, encode_message(request.reply), OK_TRAILERS)
+            else:
+                self.respond(stream_id, encode_status(error))
 
-    def infer(
-        self, stream_id: int, limit: GrpcHead | InferStream, message: Message, make_call: Callable[..., Call] = GrpcCall
-    ) -> Call:
-        """Decode and submit an inference; its answer comes later.
-
-        Args:
-            stream_id: that it came on.
-            limit: has the time that the caller waits for it at most, as `timeout_s`.
-            message: a ModelInferRequest.
-            make_call: called as `GrpcCall`.
-
-        Raises:
-            ArgosyError: it is refused.
-            DecodeError: it is no such message.
-        """
-        now = time.monotonic()
-        server = self.server
-        request, raws = messages.parse_infer_request(message)
-        lane = server.router.find(request.model_name, request.model_version)
-        priority = 0
-        try:
-            inputs, num_rows, form = read_inputs(lane, request, raws)
-            waits_s = limit.timeout_s
-            timeout_s = lane.timeout_s if waits_s is None else waits_s
-            if request.parameters:
-                asked_s, priority = read_schedule(read_parameters(request.parameters, SCHEDULE))
-                if asked_s is not None:
-                    timeout_s = asked_s if waits_s is None else min(asked_s, waits_s)
-            wanted = read_wanted(lane, request.outputs) if request.outputs else None
-        except ArgosyError as error:
-            lane.series.add_failure(error.status)
-            raise
-        call = make_call(self, stream_id, request.id, wanted, lane, inputs, num_rows, len(message), now, now + timeout_s)
-        call.form = form
-        call.priority = priority
-        server.admit.submit(call)
-        return call
-
-    def send_reply(self, stream_id: int, reply: Any) -> None:
-        """Answer with a message."""
-        data = reply.SerializeToString()
-        self.respond(stream_id, OK_HEADERS, b"\x00" + len(data).to_bytes(4, "big") + data, OK_TRAILERS)
-
-
-_Method = Callable[[GrpcConnection, int, GrpcHead, Message], object]
-_METHODS: Final[dict[bytes, _Method]] = {
-    _SERVICE + b"ModelInfer": GrpcConnection.infer,
-    **{_SERVICE + name.encode(): method for name, method in METHODS.items()},
-}
+        return self.server.errands.send(request.op, request.model, request.parameters, authorization, answer)
 
 
 def _show(value: bytes) -> str:

@@ -1,87 +1,92 @@
 """Methods of the gRPC service that are not inference: health, metadata, configuration, statistics, the repository.
 
-What they say stands in `v2_models.py`, once for both protocols; here it becomes messages.
+What they say stands in `serve/v2/models.py`, once for both protocols; here it becomes messages.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.json_format import ParseDict
 
-from argosy.errors import ArgosyError, InputError, NotFoundError
-from argosy.serve.dispatch.errands import Errand
+from argosy.errors import InputError, NotFoundError
 from argosy.serve.grpc import messages
-from argosy.serve.grpc.replies import encode_status
-from argosy.serve.grpc.requests import read_parameters
+from argosy.serve.grpc.requests import MessageBytes, read_parameters
+from argosy.serve.grpc.server import GrpcServer
 from argosy.serve.v2.models import EXTENSIONS, describe_config, describe_lane, list_repository, list_stats
 
-if TYPE_CHECKING:
-    from argosy.serve.grpc.connection import GrpcConnection, GrpcHead, Message
+__all__ = ["METHODS", "ErrandRequest", "Method"]
 
-__all__ = ["METHODS"]
-
-Method = Callable[["GrpcConnection", int, "GrpcHead", "Message"], object]
+# Any: the classes of messages exist at run time only.
+Method = Callable[[GrpcServer, MessageBytes], Any]
 
 
-def _server_live(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+class ErrandRequest(NamedTuple):
+    """A load or unload that a client asks for; see `Errands.send`."""
+
+    op: str
+    model: str
+    parameters: dict[str, Any]
+    reply: Any
+    """What answers it, once it is done."""
+
+
+def _server_live(server: GrpcServer, message: MessageBytes) -> Any:
     messages.ServerLiveRequest.FromString(message)
-    connection.send_reply(stream_id, messages.ServerLiveResponse(live=True))
+    return messages.ServerLiveResponse(live=True)
 
 
-def _server_ready(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+def _server_ready(server: GrpcServer, message: MessageBytes) -> Any:
     messages.ServerReadyRequest.FromString(message)
-    server = connection.server
     is_ready = server.router.is_server_ready and not server.is_draining
-    connection.send_reply(stream_id, messages.ServerReadyResponse(ready=is_ready))
+    return messages.ServerReadyResponse(ready=is_ready)
 
 
-def _model_ready(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+def _model_ready(server: GrpcServer, message: MessageBytes) -> Any:
     request = messages.ModelReadyRequest.FromString(message)
     try:
-        is_ready = connection.server.router.is_ready(request.name, request.version)
+        is_ready = server.router.is_ready(request.name, request.version)
     except NotFoundError:
         # As Triton answers: a client that polls for a model to appear expects an answer, not an error.
         is_ready = False
-    connection.send_reply(stream_id, messages.ModelReadyResponse(ready=is_ready))
+    return messages.ModelReadyResponse(ready=is_ready)
 
 
-def _server_metadata(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+def _server_metadata(server: GrpcServer, message: MessageBytes) -> Any:
     messages.ServerMetadataRequest.FromString(message)
-    reply = messages.ServerMetadataResponse(name="argosy", version=connection.server.version, extensions=EXTENSIONS)
-    connection.send_reply(stream_id, reply)
+    return messages.ServerMetadataResponse(name="argosy", version=server.version, extensions=EXTENSIONS)
 
 
-def _model_metadata(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+def _model_metadata(server: GrpcServer, message: MessageBytes) -> Any:
     request = messages.ModelMetadataRequest.FromString(message)
-    body = describe_lane(connection.server.router.describe(request.name, request.version))
+    body = describe_lane(server.router.describe(request.name, request.version))
     for described in (body, *body["inputs"], *body["outputs"]):
         # A parameter of MLServer's messages is a plain value: what is more goes as JSON.
         for key, value in described.get("parameters", {}).items():
             described["parameters"][key] = {"string_param": value if isinstance(value, str) else json.dumps(value)}
-    connection.send_reply(stream_id, ParseDict(body, messages.ModelMetadataResponse()))
+    return ParseDict(body, messages.ModelMetadataResponse())
 
 
-def _model_config(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+def _model_config(server: GrpcServer, message: MessageBytes) -> Any:
     request = messages.ModelConfigRequest.FromString(message)
-    body = describe_config(connection.server.router.describe(request.name, request.version))
-    connection.send_reply(stream_id, messages.ModelConfigResponse(config=body))
+    body = describe_config(server.router.describe(request.name, request.version))
+    return messages.ModelConfigResponse(config=body)
 
 
-def _model_statistics(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+def _model_statistics(server: GrpcServer, message: MessageBytes) -> Any:
     request = messages.ModelStatisticsRequest.FromString(message)
-    router = connection.server.router
+    router = server.router
     body = list_stats(router, router.counters, request.name, request.version)
-    connection.send_reply(stream_id, messages.ModelStatisticsResponse(**body))
+    return messages.ModelStatisticsResponse(**body)
 
 
-def _repository_index(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> None:
+def _repository_index(server: GrpcServer, message: MessageBytes) -> Any:
     request = messages.RepositoryIndexRequest.FromString(message)
     _refuse_repository(request)
-    models = list_repository(connection.server.router, is_ready=request.ready)
-    connection.send_reply(stream_id, messages.RepositoryIndexResponse(models=models))
+    models = list_repository(server.router, is_ready=request.ready)
+    return messages.RepositoryIndexResponse(models=models)
 
 
 def _refuse_repository(request: Any) -> None:
@@ -89,27 +94,19 @@ def _refuse_repository(request: Any) -> None:
         raise InputError("bad_parameter", name="repository_name", got=request.repository_name[:40], expected="none: there is one")
 
 
-def _load(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> Errand:
+def _load(server: GrpcServer, message: MessageBytes) -> ErrandRequest:
     request = messages.RepositoryModelLoadRequest.FromString(message)
-    return _send_errand(connection, stream_id, head, "load", request, messages.RepositoryModelLoadResponse())
+    return _make_errand("load", request, messages.RepositoryModelLoadResponse())
 
 
-def _unload(connection: GrpcConnection, stream_id: int, head: GrpcHead, message: Message) -> Errand:
+def _unload(server: GrpcServer, message: MessageBytes) -> ErrandRequest:
     request = messages.RepositoryModelUnloadRequest.FromString(message)
-    return _send_errand(connection, stream_id, head, "unload", request, messages.RepositoryModelUnloadResponse())
+    return _make_errand("unload", request, messages.RepositoryModelUnloadResponse())
 
 
-def _send_errand(connection: GrpcConnection, stream_id: int, head: GrpcHead, op: str, request: Any, reply: Any) -> Errand:
+def _make_errand(op: str, request: Any, reply: Any) -> ErrandRequest:
     _refuse_repository(request)
-
-    def answer(error: ArgosyError | None) -> None:
-        if error is None:
-            connection.send_reply(stream_id, reply)
-        else:
-            connection.respond(stream_id, encode_status(error))
-
-    parameters = read_parameters(request.parameters, request.parameters)
-    return connection.server.errands.send(op, request.model_name, parameters, head.authorization, answer)
+    return ErrandRequest(op, request.model_name, read_parameters(request.parameters, request.parameters), reply)
 
 
 METHODS: Final[dict[str, Method]] = {
@@ -124,4 +121,4 @@ METHODS: Final[dict[str, Method]] = {
     "RepositoryModelLoad": _load,
     "RepositoryModelUnload": _unload,
 }
-"""By name; each answers with `send_reply`, or returns what will answer later."""
+"""By name; each makes the reply to a message, or says which errand will answer it later."""

@@ -7,19 +7,17 @@ An answer always has its tensors in `raw_output_contents`, whatever the request 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, GrpcCode
+from argosy.serve.dispatch.call import Lane
 from argosy.serve.grpc import messages
 from argosy.serve.http2.headers import encode_field
 from argosy.serve.v2.tensors import MAX_SHAPES
 from argosy.signature import pack_bytes
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.call import Lane
 
 __all__ = [
     "ACCEPTED",
@@ -27,6 +25,7 @@ __all__ = [
     "NOT_POST",
     "OK_HEADERS",
     "OK_TRAILERS",
+    "encode_message",
     "encode_reply",
     "encode_status",
     "encode_stream_error",
@@ -147,5 +146,10 @@ def encode_stream_error(error: ArgosyError, request_id: str) -> bytes:
     """Write a ModelStreamInferResponse that says why a request was not answered, with the prefix of a gRPC message."""
     reply = messages.ModelStreamInferResponse(error_message=str(error))
     reply.infer_response.id = request_id
-    data = reply.SerializeToString()
+    return encode_message(reply)
+
+
+def encode_message(message: Any) -> bytes:
+    """Write a message with the prefix that gRPC gives it."""
+    data = message.SerializeToString()
     return b"\x00" + len(data).to_bytes(4, "big") + data

@@ -1,22 +1,32 @@
-"""Requests of the V2 protocol over gRPC: compressed messages, inputs to arrays, parameters, and the outputs asked for."""
+"""Requests of the V2 protocol over gRPC: compressed messages, inputs to arrays, parameters, and the outputs asked for.
+
+Both ways in which an inference comes, alone or on a stream, go through `submit_request`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError, list_choices
-from argosy.serve.v2.parameters import MAX_SHOWN, refuse_parameters
+from argosy.errors import ArgosyError, InputError, RequestError, list_choices
+from argosy.serve.dispatch.call import Call, Lane
+from argosy.serve.grpc.messages import parse_infer_request
+from argosy.serve.grpc.server import GrpcServer
+from argosy.serve.v2.inflate import WINDOW_BITS, inflate
+from argosy.serve.v2.parameters import MAX_SHOWN, SCHEDULE, read_schedule, refuse_parameters
 from argosy.serve.v2.tensors import array_from_raw, check_bytes_count, check_tensor, count_elements, gather_inputs
 from argosy.signature import TensorSpec
 
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.call import Lane
+__all__ = ["PREFIX_BYTES", "MessageBytes", "read_inputs", "read_parameters", "read_wanted", "submit_request", "unpack_message"]
 
-__all__ = ["read_inputs", "read_parameters", "read_wanted"]
+MessageBytes = bytes | bytearray | memoryview
+"""A message on the wire, without its prefix."""
+PREFIX_BYTES: Final = 5
+"""Before each message: a flag that says whether it is compressed, and its length in four bytes."""
 
 _CONTENTS: Final = {
     "BOOL": ("bool_contents", np.dtype("?")),
@@ -32,6 +42,69 @@ _CONTENTS: Final = {
     "FP64": ("fp64_contents", np.dtype("f8")),
     "BYTES": ("bytes_contents", np.dtype("O")),
 }
+
+
+def unpack_message(flag: int, message: MessageBytes, encoding: bytes, limit: int) -> MessageBytes:
+    """Unpack a compressed message.
+
+    Args:
+        flag: of its prefix; not 0.
+        message: without its prefix.
+        encoding: what the headers of its call say.
+        limit: of the unpacked message in bytes.
+
+    Raises:
+        RequestError: `unimplemented`, the headers do not say how.
+        InputError, TooLargeError: as `inflate`.
+    """
+    if flag != 1 or encoding not in WINDOW_BITS:
+        raise RequestError("unimplemented", method=f"compressed message (flag {flag}) without a grpc-encoding")
+    return inflate(memoryview(message), encoding, limit)
+
+
+def submit_request(
+    server: GrpcServer,
+    message: MessageBytes,
+    waits_s: float | None,
+    make_call: Callable[..., Call],
+    owner: object,
+    stream_id: int,
+) -> Call:
+    """Decode and submit an inference; its answer comes later.
+
+    Args:
+        server: of the front.
+        message: a ModelInferRequest.
+        waits_s: time that the caller waits for it at most; None for no bound of its own.
+        make_call: the class of the call; it gets what it answers to, its stream, the request's id, the outputs that are
+            wanted, and what every `Call` has.
+        owner: what the call answers to.
+        stream_id: that the request came on.
+
+    Raises:
+        ArgosyError: it is refused.
+        DecodeError: it is no such message.
+    """
+    now = time.monotonic()
+    request, raws = parse_infer_request(message)
+    lane = server.router.find(request.model_name, request.model_version)
+    priority = 0
+    try:
+        inputs, num_rows, form = read_inputs(lane, request, raws)
+        timeout_s = lane.timeout_s if waits_s is None else waits_s
+        if request.parameters:
+            asked_s, priority = read_schedule(read_parameters(request.parameters, SCHEDULE))
+            if asked_s is not None:
+                timeout_s = asked_s if waits_s is None else min(asked_s, waits_s)
+        wanted = read_wanted(lane, request.outputs) if request.outputs else None
+    except ArgosyError as error:
+        lane.series.add_failure(error.status)
+        raise
+    call = make_call(owner, stream_id, request.id, wanted, lane, inputs, num_rows, len(message), now, now + timeout_s)
+    call.form = form
+    call.priority = priority
+    server.admit.submit(call)
+    return call
 
 
 def read_inputs(lane: Lane, request: Any, raws: Sequence[Any]) -> tuple[list[NDArray[Any]], int, int]:

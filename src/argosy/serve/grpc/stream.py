@@ -7,18 +7,19 @@ A stream has at most `MAX_OPEN` requests under way, and takes no more while its 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, TooLargeError
+from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, TooLargeError, UnavailableError
 from argosy.serve.dispatch.call import Call
 from argosy.serve.grpc import messages
 from argosy.serve.grpc.replies import OK_TRAILERS, encode_reply, encode_status, encode_stream_error
-from argosy.serve.http2.duplex import DuplexStream, end_duplex, extend_input, send_part, take_input
-
-if TYPE_CHECKING:
-    from argosy.serve.grpc.connection import GrpcConnection, Message
+from argosy.serve.grpc.requests import PREFIX_BYTES, MessageBytes, submit_request, unpack_message
+from argosy.serve.grpc.server import GrpcServer
+from argosy.serve.http2.duplex import end_duplex, extend_input, send_part, take_input
+from argosy.serve.http2.state import Http2State
+from argosy.serve.http2.streams import DuplexStream
 
 __all__ = ["MAX_OPEN", "InferStream", "StreamedCall"]
 
@@ -26,7 +27,6 @@ MAX_OPEN: Final = 256
 """Requests of a stream that wait for their answers; the same bound as that on calls of a connection."""
 MAX_UNSENT_BYTES: Final = 1 << 20
 """Answers that the client has not read, beyond which no more requests are taken."""
-_PREFIX_BYTES: Final = 5
 
 
 class StreamedCall(Call):
@@ -48,7 +48,7 @@ class StreamedCall(Call):
                 return
             part = encode_reply(self.lane, outputs, self._id, self._wanted, is_streamed=True)
         except Exception as error:  # the batcher must not suffer from one answer
-            self._stream.connection.report(error)
+            self._stream.server.report(error)
             part = encode_stream_error(FaultError("internal", detail=type(error).__name__), self._id)
         self._stream.close_call(self, part)
 
@@ -61,16 +61,20 @@ class InferStream:
     """One stream: takes its messages apart, and submits each as a call of its own.
 
     Args:
-        connection: that it came on.
+        server: of the front.
+        connection: that the stream came on.
         stream: in that.
         encoding: of its compressed messages.
         timeout_s: of the whole stream; None for none.
     """
 
-    __slots__ = ("_calls", "_deadline_s", "_encoding", "_end", "_stream", "connection")
+    __slots__ = ("_calls", "_connection", "_deadline_s", "_encoding", "_end", "_stream", "server")
 
-    def __init__(self, connection: GrpcConnection, stream: DuplexStream, encoding: bytes, timeout_s: float | None) -> None:
-        self.connection = connection
+    def __init__(
+        self, server: GrpcServer, connection: Http2State, stream: DuplexStream, encoding: bytes, timeout_s: float | None
+    ) -> None:
+        self.server = server
+        self._connection = connection
         self._stream = stream
         self._encoding = encoding
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -90,26 +94,26 @@ class InferStream:
         missing = 0
         while self._end is None and not (is_full := self._is_full()):
             body = upload.body
-            if len(body) < _PREFIX_BYTES:
+            if len(body) < PREFIX_BYTES:
                 break
-            end = _PREFIX_BYTES + int.from_bytes(body[1:_PREFIX_BYTES], "big")
-            if end > self.connection.limits.max_body_bytes:
-                self.stop(TooLargeError("body_too_large", limit=self.connection.limits.max_body_bytes - _PREFIX_BYTES))
+            end = PREFIX_BYTES + int.from_bytes(body[1:PREFIX_BYTES], "big")
+            if end > self._connection.limits.max_body_bytes:
+                self.stop(TooLargeError("body_too_large", limit=self._connection.limits.max_body_bytes - PREFIX_BYTES))
             elif end > len(body):
                 missing = end - len(body)
                 break
             else:
-                self._submit(body[0], take_input(self.connection, stream, _PREFIX_BYTES, end))
+                self._submit(body[0], take_input(self._connection, stream, PREFIX_BYTES, end))
         else:
             is_full = True
         if self._end is not None:
             if stream.upload is not None:
-                self.connection.body_bytes -= len(upload.body)
+                self._connection.body_bytes -= len(upload.body)
             upload.body.clear()
         elif stream.is_received and not is_full and upload.body:
             self.stop(InputError("bad_grpc", detail="the stream ends within a message"))
         elif not is_full:
-            extend_input(self.connection, stream, missing)
+            extend_input(self._connection, stream, missing)
         self._finish_if_done()
 
     def _is_full(self) -> bool:
@@ -120,16 +124,17 @@ class InferStream:
         if self._calls or stream.is_over or stream.upload is None:
             return
         if self._end is not None:
-            end_duplex(self.connection, stream, encode_status(self._end, is_trailing=True))
+            end_duplex(self._connection, stream, encode_status(self._end, is_trailing=True))
         elif stream.is_received and not stream.upload.body:
-            end_duplex(self.connection, stream, OK_TRAILERS)
+            end_duplex(self._connection, stream, OK_TRAILERS)
 
-    def _submit(self, flag: int, message: Message) -> None:
+    def _submit(self, flag: int, message: MessageBytes) -> None:
         """Take one request. Whatever is wrong with it is answered, and the stream goes on."""
         stream = self._stream
         try:
-            message = self.connection.unpack(flag, message, self._encoding)
-            call = self.connection.infer(stream.id, self, message, self._make_call)
+            if flag:
+                message = unpack_message(flag, message, self._encoding, self.server.admit.max_body_bytes)
+            call = submit_request(self.server, message, self.timeout_s, StreamedCall, self, stream.id)
             self._calls.add(call)
             stream.num_open = len(self._calls)
             return
@@ -138,25 +143,26 @@ class InferStream:
         except messages.DecodeError as error:
             fault = InputError("bad_grpc", detail=str(error) or "the message cannot be parsed")
         except Exception as error:  # the edge of the process: one request must not end its connection
-            self.connection.report(error)
+            self.server.report(error)
             fault = FaultError("internal", detail=type(error).__name__)
-        send_part(self.connection, stream, encode_stream_error(fault, _find_id(message)))
-
-    def _make_call(self, connection: GrpcConnection, stream_id: int, *args: Any) -> StreamedCall:
-        return StreamedCall(self, stream_id, *args)
+        send_part(self._connection, stream, encode_stream_error(fault, _find_id(message)))
 
     def close_call(self, call: StreamedCall, part: bytes) -> None:
         """Send a call's answer, and take what waited for it."""
         if call in self._calls:
             self._calls.discard(call)
             self._stream.num_open = len(self._calls)
-            send_part(self.connection, self._stream, part)
+            send_part(self._connection, self._stream, part)
             self.advance()
 
     def stop(self, error: ArgosyError) -> None:
         """Take no more requests; when those under way are answered, the stream ends with this error."""
         self._end = self._end or error
         self._finish_if_done()
+
+    def drain(self) -> None:
+        """The connection ends soon: as `stop`."""
+        self.stop(UnavailableError("draining", retry_after_s=1.0))
 
     def check_deadline(self, now: float) -> None:
         """End the stream, with what is under way, if its own deadline has passed."""
@@ -171,7 +177,7 @@ class InferStream:
             call.is_done = True
 
 
-def _find_id(message: Message) -> str:
+def _find_id(message: MessageBytes) -> str:
     """The id of a request that was refused; empty where it cannot be read."""
     try:
         return messages.parse_infer_request(message)[0].id

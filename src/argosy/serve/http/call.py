@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from argosy.errors import ArgosyError
 from argosy.serve.dispatch.call import Batch, Call
 from argosy.serve.http.replies import Sender
-from argosy.serve.v2.json_body import Request, encode_binary, encode_json, encode_row, encode_rows
+from argosy.serve.v2.json_body import InferRequest, encode_binary, encode_json, encode_row, encode_rows
 
 __all__ = ["HttpCall"]
 
@@ -26,7 +26,7 @@ class HttpCall(Call):
     __slots__ = ("request", "sender")
 
     sender: Sender
-    request: Request
+    request: InferRequest
 
     def answer(self, outputs: list[NDArray[Any]]) -> None:
         """Send the answer as JSON, or as JSON and binary tensors."""

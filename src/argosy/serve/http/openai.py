@@ -47,7 +47,7 @@ _decode_body: Final = msgspec.json.Decoder(_EmbeddingsJson).decode
 _Ids = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]]
 
 
-class _Plan(NamedTuple):
+class _EmbeddingPlan(NamedTuple):
     """How a version makes embeddings."""
 
     place: int
@@ -57,7 +57,7 @@ class _Plan(NamedTuple):
     """Lengths that an embedding may be cut to, as its publisher says."""
 
 
-def _make_plan(signature: Signature) -> _Plan | None:
+def _make_plan(signature: Signature) -> _EmbeddingPlan | None:
     """Say how a signature makes embeddings: one text in, one FP32 vector a row out; None where it does not."""
     if len(signature.raw_inputs) != 1 or [step.kind for step in signature.preprocess] != ["text"]:
         return None
@@ -68,10 +68,10 @@ def _make_plan(signature: Signature) -> _Plan | None:
     ]
     if len(vectors) != 1:
         return None
-    return _Plan(*vectors[0], tuple(signature.preprocess[0].options.get("dimensions", ())))
+    return _EmbeddingPlan(*vectors[0], tuple(signature.preprocess[0].options.get("dimensions", ())))
 
 
-def _plan(lane: Lane) -> _Plan | None:
+def _plan(lane: Lane) -> _EmbeddingPlan | None:
     if "openai" not in lane.cache:
         lane.cache["openai"] = _make_plan(lane.signature)
     return lane.cache["openai"]
@@ -82,7 +82,7 @@ class EmbeddingsCall(Call):
 
     __slots__ = ("_is_base64", "_num_dimensions", "_place", "_sender")
 
-    def __init__(self, sender: Sender, lane: Lane, plan: _Plan, request: _EmbeddingsJson, size_bytes: int) -> None:
+    def __init__(self, sender: Sender, lane: Lane, plan: _EmbeddingPlan, request: _EmbeddingsJson, size_bytes: int) -> None:
         rows = _read_input(request.input)
         elements = np.empty(len(rows), object)
         elements[:] = rows
@@ -194,7 +194,7 @@ def _read_input(given: Any) -> list[bytes]:
     return elements
 
 
-def _read_dimensions(lane: Lane, plan: _Plan, asked: int | None) -> int:
+def _read_dimensions(lane: Lane, plan: _EmbeddingPlan, asked: int | None) -> int:
     if asked is None or asked == plan.num_dimensions:
         return plan.num_dimensions
     if asked not in plan.shorter or asked > plan.num_dimensions:

@@ -23,7 +23,7 @@ from argosy.serve.dispatch.admit import Admit
 from argosy.serve.dispatch.router import Router
 from argosy.serve.dispatch.streams import RawCall, StreamQueue
 
-__all__ = ["HttpRawCall", "RawSender", "Target", "find_target", "open_raw"]
+__all__ = ["HttpRawCall", "RawSender", "RawTarget", "find_target", "open_raw"]
 
 MAX_ANSWER_HEADERS: Final = 100
 _PATH: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/raw(/.*)?", re.DOTALL)
@@ -45,7 +45,7 @@ _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-class Target(NamedTuple):
+class RawTarget(NamedTuple):
     """What a raw URL names, percent-decoded but for the query."""
 
     model: str
@@ -65,7 +65,7 @@ class _Head(msgspec.Struct):
 _decode_head: Final = msgspec.json.Decoder(_Head).decode
 
 
-def find_target(url: bytes) -> Target | None:
+def find_target(url: bytes) -> RawTarget | None:
     """What a raw URL names; None when it is another's."""
     path, _, query = url.partition(b"#")[0].partition(b"?")
     if path.startswith((b"http://", b"https://")):
@@ -74,7 +74,7 @@ def find_target(url: bytes) -> Target | None:
     if found is None:
         return None
     model, version, rest = (unquote((part or b"").decode("latin-1"), errors="replace") for part in found.groups())
-    return Target(model, version, rest, query.decode("latin-1"))
+    return RawTarget(model, version, rest, query.decode("latin-1"))
 
 
 class RawSender(Protocol):
@@ -108,7 +108,7 @@ class RawSender(Protocol):
         ...
 
 
-def find_queue(router: Router, target: Target) -> StreamQueue:
+def find_queue(router: Router, target: RawTarget) -> StreamQueue:
     """Where raw requests wait for the version that answers.
 
     Raises:
@@ -125,7 +125,7 @@ def open_raw(
     sender: RawSender,
     router: Router,
     admit: Admit,
-    target: Target,
+    target: RawTarget,
     request: tuple[bytes, dict[bytes, bytes], bytes | memoryview],
 ) -> HttpRawCall:
     """Make a call of a request (method, headers, body), and queue it.
@@ -139,7 +139,7 @@ def open_raw(
     return call
 
 
-def _encode_request(target: Target, method: bytes, headers: dict[bytes, bytes]) -> bytes:
+def _encode_request(target: RawTarget, method: bytes, headers: dict[bytes, bytes]) -> bytes:
     named = {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
     passed = {
         name.decode("latin-1"): value.decode("latin-1")
@@ -158,7 +158,7 @@ class HttpRawCall(RawCall):
         self,
         sender: RawSender,
         queue: StreamQueue,
-        target: Target,
+        target: RawTarget,
         request: tuple[bytes, dict[bytes, bytes], bytes | memoryview],
     ) -> None:
         self._method, headers, body = request

@@ -43,7 +43,7 @@ class KnownHead(NamedTuple):
     json_bytes: int | None
 
 
-class Client(Protocol):
+class OpenConnection(Protocol):
     """An open connection, as the server that looks after it knows it."""
 
     def check_idle(self, now: float) -> None:
@@ -70,7 +70,7 @@ class HttpServer:
         self.router = router
         self.admit = admit
         self.errands = errands
-        self.connections: set[Client] = set()
+        self.connections: set[OpenConnection] = set()
         self.is_draining = False
         self.max_connections = max_connections
         self._version = version

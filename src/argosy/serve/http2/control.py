@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from argosy.serve.http2.frames import (
     ACK,
@@ -19,20 +19,16 @@ from argosy.serve.http2.frames import (
     ErrorCode,
     Fault,
 )
+from argosy.serve.http2.state import DRAIN_PING, Http2State
 from argosy.serve.http2.windows import on_window_update, pump_all, set_peer_window
 
-if TYPE_CHECKING:
-    from argosy.serve.http2.connection import Http2Connection
+__all__ = ["HANDLERS"]
 
-__all__ = ["DRAIN_PING", "HANDLERS"]
-
-DRAIN_PING: Final = b"argosy:d"
-"""Sent when draining begins: when it comes back, the client has seen the GOAWAY before it."""
 _DEFAULT_TABLE_BYTES: Final = 4096
 _MAX_SENT_FRAME_BYTES: Final = 1 << 17
 
 
-def _on_priority(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_priority(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     connection.budget.charge(1)
     if not stream_id:
         raise Fault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
@@ -43,7 +39,7 @@ def _on_priority(connection: Http2Connection, stream_id: int, flags: int, payloa
         connection.reset(stream, ErrorCode.FRAME_SIZE_ERROR)
 
 
-def _on_rst_stream(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_rst_stream(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     if len(payload) != 4:
         raise Fault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM that is not 4 bytes")
     if stream_id > connection.last_id or not stream_id & 1:
@@ -57,7 +53,7 @@ def _on_rst_stream(connection: Http2Connection, stream_id: int, flags: int, payl
         connection.budget.charge_abort()
 
 
-def _on_settings(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_settings(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     if stream_id:
         raise Fault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
     if len(payload) % 6 or (flags & ACK and payload):
@@ -80,11 +76,11 @@ def _on_settings(connection: Http2Connection, stream_id: int, flags: int, payloa
     pump_all(connection)
 
 
-def _on_push_promise(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_push_promise(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     raise Fault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
 
 
-def _on_ping(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_ping(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     if stream_id:
         raise Fault(ErrorCode.PROTOCOL_ERROR, f"PING on stream {stream_id}")
     if len(payload) != 8:
@@ -96,7 +92,7 @@ def _on_ping(connection: Http2Connection, stream_id: int, flags: int, payload: b
         connection.say_goaway()
 
 
-def _on_goaway(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_goaway(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     if stream_id:
         raise Fault(ErrorCode.PROTOCOL_ERROR, f"GOAWAY on stream {stream_id}")
     if len(payload) < 8:
@@ -105,7 +101,7 @@ def _on_goaway(connection: Http2Connection, stream_id: int, flags: int, payload:
     connection.is_ending = True
 
 
-HANDLERS: Final[dict[int, Callable[[Http2Connection, int, int, bytes], None]]] = {
+HANDLERS: Final[dict[int, Callable[[Http2State, int, int, bytes], None]]] = {
     PRIORITY: _on_priority,
     RST_STREAM: _on_rst_stream,
     SETTINGS: _on_settings,

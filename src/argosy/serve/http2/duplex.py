@@ -6,19 +6,15 @@ is told of all that happens (`DuplexToken`). It takes what has come from `stream
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
 from argosy.serve.http2.frames import DATA, END_HEADERS, END_STREAM, HEADERS, MAX_FRAME_BYTES, ErrorCode, pack_head
 from argosy.serve.http2.limits import FRAMES_PER_ANSWER
-from argosy.serve.http2.streams import Head, Stream, Upload
+from argosy.serve.http2.state import Http2State
+from argosy.serve.http2.streams import DuplexStream, Head
 from argosy.serve.http2.windows import pump
 
-if TYPE_CHECKING:
-    from argosy.serve.http2.connection import Http2Connection
-
 __all__ = [
-    "DuplexStream",
-    "DuplexToken",
     "begin_duplex",
     "end_duplex",
     "end_input",
@@ -32,47 +28,13 @@ __all__ = [
 _TRAILERS: Final = END_HEADERS | END_STREAM
 
 
-class DuplexToken(Protocol):
-    """What a subclass keeps of such a stream."""
-
-    def advance(self) -> None:
-        """More has come, the input has ended (`is_received`), or what was unsent has gone. May end the stream."""
-        ...
-
-
-class DuplexStream(Stream):
-    """Such a stream.
-
-    Attributes:
-        outbox: parts of the answer that wait for those in `unsent`.
-        outbox_bytes: their size.
-        is_over: when all parts have gone, the trailers follow.
-        num_open: requests in it that are not answered; the subclass counts them.
-        progress: counts bytes that came, or were given to send.
-    """
-
-    __slots__ = ("is_over", "num_open", "outbox", "outbox_bytes", "progress")
-
-    def __init__(self, stream_id: int, head: Head, send_window: int, first_window: int) -> None:
-        super().__init__(stream_id, head, send_window)
-        self.upload = Upload(first_window)
-        self.outbox: list[bytes] = []
-        self.outbox_bytes = 0
-        self.is_over = False
-        self.num_open = 0
-        self.progress = 0
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Size of what the client's windows hold back."""
-        return self.outbox_bytes + (0 if self.unsent is None else len(self.unsent))
-
-
-def begin_duplex(connection: Http2Connection, stream_id: int, head: Head, is_ended: bool) -> None:
+def begin_duplex(connection: Http2State, stream_id: int, head: Head, is_ended: bool) -> None:
     """Open a stream, and answer with its headers."""
     stream = DuplexStream(stream_id, head, connection.peer_window, connection.uploads.first_window)
     connection.streams[stream_id] = stream
     stream.token = connection.on_duplex(stream)
+    if connection.is_draining:
+        stream.token.drain()
     if is_ended:
         end_input(connection, stream)
 
@@ -80,7 +42,7 @@ def begin_duplex(connection: Http2Connection, stream_id: int, head: Head, is_end
 # what comes
 
 
-def feed_duplex(connection: Http2Connection, stream: DuplexStream, payload: bytes, num_bytes: int, is_last: bool) -> None:
+def feed_duplex(connection: Http2State, stream: DuplexStream, payload: bytes, num_bytes: int, is_last: bool) -> None:
     """Take a DATA frame that counts for `num_bytes` with its padding."""
     upload = stream.upload
     assert upload is not None
@@ -95,13 +57,13 @@ def feed_duplex(connection: Http2Connection, stream: DuplexStream, payload: byte
     stream.token.advance()
 
 
-def end_input(connection: Http2Connection, stream: DuplexStream) -> None:
+def end_input(connection: Http2State, stream: DuplexStream) -> None:
     """The client sends no more."""
     stream.is_received = True
     stream.token.advance()
 
 
-def take_input(connection: Http2Connection, stream: DuplexStream, start: int, end: int) -> bytes | memoryview:
+def take_input(connection: Http2State, stream: DuplexStream, start: int, end: int) -> bytes | memoryview:
     """Take a message from the begin of what has come: what stands before `start` is its head, and is dropped."""
     upload = stream.upload
     assert upload is not None
@@ -122,7 +84,7 @@ def take_input(connection: Http2Connection, stream: DuplexStream, start: int, en
     return message
 
 
-def extend_input(connection: Http2Connection, stream: DuplexStream, missing: int) -> None:
+def extend_input(connection: Http2State, stream: DuplexStream, missing: int) -> None:
     """Let the client send more.
 
     Args:
@@ -150,7 +112,7 @@ def extend_input(connection: Http2Connection, stream: DuplexStream, missing: int
 # what goes
 
 
-def send_part(connection: Http2Connection, stream: DuplexStream, data: bytes) -> None:
+def send_part(connection: Http2State, stream: DuplexStream, data: bytes) -> None:
     """Send a part of the answer, as the client's windows allow."""
     connection.flush_soon()
     connection.budget.frames_left += FRAMES_PER_ANSWER
@@ -170,7 +132,7 @@ def send_part(connection: Http2Connection, stream: DuplexStream, data: bytes) ->
         pump(connection, stream)
 
 
-def end_duplex(connection: Http2Connection, stream: DuplexStream, trailers: bytes) -> None:
+def end_duplex(connection: Http2State, stream: DuplexStream, trailers: bytes) -> None:
     """End the answer once all its parts have gone."""
     stream.trailers = trailers
     stream.is_over = True
@@ -181,7 +143,7 @@ def end_duplex(connection: Http2Connection, stream: DuplexStream, trailers: byte
         connection.close_stream(stream)
 
 
-def is_duplex_stuck(connection: Http2Connection, stream: DuplexStream, now: float) -> bool:
+def is_duplex_stuck(connection: Http2State, stream: DuplexStream, now: float) -> bool:
     """Say whether a message was begun and not ended, an answer not read, or nothing done at all, for too long."""
     limits = connection.limits
     upload = stream.upload

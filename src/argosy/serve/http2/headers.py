@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Final, cast
+from typing import Final
 
 import hpack
 
@@ -78,7 +78,7 @@ class HeaderBlocks:
         """Decode the trailers of a request; say whether they are well-formed."""
         return all(_is_regular(name, value) for name, value in self._decode(block)[0])
 
-    def _decode(self, block: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
+    def _decode(self, block: bytes) -> tuple[Iterable[tuple[bytes, bytes]], bool]:
         """Return the fields of a block, and whether it left the dynamic table as it was."""
         # Decoding costs more than receiving: a flood of large blocks is a flood.
         self._budget.charge(len(block) >> 6)
@@ -86,7 +86,7 @@ class HeaderBlocks:
         if len(block) > max_bytes:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, f"a header block over {max_bytes} bytes")
         try:
-            fields = cast("list[tuple[bytes, bytes]]", self._decoder.decode(block, raw=True))
+            fields = self._decoder.decode(block, raw=True)
         except hpack.OversizedHeaderListError:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, f"headers over {max_bytes} bytes") from None
         except (hpack.HPACKError, IndexError, ValueError) as error:

@@ -7,8 +7,10 @@ from typing import Final
 
 from argosy.serve.http2.frames import ErrorCode, Fault
 
-__all__ = ["FRAMES_PER_ANSWER", "Budget", "Limits"]
+__all__ = ["CONNECTION_WINDOW", "FRAMES_PER_ANSWER", "Budget", "Limits"]
 
+CONNECTION_WINDOW: Final = 1 << 30
+"""Streams' windows bound what is held; the connection's only has to be there, so that none waits for another."""
 FRAMES_PER_ANSWER: Final = 16
 """Frames without a request or data that an answer pays for."""
 

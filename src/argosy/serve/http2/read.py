@@ -5,11 +5,10 @@ Plain functions over the connection, which has all state: a call of a function i
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from argosy.serve.http2.control import HANDLERS
-from argosy.serve.http2.duplex import DuplexStream, begin_duplex, end_input, feed_duplex
+from argosy.serve.http2.duplex import begin_duplex, end_input, feed_duplex
 from argosy.serve.http2.frames import (
     ACK,
     CONTINUATION,
@@ -21,41 +20,25 @@ from argosy.serve.http2.frames import (
     MAX_FRAME_BYTES,
     MAX_WINDOW,
     PADDED,
-    PREFACE,
     SETTINGS,
     ErrorCode,
     Fault,
     strip_frame,
     unpack_head,
 )
-from argosy.serve.http2.streams import Stream, Upload
-from argosy.serve.http2.windows import CONNECTION_WINDOW, credit_connection
+from argosy.serve.http2.limits import CONNECTION_WINDOW
+from argosy.serve.http2.state import Http2State
+from argosy.serve.http2.streams import DuplexStream, Http2Stream
+from argosy.serve.http2.uploads import Upload
+from argosy.serve.http2.windows import credit_connection
 
-if TYPE_CHECKING:
-    from argosy.serve.http2.connection import Http2Connection
-
-__all__ = ["read_frames", "read_preface"]
+__all__ = ["read_frames"]
 
 _TINY_BYTES: Final = 64
 """A frame of a body with less than that is charged for, unless it ends the body."""
-_HTTP1_ANSWER: Final = (
-    b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nContent-Length: 44\r\n"
-    b"Connection: close\r\n\r\nThis port speaks gRPC, which needs HTTP/2.\r\n"
-)
 
 
-def read_preface(connection: Http2Connection, data: bytes) -> int:
-    """Greet a client, and take its frames; return where the first incomplete one begins."""
-    if not PREFACE.startswith(data[: len(PREFACE)]):
-        connection.refuse(_HTTP1_ANSWER if re.match(rb"[A-Z]{3,16} ", data) else b"")
-        return len(data)
-    if len(data) < len(PREFACE):
-        return 0
-    connection.begin()
-    return read_frames(connection, data, len(PREFACE))
-
-
-def read_frames(connection: Http2Connection, data: bytes, pos: int = 0) -> int:
+def read_frames(connection: Http2State, data: bytes, pos: int = 0) -> int:
     """Take all complete frames from `pos` on; return where the first incomplete one begins.
 
     Raises:
@@ -108,7 +91,7 @@ def read_frames(connection: Http2Connection, data: bytes, pos: int = 0) -> int:
     raise Fault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes, at most {MAX_FRAME_BYTES} are taken")
 
 
-def _check_expected(connection: Http2Connection, kind: int, flags: int, stream_id: int) -> None:
+def _check_expected(connection: Http2State, kind: int, flags: int, stream_id: int) -> None:
     if connection.expected < 0:
         if kind != SETTINGS or flags & ACK:
             raise Fault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
@@ -120,7 +103,7 @@ def _check_expected(connection: Http2Connection, kind: int, flags: int, stream_i
 # headers
 
 
-def _on_headers(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_headers(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     if not stream_id & 1:
         raise Fault(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
     if flags & (PADDED | HAS_PRIORITY):
@@ -132,7 +115,7 @@ def _on_headers(connection: Http2Connection, stream_id: int, flags: int, payload
         connection.blocks.begin(flags, payload)
 
 
-def _on_continuation(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_continuation(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     if not connection.expected:
         raise Fault(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION that continues nothing")
     connection.blocks.extend(payload)
@@ -141,7 +124,7 @@ def _on_continuation(connection: Http2Connection, stream_id: int, flags: int, pa
         _on_block(connection, stream_id, *connection.blocks.finish())
 
 
-def _on_block(connection: Http2Connection, stream_id: int, flags: int, block: bytes) -> None:
+def _on_block(connection: Http2State, stream_id: int, flags: int, block: bytes) -> None:
     if stream_id <= connection.last_id:
         _on_trailers(connection, stream_id, flags, block)
         return
@@ -164,21 +147,21 @@ def _on_block(connection: Http2Connection, stream_id: int, flags: int, block: by
     elif head.is_duplex:
         begin_duplex(connection, stream_id, head, bool(is_ended))
     else:
-        stream = streams[stream_id] = Stream(stream_id, head, connection.peer_window)
+        stream = streams[stream_id] = Http2Stream(stream_id, head, connection.peer_window)
         if is_ended:
             _complete(connection, stream, b"")
         elif head.is_early:
             stream.token = connection.on_request(stream_id, head, b"")
 
 
-def _refuse(connection: Http2Connection, stream_id: int, is_ended: int, code: int) -> None:
+def _refuse(connection: Http2State, stream_id: int, is_ended: int, code: int) -> None:
     """Answer a request with an error of its stream, without having opened that."""
     connection.send_reset(stream_id, code)
     if not is_ended:
         connection.mute(stream_id)
 
 
-def _on_trailers(connection: Http2Connection, stream_id: int, flags: int, block: bytes) -> None:
+def _on_trailers(connection: Http2State, stream_id: int, flags: int, block: bytes) -> None:
     is_valid = connection.blocks.read_trailers(block)
     stream = connection.streams.get(stream_id)
     if stream is None:
@@ -198,7 +181,7 @@ def _on_trailers(connection: Http2Connection, stream_id: int, flags: int, block:
 # bodies
 
 
-def _on_data(connection: Http2Connection, stream_id: int, flags: int, payload: bytes) -> None:
+def _on_data(connection: Http2State, stream_id: int, flags: int, payload: bytes) -> None:
     """Take a DATA frame that is not a body by itself."""
     length = len(payload)
     connection.recv_window -= length
@@ -239,7 +222,7 @@ def _on_data(connection: Http2Connection, stream_id: int, flags: int, payload: b
             connection.send_credit(stream_id, step)
 
 
-def _on_stray_data(connection: Http2Connection, stream_id: int, stream: Stream | None, flags: int) -> None:
+def _on_stray_data(connection: Http2State, stream_id: int, stream: Http2Stream | None, flags: int) -> None:
     if stream is not None:
         connection.reset(stream, ErrorCode.STREAM_CLOSED)
     elif stream_id in connection.muted:
@@ -250,14 +233,14 @@ def _on_stray_data(connection: Http2Connection, stream_id: int, stream: Stream |
         raise Fault(ErrorCode.STREAM_CLOSED, f"DATA on stream {stream_id}, which is closed")
 
 
-def _drop_muted(connection: Http2Connection, stream_id: int, flags: int) -> None:
+def _drop_muted(connection: Http2State, stream_id: int, flags: int) -> None:
     """Pass over a frame of a request that we have ended before its client did."""
     connection.budget.charge(1)
     if flags & END_STREAM:
         del connection.muted[stream_id]
 
 
-def _complete(connection: Http2Connection, stream: Stream, body: bytes | bytearray) -> None:
+def _complete(connection: Http2State, stream: Http2Stream, body: bytes | bytearray) -> None:
     stream.is_received = True
     if stream.upload is not None:
         connection.release(stream)

@@ -6,18 +6,16 @@ Time is looked at here alone, once a second: what has been stuck for too long en
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from argosy.serve.dispatch.intake import Intake
-from argosy.serve.http2.duplex import DuplexStream, is_duplex_stuck
+from argosy.serve.http2.duplex import is_duplex_stuck
 from argosy.serve.http2.frames import ErrorCode, Fault
 from argosy.serve.http2.limits import Limits
-from argosy.serve.http2.streams import Stream
+from argosy.serve.http2.state import Http2State
+from argosy.serve.http2.streams import DuplexStream, Http2Stream
 
-if TYPE_CHECKING:
-    from argosy.serve.http2.connection import Http2Connection
-
-__all__ = ["Http2Server", "Watch"]
+__all__ = ["Http2Server"]
 
 _DRAIN_S: Final = 1.0
 """Time for a client to answer the PING with which draining begins."""
@@ -36,14 +34,14 @@ class Http2Server:
     def __init__(self, limits: Limits, intake: Intake | None = None) -> None:
         self.limits = limits
         self.intake = intake or Intake()
-        self.connections: set[Http2Connection] = set()
+        self.connections: set[Http2State] = set()
         self.is_draining = False
-        self._dirty: list[Http2Connection] = []
+        self._dirty: list[Http2State] = []
 
     def sweep(self, now: float) -> None:
         """Close what has been stuck for too long, and refill budgets; called every second with `time.monotonic()`."""
         for connection in list(self.connections):
-            connection.sweep(now)
+            _sweep(connection, now)
 
     def drain(self) -> None:
         """Take no more requests, answer those that came, then close each connection; `connections` empties."""
@@ -51,7 +49,7 @@ class Http2Server:
         for connection in list(self.connections):
             connection.drain()
 
-    def flush_later(self, connection: Http2Connection) -> None:
+    def flush_later(self, connection: Http2State) -> None:
         """Write what a connection has to send at the end of this turn of the event loop."""
         if not self._dirty:
             asyncio.get_running_loop().call_soon(self._flush_all)
@@ -64,54 +62,50 @@ class Http2Server:
             connection.flush()
 
 
-class Watch:
-    """When a connection was last seen to move; times are those of the sweeps that saw it, 0 is never.
-
-    Attributes:
-        paused_s: since when the client has not read its answers; the connection sets it back when it does.
-    """
-
-    __slots__ = ("_active_s", "_drain_s", "_seen_id", "_seen_progress", "_stuck_s", "paused_s")
-
-    def __init__(self) -> None:
-        self._seen_progress = -1
-        self._stuck_s = 0.0
-        self._seen_id = 0
-        self._active_s = 0.0
-        self._drain_s = 0.0
-        self.paused_s = 0.0
-
-    def check(self, connection: Http2Connection, now: float) -> None:
-        """End what has been stuck for too long.
-
-        Raises:
-            Fault: that is the connection itself.
-        """
-        limits = connection.limits
-        if not connection.is_begun or connection.is_held or self._seen_progress != connection.progress:
-            self._seen_progress = connection.progress
-            self._stuck_s = now
-        elif now - self._stuck_s > limits.request_timeout_s:
-            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "a frame or header block was begun and not ended")
-        if connection.is_paused:
-            self.paused_s = self.paused_s or now
-            if now - self.paused_s > limits.request_timeout_s:
-                connection.abort()
-        if connection.streams or connection.last_id != self._seen_id or not self._active_s:
-            self._active_s = now
-            self._seen_id = connection.last_id
-        elif now - self._active_s > limits.idle_timeout_s:
-            connection.say_goaway()
-        if connection.is_draining:
-            self._drain_s = self._drain_s or now
-            if now - self._drain_s >= _DRAIN_S:
-                connection.say_goaway()
+def _sweep(connection: Http2State, now: float) -> None:
+    """Refill the budget of a connection; end what has been stuck for too long."""
+    if connection.is_dead:
+        return
+    connection.budget.refill()
+    try:
+        _check_connection(connection, now)
         for stream in list(connection.streams.values()):
             if _is_stuck(connection, stream, now):
                 connection.reset(stream, ErrorCode.CANCEL)
+            elif isinstance(stream, DuplexStream):
+                stream.token.check_deadline(now)
+    except Fault as fault:
+        connection.die(fault.code, fault.detail)
 
 
-def _is_stuck(connection: Http2Connection, stream: Stream, now: float) -> bool:
+def _check_connection(connection: Http2State, now: float) -> None:
+    """Say goodbye to a connection that is idle, or has drained for long enough; end one that is stuck.
+
+    Raises:
+        Fault: what was begun on it has not ended in time.
+    """
+    limits, watch = connection.limits, connection.watch
+    if not connection.is_begun or connection.is_held or watch.seen_progress != connection.progress:
+        watch.seen_progress = connection.progress
+        watch.stuck_s = now
+    elif now - watch.stuck_s > limits.request_timeout_s:
+        raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "a frame or header block was begun and not ended")
+    if connection.is_paused:
+        watch.paused_s = watch.paused_s or now
+        if now - watch.paused_s > limits.request_timeout_s:
+            connection.abort()
+    if connection.streams or connection.last_id != watch.seen_id or not watch.active_s:
+        watch.active_s = now
+        watch.seen_id = connection.last_id
+    elif now - watch.active_s > limits.idle_timeout_s:
+        connection.say_goaway()
+    if connection.is_draining:
+        watch.drain_s = watch.drain_s or now
+        if now - watch.drain_s >= _DRAIN_S:
+            connection.say_goaway()
+
+
+def _is_stuck(connection: Http2State, stream: Http2Stream, now: float) -> bool:
     """Say whether a request has not come, or its answer has not gone, in time."""
     if isinstance(stream, DuplexStream):
         return is_duplex_stuck(connection, stream, now)

@@ -1,12 +1,12 @@
-"""A stream of an HTTP/2 connection: a request from its headers to its answer."""
+"""A stream of an HTTP/2 connection: a request from its headers to its answer, which may come and go in parts."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from argosy.serve.http2.frames import MAX_WINDOW
+from argosy.serve.http2.uploads import Upload
 
-__all__ = ["Head", "Stream", "Upload"]
+__all__ = ["DuplexStream", "DuplexToken", "Head", "Http2Stream"]
 
 
 class Head:
@@ -15,7 +15,7 @@ class Head:
     Attributes:
         content_length: of the header of that name.
         is_early: hand the request over without waiting for its body; `on_request` must answer it before it returns.
-        is_duplex: the body is taken while it comes, and answered in parts (`http2_duplex.py`).
+        is_duplex: the body is taken while it comes, and answered in parts (`duplex.py`).
     """
 
     __slots__ = ("content_length", "is_duplex", "is_early")
@@ -26,29 +26,7 @@ class Head:
         self.is_duplex = False
 
 
-class Upload:
-    """A body that takes more than one frame.
-
-    Attributes:
-        body: what came of it.
-        window: what the client may send of it until it gets more credit.
-        granted: credit that it got beyond its first window.
-        is_waiting: for credit, which the pool does not have now.
-        wanted: credit that it can use at most.
-    """
-
-    __slots__ = ("body", "granted", "is_waiting", "wanted", "window")
-
-    def __init__(self, window: int) -> None:
-        # Not a list of chunks: a client that sends bytes one by one must not make us keep an object for each.
-        self.body = bytearray()
-        self.window = window
-        self.granted = 0
-        self.is_waiting = False
-        self.wanted = MAX_WINDOW
-
-
-class Stream:
+class Http2Stream:
     """A request that is not answered yet.
 
     Attributes:
@@ -56,7 +34,7 @@ class Stream:
         head: of the request.
         send_window: bytes of an answer's body that the client takes now; negative when it took some back.
         is_received: the request is complete.
-        token: what `on_request` returned.
+        token: what `on_request` or `on_duplex` returned.
         upload: its body, while that comes in several frames.
         unsent: what the windows have not let out of the answer's body; None while there is no answer.
         trailers: of the answer.
@@ -77,3 +55,47 @@ class Stream:
         self.trailers = b""
         self.seen_s = 0.0
         self.seen_unsent = 0
+
+
+class DuplexToken(Protocol):
+    """What a subclass of the connection keeps of a `DuplexStream`, and is told what happens to it."""
+
+    def advance(self) -> None:
+        """More has come, the input has ended (`is_received`), or what was unsent has gone. May end the stream."""
+        ...
+
+    def drain(self) -> None:
+        """The connection ends soon: take no more, and end the stream when what is under way is answered."""
+        ...
+
+    def check_deadline(self, now: float) -> None:
+        """A sweep comes by, at `time.monotonic()`. May end the stream."""
+        ...
+
+
+class DuplexStream(Http2Stream):
+    """A request whose body is taken while it comes, and answered in parts.
+
+    Attributes:
+        outbox: parts of the answer that wait for those in `unsent`.
+        outbox_bytes: their size.
+        is_over: when all parts have gone, the trailers follow.
+        num_open: requests in it that are not answered; the subclass counts them.
+        progress: counts bytes that came, or were given to send.
+    """
+
+    __slots__ = ("is_over", "num_open", "outbox", "outbox_bytes", "progress")
+
+    def __init__(self, stream_id: int, head: Head, send_window: int, first_window: int) -> None:
+        super().__init__(stream_id, head, send_window)
+        self.upload = Upload(first_window)
+        self.outbox: list[bytes] = []
+        self.outbox_bytes = 0
+        self.is_over = False
+        self.num_open = 0
+        self.progress = 0
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Size of what the client's windows hold back."""
+        return self.outbox_bytes + (0 if self.unsent is None else len(self.unsent))

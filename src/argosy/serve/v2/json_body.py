@@ -31,7 +31,7 @@ from argosy.serve.wire.frames import FORM_TENSORS
 from argosy.signature import TensorSpec, pack_bytes
 
 __all__ = [
-    "Request",
+    "InferRequest",
     "Wanted",
     "decode_request",
     "encode_binary",
@@ -75,7 +75,7 @@ class Wanted(NamedTuple):
     is_binary: bool
 
 
-class Request(NamedTuple):
+class InferRequest(NamedTuple):
     """A decoded request."""
 
     inputs: list[NDArray[Any]]
@@ -109,7 +109,7 @@ def prepare_front() -> None:
     np.seterr(over="raise")
 
 
-def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None) -> Request:
+def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None) -> InferRequest:
     """Read an inference request.
 
     Args:
@@ -160,7 +160,7 @@ def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None)
     if request.parameters and not _SCHEDULED.isdisjoint(request.parameters):
         timeout_s, priority = read_schedule(request.parameters)
     wanted = _read_outputs(lane, request) if request.outputs or request.parameters else None
-    return Request(arrays, num_rows, request.id, timeout_s, wanted, form, priority)
+    return InferRequest(arrays, num_rows, request.id, timeout_s, wanted, form, priority)
 
 
 def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[Any]:

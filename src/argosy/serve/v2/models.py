@@ -9,17 +9,15 @@ extension_statistics.md and extension_model_repository.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from argosy.errors import InputError
 from argosy.serve.dispatch.call import Lane
+from argosy.serve.dispatch.router import Router
 from argosy.serve.wire.counters import Counters
 from argosy.signature import TensorSpec
-
-if TYPE_CHECKING:
-    from argosy.serve.dispatch.router import Router
 
 __all__ = [
     "EXTENSIONS",

@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from argosy.serve.dispatch.call import Lane
-from argosy.serve.v2.json_body import Request, decode_request
+from argosy.serve.v2.json_body import InferRequest, decode_request
 
 __all__ = ["Repeats"]
 
@@ -46,7 +46,7 @@ class _Known:
 
     __slots__ = ("dtype", "pack", "request", "shape")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: InferRequest) -> None:
         (array,) = request.inputs
         self.request = request._replace(inputs=[])
         self.shape = array.shape
@@ -67,7 +67,7 @@ class Repeats:
         self._lane = lane
         self._known: dict[bytes, _Known] = {}
 
-    def decode(self, body: bytes | memoryview) -> tuple[list[NDArray[Any]], Request]:
+    def decode(self, body: bytes | memoryview) -> tuple[list[NDArray[Any]], InferRequest]:
         """Read a body without binary tensors; returns its inputs, and a request for all else that it says.
 
         Raises:
@@ -94,7 +94,7 @@ class Repeats:
             self._remember(frame, request)
         return request.inputs, request
 
-    def _remember(self, frame: bytes, request: Request) -> None:
+    def _remember(self, frame: bytes, request: InferRequest) -> None:
         """Keep what stands around the numbers, unless it has a part that is new each time."""
         array = request.inputs[0]
         if len(request.inputs) != 1 or request.id or array.size > MAX_NUMBERS or array.dtype.str[1:] not in _CODES:

@@ -62,10 +62,10 @@ class StreamThreads:
                     return
                 if not fds:
                     return
-                stream = _Stream(socket.socket(fileno=fds[0]))
+                stream = _StreamEnd(socket.socket(fileno=fds[0]))
                 threading.Thread(target=self._serve, args=(stream,), name="stream", daemon=True).start()
 
-    def _serve(self, stream: _Stream) -> None:
+    def _serve(self, stream: _StreamEnd) -> None:
         with stream.sock:
             try:
                 while (request := stream.read()) is not None:
@@ -75,7 +75,7 @@ class StreamThreads:
             except (OSError, ValueError) as error:
                 print(f"stream closed: {error}", file=sys.stderr, flush=True)
 
-    def _answer(self, stream: _Stream, request: Request) -> None:
+    def _answer(self, stream: _StreamEnd, request: Request) -> None:
         try:
             answer = self._raw(request)
             if inspect.isawaitable(answer):
@@ -99,7 +99,7 @@ class StreamThreads:
             text = f"{type(error).__name__}: {error}".encode(errors="replace")[:MAX_ERROR_BYTES]
             stream.send(frames.pack_frame(frames.ERROR, text))
 
-    def _run(self, stream: _Stream, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, stream: _StreamEnd, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop that all streams share; cancelled as soon as the front cancels."""
         with self._lock:
             if self._loop is None:
@@ -111,7 +111,7 @@ class StreamThreads:
             raise _GoneError from None
 
 
-class _Stream:
+class _StreamEnd:
     """One socket, and the request that it carries."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -188,7 +188,7 @@ async def _watch(sock: socket.socket, work: Coroutine[Any, Any, T]) -> T:
         sock.setblocking(True)
 
 
-def _send_whole(stream: _Stream, request: Request, response: Response) -> None:
+def _send_whole(stream: _StreamEnd, request: Request, response: Response) -> None:
     data, content_type = encode_item(response.body)
     head = _pack_head(response, content_type, len(data))
     if request.method == "HEAD":
@@ -202,7 +202,7 @@ def _send_whole(stream: _Stream, request: Request, response: Response) -> None:
     stream.send(frames.END_FRAME)
 
 
-def _send_items(stream: _Stream, request: Request, response: Response, body: Iterable[Any]) -> None:
+def _send_items(stream: _StreamEnd, request: Request, response: Response, body: Iterable[Any]) -> None:
     """Send an answer as it is made; its iterator is closed at the end, whatever happens."""
     items = iter(body)
     try:
@@ -218,7 +218,7 @@ def _send_items(stream: _Stream, request: Request, response: Response, body: Ite
             cast(Any, items).close()
 
 
-async def _send_items_async(stream: _Stream, request: Request, response: Response, body: AsyncIterable[Any]) -> None:
+async def _send_items_async(stream: _StreamEnd, request: Request, response: Response, body: AsyncIterable[Any]) -> None:
     """As `_send_items`, in one task from beginning to end: timeouts and groups of tasks may span several items."""
     items = aiter(body)
     try:
