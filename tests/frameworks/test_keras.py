@@ -25,19 +25,29 @@ import argosy
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import FitOptions, count_weights, framework_of, get_framework, loader_framework
 from argosy.frameworks.keras import FRAMEWORK, RuleOptimizer
-from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
+from argosy.frameworks.layers import Conv, Dense, Relu, draw_weights
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.optim import SGD, Adam, CosineDecay, LinearDecay, Momentum, RMSprop, StepDecay
 from argosy.runtimes.keras import BACKEND_FILE, KerasRuntime
 from argosy.train.losses import LOSSES, get_loss
+from tests.frameworks.keras_models import (
+    LAYERS,
+    ROW,
+    fit,
+    make_embedding,
+    make_labels,
+    make_lstm,
+    make_mlp,
+    make_network,
+    make_rows,
+    run_noisy,
+)
 
 # Keras' own calls that save a model or show weights: NumPy warns of the way in which it converts TensorFlow's variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[2]
-LAYERS = (Conv(3), BatchNorm(), Relu(), MaxPool(), Flatten(), Dropout(0.5), Dense(7), Relu(), Dense(3))
-ROW = (2, 6, 4)
 HAS_DOUBLE = BACKEND != "jax" or os.environ.get("JAX_ENABLE_X64") == "1"
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 """Of float32 over a few steps."""
@@ -61,32 +71,6 @@ def test_on_backend(variables, tests):
         cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-
-
-def make_rows(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def make_labels(num_rows, num_classes=3, seed=1):
-    return np.random.default_rng(seed).integers(0, num_classes, num_rows)
-
-
-def make_network(layers=LAYERS, row=ROW, dtype="float32"):
-    return FRAMEWORK.build_network(layers, row, {name: w.astype(dtype) for name, w in draw_weights(layers, row, 0).items()})
-
-
-def make_mlp(units=1, **options):
-    random.seed(3)  # Keras draws the seeds of its initialisers from it.
-    return keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(8, "tanh", name="hidden", **options), keras.layers.Dense(units, name="last")]
-    )
-
-
-def fit(model, x, y, loss="mse", optimizer=None, steps=1, **options):
-    step = FRAMEWORK.build_step(model, loss, optimizer or SGD(learning_rate=0.1), FitOptions(**options))
-    found = [step(x, y, number) for number in range(1, steps + 1)]
-    step.sync()
-    return found
 
 
 def assert_same_weights(one, other, **tolerance):
@@ -297,17 +281,6 @@ def test_integers_of_an_embedding_are_trained():
         assert values[-1] < values[0]
 
 
-def run_noisy(seed, numbers, state=None):
-    """Train the network with dropout and batch normalisation over some steps; gives losses and the state after them."""
-    with FRAMEWORK.session(0, None):
-        x, y = make_rows(48, *ROW), make_labels(48)
-        step = FRAMEWORK.build_step(make_network(), "cross_entropy", Adam(clip_norm=1.0), FitOptions(seed=seed))
-        if state:
-            step.set_state(state)
-        batches = [(number, slice(number % 3 * 16, number % 3 * 16 + (16 if number % 4 else 11))) for number in numbers]
-        return [step(x[rows], y[rows], number)[0] for number, rows in batches], step.get_state()
-
-
 def test_same_seed_gives_the_same_bits_and_another_does_not():
     (one, state), (two, again), (other, _) = (run_noisy(seed, range(1, 7)) for seed in (5, 5, 6))
     assert one == two != other
@@ -321,7 +294,7 @@ def test_run_goes_on_in_another_process_bit_for_bit(tmp_path):
     # Another process has made other layers before, by which Keras numbers them.
     code = f"""
 import numpy as np
-from tests.frameworks import test_keras as cases
+from tests.frameworks import keras_models as cases
 cases.make_mlp(), cases.make_network()
 losses, state = cases.run_noisy(5, range(4, 9), dict(np.load({str(tmp_path / "state.npz")!r})))
 np.savez({str(tmp_path / "after.npz")!r}, losses=losses, **state)
@@ -392,17 +365,6 @@ def test_layers_are_whole_after_a_search_for_the_fault():
 
 
 # Out of the framework.
-
-
-def make_lstm():
-    random.seed(4)
-    return keras.Sequential([keras.Input((6, 5)), keras.layers.LSTM(8), keras.layers.Dense(2)])
-
-
-def make_embedding():
-    random.seed(5)
-    layers = [keras.Input((6,), dtype="int32"), keras.layers.Embedding(30, 4), keras.layers.GlobalAveragePooling1D()]
-    return keras.Sequential([*layers, keras.layers.Dense(3)])
 
 
 MODELS = {

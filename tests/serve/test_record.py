@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -202,7 +203,7 @@ def test_what_comes_too_fast_is_an_error_and_not_a_gap(home: Home, monkeypatch: 
         assert next(recording) == []
         client.predict("scale", {"x": row(1)})
         reply = {"arrivals": [], "num_missed": 3, "until_s": 0.0}
-        monkeypatch.setattr(admin, "_ask", lambda *_, **__: reply)
+        monkeypatch.setattr(httpx.Client, "request", lambda *_, **__: httpx.Response(200, json=reply))
         with pytest.raises(FaultError, match="3 are missing"):
             next(recording)
 

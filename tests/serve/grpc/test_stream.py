@@ -340,11 +340,11 @@ class Transport:
 def connect(limits=None, max_body_bytes=64 << 20):
     """A connection without a socket, greeted; it must be made within an event loop."""
     make_connection, owner = make_server(limits, max_body_bytes)
-    connection = make_connection()
-    connection.connection_made(Transport())
+    connection, transport = make_connection(), Transport()
+    connection.connection_made(transport)
     connection.data_received(PREFACE + frame(4))
-    connection._transport.take()
-    return connection, owner
+    transport.take()
+    return connection, transport, owner
 
 
 async def settle():
@@ -376,7 +376,7 @@ def run(main):
 def test_messages_may_be_cut_anywhere(seed):
     async def main():
         rng = random.Random(seed)
-        connection, _ = connect(Limits(frames_burst=1 << 30))
+        connection, transport, _ = connect(Limits(frames_burst=1 << 30))
         data = b"".join(pack(make_request(np.ones((1, rng.choice((1, 30, 2000))), np.float32), id=str(i))) for i in range(40))
         connection.data_received(frame(1, 4, 1, BLOCK))
         frames = []
@@ -387,7 +387,7 @@ def test_messages_may_be_cut_anywhere(seed):
             pos += size
             if rng.random() < 0.3:
                 await settle()
-            frames += connection._transport.take()
+            frames += transport.take()
             # The client has read them.
             got = sum(len(payload) for kind, _, _, payload in frames if kind == 0)
             frames_new = got and frame(8, 0, 0, struct.pack(">I", 1 << 20)) + frame(8, 0, 1, struct.pack(">I", 1 << 20))
@@ -397,7 +397,7 @@ def test_messages_may_be_cut_anywhere(seed):
             frame(0, 1, 1) + frame(8, 0, 0, struct.pack(">I", 1 << 24)) + frame(8, 0, 1, struct.pack(">I", 1 << 24))
         )
         await settle()
-        frames += connection._transport.take()
+        frames += transport.take()
         assert sorted(read_answers(frames), key=int) == [str(index) for index in range(40)]
         assert frames[-1][0] == 1
         assert b"grpc-status\x010" in frames[-1][3]
@@ -409,7 +409,7 @@ def test_messages_may_be_cut_anywhere(seed):
 
 def test_client_that_does_not_read_is_not_asked_for_more():
     async def main():
-        connection, _ = connect()
+        connection, transport, _ = connect()
         connection.data_received(frame(1, 4, 1, BLOCK))
         request = pack(make_request(np.ones((1, 4000), np.float32)))
         credit = sent = 256 << 10
@@ -420,7 +420,7 @@ def test_client_that_does_not_read_is_not_asked_for_more():
                     connection.data_received(frame(0, 0, 1, request[start : start + 16000]))
                 credit -= len(request)
                 await settle()
-            for kind, _, number, payload in connection._transport.take():
+            for kind, _, number, payload in transport.take():
                 if kind == 8 and number == 1:
                     credit += int.from_bytes(payload, "big")
                     sent += int.from_bytes(payload, "big")
@@ -433,7 +433,7 @@ def test_client_that_does_not_read_is_not_asked_for_more():
             connection.data_received(frame(8, 0, 0, struct.pack(">I", 1 << 20)) + frame(8, 0, 1, struct.pack(">I", 1 << 20)))
             await settle()
         assert stream.unsent_bytes == 0
-        assert any(kind == 8 and number == 1 for kind, _, number, _ in connection._transport.take())
+        assert any(kind == 8 and number == 1 for kind, _, number, _ in transport.take())
         assert connection.unsent_bytes == 0
 
     run(main)
@@ -441,7 +441,7 @@ def test_client_that_does_not_read_is_not_asked_for_more():
 
 def test_requests_in_flight_are_bounded():
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         owner.admit.delay_s = 0.01
         connection.data_received(frame(1, 4, 1, BLOCK))
         request = pack(make_request(X, "slow"))
@@ -472,10 +472,10 @@ def test_requests_in_flight_are_bounded():
 )
 def test_broken_framing_ends_the_stream(data, status, text):
     async def main():
-        connection, _ = connect(max_body_bytes=1000)
+        connection, transport, _ = connect(max_body_bytes=1000)
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 1, 1, data))
         await settle()
-        *_, (kind, flags, number, payload) = connection._transport.take()
+        *_, (kind, flags, number, payload) = transport.take()
         assert (kind, flags, number) == (1, 5, 1)
         assert b"grpc-status" + bytes((1,)) + status in payload
         assert text in payload
@@ -487,12 +487,12 @@ def test_broken_framing_ends_the_stream(data, status, text):
 @pytest.mark.parametrize("payload", [b"\2\0\0\0\1a", b"\1\0\0\0\1a", b"\0\0\0\0\2\xff\xff"], ids=["flag", "encoding", "garbage"])
 def test_bad_message_is_answered_and_the_stream_goes_on(payload):
     async def main():
-        connection, _ = connect()
+        connection, transport, _ = connect()
         connection.data_received(
             frame(1, 4, 1, BLOCK) + frame(0, 0, 1, payload) + frame(0, 1, 1, pack(make_request(X, id="after")))
         )
         await settle()
-        frames = connection._transport.take()
+        frames = transport.take()
         assert read_answers(frames) == ["", "after"]
         assert b"grpc-status\x010" in frames[-1][3]
 
@@ -501,13 +501,13 @@ def test_bad_message_is_answered_and_the_stream_goes_on(payload):
 
 def test_client_that_overruns_its_window_is_reset():
     async def main():
-        connection, owner = connect()
+        connection, transport, owner = connect()
         owner.admit.delay_s = 60
         connection.data_received(frame(1, 4, 1, BLOCK))
         request = pack(make_request(X, "slow")) * 100
         for _ in range(60):
             connection.data_received(frame(0, 0, 1, request))
-        resets = [payload for kind, _, _, payload in connection._transport.take() if kind == 3]
+        resets = [payload for kind, _, _, payload in transport.take() if kind == 3]
         assert resets == [struct.pack(">I", 3)]
         assert all(call.is_done for call in owner.admit.calls)
         assert not connection.is_dead
@@ -522,7 +522,7 @@ def test_client_that_overruns_its_window_is_reset():
 )
 def test_silent_stream_ends_after_a_time(data, age_s, is_reset):
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 0, 1, data))
         owner.sweep(1000.0)
         owner.sweep(1000.0 + age_s)
@@ -534,7 +534,7 @@ def test_silent_stream_ends_after_a_time(data, age_s, is_reset):
 @pytest.mark.parametrize("is_reading", [True, False])
 def test_client_may_read_slowly_but_must_read(is_reading):
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         request = pack(make_request(np.ones((1, 30_000), np.float32)))
         connection.data_received(frame(1, 4, 1, BLOCK))
         for start in range(0, len(request), 16000):
@@ -551,7 +551,7 @@ def test_client_may_read_slowly_but_must_read(is_reading):
 
 def test_working_stream_does_not_end():
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         owner.admit.delay_s = 60
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 0, 1, pack(make_request(X, "slow"))))
         for second in range(0, 2000, 100):
@@ -570,10 +570,10 @@ def read_status(frames, stream=1):
 
 def test_stream_that_begins_while_the_server_drains_is_ended():
     async def main():
-        connection, owner = connect()
+        connection, transport, owner = connect()
         owner.drain()
         connection.data_received(frame(1, 4, 1, BLOCK))
-        frames = connection._transport.take()
+        frames = transport.take()
         assert read_status(frames) == grpc.StatusCode.UNAVAILABLE.value[0]
         assert connection.streams == {}
         assert not connection.is_dead
@@ -583,7 +583,7 @@ def test_stream_that_begins_while_the_server_drains_is_ended():
 
 def test_stream_whose_deadline_has_passed_is_ended_with_what_is_under_way():
     async def main():
-        connection, owner = connect()
+        connection, transport, owner = connect()
         owner.admit.delay_s = 60
         block = BLOCK + literal(b"grpc-timeout", b"5S")
         connection.data_received(frame(1, 4, 1, block) + frame(0, 0, 1, pack(make_request(X, "slow"))))
@@ -592,7 +592,7 @@ def test_stream_whose_deadline_has_passed_is_ended_with_what_is_under_way():
         assert len(connection.streams) == 1
         owner.sweep(now + 10)
         await settle()
-        assert read_status(connection._transport.take()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert read_status(transport.take()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
         assert [call.is_done for call in owner.admit.calls] == [True]
         assert connection.streams == {}
 
@@ -606,7 +606,9 @@ def test_no_frames_break_a_connection_of_streams(seed):
         sizes = {"stream_window_bytes": 65536, "upload_pool_bytes": 150_000}
         num_dead = num_answers = num_unsent = 0
         for _ in range(25):
-            connection, owner = connect(Limits(max_streams=6, max_unsent_bytes=100_000, **sizes), max_body_bytes=200_000)
+            connection, transport, owner = connect(
+                Limits(max_streams=6, max_unsent_bytes=100_000, **sizes), max_body_bytes=200_000
+            )
             owner.admit.delay_s = 0
             unsent: dict[int, bytes] = {}
             for _ in range(80):
@@ -648,7 +650,7 @@ def test_no_frames_break_a_connection_of_streams(seed):
                 if rng.random() < 0.01:
                     connection.drain()
             num_dead += connection.is_dead
-            num_answers += sum(kind == 0 for kind, _, _, _ in connection._transport.take())
+            num_answers += sum(kind == 0 for kind, _, _, _ in transport.take())
             connection.connection_lost(None)
             check_invariants(connection)
             assert not connection.streams
