@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo test lint types unit format bench-serve bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo picture tree extras test lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -33,9 +33,21 @@ endef
 setup: .venv/.dev
 setup-demo: .venv/.demo
 
-## The main job: train, compress, serve, roll out under load. Ends with a report page.
+## The main job: train, compress, deploy, update and roll back under load. Ends with a report page.
 demo: setup-demo
 	$(BIN)/argosy demo
+
+## The picture of the README and the acts below it, of one run of the demo.
+picture: setup-demo
+	$(BIN)/argosy demo --json --picture docs/demo.svg | $(PYTHON) docs/write_acts.py
+
+## The tree of folders in ARCHITECTURE.md, from the packages' docstrings.
+tree:
+	$(PYTHON) docs/write_tree.py
+
+## How much each extra adds to an installation: the table of docs/installing.md.
+extras: setup-demo
+	$(BIN)/python docs/measure_extras.py
 
 ## What CI runs.
 test: lint types unit
@@ -61,6 +73,10 @@ format: setup
 ## Requests/s, CPU and latency beside nine rivals (needs wrk and h2load; TorchServe needs Java).
 bench-serve: setup
 	$(BIN)/python benchmarks/serve.py
+
+## This source tree beside another one, in turn: make bench-trees BEFORE=FOLDER (needs wrk and h2load).
+bench-trees: setup
+	$(BIN)/python benchmarks/trees.py $(BEFORE)
 
 ## What argosy tune chooses, against every setting of a grid.
 bench-tune: setup

@@ -45,7 +45,8 @@ class Rounds:
                 for connections in self.scenario.connections:
                     for entrant, server in resting[turn:] + resting[:turn]:
                         self._measure(entrant, server, connections, number)
-                for entrant in restless:
+                turn = number % max(1, len(restless))
+                for entrant in restless[turn:] + restless[:turn]:
                     self._measure_alone(entrant, number)
             for entrant, server in resting:
                 self._note(entrant, server)
@@ -95,7 +96,7 @@ class Rounds:
     def _note(self, entrant: Entrant, server: Running | None) -> None:
         if isinstance(server, Server):
             self.outcome.starts_s.setdefault(entrant.name, []).append(server.start_s)
-            self.outcome.pss_bytes[entrant.name] = server.family.pss_bytes()
+            self.outcome.pss_bytes.setdefault(entrant.name, []).append(server.family.pss_bytes())
         elif server is not None:
             self.outcome.settings[entrant.name] = server.label
 

@@ -187,6 +187,25 @@ def _make_open(chosen: Sequence[str], rate: float) -> Scenario:
     return Scenario(f"A constant rate of {rate:g} requests/s: the perceptron, V2 JSON", "mlp", entrants, (64,), limits)
 
 
+def make_tree_scenarios(trees: Mapping[str, Path]) -> Mapping[str, Scenario]:
+    """The small scenarios with Argosys of several checkouts, by name.
+
+    Each lives for its own windows alone: what a server's processes happen to get of the machine is drawn anew in every round.
+
+    Args:
+        trees: the checkouts, by what the table calls them.
+    """
+
+    def enter(kind: str) -> list[Entrant]:
+        return [replace(_argosy(name, kind=kind, tree=tree), is_restless=True) for name, tree in trees.items()]
+
+    return {
+        "mlp": replace(_make_mlp(()), entrants=enter("v2"), limits=()),
+        "binary": replace(_make_binary(()), entrants=enter("binary"), limits=()),
+        "grpc": replace(_make_grpc(()), entrants=enter("grpc"), limits=()),
+    }
+
+
 def make_scenarios(chosen: Sequence[str], minilm: str, tuned: str, rate: float) -> Mapping[str, Scenario]:
     """All scenarios, by name.
 

@@ -114,6 +114,7 @@ def plan_argosy(
     num_fronts: int = 1,
     deploy: Sequence[str] = (),
     min_cosine: float | None = None,
+    tree: Path | None = None,
 ) -> Plan:
     """`argosy serve` with one deployment.
 
@@ -124,12 +125,18 @@ def plan_argosy(
         num_fronts: processes that accept requests.
         deploy: flags of `argosy deploy`.
         min_cosine: see Plan.
+        tree: a checkout whose Argosy it is; default: the installed one.
     """
+    variables = {} if tree is None else {"PYTHONPATH": str(tree / "src")}
     home = folder / "home"
     shutil.copytree(case.home, home)
     program = [sys.executable, "-m", "argosy"]
     done = subprocess.run(
-        [*program, "deploy", case.model, *deploy, "--home", str(home)], capture_output=True, text=True, timeout=START_TIMEOUT_S
+        [*program, "deploy", case.model, *deploy, "--home", str(home)],
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        env={**os.environ, **variables},
     )
     if done.returncode:
         raise EntrantError(f"argosy deploy {' '.join(deploy)}: {done.stderr.strip()[-300:]}")
@@ -139,7 +146,7 @@ def plan_argosy(
     command = [*program, "serve", "--home", str(home), "--num-fronts", str(num_fronts), *flags]
     is_grpc = kind == "grpc"
     path = GRPC_PATH if is_grpc else f"/v2/models/{case.model}/infer"
-    return Plan(command, {}, grpc_port if is_grpc else http_port, path, kind, case.model, min_cosine)
+    return Plan(command, variables, grpc_port if is_grpc else http_port, path, kind, case.model, min_cosine)
 
 
 def _become_root() -> None:

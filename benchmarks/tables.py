@@ -27,7 +27,7 @@ class Outcome:
     Attributes:
         windows: by entrant and connections, one a round.
         starts_s: each from the start of a server's program to its first right answer.
-        pss_bytes: memory of all of a server's processes after the load.
+        pss_bytes: memory of all of a server's processes after the load, once for each time that it was started.
         settings: what an entrant has chosen itself.
         refused: entrants that did not take part, with the reason.
     """
@@ -35,7 +35,7 @@ class Outcome:
     scenario: Scenario
     windows: dict[tuple[str, int], list[Window]] = field(default_factory=dict)
     starts_s: dict[str, list[float]] = field(default_factory=dict)
-    pss_bytes: dict[str, float] = field(default_factory=dict)
+    pss_bytes: dict[str, list[float]] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class Outcome:
     def _format_windows(self, name: str, windows: Sequence[Window]) -> list[str]:
         rps, cpu_us, p50_ms, p99_ms = (median_of(windows, figure) for figure in FIGURES)
         errors, dirty = sum(window["errors"] for window in windows), sum(map(is_dirty, windows))
-        pss = f"{self.pss_bytes[name] / 2**20:.0f}" if name in self.pss_bytes else ""
+        pss = f"{statistics.median(self.pss_bytes[name]) / 2**20:.0f}" if name in self.pss_bytes else ""
         start = f"{statistics.median(self.starts_s[name]):.2f}" if name in self.starts_s else ""
         shown = [f"{rps:,.0f}", f"{cpu_us:,.1f}", f"{p50_ms:.3f}", f"{p99_ms:.3f}", f"{errors:.0f}", pss, start]
         return [*shown, f"{dirty} of {len(windows)}"]

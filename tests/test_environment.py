@@ -295,15 +295,15 @@ class FakeChannel:
     """Takes what would go to the supervisor."""
 
     def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[Any] = []
 
-    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+    def send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
         self.sent.append(message)
 
 
 def make_node() -> tuple[LocalNode, FakeChannel]:
     channel = FakeChannel()
-    node = LocalNode(channel, 0, lambda name: None, lambda name: None, lambda *_: None)  # pyright: ignore[reportArgumentType]
+    node = LocalNode(channel, 0, lambda name: None, lambda *_: None)  # pyright: ignore[reportArgumentType]
     return node, channel
 
 
@@ -312,7 +312,7 @@ def test_worker_starts_with_the_interpreter_of_its_runtime(mxnet_python: Path) -
     node, channel = make_node()
     node.start_worker("mx", 1, {"runtime": "mxnet", "key": "k"})
     node.start_worker("on", 1, {"runtime": "onnx", "key": "k"})
-    assert [message["spec"].get("python") for message in channel.sent] == [str(mxnet_python), None]
+    assert [message.spec.get("python") for message in channel.sent] == [str(mxnet_python), None]
 
 
 def test_worker_is_not_started_without_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

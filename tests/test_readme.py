@@ -1,4 +1,4 @@
-"""What the README promises is executed: its Python runs, its tree is the real one."""
+"""What the README promises is executed: its Python runs, its figures are those of its picture, its extras are all there."""
 
 from __future__ import annotations
 
@@ -58,23 +58,39 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=110, cwd=folder)
 
 
-def test_file_tree_is_the_real_one() -> None:
-    (tree,) = re.findall(r"## The files\n\n```\n(.*?)```", README, re.DOTALL)
-    listed: set[str] = set()
-    folders: list[str] = []
-    for line in tree.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[:depth], name]
-        path = "".join(folders)
-        assert (ROOT / path).exists(), f"{path} stands in the README only"
-        assert len(line.split(None, 1)) == 2, f"{path} has no purpose"
-        if not name.endswith("/"):
-            listed.add(path)
-    real = {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"}
-    assert {
-        path for path in listed if path.startswith("src/") and path.endswith(".py") and not path.endswith("__init__.py")
-    } == real
+def test_first_screen_shows_what_it_is_and_when_not_to_use_it() -> None:
+    screen = README.splitlines()[:40]
+    parts = ("Argosy takes a model", "    make demo", "![", "| act |", "```python", "**When not to use it.**")
+    found = [next(number for number, line in enumerate(screen) if line.startswith(part)) for part in parts]
+    assert found == sorted(found)
+    assert len(README.splitlines()) <= 200
+
+
+def test_acts_and_picture_are_of_one_run() -> None:
+    title, acts = re.findall(r"!\[(.*?)\]\(docs/demo.svg\)\n\n((?:\|.*\n)+)", README)[0]
+    picture = (ROOT / "docs" / "demo.svg").read_text()
+    assert f"<title>{title}</title>" in picture
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in acts.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["train", "compress", "deploy", "update", "roll back"]
+    for name, seen, _ in rows[3:]:
+        assert f">{name}, {seen.split(' under')[0]}<" in picture  # such as `update, 0.51 s`
+    assert re.findall(r"`make picture` on ([\d-]+)", README) == re.findall(r"\d{4}-\d\d-\d\d", picture)
+
+
+def read_sizes(page: str, head: str, column: int) -> dict[str, str]:
+    """Extras and their sizes, of a table whose head is given; a row may have several."""
+    rows = re.search(re.escape(head) + r"\n\|[-|]+\|\n((?:\|.*\n)+)", page)
+    assert rows is not None
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows[1].splitlines()]
+    pairs = [(re.findall(r"`([a-z]+)`", row[0]), re.findall(r"[\d,]*\d", row[column]) or [""]) for row in cells]
+    return {name: size for names, sizes in pairs if names for name, size in zip(names, sizes, strict=True)}
+
+
+def test_every_extra_has_its_size_on_both_pages() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sizes = read_sizes(README, "| extra | adds | MiB |", 2)
+    assert sizes == read_sizes((ROOT / "docs" / "installing.md").read_text(), "| extra | MiB | what it brings |", 1)
+    assert set(sizes) == set(extras) - {"dev"}
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^    )make ([a-z-]+)", README, re.MULTILINE))))

@@ -18,6 +18,7 @@ __all__ = [
     "CODES",
     "DATATYPES",
     "DTYPES",
+    "MAX_RANK",
     "OBJECT",
     "OPAQUE",
     "decode_stored",
@@ -29,6 +30,8 @@ __all__ = [
     "widen",
 ]
 
+MAX_RANK: Final = 16
+"""Axes of a tensor at most."""
 OPAQUE: Final = np.dtype("V2")
 """What a `.npy` file says of bfloat16, and what it is without ml_dtypes."""
 

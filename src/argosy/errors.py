@@ -14,6 +14,7 @@
     │   ├── UnavailableError    503  no replica is ready
     │   └── DeadlineError       504  the deadline passed
     └── FaultError              500  a fault of the server, the model or the machine
+        ├── MessageError        500  a message between two processes is none, or too large
         ├── ModelError          500  the model's own code failed on this request
         ├── RegistryError       502  a registry does not answer, or not as it should
         └── StoreError          500  a file of the store is missing or damaged
@@ -41,6 +42,7 @@ __all__ = [
     "InputError",
     "LoadError",
     "Message",
+    "MessageError",
     "ModelError",
     "NotAllowedError",
     "NotFoundError",
@@ -388,6 +390,12 @@ MESSAGES: dict[str, Message] = {
     "headers_too_large": Message("The request has more than {num_headers} headers, or more than {limit} bytes of them"),
     "unimplemented": Message("Method {method} is not offered"),
     "internal": Message("Internal error: {detail}"),
+    "bad_message": Message("A message between processes is refused: {detail}"),
+    "message_too_large": Message("A message `{op}` of {got} bytes is not sent to another process, at most {limit} bytes are"),
+    "spec_too_large": Message(
+        "What workers of deployment {name!r} would be told of it takes {got} bytes, at most {limit} bytes can be told",
+        "publish the version with fewer tensors, or with shorter names",
+    ),
     # clients
     "server_said": Message("{text}", "{hint}"),
     "no_connection": Message(
@@ -535,6 +543,10 @@ class DeadlineError(LoadError):
 
 class FaultError(ArgosyError):
     """A fault of the server, the model or the machine."""
+
+
+class MessageError(FaultError):
+    """What one process of a server says to another is no message, or does not fit into one."""
 
 
 class ModelError(FaultError):

@@ -14,11 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import DATATYPES, learn_bfloat16
+from argosy.datatypes import DATATYPES, MAX_RANK, learn_bfloat16
 from argosy.errors import InputError, list_choices
 
 __all__ = [
-    "MAX_RANK",
     "PREPROCESS_KINDS",
     "Arrays",
     "Preprocess",
@@ -33,8 +32,6 @@ __all__ = [
 ]
 
 Arrays = dict[str, NDArray[Any]]
-
-MAX_RANK: Final = 16
 
 # Whoever knows signatures computes with their tensors.
 learn_bfloat16()

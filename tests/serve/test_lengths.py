@@ -22,8 +22,8 @@ from argosy.importers.onnx import import_onnx
 from argosy.serve.dispatch.service import BATCH_S, ServiceTimes
 from argosy.serve.wire.counters import CLOSED
 from argosy.serve.wire.padding import fill_padded
+from argosy.serve.worker.agreement import largest_difference
 from argosy.serve.worker.padding_proof import prove_padding
-from argosy.serve.worker.warmup import largest_difference
 from argosy.server import Server
 from argosy.signature import Ragged, RaggedInput
 from tests.home import Home

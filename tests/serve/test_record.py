@@ -223,7 +223,7 @@ def test_recording_is_bounded_and_ends_when_nobody_asks(monkeypatch: pytest.Monk
     monkeypatch.setattr(recorder, "MAX_ARRIVALS", 4)
     admit = _Admit()
     kept = recorder.Recorder(admit)  # type: ignore[arg-type]
-    assert kept.take("a", "m") == {"arrivals": "", "num_missed": 0}
+    assert kept.take("a", "m") == {"arrivals": b"", "num_missed": 0}
     for _ in range(6):
         admit.watch(_Call)
     found = kept.take("a", "m")

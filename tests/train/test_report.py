@@ -86,6 +86,16 @@ def test_report_loads_nothing_from_elsewhere(tmp_path):
     assert set(re.findall(r"https?://[^\"'\s<]+", text)) == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
+def test_report_begins_with_its_lead_and_opening(tmp_path):
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    opening = [Section(title="The acts", figure=svg, table=[("act", "seen"), ("train", "98 %")], num_text_columns=2)]
+    text = write(tmp_path, lead="0 of 9 <failed>", opening=opening)
+    places = [text.index(part) for part in ("</h1>", "0 of 9 &lt;failed&gt;", "The acts", "Training curve")]
+    assert places == sorted(places)
+    assert f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" in Page(text).loads
+    assert '<td class="text">98 %</td>' in text
+
+
 def test_figures_take_the_colours_of_the_page(tmp_path):
     text = write(tmp_path, confusion=CONFUSION)
     svg = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.S))

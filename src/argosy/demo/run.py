@@ -1,4 +1,4 @@
-"""The main job: train, compress, store, deploy, serve, and update while 32 clients send requests."""
+"""The demo's acts, one after the other: train, compress, deploy; and while 32 clients send requests, update and roll back."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 
 from argosy.compress.base import CompressResult, compress
 from argosy.demo.crowd import Crowd, Seen
+from argosy.demo.timeline import Phase
 from argosy.errors import FaultError
 from argosy.server import Server, serve
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.recipes import RecipeRun, get_recipe, load_data_for, run_recipe
 
-__all__ = ["DemoResult", "Phase", "Prepared", "answer_alone", "prepare_versions", "run_demo"]
+__all__ = ["NUM_CLIENTS", "DemoResult", "Prepared", "answer_alone", "prepare_versions", "run_demo"]
 
 NUM_CLIENTS: Final = 32
-STEADY_S: Final = 2.5
+STEADY_S: Final = 5.0
 TORCH_TOLERANCE: Final = 1e-4
 NAME: Final = "digits"
 
@@ -44,15 +45,6 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of time, on `time.monotonic()`."""
-
-    name: str
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True)
 class DemoResult:
     """What the demo saw."""
 
@@ -61,6 +53,8 @@ class DemoResult:
     phases: tuple[Phase, ...]
     torch_difference: float
     """Largest difference between version 1's artifact and the trained model in its framework."""
+    deploy_s: float
+    """From the request to deploy version 1 to its first replica that takes requests."""
 
     @property
     def is_good(self) -> bool:
@@ -121,27 +115,32 @@ def run_demo(home: Path, *, seed: int = 0, say: Say = lambda text: None) -> Demo
     torch_difference = float(np.abs(trained - expected[str(prepared.original.number)]).max())
     say(f"version 1 exported: largest difference to PyTorch {torch_difference:.1e}; starting a server")
     with tempfile.TemporaryDirectory() as folder, serve(home=home) as server:
+        start = time.monotonic()
         server.deploy(f"{NAME}@{prepared.original.number}")
+        deploy_s = time.monotonic() - start
         say(f"{NUM_CLIENTS} clients (half HTTP, half gRPC) send single images without pause to {server.url}")
         crowd = Crowd(server, NAME, Path(folder), prepared.images, expected, ("image", "logits"))
         with crowd:
             phases = _change_versions(server, prepared, say)
     if crowd.seen is None:
         raise FaultError("internal", detail="the clients left no result")
-    return DemoResult(prepared, crowd.seen, tuple(phases), torch_difference)
+    return DemoResult(prepared, crowd.seen, tuple(phases), torch_difference, deploy_s)
 
 
 def _change_versions(server: Server, prepared: Prepared, say: Say) -> list[Phase]:
-    """Roll out, roll back, roll out again, with steady stretches between."""
+    """Update and roll back, with steady stretches around them."""
     phases: list[Phase] = []
 
-    def note(name: str, work: Callable[[], None]) -> None:
+    def note(name: str, work: Callable[[], None], *, is_change: bool = False) -> None:
         start = time.monotonic()
         work()
-        phases.append(Phase(name, start, time.monotonic()))
+        phases.append(Phase(name, start, time.monotonic(), is_change))
 
     def steady() -> None:
         time.sleep(STEADY_S)
+
+    def update() -> None:
+        server.deploy(f"{NAME}@{prepared.compressed.number}")
 
     def roll_back() -> None:
         with server.admin() as admin:
@@ -149,14 +148,9 @@ def _change_versions(server: Server, prepared: Prepared, say: Say) -> list[Phase
         if events[-1].step != "done":
             raise FaultError("rollout_failed", name=NAME, version=1, step="rollback", detail=events[-1].detail)
 
-    target = f"{NAME}@{prepared.compressed.number}"
     note("before", steady)
-    for name, change in (
-        ("rollout to version 2", lambda: server.deploy(target)),
-        ("rollback to version 1", roll_back),
-        ("rollout to version 2 again", lambda: server.deploy(target)),
-    ):
-        say(name)
-        note(f"{name}: during", change)
-        note(f"{name}: after", steady)
+    for name, change in (("update", update), ("roll back", roll_back)):
+        say(f"{name} under load")
+        note(name, change, is_change=True)
+        note(f"after {name}", steady)
     return phases

@@ -1,23 +1,27 @@
-"""The demo's tables and its plot of latency over time."""
+"""What the demo shows: tables, the picture, the report page."""
 
 from __future__ import annotations
 
-import importlib
-import io
+import os
+import platform
+from datetime import date
 from pathlib import Path
-from typing import Any, Final
 
-import numpy as np
-
+from argosy.demo.acts import list_acts, tell_result
 from argosy.demo.crowd import Seen
-from argosy.demo.run import DemoResult
+from argosy.demo.picture import draw_picture
+from argosy.demo.run import NUM_CLIENTS, DemoResult
+from argosy.demo.timeline import measure_timeline
 from argosy.train.report import Section, write_report
 
-__all__ = ["draw_latency", "tabulate_phases", "tabulate_versions", "write_demo_report"]
+__all__ = ["draw_result", "tabulate_acts", "tabulate_phases", "tabulate_versions", "write_demo_report"]
 
 Table = tuple[list[str], list[list[str]]]
 
-_WINDOW_S: Final = 0.1
+
+def tabulate_acts(result: DemoResult) -> Table:
+    """The acts, their figures and commands."""
+    return ["act", "what was seen", "command"], [list(act) for act in list_acts(result)]
 
 
 def tabulate_versions(result: DemoResult) -> Table:
@@ -48,73 +52,38 @@ def _row(name: str, seconds: str, seen: Seen) -> list[str]:
     return [name, seconds, f"{len(seen.rows):,}", str(seen.num_failed), str(seen.num_wrong), *quantiles]
 
 
+def draw_result(result: DemoResult) -> str:
+    """The picture of requests/s and p99 over time, as an SVG file's text."""
+    prepared = result.prepared
+    cores = f"{len(os.sched_getaffinity(0))} {platform.machine()} cores for server and clients"
+    return draw_picture(
+        measure_timeline(result.seen, result.phases),
+        title=f"A new version and back, while {NUM_CLIENTS} clients ask without pause",
+        note=f"argosy demo, {date.today():%Y-%m-%d}, {cores}. Every answer is held against bare ONNX Runtime.",
+        names={prepared.original.number: "version 1, float32", prepared.compressed.number: "version 2, int8"},
+    )
+
+
 def write_demo_report(result: DemoResult, path: Path) -> None:
-    """Write the report page: training curve, confusion matrix, latency over time, tables."""
-    versions, phases = tabulate_versions(result), tabulate_phases(result)
+    """Write the report page: the result, the acts, what clients saw over time; then training curve and confusion matrix."""
+    acts, versions, phases = tabulate_acts(result), tabulate_versions(result), tabulate_phases(result)
     run = result.prepared.run
     write_report(
         path,
         title="Argosy demo: handwritten digits",
+        lead=tell_result(result),
         history=run.result.history,
         confusion=run.confusion,
         labels=run.recipe.labels,
-        sections=[
-            Section(title="Versions", table=[versions[0], *versions[1]]),
+        opening=[
+            Section(title="The acts", table=[acts[0], *acts[1]], num_text_columns=3),
             Section(
-                title="Changing versions under load",
-                text="32 clients, half HTTP and half gRPC, send single images without pause. Every answer is compared with bare "
+                title="What the clients saw",
+                text="They are half HTTP and half gRPC, and send single images without pause. Every answer is compared with bare "
                 "ONNX Runtime on the artifact of the version that the reply names.",
-                figure=draw_latency(result),
+                figure=draw_result(result).encode(),
                 table=[phases[0], *phases[1]],
             ),
+            Section(title="The versions", table=[versions[0], *versions[1]]),
         ],
     )
-
-
-def draw_latency(result: DemoResult) -> bytes:
-    """A PNG: p50 and p99 in windows of 0.1 s, which version answered, and when rollouts ran."""
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    plt: Any = importlib.import_module("matplotlib.pyplot")
-    start = result.phases[0].start_s
-    end = result.phases[-1].end_s
-    done = result.seen.column("sent_s") + result.seen.column("latency_s")
-    latency = result.seen.column("latency_s") * 1e3
-    version = result.seen.column("version")
-    edges = np.arange(start, end, _WINDOW_S)
-    middle: list[float] = []
-    p50: list[float] = []
-    p99: list[float] = []
-    for left in edges:
-        inside = latency[(done >= left) & (done < left + _WINDOW_S)]
-        if len(inside):
-            middle.append(left - start + _WINDOW_S / 2)
-            p50.append(float(np.quantile(inside, 0.5)))
-            p99.append(float(np.quantile(inside, 0.99)))
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(9, 6), sharex=True, height_ratios=(2, 1), layout="constrained")
-    upper.plot(middle, p99, label="p99", color="#c2410c", linewidth=1.6)
-    upper.plot(middle, p50, label="p50", color="#1d4ed8", linewidth=1.6)
-    upper.set_ylabel("latency (ms)", fontsize=12)
-    upper.set_ylim(bottom=0)
-    for number, color in ((1, "#64748b"), (2, "#15803d")):
-        counts, _ = np.histogram(done[version == number], np.append(edges, end))
-        lower.step(edges - start, counts / _WINDOW_S, where="post", label=f"version {number}", color=color, linewidth=1.6)
-    lower.set_ylabel("answers per second", fontsize=12)
-    lower.set_xlabel("seconds since the first measurement", fontsize=12)
-    for index, phase in enumerate(phase for phase in result.phases if phase.name.endswith("during")):
-        for axes in (upper, lower):
-            axes.axvspan(
-                phase.start_s - start,
-                phase.end_s - start,
-                color="#fbbf24",
-                alpha=0.35,
-                label="rollout" if index == 0 and axes is upper else None,
-            )
-    for axes in (upper, lower):
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=11)
-        axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=11)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    plt.close(figure)
-    return data.getvalue()

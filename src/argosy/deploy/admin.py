@@ -23,6 +23,7 @@ from argosy.deploy.reconcile import Reconciler
 from argosy.deploy.spec import DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, InputError, NotFoundError, list_choices
 from argosy.serve.dispatch.recorder import unpack_arrivals
+from argosy.serve.wire.control_messages import ArrivalsAnswer, AskArrivals, AskStats, StatsAnswer
 from argosy.serve.wire.counters import Counters
 from argosy.signature import check_name
 
@@ -56,11 +57,11 @@ class Admin:
 
     async def get_status(self, request: Request) -> Any:
         """Deployments with their lanes, workers, latest rollouts and problems."""
-        answers = await self.reconciler.node.ask_fronts({"op": "stats"})
+        answers = await self.reconciler.node.ask_fronts(AskStats(), StatsAnswer)
         ready: dict[tuple[str, str], list[int]] = {}
         for answer in answers.values():
-            for lane in answer["lanes"]:
-                ready.setdefault((lane["name"], lane["version"]), []).append(lane["replicas"])
+            for lane in answer.lanes:
+                ready.setdefault((lane.name, lane.version), []).append(lane.replicas)
         deployments = [self._describe(d.spec, d.is_live, ready) for d in self.ledger.list_deployments()]
         free = self.reconciler.node.free_memory_bytes()
         limit = self.reconciler.node.memory_limit_bytes
@@ -158,13 +159,13 @@ class Admin:
 
     async def get_stats(self, request: Request) -> Any:
         """Counters since the start, and queues now."""
-        answers = await self.reconciler.node.ask_fronts({"op": "stats"})
+        answers = await self.reconciler.node.ask_fronts(AskStats(), StatsAnswer)
         return {
             "series": [
                 {"name": name, "version": version, **self.counters.summarize(index)}
                 for index, (name, version) in enumerate(self.counters.list_series())
             ],
-            "fronts": {name: answer["lanes"] for name, answer in answers.items()},
+            "fronts": {name: answer.lanes for name, answer in answers.items()},
         }
 
     async def post_arrivals(self, request: Request) -> Any:
@@ -175,9 +176,9 @@ class Admin:
         name, recording = request.path_params["name"], request.query_params.get("recording", "")
         self.ledger.find_deployment(name)
         until_s = time.monotonic()
-        answers = await self.reconciler.node.ask_fronts({"op": "arrivals", "recording": recording[:64], "name": name})
-        arrivals = [arrival for answer in answers.values() for arrival in unpack_arrivals(answer["arrivals"])]
-        num_missed = sum(answer["num_missed"] for answer in answers.values())
+        answers = await self.reconciler.node.ask_fronts(AskArrivals(recording[:64], name), ArrivalsAnswer)
+        arrivals = [arrival for answer in answers.values() for arrival in unpack_arrivals(answer.arrivals)]
+        num_missed = sum(answer.num_missed for answer in answers.values())
         return {"arrivals": arrivals, "num_missed": num_missed, "until_s": until_s}
 
     async def get_logs(self, request: Request) -> Any:

@@ -20,13 +20,21 @@ from argosy.deploy.ledger import Ledger
 from argosy.deploy.node import LocalNode
 from argosy.deploy.reconcile import Reconciler
 from argosy.deploy.repository import Repository
-from argosy.serve.wire.channel import Channel, open_channel
+from argosy.errors import ArgosyError
+from argosy.serve.wire.channel import Channel, follow, open_channel
+from argosy.serve.wire.control_messages import (
+    EndOfWorkers,
+    ErrandDone,
+    LoadModel,
+    Message,
+    NewLink,
+    StartControl,
+    UnloadModel,
+)
 from argosy.serve.wire.counters import Counters
 from argosy.store.local import Store
 
 __all__ = ["Control", "main"]
-
-Message = dict[str, Any]
 
 
 class Control:
@@ -42,24 +50,20 @@ class Control:
         self.channel = channel
         self.done = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
-        channel.sock.setblocking(False)
-        loop.add_reader(channel.fileno(), self._on_channel)
+        loop.add_reader(channel.fileno(), follow, channel, self._take_message)
 
-    def _on_channel(self) -> None:
-        received = self.channel.receive()
-        if received is None:
-            os._exit(1)
-        message, fds = received
-        if message["op"] == "start":
-            self._prepare(message, fds)
-        elif message["op"] == "link":
-            self._spawn(self.node.add_front(message["peer"], socket.socket(fileno=fds[0])))
-        elif message["op"] == "table_end":
-            self._spawn(self.reconciler.run_forever())
-            self._spawn(self._serve_admin())
-        else:
-            self.node.take_supervisor_message(message)
-            self.reconciler.wake.set()
+    def _take_message(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case StartControl():
+                self._prepare(message, fds)
+            case NewLink():
+                self._spawn(self.node.add_front(message.peer, message.pid, socket.socket(fileno=fds[0])))
+            case EndOfWorkers():
+                self._spawn(self.reconciler.run_forever())
+                self._spawn(self._serve_admin())
+            case _:
+                self.node.take_supervisor_message(message)
+                self.reconciler.wake.set()
 
     def _spawn(self, work: Any) -> None:
         task = self.loop.create_task(work)
@@ -74,14 +78,14 @@ class Control:
             sys.stderr.flush()
             os._exit(1)
 
-    def _prepare(self, message: Message, fds: list[int]) -> None:
-        config = msgspec.convert(message["config"], ServeConfig)
+    def _prepare(self, message: StartControl, fds: list[int]) -> None:
+        config = msgspec.convert(message.config, ServeConfig)
         counters_fd, admin_fd = fds
         home = Path(config.home)
         self.counters = Counters(counters_fd)
         self.store = Store(home)
         self.ledger = Ledger(self.store)
-        self.node = LocalNode(self.channel, config.memory_limit_bytes, self._on_front, self._on_hung, self._on_errand)
+        self.node = LocalNode(self.channel, config.memory_limit_bytes, self._on_front, self._on_errand)
         self.reconciler = Reconciler(self.ledger, self.node, self.counters.name_series, config.num_fronts)
         token = json.loads((home / "run" / "serve.json").read_text())["token"]
         self._repository = Repository(self.reconciler, token)
@@ -90,13 +94,15 @@ class Control:
 
     def _on_front(self, name: str) -> None:
         if self.reconciler.is_settled:
-            self._spawn(self.reconciler.publish())
+            self._spawn(self._tell_front())
 
-    def _on_hung(self, worker: str) -> None:
-        self.reconciler.log(f"worker {worker} does not answer and is killed")
-        self.node.kill_worker(worker)
+    async def _tell_front(self) -> None:
+        try:
+            await self.reconciler.publish()
+        except ArgosyError as error:
+            self.reconciler.log(f"no table is sent: {error}")
 
-    async def _on_errand(self, message: Message) -> Message:
+    async def _on_errand(self, message: LoadModel | UnloadModel) -> ErrandDone:
         return await self._repository.answer(message)
 
     async def _serve_admin(self) -> None:
@@ -114,7 +120,7 @@ class Control:
 
 
 async def _run() -> None:
-    await Control(asyncio.get_running_loop(), open_channel()).run()
+    await Control(asyncio.get_running_loop(), open_channel("control")).run()
 
 
 def main() -> None:

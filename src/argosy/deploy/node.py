@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
-from argosy.errors import FaultError, InputError
+from argosy.errors import FaultError, InputError, MessageError
 from argosy.runtimes.base import PACKAGES
 from argosy.serve.wire.channel import Channel, read_message, write_message
+from argosy.serve.wire.checked import refuse
+from argosy.serve.wire.control_messages import (
+    MAX_ERRANDS,
+    Accuse,
+    Answer,
+    Ask,
+    ErrandDone,
+    LoadModel,
+    Ready,
+    Report,
+    StartWorker,
+    StopWorker,
+    UnloadModel,
+    WorkerDied,
+    WorkerGone,
+    WorkerState,
+)
+from argosy.serve.wire.control_messages import Message as WireMessage
 
 __all__ = ["LocalNode", "Worker"]
 
 _ASK_TIMEOUT_S: Final = 10.0
 
 Message = dict[str, Any]
+A = TypeVar("A", bound=Answer)
 
 
 @dataclass
@@ -50,12 +70,17 @@ class Worker:
 
 
 @dataclass
-class _Front:
+class _FrontLink:
     """A front's end of the control link."""
 
     name: str
+    pid: int
     writer: asyncio.StreamWriter
-    pending: dict[int, asyncio.Future[Message]] = field(default_factory=dict[int, "asyncio.Future[Message]"])
+    pending: dict[int, tuple[type[Answer], asyncio.Future[Any]]] = field(
+        default_factory=dict[int, "tuple[type[Answer], asyncio.Future[Any]]"]
+    )
+    num_errands: int = 0
+    """That it waits for."""
 
 
 class LocalNode:
@@ -65,7 +90,6 @@ class LocalNode:
         channel: to the supervisor.
         memory_limit_bytes: what all workers may use together; 0 stands for 90 % of what there is.
         on_front: called with a front's name when it has connected, so that it gets a table.
-        on_hung: called with a worker's name when a front says that it does not answer.
         on_errand: carries out what a client asked a front for, and returns the answer.
     """
 
@@ -74,16 +98,14 @@ class LocalNode:
         channel: Channel,
         memory_limit_bytes: int,
         on_front: Callable[[str], None],
-        on_hung: Callable[[str], None],
-        on_errand: Callable[[Message], Awaitable[Message]],
+        on_errand: Callable[[LoadModel | UnloadModel], Awaitable[ErrandDone]],
     ) -> None:
         self.workers: dict[str, Worker] = {}
-        self.fronts: dict[str, _Front] = {}
+        self.fronts: dict[str, _FrontLink] = {}
         self.changed = asyncio.Event()
         self.memory_limit_bytes = memory_limit_bytes or int(0.9 * _total_memory_bytes())
         self._channel = channel
         self._on_front = on_front
-        self._on_hung = on_hung
         self._on_errand = on_errand
         self._errands: set[asyncio.Task[None]] = set()
         self._next_id = 0
@@ -120,6 +142,7 @@ class LocalNode:
 
         Raises:
             FaultError: `environment_failed`, the environment of its runtime is not there any more; else as `find_python`.
+            InputError: `spec_too_large`, no message holds the spec.
         """
         python = self.find_python(spec["runtime"])
         if python is None:
@@ -127,35 +150,47 @@ class LocalNode:
         if python != sys.executable:
             spec = {**spec, "python": python}
         name = f"w-{deployment}-{version}-{secrets.token_hex(4)}"
+        try:
+            self._channel.send(StartWorker(name, spec))
+        except MessageError as error:
+            if error.key != "message_too_large":
+                raise
+            got, limit = error.fields["got"], error.fields["limit"]
+            raise InputError("spec_too_large", name=deployment, got=got, limit=limit) from None
         self.workers[name] = Worker(name, spec)
-        self._channel.send({"op": "start_worker", "name": name, "spec": spec})
         return name
 
     def stop_workers(self, names: Iterable[str]) -> None:
         """Have the supervisor end workers; they are known until they have gone."""
         for name in names:
             if name in self.workers:
-                self._channel.send({"op": "stop_worker", "name": name})
+                self._channel.send(StopWorker(name))
 
-    def kill_worker(self, name: str) -> None:
-        """Kill a worker that hangs; the supervisor starts it again."""
-        self._channel.send({"op": "kill_worker", "name": name})
-
-    def take_supervisor_message(self, message: Message) -> None:
+    def take_supervisor_message(self, message: WireMessage) -> None:
         """Follow what the supervisor says of a worker."""
-        if message["op"] == "worker":
-            worker = self.workers.setdefault(message["name"], Worker(message["name"], message["spec"]))
-            worker.pid, worker.report = message["pid"], message["report"]
-            worker.num_deaths = message["deaths"]
-        elif message["op"] in ("died", "gone") and (worker := self.workers.get(message["name"])) is not None:
-            worker.pid = 0
-            worker.num_deaths += 1
-            worker.report = message.get("report") if message.get("is_final") else None
-            worker.last_death = f"{message.get('how', 'stopped')}; its log ends: {message.get('log', '')[-600:].strip()}"
-            if message["op"] == "gone" or message["is_final"]:
-                worker.is_gone = True
-                del self.workers[worker.name]
+        match message:
+            case WorkerState(name, pid, spec, deaths, report):
+                worker = self.workers.setdefault(name, Worker(name, spec))
+                worker.pid, worker.report, worker.num_deaths = pid, _describe(report), deaths
+            case WorkerGone(name):
+                self._bury(name, "stopped; its log ends: ", None, is_final=True)
+            case WorkerDied(name, how, log, is_final, report):
+                self._bury(name, f"{how}; its log ends: {log[-600:].strip()}", _describe(report), is_final=is_final)
+            case _:
+                pass
         self.changed.set()
+
+    def _bury(self, name: str, last_death: str, report: Message | None, *, is_final: bool) -> None:
+        worker = self.workers.get(name)
+        if worker is None:
+            return
+        worker.pid = 0
+        worker.num_deaths += 1
+        worker.report = report if is_final else None
+        worker.last_death = last_death
+        if is_final:
+            worker.is_gone = True
+            del self.workers[name]
 
     async def wait_changed(self, timeout_s: float) -> None:
         """Wait until something about a worker changed, at most `timeout_s`."""
@@ -172,39 +207,53 @@ class LocalNode:
 
     # fronts
 
-    async def add_front(self, name: str, sock: socket.socket) -> None:
-        """A front is linked: read what it says until it is gone."""
+    async def add_front(self, name: str, pid: int, sock: socket.socket) -> None:
+        """A front is linked: read what it says until it is gone. One that says what it may not is ended."""
         reader, writer = await asyncio.open_connection(sock=sock)
-        front = _Front(name, writer)
+        front = _FrontLink(name, pid, writer)
         self.fronts[name] = front
         self._on_front(name)
-        while (message := await read_message(reader)) is not None:
-            if (identifier := message.get("id")) is not None:
-                future = front.pending.pop(identifier, None)
-                if future is not None and not future.done():
-                    future.set_result(message)
-            elif message["op"] == "hung":
-                self._on_hung(message["worker"])
-            elif "errand" in message:
-                task = asyncio.create_task(self._run_errand(front, message))
-                self._errands.add(task)
-                task.add_done_callback(self._errands.discard)
+        try:
+            while (message := await read_message(reader, "control", "front")) is not None:
+                self._take_front_message(front, message)
+        except MessageError as error:
+            self._channel.send(Accuse(name, pid, error.message))
         if self.fronts.get(name) is front:
             del self.fronts[name]
-        for future in front.pending.values():
+        for _, future in front.pending.values():
             if not future.done():
                 future.set_exception(ConnectionError(f"{name} is gone"))
         writer.close()
 
-    async def _run_errand(self, front: _Front, message: Message) -> None:
-        answer = await self._on_errand(message)
-        if not front.writer.is_closing():
-            write_message(front.writer, {**answer, "op": "errand", "errand": message["errand"]})
+    def _take_front_message(self, front: _FrontLink, message: WireMessage) -> None:
+        if isinstance(message, (LoadModel, UnloadModel)):
+            if front.num_errands >= MAX_ERRANDS:
+                refuse(f"more than {MAX_ERRANDS} loads and unloads wait")
+            front.num_errands += 1
+            task = asyncio.create_task(self._run_errand(front, message))
+            self._errands.add(task)
+            task.add_done_callback(self._errands.discard)
+        elif isinstance(message, Answer):
+            kind, future = front.pending.pop(message.id, (type(message), None))
+            if kind is not type(message):
+                refuse(f"{kind.__name__} was to come, not {type(message).__name__}")
+            if future is not None and not future.done():
+                future.set_result(message)
 
-    async def ask_fronts(self, message: Message) -> dict[str, Message]:
-        """Ask every front; answers by front. A front that dies meanwhile is left out: it holds nothing any more."""
-        asked = [(front.name, self._ask(front, message)) for front in list(self.fronts.values())]
-        answers: dict[str, Message] = {}
+    async def _run_errand(self, front: _FrontLink, message: LoadModel | UnloadModel) -> None:
+        answer = await self._on_errand(message)
+        front.num_errands -= 1
+        if not front.writer.is_closing():
+            write_message(front.writer, answer)
+
+    async def ask_fronts(self, ask: Ask, kind: type[A]) -> dict[str, A]:
+        """Ask every front; answers of this kind by front. A front that dies meanwhile is left out: it holds nothing any more.
+
+        Raises:
+            MessageError: `message_too_large`.
+        """
+        asked = [(front.name, self._ask(front, ask, kind)) for front in list(self.fronts.values())]
+        answers: dict[str, A] = {}
         for name, future in asked:
             try:
                 answers[name] = await asyncio.wait_for(future, _ASK_TIMEOUT_S)
@@ -212,12 +261,23 @@ class LocalNode:
                 continue
         return answers
 
-    def _ask(self, front: _Front, message: Message) -> asyncio.Future[Message]:
+    def _ask(self, front: _FrontLink, ask: Ask, kind: type[A]) -> asyncio.Future[A]:
         self._next_id += 1
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        front.pending[self._next_id] = future
-        write_message(front.writer, {**message, "id": self._next_id})
+        write_message(front.writer, replace(ask, id=self._next_id))
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        front.pending[self._next_id] = kind, future
         return future
+
+
+def _describe(report: Report | None) -> Message | None:
+    """What a worker said of its model, without what it said nothing of; `service_s` by rows."""
+    if report is None:
+        return None
+    fields = {name: value for name, value in vars(report).items() if value is not None}
+    if isinstance(report, Ready):
+        return {"state": "ready", **fields, "service_s": dict(report.service_s)}
+    # A difference that no number says is as large as can be.
+    return {"state": "failed", **({"got": math.inf} if report.tensor is not None else {}), **fields}
 
 
 def _total_memory_bytes() -> int:

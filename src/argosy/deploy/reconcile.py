@@ -17,6 +17,7 @@ from argosy.deploy.repository import describe_repository
 from argosy.deploy.rollout import Lane, build_worker_spec, name_setting, roll_out
 from argosy.deploy.spec import Deployment
 from argosy.errors import ArgosyError
+from argosy.serve.wire.control_messages import AskBusy, BusyAnswer, PutTable, TableTaken
 from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry
 from argosy.serve.worker.cores import choose_replicas, count_cores
 
@@ -58,7 +59,7 @@ class Reconciler:
 
     async def publish(self) -> None:
         """Send the table to every front, and wait until all serve by it."""
-        await self.node.ask_fronts({"op": "table", "table": msgspec.to_builtins(self._build_table())})
+        await self.node.ask_fronts(PutTable(msgspec.to_builtins(self._build_table())), TableTaken)
 
     def _build_table(self) -> Table:
         self._epoch += 1
@@ -228,7 +229,11 @@ class Reconciler:
             self._note_problem(name, f"worker {missing[0]} cannot load any more; argosy logs {missing[0]} shows why")
         if not self._can_start(lane):
             return False
-        lane.workers = self.ensure_workers(lane)
+        try:
+            lane.workers = self.ensure_workers(lane)
+        except ArgosyError as error:
+            self._note_problem(name, str(error))
+            return False
         # Told now, so that requests wait rather than fail; and again when it is known whether rows may be joined.
         self._start(name, self._await_ready(lane))
         return True
@@ -279,8 +284,8 @@ class Reconciler:
         orphans = [n for n, w in self.node.workers.items() if n not in wanted and w.spec["deployment"] not in self._running]
         if not orphans:
             return
-        answers = await self.node.ask_fronts({"op": "busy", "lanes": [], "workers": orphans})
-        if not any(answer["busy"] for answer in answers.values()):
+        answers = await self.node.ask_fronts(AskBusy((), tuple(orphans)), BusyAnswer)
+        if not any(answer.is_busy for answer in answers.values()):
             self.node.stop_workers(orphans)
 
     def _note_problem(self, name: str, text: str) -> None:

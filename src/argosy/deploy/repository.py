@@ -10,14 +10,15 @@ import asyncio
 import hmac
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from argosy.deploy.ledger import Ledger
 from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, FaultError, NotAllowedError
+from argosy.runtimes.base import CODE_RUNTIMES
+from argosy.serve.wire.control_messages import ErrandDone, LoadModel, UnloadModel, fit_text
 from argosy.serve.wire.table import RepositoryEntry
 from argosy.signature import check_name
-from argosy.store.manifest import CODE_RUNTIMES
 
 if TYPE_CHECKING:
     from argosy.deploy.reconcile import Reconciler
@@ -26,8 +27,6 @@ __all__ = ["Repository", "describe_repository"]
 
 _POLL_S: Final = 0.02
 _MAX_REASON: Final = 300
-
-Message = dict[str, Any]
 
 
 def describe_repository(
@@ -74,29 +73,22 @@ class Repository:
         self._ledger = reconciler.ledger
         self._token = token.encode()
 
-    async def answer(self, message: Message) -> Message:
-        """Carry out what a front was asked for. Never raises.
-
-        Args:
-            message: `op` (`load` or `unload`), `name`, `version` ("" for the newest) and `token`.
-
-        Returns:
-            Nothing, or what went wrong: `kind` (an error class), `text` and `hint`.
-        """
+    async def answer(self, message: LoadModel | UnloadModel) -> ErrandDone:
+        """Carry out what a front was asked for, and say how it went. Never raises."""
         try:
-            if not hmac.compare_digest(message["token"].encode(), self._token):
+            if not hmac.compare_digest(message.token.encode(), self._token):
                 raise AuthError("unauthorized")
-            name = check_name(message["name"])
-            if message["op"] == "load":
-                await self._load(name, message["version"])
+            name = check_name(message.name)
+            if isinstance(message, LoadModel):
+                await self._load(name, message.version)
             else:
                 await self._unload(name)
         except ArgosyError as error:
-            return {"kind": type(error).__name__, "text": error.message, "hint": error.hint}
+            return ErrandDone(message.errand, type(error).__name__, fit_text(error.message), fit_text(error.hint))
         except Exception as error:  # the edge of a task: the client must be told, and the control process go on
             traceback.print_exc()
-            return {"kind": "FaultError", "text": f"Internal error: {type(error).__name__}", "hint": ""}
-        return {}
+            return ErrandDone(message.errand, "FaultError", f"Internal error: {type(error).__name__}")
+        return ErrandDone(message.errand)
 
     async def _load(self, name: str, version: str) -> None:
         """Roll a version out, the newest if none is named, and wait until it takes requests.

@@ -22,10 +22,11 @@ import msgspec
 from argosy.deploy.node import Worker
 from argosy.deploy.spec import DeploymentSpec, Rollout, choose_runtime
 from argosy.errors import ArgosyError, ConflictError, FaultError, NotAllowedError
-from argosy.runtimes.base import OWN_THREADS
+from argosy.runtimes.base import CODE_RUNTIMES, OWN_THREADS
+from argosy.serve.wire.control_messages import AskBusy, BusyAnswer
 from argosy.serve.wire.table import LaneEntry
 from argosy.serve.worker.cores import count_cores
-from argosy.store.manifest import CODE_RUNTIMES, GOLDEN_FILE, OWN_FILES, Version
+from argosy.store.manifest import GOLDEN_FILE, OWN_FILES, Version
 from argosy.store.preprocess import list_step_files
 
 if TYPE_CHECKING:
@@ -335,8 +336,8 @@ async def _drain(control: Reconciler, lane: Lane, workers: list[str]) -> None:
     lanes = [] if workers else [(lane.spec.name, str(lane.version.number))]
     deadline = time.monotonic() + lane.spec.timeout_s + 1.0
     while time.monotonic() < deadline:
-        answers = await control.node.ask_fronts({"op": "busy", "lanes": lanes, "workers": workers})
-        if not any(answer["busy"] for answer in answers.values()):
+        answers = await control.node.ask_fronts(AskBusy(tuple(lanes), tuple(workers)), BusyAnswer)
+        if not any(answer.is_busy for answer in answers.values()):
             return
         await asyncio.sleep(_POLL_S)
 

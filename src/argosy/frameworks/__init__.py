@@ -1,1 +1,1 @@
-"""One file per training framework, each the sole importer of it."""
+"""One package per training framework, each the sole importer of it."""

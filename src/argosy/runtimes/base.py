@@ -12,9 +12,23 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from argosy.raw import Request
 
-__all__ = ["ALSO_RUNS", "OWN_THREADS", "PACKAGES", "PRECISIONS", "RUNTIMES", "Runtime", "StreamRuntime", "load_runtime_class"]
+__all__ = [
+    "ALSO_RUNS",
+    "CODE_RUNTIMES",
+    "NUM_TOKENS",
+    "OWN_THREADS",
+    "PACKAGES",
+    "PRECISIONS",
+    "RUNTIMES",
+    "Runtime",
+    "StreamRuntime",
+    "load_runtime_class",
+]
 
 RUNTIMES: Final = ("jax", "keras", "mxnet", "onnx", "openvino", "python", "tensorflow", "torch")
+
+CODE_RUNTIMES: Final = frozenset({"python", "tensorflow", "torch"})
+"""Those whose artifacts may do what their maker wrote: Python, or graphs with operators that read and write files."""
 
 PACKAGES: Final = {
     "jax": "jax",
@@ -34,6 +48,9 @@ PRECISIONS: Final = {"openvino": ("float32", "bfloat16")}
 
 OWN_THREADS: Final = ("python",)
 """Runtimes whose models see to threads themselves: `threads` is nothing to them."""
+
+NUM_TOKENS: Final = "num_tokens"
+"""Output in which preprocessing counts the tokens of each row, where it is asked to."""
 
 
 class Runtime(Protocol):

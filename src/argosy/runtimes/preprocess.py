@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import NUM_TOKENS
+
 __all__ = ["BadInput", "BadStep", "Preprocessor", "Step", "group_lengths", "load_module"]
 
 Arrays = dict[str, NDArray[Any]]
@@ -30,8 +32,6 @@ MAX_CALL_ELEMENTS: Final = 1 << 24
 """Of the largest tensor of other rows in one call: 64 MiB of FP32, 111 pictures of 224 x 224 pixels."""
 _MAX_CUTS: Final = 16
 """Lengths at which a group may end, whatever the number of rows: finding the best of them takes 50 us."""
-
-NUM_TOKENS: Final = "num_tokens"
 
 
 class BadInput(Exception):

@@ -1,4 +1,4 @@
-"""Run models: fronts, workers, control process, supervisor. `argosy.serve(...)` starts a server."""
+"""Run models: fronts, workers, supervisor. `argosy.serve(...)` starts a server."""
 
 from argosy.callables import make_callable
 

@@ -18,11 +18,11 @@ from typing import Any, Final
 import msgspec
 
 from argosy.errors import InputError, StoreError
+from argosy.runtimes import base as runtimes
 from argosy.signature import Signature
 
 __all__ = [
     "ARTIFACT_TYPE",
-    "CODE_RUNTIMES",
     "CONFIG_TYPE",
     "FILE_PATH",
     "GOLDEN_FILE",
@@ -65,10 +65,8 @@ GOLDEN_FILE: Final = "golden.npz"
 OWN_FILES: Final = (MANIFEST_FILE, GOLDEN_FILE)
 """Names that the store itself gives to layers; no file of a publisher may have them."""
 
-RUNTIMES: Final = ("jax", "keras", "llm", "mxnet", "onnx", "openvino", "python", "tensorflow", "torch")
-
-CODE_RUNTIMES: Final = frozenset({"python", "tensorflow", "torch"})
-"""Those whose artifacts may do what their maker wrote: Python, or graphs with operators that read and write files."""
+RUNTIMES: Final = tuple(sorted((*runtimes.RUNTIMES, "llm")))
+"""What a version may name: those that there are, and one whose versions can be kept already."""
 
 _CODE_SUFFIXES: Final = frozenset({".py"})
 _CONFIG_SUFFIXES: Final = frozenset({".json", ".txt", ".yaml", ".yml", ".toml", ".model", ".jinja"})

@@ -24,7 +24,8 @@ from argosy.train.result import Epoch
 
 __all__ = ["Section", "write_report"]
 
-_PNG_HEAD: Final = b"\x89PNG\r\n\x1a\n"
+_FIGURES: Final = {b"\x89PNG\r\n\x1a\n": "png", b"<svg ": "svg+xml"}
+"""How a figure's content begins, and the type that a page calls it."""
 _FONT_SIZE: Final = 13
 """Points; figures are drawn at the page's own scale, so that this is what is read."""
 
@@ -79,11 +80,13 @@ p { margin: .5rem 0; color: var(--soft); }
 figure { margin: 1rem 0; overflow-x: auto; }
 svg, img { display: block; max-width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
-img { background: #ffffff; border-radius: 6px; }
+img { background: #ffffff; border-radius: 10px; }
+.lead { font-size: 1.15rem; color: var(--text); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th.text, td.text { text-align: left; }
+th:first-child, td:first-child { padding-left: 0; }
 th { font-weight: 600; }
 </style>
 </head>
@@ -102,15 +105,19 @@ class Section:
     title: str
     text: str = ""
     figure: bytes | None = None
-    """A PNG file's content, drawn on white."""
+    """A PNG file's content, drawn on white; or an SVG file's, with a ground of its own."""
     table: Sequence[Sequence[object]] | None = None
-    """Rows of cells, the header first. The first column is text, the others are set as numbers."""
+    """Rows of cells, the header first."""
+    num_text_columns: int = 1
+    """So many of the table's first columns are text; the others are set as numbers."""
 
 
 def write_report(
     path: Path | str,
     *,
     title: str = "Training report",
+    lead: str = "",
+    opening: Sequence[Section] = (),
     history: Sequence[Epoch],
     confusion: NDArray[Any] | None = None,
     labels: Sequence[str] | None = None,
@@ -121,18 +128,22 @@ def write_report(
     Args:
         path: of the file; an older one is replaced.
         title: of the page.
+        lead: the page's first line, which says what came of it.
+        opening: sections that stand before the curve.
         history: of a training run, at least one epoch.
         confusion: counts of shape (classes, classes): true class first, predicted class second.
         labels: names of the classes; default: their numbers.
-        sections: follow in this order.
+        sections: follow the curve and the matrix, in this order.
 
     Raises:
         InputError: `bad_option`, no epochs, a matrix that is not square, labels that do not fit it, a figure
-            that is no PNG; `missing_extra`, matplotlib is not installed.
+            that is no PNG or SVG; `missing_extra`, matplotlib is not installed.
     """
     if not history:
         raise InputError("bad_option", option="history", got="no epochs", expected="at least one epoch")
-    parts = [_render_curve(history)]
+    parts = [f'<p class="lead">{html.escape(lead)}</p>'] if lead else []
+    parts += [_render_section(section) for section in opening]
+    parts.append(_render_curve(history))
     if confusion is not None:
         parts.append(_render_confusion(confusion, labels))
     parts += [_render_section(section) for section in sections]
@@ -218,14 +229,20 @@ def _draw_cells(axes: Any, confusion: NDArray[Any]) -> None:
 def _render_section(section: Section) -> str:
     parts = [f"<p>{html.escape(section.text)}</p>"] if section.text else []
     if section.figure is not None:
-        if not section.figure.startswith(_PNG_HEAD):
-            raise InputError("bad_option", option="figure", got=section.figure[:8], expected="the content of a PNG file")
+        kind = next((kind for head, kind in _FIGURES.items() if section.figure.startswith(head)), None)
+        if kind is None:
+            expected = "the content of a PNG file, or of an SVG file"
+            raise InputError("bad_option", option="figure", got=section.figure[:8], expected=expected)
         data = base64.b64encode(section.figure).decode()
-        parts.append(f'<figure><img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}"></figure>')
+        parts.append(f'<figure><img alt="{html.escape(section.title)}" src="data:image/{kind};base64,{data}"></figure>')
     if section.table:
-        header, *rows = [[html.escape(str(cell)) for cell in row] for row in section.table]
-        lines = ["".join(f"<th>{cell}</th>" for cell in header), *("".join(f"<td>{cell}</td>" for cell in row) for row in rows)]
-        parts.append('<div class="wide"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>")
+        lines: list[str] = []
+        for row in section.table:
+            kind = "td" if lines else "th"
+            heads = [f'<{kind} class="text">' if index < section.num_text_columns else f"<{kind}>" for index in range(len(row))]
+            cells = [f"{head}{html.escape(str(cell))}</{kind}>" for head, cell in zip(heads, row, strict=True)]
+            lines.append("<tr>" + "".join(cells) + "</tr>")
+        parts.append('<div class="wide"><table>' + "".join(lines) + "</table></div>")
     return _wrap(section.title, "\n".join(parts))
 
 

@@ -18,8 +18,7 @@ from argosy.datatypes import decode_stored
 from argosy.environment import find_interpreter, is_importable
 from argosy.errors import FaultError
 from argosy.runtimes.base import PACKAGES
-from argosy.serve.worker.agreement import measure_cosine
-from argosy.serve.worker.warmup import largest_difference
+from argosy.serve.worker.agreement import largest_difference, measure_cosine
 from argosy.signature import Arrays
 from argosy.store.golden import Golden, encode_golden
 from argosy.store.manifest import Version

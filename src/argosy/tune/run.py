@@ -12,10 +12,10 @@ import msgspec
 from argosy.environment import is_importable
 from argosy.errors import ConflictError, NotAllowedError
 from argosy.home import find_server
-from argosy.runtimes.base import ALSO_RUNS, PACKAGES
+from argosy.runtimes.base import ALSO_RUNS, CODE_RUNTIMES, PACKAGES
 from argosy.serve.worker.cores import count_cores
 from argosy.store.local import Store
-from argosy.store.manifest import CODE_RUNTIMES, Version
+from argosy.store.manifest import Version
 from argosy.tune.bench import Bench, Measurement
 from argosy.tune.candidate import Candidate, Engine, list_engines
 from argosy.tune.engine import EngineBench, EngineResult

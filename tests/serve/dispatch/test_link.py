@@ -236,6 +236,21 @@ def test_large_output_in_a_descriptor_of_its_own_is_read(front: Front) -> None:
     assert not played.is_cut_off
 
 
+@pytest.mark.parametrize("num_credits", [0, 3, (1 << 32) - 1])
+def test_impossible_credits_are_a_lie(front: Front, num_credits: int) -> None:
+    assert Played(front, "w0", num_credits).is_cut_off
+    assert front.lost == ["w0"]
+    assert "impossible credits" in front.played[0].link.fault
+
+
+def test_credits_that_are_granted_again_are_a_lie(front: Front) -> None:
+    played = Played(front, "w0")
+    (call,) = front.ask(1)
+    played.say(HEADER.pack(Kind.HELLO, 0, 0, 2, 0))
+    assert played.is_cut_off
+    assert (call.answers, call.errors, front.lane.num_open) == ([], [], 1)
+
+
 @pytest.mark.parametrize("shape", [(1, 0, 1 << 63), (1, (1 << 64) - 1, 0), (1, 1 << 62, 0), (1, 1 << 33, 1 << 33)])
 def test_dimensions_that_no_array_has_are_a_lie(shape: tuple[int, ...]) -> None:
     front = Front((-1, -1, -1))
@@ -314,7 +329,7 @@ def hosted() -> Iterator[Any]:
     one = worker.Worker(SimpleNamespace(), {"signature": tensors, "num_fronts": 1})
     one.runtime = Doubling()  # type: ignore[assignment]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    held = worker._Front(theirs)
+    held = worker._LinkEnd(theirs)
     one.fronts[theirs.fileno()] = held
     one.poll.register(theirs.fileno())
     ours.settimeout(5.0)

@@ -514,6 +514,7 @@ def head(length: int | None = None, **fields: Any) -> bytes:
         pytest.param(b"\xff" * 64, False, id="unknown frame"),
         pytest.param(frame(1, b"{"), False, id="head that is no JSON"),
         pytest.param(frame(1, b"\xff\xfe"), False, id="head that is no text"),
+        pytest.param(frame(1, b'{"x":' + b"[" * 2000), False, id="head that is nested too deep"),
         pytest.param(head(status="200"), False, id="status that is no number"),
         pytest.param(head(length=-1), False, id="negative length"),
         pytest.param(head(headers=[["a", "b"]] * 101), False, id="too many headers"),

@@ -1,4 +1,4 @@
-"""TensorFlow: the sole importer of tensorflow in the package's training half, beside Keras on its TensorFlow backend."""
+"""TensorFlow: the sole importer of tensorflow in the training half, beside Keras on that backend."""
 
 from argosy.frameworks.tensorflow.framework import FRAMEWORK
 from argosy.frameworks.tensorflow.optimizer import RuleOptimizer

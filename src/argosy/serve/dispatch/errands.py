@@ -22,11 +22,12 @@ from argosy.errors import (
     UnavailableError,
 )
 from argosy.serve.wire.channel import write_message
+from argosy.serve.wire.control_messages import MAX_ERRANDS, ErrandDone, LoadModel, UnloadModel
 
 __all__ = ["Errand", "Errands"]
 
-MAX_PENDING: Final = 64
-"""More are refused: each holds a connection, and the control process has other work."""
+_MAX_NAME: Final = 256
+"""None is longer than half of this: what is cut is refused, too."""
 _BEARER: Final = re.compile(r"(?i:bearer) +(\S+)")
 _KINDS: Final[dict[str, type[ArgosyError]]] = {
     kind.__name__: kind for kind in (AuthError, ConflictError, FaultError, InputError, NotAllowedError, NotFoundError)
@@ -101,26 +102,26 @@ class Errands:
         if match is None:
             raise AuthError("unauthorized")
         version = _read_version(op, parameters)
-        if len(self._pending) >= MAX_PENDING:
-            raise OverloadedError("too_many_errands", limit=MAX_PENDING, retry_after_s=1.0)
+        if len(self._pending) >= MAX_ERRANDS:
+            raise OverloadedError("too_many_errands", limit=MAX_ERRANDS, retry_after_s=1.0)
         if self._writer is None:
             raise UnavailableError("control_away", retry_after_s=1.0)
         self._next_id += 1
-        errand = self._pending[self._next_id] = Errand(answer)
-        message = {"op": op, "errand": self._next_id, "name": name, "version": version, "token": match[1]}
-        write_message(self._writer, message)
+        number, name, token = self._next_id, name[:_MAX_NAME], match[1]
+        asked = LoadModel(number, name, version, token) if op == "load" else UnloadModel(number, name, token)
+        write_message(self._writer, asked)
+        errand = self._pending[number] = Errand(answer)
         return errand
 
-    def take(self, message: Mapping[str, Any]) -> None:
+    def take(self, message: ErrandDone) -> None:
         """Take the control process's answer."""
-        errand = self._pending.pop(message["errand"], None)
+        errand = self._pending.pop(message.errand, None)
         if errand is None:
             return
-        kind = message.get("kind")
-        if kind is None:
+        if message.kind is None:
             errand.finish(None)
         else:
-            errand.finish(_KINDS.get(kind, FaultError)("server_said", text=message["text"], hint=message["hint"]))
+            errand.finish(_KINDS.get(message.kind, FaultError)("server_said", text=message.text, hint=message.hint))
 
 
 def _read_version(op: str, parameters: Mapping[str, Any]) -> str:

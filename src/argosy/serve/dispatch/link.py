@@ -87,8 +87,8 @@ class Link:
         self.num_in_flight = 0
         self.num_slots = 0
         """Batches that the worker takes at a time; 0 until it has said so."""
-        self.fault = "the worker's process died"
-        """Why the link is down, once it is."""
+        self.fault = ""
+        """Why the link is down, once it is; "" where the worker has ended."""
         self._loop = loop
         self._now = clock
         self._sock = sock
@@ -136,8 +136,9 @@ class Link:
         self.num_in_flight += 1
         try:
             self._send_frame(slot, batch)
-        except (OSError, LinkError):
+        except (OSError, LinkError) as error:
             # The batch stays in its slot: going down gives it back to its lane.
+            self.fault = "" if isinstance(error, ConnectionError) else str(error)
             self._loop.call_soon(self.close)
 
     def _send_frame(self, slot: _Slot, batch: Batch) -> None:
@@ -254,6 +255,8 @@ class Link:
         head: tuple[int, int, int, int, int] = HEADER.unpack_from(frame)
         kind, flags, slot_index, count, sequence = head
         if kind == Kind.HELLO:
+            if self.num_slots or not 0 < count <= NUM_SLOTS:
+                raise LinkError("worker granted impossible credits, or for the second time")
             self._free = [slot for slot in self._slots[:count] if slot.batch is None]
             self.num_slots = count
             self._on_hello(self)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import socket
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import msgspec
 import uvloop
 
 from argosy.config import ServeConfig
+from argosy.errors import ArgosyError
 from argosy.serve.dispatch.admit import Admit
 from argosy.serve.dispatch.errands import Errands
 from argosy.serve.dispatch.link import Link
@@ -27,7 +28,27 @@ from argosy.serve.grpc.connection import make_grpc_protocol
 from argosy.serve.http.connection import HttpConnection
 from argosy.serve.http.routes import HttpServer
 from argosy.serve.v2.json_body import prepare_front
-from argosy.serve.wire.channel import Channel, open_channel, read_message, write_message
+from argosy.serve.wire.channel import Channel, follow, open_channel, read_message, write_message
+from argosy.serve.wire.control_messages import (
+    Accuse,
+    Answer,
+    ArrivalsAnswer,
+    Ask,
+    AskArrivals,
+    AskBusy,
+    AskLink,
+    AskStats,
+    BusyAnswer,
+    ErrandDone,
+    LaneStats,
+    Message,
+    NewLink,
+    PutTable,
+    StartFront,
+    StatsAnswer,
+    TableTaken,
+    fit_text,
+)
 from argosy.serve.wire.counters import CLOSED, Counters
 from argosy.serve.wire.table import Table
 
@@ -36,8 +57,9 @@ __all__ = ["Front", "main"]
 _EXPIRE_PERIOD_S: Final = 0.05
 _SWEEP_PERIOD_S: Final = 1.0
 _DRAIN_S: Final = 12.0
-
-Message = dict[str, Any]
+_MAX_REASON: Final = 300
+_DEATH_S: Final = 1.0
+"""Within which the supervisor knows that a worker has died whose link has ended."""
 
 
 class Front:
@@ -55,36 +77,56 @@ class Front:
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._hung: set[tuple[str, float]] = set()
+        self._pids: dict[str, int] = {}
+        """Of the workers that are linked."""
+        self._lost_links: set[str] = set()
+        """Siblings to which a link came without its descriptor, as this process had too many."""
         self._control: asyncio.StreamWriter | None = None
         self.done = asyncio.Event()
-        channel.sock.setblocking(False)
-        loop.add_reader(channel.fileno(), self._on_channel)
+        loop.add_reader(channel.fileno(), follow, channel, self._take_message)
 
-    def _on_channel(self) -> None:
-        received = self.channel.receive()
-        if received is None:
-            # The supervisor is gone; the kernel ends this process as well.
-            os._exit(1)
-        message, fds = received
-        if message["op"] == "start":
-            self._prepare(message, fds)
-        elif message["op"] == "link":
-            sock = socket.socket(fileno=fds[0])
-            if message["kind"] == "control":
-                self._spawn(self._follow_control(sock))
-            else:
-                Link(self.loop, sock, message["peer"], self.router.add_link, self.router.remove_link)
+    def _take_message(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case StartFront():
+                self._prepare(message, fds)
+            case NewLink() if not fds:
+                self._lost_links.add(message.peer)
+            case NewLink(kind="control"):
+                self._spawn(self._follow_control(socket.socket(fileno=fds[0]), message.pid))
+            case NewLink():
+                self._pids[message.peer] = message.pid
+                on_down = partial(self._lose_worker, message.pid)
+                Link(self.loop, socket.socket(fileno=fds[0]), message.peer, self.router.add_link, on_down)
+            case _:
+                pass
+
+    def _lose_worker(self, pid: int, link: Link) -> None:
+        self.router.remove_link(link)
+        if self._pids.get(link.worker) == pid:
+            del self._pids[link.worker]
+        if link.fault:
+            self._accuse(link.worker, pid, link.fault)
+        else:
+            # A worker that dies closes its link; one that lives on without it would never be linked again.
+            self.loop.call_later(_DEATH_S, self._accuse, link.worker, pid, "it closed its link")
+
+    def _accuse(self, name: str, pid: int, reason: str) -> None:
+        """Have the supervisor end a process that hangs or breaks a rule, unless it has ended already."""
+        try:
+            self.channel.send(Accuse(name, pid, fit_text(reason, _MAX_REASON)))
+        except OSError:
+            pass  # the supervisor is gone, and the kernel ends this process as well
 
     def _spawn(self, work: Any) -> None:
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _prepare(self, message: Message, fds: list[int]) -> None:
-        config = msgspec.convert(message["config"], ServeConfig)
+    def _prepare(self, message: StartFront, fds: list[int]) -> None:
+        config = msgspec.convert(message.config, ServeConfig)
         self.config = config
         counters_fd, *listeners = fds
-        self.counters = Counters(counters_fd, message["index"])
+        self.counters = Counters(counters_fd, message.index)
         self.router = Router(self.loop, self.counters, config.num_fronts)
         self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts, config.max_intake_bytes)
         self.recorder = Recorder(self.admit)
@@ -93,49 +135,61 @@ class Front:
         self.grpc, self._grpc_server = make_grpc_protocol(
             self.router, self.admit, self.errands, version=version("argosy"), max_connections=config.max_connections
         )
-        self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message["listeners"], listeners, strict=True)}
+        self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message.listeners, listeners, strict=True)}
 
-    async def _follow_control(self, sock: socket.socket) -> None:
+    async def _follow_control(self, sock: socket.socket, pid: int) -> None:
         """Serve by the tables that the control process sends; keep the last one while it is away."""
         reader, writer = await asyncio.open_connection(sock=sock)
         self._control = writer
         self.errands.connect(writer)
-        while (message := await read_message(reader)) is not None:
-            if message["op"] == "errand":
-                self.errands.take(message)
-                continue
-            reply: Message = {"id": message["id"]}
-            if message["op"] == "table":
-                self.router.apply(msgspec.convert(message["table"], Table))
+        while True:
+            try:
+                message = await read_message(reader, "front", "control")
+                table = msgspec.convert(message.table, Table) if isinstance(message, PutTable) else None
+            except (ArgosyError, msgspec.ValidationError) as error:
+                self._accuse("control", pid, str(error))
+                break
+            if table is not None:
+                self.router.apply(table)
                 await self._listen()
-            elif message["op"] == "busy":
-                reply["busy"] = self.router.is_busy([(name, version_) for name, version_ in message["lanes"]], message["workers"])
-            elif message["op"] == "stats":
-                reply["lanes"] = self._describe_lanes()
-            elif message["op"] == "arrivals":
-                reply |= self.recorder.take(message["recording"], message["name"])
-            write_message(writer, reply)
+            if isinstance(message, ErrandDone):
+                self.errands.take(message)
+            elif isinstance(message, Ask):
+                write_message(writer, self._answer(message))
+            else:
+                break
         if self._control is writer:
             self._control = None
             self.errands.disconnect()
         writer.close()
 
-    def _describe_lanes(self) -> list[Message]:
+    def _answer(self, ask: Ask) -> Answer:
+        match ask:
+            case AskBusy():
+                return BusyAnswer(ask.id, self.router.is_busy(list(ask.lanes), list(ask.workers)))
+            case AskStats():
+                return StatsAnswer(ask.id, tuple(self._describe_lanes()))
+            case AskArrivals():
+                return ArrivalsAnswer(ask.id, **self.recorder.take(ask.recording, ask.name))
+            case _:
+                return TableTaken(ask.id)
+
+    def _describe_lanes(self) -> list[LaneStats]:
         return [
-            {
-                "name": lane.name,
-                "version": lane.version,
-                "replicas": len(lane.links),
-                "queued_rows": lane.queued_rows,
-                "open_requests": lane.num_open,
-                "rows_per_s": lane.rows_per_s,
-                "can_join": lane.can_join,
-                "join_refusal": lane.join_refusal,
-                "pad_refusal": lane.pad_refusal,
-                "limit_rows": lane.plan.limit,
-                "limit_reason": CLOSED[lane.plan.cause],
-                "limit_s": lane.plan.limit_s,
-            }
+            LaneStats(
+                name=lane.name,
+                version=lane.version,
+                replicas=len(lane.links),
+                queued_rows=lane.queued_rows,
+                open_requests=lane.num_open,
+                rows_per_s=lane.rows_per_s,
+                can_join=lane.can_join,
+                join_refusal=lane.join_refusal,
+                pad_refusal=lane.pad_refusal,
+                limit_rows=lane.plan.limit,
+                limit_reason=CLOSED[lane.plan.cause],
+                limit_s=lane.plan.limit_s,
+            )
             for lane in self.router.list_lanes()
         ]
 
@@ -186,13 +240,18 @@ class Front:
             self._grpc_server.sweep(now)
             self.recorder.expire(now)
             self._report_hung()
+            self._ask_links()
 
     def _report_hung(self) -> None:
         hung = self.router.find_hung(time.monotonic(), self.config.hang_timeout_s)
         for worker, _ in hung - self._hung:
-            if self._control is not None:
-                write_message(self._control, {"op": "hung", "worker": worker})
+            self._accuse(worker, self._pids[worker], f"it has not answered for {self.config.hang_timeout_s:g} s")
         self._hung = hung
+
+    def _ask_links(self) -> None:
+        lost, self._lost_links = self._lost_links, set()
+        for peer in lost:
+            self.channel.send(AskLink(peer))
 
     async def _drain(self) -> None:
         for server in self._servers:
@@ -208,7 +267,7 @@ class Front:
 
 
 async def _serve() -> None:
-    front = Front(asyncio.get_running_loop(), open_channel())
+    front = Front(asyncio.get_running_loop(), open_channel("front"))
     await front.run()
 
 

@@ -30,7 +30,6 @@ from argosy.errors import (
     list_choices,
 )
 from argosy.serve.dispatch.admit import Admit
-from argosy.serve.dispatch.call import Call
 from argosy.serve.dispatch.errands import Errand, Errands
 from argosy.serve.dispatch.router import Router
 from argosy.serve.grpc import messages
@@ -45,7 +44,7 @@ from argosy.serve.grpc.replies import (
     encode_reply,
     encode_status,
 )
-from argosy.serve.grpc.requests import PREFIX_BYTES, submit_request, unpack_message
+from argosy.serve.grpc.requests import PREFIX_BYTES, InferCall, submit_request, unpack_message
 from argosy.serve.grpc.server import GrpcServer
 from argosy.serve.grpc.stream import InferStream
 from argosy.serve.http2.connection import Http2Connection
@@ -89,17 +88,12 @@ class GrpcHead(Head):
         self.authorization = ""
 
 
-class GrpcCall(Call):
-    """An inference request that came over gRPC."""
+class GrpcCall(InferCall):
+    """An inference request that is a call of its own."""
 
-    __slots__ = ("_connection", "_id", "_stream_id", "_wanted")
+    __slots__ = ()
 
-    def __init__(self, connection: GrpcConnection, stream_id: int, request_id: str, wanted: list[int] | None, *args: Any) -> None:
-        super().__init__(*args)
-        self._connection = connection
-        self._stream_id = stream_id
-        self._id = request_id
-        self._wanted = wanted
+    owner: GrpcConnection
 
     def answer(self, outputs: list[NDArray[Any]]) -> None:
         """Send the answer, or DEADLINE_EXCEEDED if nobody waits for it any more."""
@@ -107,16 +101,16 @@ class GrpcCall(Call):
             if time.monotonic() > self.deadline_s:
                 self.fail(DeadlineError("deadline_passed", timeout_s=self.deadline_s - self.started_s))
                 return
-            body = encode_reply(self.lane, outputs, self._id, self._wanted)
+            body = encode_reply(self.lane, outputs, self.request_id, self.wanted)
         except Exception as error:  # the batcher must not suffer from one answer
-            self._connection.server.report(error)
+            self.owner.server.report(error)
             self.fail(FaultError("internal", detail=type(error).__name__))
             return
-        self._connection.respond(self._stream_id, OK_HEADERS, body, OK_TRAILERS)
+        self.owner.respond(self.stream_id, OK_HEADERS, body, OK_TRAILERS)
 
     def fail(self, error: ArgosyError) -> None:
         """Send an error."""
-        self._connection.respond(self._stream_id, encode_status(error))
+        self.owner.respond(self.stream_id, encode_status(error))
 
 
 def make_grpc_protocol(

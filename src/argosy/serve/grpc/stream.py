@@ -15,7 +15,7 @@ from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, To
 from argosy.serve.dispatch.call import Call
 from argosy.serve.grpc import messages
 from argosy.serve.grpc.replies import OK_TRAILERS, encode_reply, encode_status, encode_stream_error
-from argosy.serve.grpc.requests import PREFIX_BYTES, MessageBytes, submit_request, unpack_message
+from argosy.serve.grpc.requests import PREFIX_BYTES, InferCall, MessageBytes, submit_request, unpack_message
 from argosy.serve.grpc.server import GrpcServer
 from argosy.serve.http2.duplex import end_duplex, extend_input, send_part, take_input
 from argosy.serve.http2.state import Http2State
@@ -29,16 +29,12 @@ MAX_UNSENT_BYTES: Final = 1 << 20
 """Answers that the client has not read, beyond which no more requests are taken."""
 
 
-class StreamedCall(Call):
-    """An inference request that came on a stream."""
+class StreamedCall(InferCall):
+    """An inference request that is a message of a stream."""
 
-    __slots__ = ("_id", "_stream", "_wanted")
+    __slots__ = ()
 
-    def __init__(self, stream: InferStream, stream_id: int, request_id: str, wanted: list[int] | None, *args: Any) -> None:
-        super().__init__(*args)
-        self._stream = stream
-        self._id = request_id
-        self._wanted = wanted
+    owner: InferStream
 
     def answer(self, outputs: list[NDArray[Any]]) -> None:
         """Send the answer, or the error that its deadline has passed."""
@@ -46,15 +42,15 @@ class StreamedCall(Call):
             if time.monotonic() > self.deadline_s:
                 self.fail(DeadlineError("deadline_passed", timeout_s=self.deadline_s - self.started_s))
                 return
-            part = encode_reply(self.lane, outputs, self._id, self._wanted, is_streamed=True)
+            part = encode_reply(self.lane, outputs, self.request_id, self.wanted, is_streamed=True)
         except Exception as error:  # the batcher must not suffer from one answer
-            self._stream.server.report(error)
-            part = encode_stream_error(FaultError("internal", detail=type(error).__name__), self._id)
-        self._stream.close_call(self, part)
+            self.owner.server.report(error)
+            part = encode_stream_error(FaultError("internal", detail=type(error).__name__), self.request_id)
+        self.owner.close_call(self, part)
 
     def fail(self, error: ArgosyError) -> None:
         """Send an error; the stream goes on."""
-        self._stream.close_call(self, encode_stream_error(error, self._id))
+        self.owner.close_call(self, encode_stream_error(error, self.request_id))
 
 
 class InferStream:

@@ -177,7 +177,7 @@ class HttpRawCall(RawCall):
         """
         try:
             head = _decode_head(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self.spoil(str(error)) from None
         self._check(head)
         sender = self._sender

@@ -4,19 +4,96 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from argosy.serve.wire.channel import CHANNEL_VARIABLE, Channel
+from argosy.serve.wire.channel import CHANNEL_VARIABLE, RUNTIME_VARIABLE, SUPERVISOR_VARIABLE, Channel
+from argosy.serve.wire.control_messages import Message, Process, Report, encode
 
-__all__ = ["Child", "open_log", "read_tail", "spawn"]
+__all__ = ["Child", "ChildChannel", "describe_template", "open_log", "read_tail", "spawn"]
 
+STUCK_S: Final = 60.0
+"""A child that takes nothing of what waits for it for so long is of no use any more."""
+MAX_WAITING_BYTES: Final = 64 << 20
+_WAITING_BYTES: Final = 4096
+"""Of a message that waits, beside its own: descriptors are held for it."""
 _LOG_LIMIT_BYTES: Final = 8 << 20
 _LOG_TAIL_BYTES: Final = 2000
 
-Message = dict[str, Any]
+
+class ChildChannel(Channel):
+    """The supervisor's end of a channel. It waits for no child: what one does not take now is kept for it.
+
+    Args:
+        kind: of the child.
+
+    Attributes:
+        theirs: the child's end, to be closed once the child has it.
+    """
+
+    def __init__(self, kind: Process) -> None:
+        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        # Who says something is asked of the kernel, not of who says it.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        super().__init__(ours, "supervisor", kind)
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        self._waiting_bytes = 0
+        self._since_s = 0.0
+
+    @property
+    def stuck_s(self) -> float | None:
+        """When the child is to be given up if it has taken nothing by then; None where nothing waits for it."""
+        return self._since_s + STUCK_S if self._waiting else None
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send one message now or later.
+
+        Raises:
+            OSError: the child is gone, or takes nothing and too much waits for it.
+            MessageError: the message is too large.
+        """
+        data = encode(message)
+        if not self._waiting:
+            try:
+                self.send_bytes(data, fds)
+                return
+            except BlockingIOError:
+                self._since_s = time.monotonic()
+        self._waiting_bytes += len(data) + _WAITING_BYTES
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            raise OSError("it does not read its channel")
+        self._waiting.append((data, [os.dup(fd) for fd in fds]))
+
+    def flush(self) -> None:
+        """Send what waits, as far as the child takes it."""
+        while self._waiting:
+            try:
+                self.send_bytes(*self._waiting[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                pass  # it is gone, as reading tells
+            self._since_s = time.monotonic()
+            self._forget_first()
+
+    def _forget_first(self) -> None:
+        data, fds = self._waiting.popleft()
+        self._waiting_bytes -= len(data) + _WAITING_BYTES
+        for fd in fds:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close this end, and what waits."""
+        super().close()
+        while self._waiting:
+            self._forget_first()
 
 
 @dataclasses.dataclass
@@ -24,28 +101,36 @@ class Child:
     """A process that should run."""
 
     name: str
-    kind: str
-    """control, front, template or worker."""
-    spec: Message
+    kind: Process
+    spec: dict[str, Any]
     pid: int = 0
     pidfd: int = -1
-    channel: Channel | None = None
+    channel: ChildChannel | None = None
     started_s: float = 0.0
     num_deaths: int = 0
     restart_s: float | None = None
     """When to start it again."""
     kill_s: float | None = None
-    """When to kill it, once it was told to stop."""
+    """When to kill it, if it has not ended by then as it should."""
+    fault: str = ""
+    """Why it was killed."""
+    suspicion: str = ""
+    """Why it is killed when `kill_s` has come; it may end by itself before, for a reason of its own."""
     is_stopping: bool = False
-    report: Message | None = None
-    """What it last said of itself."""
+    report: Report | None = None
+    """What a worker said of its model."""
+
+    @property
+    def stuck_s(self) -> float | None:
+        """As that of its channel."""
+        return None if self.channel is None else self.channel.stuck_s
 
 
-def open_log(path: Path) -> int:
+def open_log(path: Path) -> BinaryIO:
     """Open a log to append to; one that has grown large is put aside first."""
     if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
         path.replace(path.with_suffix(".log.old"))
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab", buffering=0)  # noqa: PTH123
 
 
 def read_tail(path: Path) -> str:
@@ -58,15 +143,26 @@ def read_tail(path: Path) -> str:
         return f"(no log: {error})"
 
 
-def spawn(child: Child, theirs: Channel, log: int) -> int:
+def describe_template(spec: dict[str, Any]) -> Child:
+    """The process that imports what a worker's spec names, in the interpreter that it names, and forks such workers."""
+    runtime, python = spec["runtime"], spec.get("python", sys.executable)
+    # One thread for BLAS: its pool would not survive the fork, and the runtime has its own.
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    # Packages of this interpreter are not for another one.
+    path = {"PYTHONPATH": ""} if "python" in spec else {}
+    environment = {RUNTIME_VARIABLE: runtime, **threads, **path}
+    name = f"template-{runtime}-{abs(hash(python)) % 10**6}"
+    return Child(name, "template", {"module": "argosy.serve.worker.template", "python": python, "env": environment})
+
+
+def spawn(child: Child, theirs: int, log: int) -> int:
     """Start the module that a child's spec names; returns its process id. `theirs` and `log` become its own."""
     python = child.spec.get("python", sys.executable)
-    fd = theirs.fileno()
     environment = {
         **os.environ,
         **child.spec.get("env", {}),
-        CHANNEL_VARIABLE: str(fd),
-        "ARGOSY_SUPERVISOR": str(os.getpid()),
+        CHANNEL_VARIABLE: str(theirs),
+        SUPERVISOR_VARIABLE: str(os.getpid()),
     }
     # -P: no module of the folder where the server was started may shadow a library.
     process = subprocess.Popen(
@@ -75,7 +171,7 @@ def spawn(child: Child, theirs: Channel, log: int) -> int:
         stdout=log,
         stderr=log,
         env=environment,
-        pass_fds=(fd,),
+        pass_fds=(theirs,),
         start_new_session=True,
     )
     process.returncode = 0  # reaped by its pidfd, not by subprocess

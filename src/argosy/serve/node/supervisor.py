@@ -29,23 +29,34 @@ import time
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from argosy.serve.node.children import Child, open_log, read_tail, spawn
+from argosy.serve.node.children import Child, read_tail
+from argosy.serve.node.family import KILL_AFTER_S, Family
 from argosy.serve.node.listeners import LISTENERS, fail, open_listeners
-from argosy.serve.wire.channel import Channel, make_channel_pair
+from argosy.serve.wire.channel import Received
+from argosy.serve.wire.checked import refuse
+from argosy.serve.wire.control_messages import (
+    Accuse,
+    AskLink,
+    EndOfWorkers,
+    Hello,
+    Message,
+    NewLink,
+    Ready,
+    Refused,
+    StartControl,
+    StartFront,
+    StartWorker,
+    StopWorker,
+    WorkerDied,
+    WorkerGone,
+    WorkerState,
+    fit_text,
+)
 
-__all__ = ["EXIT_REFUSED", "Supervisor", "main"]
-
-EXIT_REFUSED: Final = 3
-"""A worker's exit code when its model cannot be loaded: it is not started again."""
+__all__ = ["Supervisor", "main"]
 
 DRAIN_S: Final = 15.0
-KILL_AFTER_S: Final = 5.0
-# Pauses before a child that dies again and again is started again; a child that lived longer than the last starts anew.
-BACKOFF_S: Final = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
-STABLE_S: Final = 10.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
-
-Message = dict[str, Any]
 
 
 class Supervisor:
@@ -56,15 +67,14 @@ class Supervisor:
             counters' memory; `stop_with_stdin`, whether the end of standard input stops the server.
     """
 
-    def __init__(self, job: Message) -> None:
+    def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
-        config: Message = job["config"]
+        config: dict[str, Any] = job["config"]
         self.config = config
         self.run = Path(config["home"]) / "run"
-        self.children: dict[str, Child] = {}
-        self.selector = selectors.DefaultSelector()
-        self.is_stopping = False
-        self.stop_s = 0.0
+        self.family = Family(self.run / "logs", self._greet, self._obey, self._mourn)
+        self.stop_s: float | None = None
+        """When to end, once told to."""
         self.listeners: dict[str, list[socket.socket]] = {}
         self.counters_fd = -1
         self._lock: TextIO | None = None
@@ -88,11 +98,11 @@ class Supervisor:
         os.ftruncate(self.counters_fd, self.job["counters_bytes"])
         self._write_state()
         self._watch_signals()
-        self._start_child(Child("control", "control", {"module": "argosy.deploy.control"}))
+        self.family.start(Child("control", "control", {"module": "argosy.deploy.control"}))
         for index in range(self.config["num_fronts"]):
-            self._start_child(Child(f"front-{index}", "front", {"module": "argosy.serve.front.front", "index": index}))
+            self.family.start(Child(f"front-{index}", "front", {"module": "argosy.serve.front.front", "index": index}))
         addresses = ", ".join(f"{name} {self.config['host']}:{self._port(name)}" for name in LISTENERS)
-        self._say(f"serving: {addresses}; admin 127.0.0.1:{self._port('admin')}")
+        self.family.say(f"serving: {addresses}; admin 127.0.0.1:{self._port('admin')}")
 
     def _port(self, name: str) -> int:
         return self.listeners[name][0].getsockname()[1]
@@ -120,13 +130,13 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _ignore)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self.selector.register(reader, selectors.EVENT_READ, self._take_signals)
+        self.family.selector.register(reader, selectors.EVENT_READ, self._take_signals)
         if self.job["stop_with_stdin"]:
-            self.selector.register(0, selectors.EVENT_READ, self._take_stdin)
+            self.family.selector.register(0, selectors.EVENT_READ, self._take_stdin)
 
     def _take_stdin(self) -> None:
         if not os.read(0, 4096):
-            self.selector.unregister(0)
+            self.family.selector.unregister(0)
             self._begin_stop()
 
     def _take_signals(self) -> None:
@@ -134,126 +144,24 @@ class Supervisor:
         self._begin_stop()
 
     def _begin_stop(self) -> None:
-        if self.is_stopping:
+        if self.stop_s is not None:
             # Asked a second time: do not wait for requests.
             self.stop_s = 0.0
             return
-        self.is_stopping = True
         self.stop_s = time.monotonic() + DRAIN_S
-        self._say("stopping")
-        for child in self.children.values():
-            child.restart_s = None
-            if child.kind == "front" and child.pid:
-                child.is_stopping = True
-                os.kill(child.pid, signal.SIGTERM)
+        self.family.say("stopping")
+        self.family.drain()
 
     def run_forever(self) -> int:
         """Serve until told to stop; returns the exit code."""
-        while True:
-            if self.is_stopping and (time.monotonic() > self.stop_s or not self._has_fronts()):
-                break
-            for key, _ in self.selector.select(self._wait_s()):
-                key.data()
-            self._do_due()
-        self._stop_all()
+        while self.stop_s is None or (time.monotonic() < self.stop_s and self.family.running("front")):
+            self.family.turn(self.stop_s)
+        self.family.stop_all()
         with contextlib.suppress(FileNotFoundError):
             (self.run / "serve.json").unlink()
         return 0
 
-    def _has_fronts(self) -> bool:
-        return any(child.kind == "front" and child.pid for child in self.children.values())
-
-    def _wait_s(self) -> float | None:
-        due = [t for child in self.children.values() for t in (child.restart_s, child.kill_s) if t is not None]
-        if self.is_stopping:
-            due.append(self.stop_s)
-        return max(0.0, min(due) - time.monotonic()) if due else None
-
-    def _do_due(self) -> None:
-        now = time.monotonic()
-        for child in list(self.children.values()):
-            if child.restart_s is not None and child.restart_s <= now and not self.is_stopping:
-                child.restart_s = None
-                self._start_child(child)
-            if child.kill_s is not None and child.kill_s <= now:
-                child.kill_s = None
-                self._kill(child)
-
-    def _stop_all(self) -> None:
-        for child in self.children.values():
-            if child.pid:
-                self._kill(child, signal.SIGTERM if child.kind == "control" else signal.SIGKILL)
-        deadline = time.monotonic() + KILL_AFTER_S
-        for child in self.children.values():
-            if child.pid:
-                with selectors.DefaultSelector() as waiter:
-                    waiter.register(child.pidfd, selectors.EVENT_READ)
-                    if not waiter.select(max(0.0, deadline - time.monotonic())):
-                        self._kill(child)
-
-    def _kill(self, child: Child, number: signal.Signals = signal.SIGKILL) -> None:
-        if child.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(child.pidfd, number)
-
-    # children
-
-    def _start_child(self, child: Child) -> None:
-        self.children[child.name] = child
-        child.started_s = time.monotonic()
-        child.report = None
-        ours, theirs = make_channel_pair()
-        ours.sock.setblocking(False)
-        child.channel = ours
-        log = open_log(self._log_path(child.name))
-        try:
-            if child.kind == "worker":
-                self._fork_worker(child, theirs, log)
-            else:
-                self._adopt(child, spawn(child, theirs, log))
-        except OSError as error:
-            # Its interpreter has gone, or the machine has no process left for it.
-            child.channel = None
-            ours.close()
-            self._after_death(child, f"it cannot be started ({error})")
-            return
-        finally:
-            os.close(log)
-            theirs.close()
-        self.selector.register(ours, selectors.EVENT_READ, lambda: self._take_message(child, ours))
-        if child.pid:
-            self._greet(child)
-
-    def _adopt(self, child: Child, pid: int) -> None:
-        child.pid = pid
-        child.pidfd = os.pidfd_open(pid)
-        self.selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._take_death(child))
-
-    def _fork_worker(self, child: Child, theirs: Channel, log: int) -> None:
-        template = self._template_of(child.spec)
-        message = {"op": "fork", "name": child.name, "supervisor": os.getpid(), "spec": child.spec}
-        self._send(template, message, (theirs.fileno(), log))
-
-    def _template_of(self, spec: Message) -> Child:
-        """The process that has imported a runtime in an interpreter, started when it is first needed."""
-        name = f"template-{spec['runtime']}-{abs(hash(spec.get('python', sys.executable))) % 10**6}"
-        template = self.children.get(name)
-        if template is None or template.channel is None:
-            template_spec = {"module": "argosy.serve.worker.template", "runtime": spec["runtime"]}
-            if "python" in spec:
-                template_spec["python"] = spec["python"]
-            # One thread for BLAS: its pool would not survive the fork, and the runtime has its own.
-            template_spec["env"] = {
-                "ARGOSY_RUNTIME": spec["runtime"],
-                "OPENBLAS_NUM_THREADS": "1",
-                "OMP_NUM_THREADS": "1",
-                "MKL_NUM_THREADS": "1",
-                # Packages of this interpreter are not for another one.
-                **({"PYTHONPATH": ""} if "python" in spec else {}),
-            }
-            template = Child(name, "template", template_spec)
-            self._start_child(template)
-        return template
+    # what children are told
 
     def _greet(self, child: Child) -> None:
         """Give a child what it needs to work: listeners, links, the table of its siblings."""
@@ -261,161 +169,94 @@ class Supervisor:
             index: int = child.spec["index"]
             names = [name for name in LISTENERS if index < len(self.listeners[name])]
             fds: list[int] = [self.counters_fd, *(self.listeners[name][index].fileno() for name in names)]
-            self._send(child, {"op": "start", "config": self.config, "index": index, "listeners": names}, fds)
-            for other in list(self.children.values()):
-                if other.kind in ("control", "worker") and other.pid:
-                    self._link(child, other)
+            self.family.send(child, StartFront(self.config, index, tuple(names)), fds)
+            for other in self.family.running("control", "worker"):
+                self._link(child, other)
         elif child.kind == "control":
             fds = [self.counters_fd, self.listeners["admin"][0].fileno()]
-            self._send(child, {"op": "start", "config": self.config}, fds)
-            for other in list(self.children.values()):
+            self.family.send(child, StartControl(self.config), fds)
+            for other in list(self.family.children.values()):
                 if other.kind == "worker":
-                    self._send(child, self._describe(other))
-            self._send(child, {"op": "table_end"})
-            for other in list(self.children.values()):
-                if other.kind == "front" and other.pid:
-                    self._link(other, child)
+                    self.family.send(child, self._describe(other))
+            self.family.send(child, EndOfWorkers())
+            for front in self.family.running("front"):
+                self._link(front, child)
         elif child.kind == "worker":
-            for other in list(self.children.values()):
-                if other.kind == "front" and other.pid:
-                    self._link(other, child)
+            self._tell_control(self._describe(child))
+            for front in self.family.running("front"):
+                self._link(front, child)
 
-    def _describe(self, child: Child) -> Message:
-        return {
-            "op": "worker",
-            "name": child.name,
-            "pid": child.pid,
-            "spec": child.spec,
-            "deaths": child.num_deaths,
-            "report": child.report,
-        }
+    def _describe(self, child: Child) -> WorkerState:
+        return WorkerState(child.name, child.pid, child.spec, child.num_deaths, child.report)
 
     def _link(self, front: Child, other: Child) -> None:
         """Connect a front with the control process (a stream) or with a worker (packets)."""
         kind = socket.SOCK_STREAM if other.kind == "control" else socket.SOCK_SEQPACKET
-        left, right = socket.socketpair(socket.AF_UNIX, kind)
-        with left, right:
-            self._send(front, {"op": "link", "peer": other.name, "kind": other.kind}, (left.fileno(),))
-            self._send(other, {"op": "link", "peer": front.name, "kind": "front"}, (right.fileno(),))
-
-    def _send(self, child: Child, message: Message, fds: tuple[int, ...] | list[int] = ()) -> None:
-        if child.channel is None:
-            return
+        for_front, for_other = NewLink(other.name, other.kind, other.pid), NewLink(front.name, front.kind, front.pid)
         try:
-            child.channel.send(message, fds)
+            left, right = socket.socketpair(socket.AF_UNIX, kind)
         except OSError:
-            # It does not read its channel any more: it is stuck, or on its way out.
-            self._kill(child)
-
-    def _take_message(self, child: Child, channel: Channel) -> None:
-        if child.channel is not channel:
-            # Closed by an event that was handled before this one in the same turn.
+            # No descriptor is left. A front that is told of a link and gets none asks again.
+            self.family.send(front, for_front)
             return
-        try:
-            received = channel.receive()
-        except (BlockingIOError, ValueError):
-            return
-        if received is None:
-            self._drop_channel(child, channel)
-            if not child.pid:
-                # A worker that died before it said who it is.
-                self._after_death(child, "did not start")
-            return
-        message, fds = received
-        for fd in fds:
-            os.close(fd)
-        operation = message.get("op")
-        if operation == "hello" and child.kind == "worker" and not child.pid:
-            self._adopt(child, message["pid"])
-            self._tell_control(self._describe(child))
-            self._greet(child)
-        elif operation == "report":
-            child.report = message["report"]
-            self._tell_control(self._describe(child))
-        elif child.kind == "control":
-            self._obey(message)
+        with left, right:
+            self.family.send(front, for_front, (left.fileno(),))
+            self.family.send(other, for_other, (right.fileno(),))
 
-    def _drop_channel(self, child: Child, channel: Channel) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self.selector.unregister(channel)
-        channel.close()
-        if child.channel is channel:
-            child.channel = None
-
-    def _obey(self, message: Message) -> None:
-        """Do what the control process asks."""
-        name = message["name"]
-        child = self.children.get(name)
-        if message["op"] == "start_worker" and child is None:
-            self._start_child(Child(name, "worker", message["spec"]))
-        elif message["op"] == "stop_worker" and child is not None:
-            child.is_stopping = True
-            child.restart_s = None
-            if not child.pid and child.channel is None:
-                del self.children[name]
-                self._tell_control({"op": "gone", "name": name})
-            else:
-                child.kill_s = time.monotonic() + KILL_AFTER_S
-                self._kill(child, signal.SIGTERM)
-        elif message["op"] == "kill_worker" and child is not None:
-            self._kill(child)
+    def _mourn(self, child: Child, how: str, is_final: bool) -> None:
+        if child.kind == "worker":
+            log = "" if child.is_stopping else fit_text(read_tail(self.family.log_path(child.name)))
+            self._tell_control(WorkerDied(child.name, fit_text(how), log, is_final, child.report))
 
     def _tell_control(self, message: Message) -> None:
-        control = self.children.get("control")
-        if control is not None and control.pid:
-            self._send(control, message)
+        for control in self.family.running("control"):
+            self.family.send(control, message)
 
-    # deaths
+    # what children say
 
-    def _take_death(self, child: Child) -> None:
-        self.selector.unregister(child.pidfd)
-        status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
-        os.close(child.pidfd)
-        child.pid, child.pidfd, child.kill_s = 0, -1, None
-        if child.channel is not None:
-            # What it said last may still be unread.
-            self._read_rest(child, child.channel)
-        code = status.si_status if status is not None else 0
-        killed = status is not None and status.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
-        self._after_death(child, f"signal {signal.Signals(code).name}" if killed else f"exit code {code}", code, killed)
+    def _obey(self, child: Child, received: Received) -> None:
+        """Do what a child asks. Which may ask what stands in the table of messages.
 
-    def _read_rest(self, child: Child, channel: Channel) -> None:
-        with contextlib.suppress(BlockingIOError, ValueError, OSError):
-            while (received := channel.receive()) is not None:
-                message, fds = received
-                for fd in fds:
-                    os.close(fd)
-                if message.get("op") == "report":
-                    child.report = message["report"]
-                elif child.kind == "control":
-                    self._obey(message)
-        self._drop_channel(child, channel)
+        Raises:
+            MessageError: what it says makes no sense now.
+        """
+        match received.message:
+            case Hello():
+                self.family.adopt(child, received.pid)
+            case Ready() | Refused() as report:
+                self._take_report(child, report)
+            case StartWorker(name, spec):
+                if name not in self.family.children:
+                    self.family.start(Child(name, "worker", spec))
+            case StopWorker(name):
+                worker = self.family.children.get(name)
+                if worker is not None and not self.family.stop(worker):
+                    self._tell_control(WorkerGone(name))
+            case Accuse() as accusation:
+                self._judge(child, accusation)
+            case AskLink(peer):
+                for other in self.family.running("control", "worker"):
+                    if other.name == peer:
+                        self._link(child, other)
+            case _:
+                pass
 
-    def _after_death(self, child: Child, how: str, code: int = 1, killed: bool = False) -> None:
-        if self.is_stopping:
-            return
-        if time.monotonic() - child.started_s > STABLE_S:
-            child.num_deaths = 0
-        child.num_deaths += 1
-        is_refused = child.kind == "worker" and code == EXIT_REFUSED and not killed
-        is_final = child.is_stopping or is_refused or child.kind == "template"
-        if not child.is_stopping:
-            self._say(f"{child.name} died: {how}; its log: {self._log_path(child.name)}")
-        if is_final:
-            self.children.pop(child.name, None)
-        else:
-            child.restart_s = time.monotonic() + BACKOFF_S[min(child.num_deaths, len(BACKOFF_S)) - 1]
-        if child.kind == "worker":
-            tail = "" if child.is_stopping else read_tail(self._log_path(child.name))
-            self._tell_control(
-                {"op": "died", "name": child.name, "how": how, "log": tail, "is_final": is_final, "report": child.report}
-            )
+    def _take_report(self, child: Child, report: Ready | Refused) -> None:
+        if child.report is not None or not child.pid:
+            refuse("a worker's report came for the second time, or before `hello`")
+        child.report = report
+        if isinstance(report, Refused):
+            self.family.condemn(child, "it refused its model, and did not end", KILL_AFTER_S)
+        self._tell_control(self._describe(child))
 
-    def _log_path(self, name: str) -> Path:
-        return self.run / "logs" / f"{name}.log"
-
-    def _say(self, text: str) -> None:
-        print(f"argosy: {text}", file=sys.stderr, flush=True)
+    def _judge(self, child: Child, accusation: Accuse) -> None:
+        """End whom a child accuses of what it does on their link."""
+        accused = self.family.children.get(accusation.name)
+        if accused is None or not accused.pid or accused.pid != accusation.pid:
+            return  # it has ended meanwhile
+        if accused.kind not in (("front",) if child.kind == "control" else ("control", "worker")):
+            refuse(f"`accuse` names {accused.name}, with which {child.name} has no link")
+        self.family.condemn(accused, f"{child.name} says: {accusation.reason}")
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol V2 without a transport: bodies to tensors, answers to bodies, descriptions of models."""
+"""The Open Inference Protocol V2 without a transport: bodies to tensors, answers to bodies, models described."""

@@ -27,7 +27,7 @@ from argosy.serve.v2.tensors import (
     decode_base64,
     gather_inputs,
 )
-from argosy.serve.wire.frames import FORM_TENSORS
+from argosy.serve.wire.frames import FORM_TENSORS, MAX_TENSORS
 from argosy.signature import TensorSpec, pack_bytes
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "prepare_front",
 ]
 
-MAX_TENSORS: Final = 256
 MAX_ROW_NUMBERS: Final = 256
 _SCHEDULED: Final = frozenset(SCHEDULE)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, list_choices
 from argosy.serve.dispatch.call import Lane
 from argosy.serve.v2.parameters import MAX_SHOWN
-from argosy.serve.wire.frames import FORM_RAW, FORM_TENSORS
+from argosy.serve.wire.frames import FORM_RAW, FORM_TENSORS, MAX_EMPTY_PRODUCT
 from argosy.signature import Signature, TensorSpec, unpack_bytes
 
 __all__ = [
@@ -39,10 +39,6 @@ __all__ = [
 # Reading one BYTES element costs about 0.3 us and 50 bytes of memory, whatever its length: more of them in one tensor
 # would hold up every other request of the front for longer than this many do (0.3 s).
 MAX_BYTES_ELEMENTS: Final = 1_000_000
-
-# A tensor without elements costs nothing to send, so its other dimensions are bounded here: beyond this NumPy
-# refuses to make the array, with an error that is not the client's.
-_MAX_EMPTY_PRODUCT: Final = 1 << 40
 
 # Shapes that are remembered of a tensor, whatever shapes clients send.
 MAX_SHAPES: Final = 256
@@ -123,7 +119,7 @@ def check_tensor(lane: Lane, name: str, datatype: str, shape: tuple[int, ...]) -
 def _check_shape(lane: Lane, spec: TensorSpec, shape: tuple[int, ...]) -> None:
     fits = spec.accepts(shape) and all(dim >= 0 for dim in shape)
     if fits and 0 in shape:
-        fits = prod(dim for dim in shape if dim) <= _MAX_EMPTY_PRODUCT
+        fits = prod(dim for dim in shape if dim) <= MAX_EMPTY_PRODUCT
     if not fits:
         shown = shape if len(shape) <= len(spec.shape) + 16 else f"with {len(shape)} dimensions"
         raise InputError(

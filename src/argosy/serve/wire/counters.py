@@ -182,6 +182,8 @@ class Counters:
 
     def __init__(self, fd: int, front: int | None = None) -> None:
         self._memory = mmap.mmap(fd, MEMORY_BYTES)
+        self._known: dict[tuple[str, str], int] = {}
+        """The series that are named, as far as this process has asked."""
         self._cells = memoryview(self._memory).cast("d")
         self.front = front
         os.close(fd)
@@ -272,15 +274,19 @@ class Counters:
         Raises:
             IndexError: the memory holds no more series.
         """
-        known = self.list_series()
-        if (name, version) in known:
-            return known.index((name, version))
-        data = json.dumps([*known, (name, version)]).encode()
-        if len(known) >= MAX_SERIES or len(data) + 4 > _HEAD_BYTES:
+        if not self._known:
+            self._known = {key: index for index, key in enumerate(self.list_series())}
+        found = self._known.get((name, version))
+        if found is not None:
+            return found
+        index = len(self._known)
+        data = json.dumps([*self._known, (name, version)]).encode()
+        if index >= MAX_SERIES or len(data) + 4 > _HEAD_BYTES:
             raise IndexError(f"no more than {MAX_SERIES} versions can be counted")
         self._memory[4 : 4 + len(data)] = data
         struct.pack_into("<I", self._memory, 0, len(data))
-        return len(known)
+        self._known[name, version] = index
+        return index
 
     def _offset(self, front: int, index: int) -> int:
         return (_HEAD_BYTES + front * _BLOCK_BYTES) // 8 + index * _ROW_DOUBLES

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import DTYPES, OBJECT
+from argosy.datatypes import DTYPES, MAX_RANK, OBJECT
 
 __all__ = [
     "FORM_COUNTED",
@@ -40,6 +40,8 @@ __all__ = [
     "FRAME_BYTES",
     "HEADER",
     "INPUT_FAULT",
+    "MAX_EMPTY_PRODUCT",
+    "MAX_TENSORS",
     "NANOSECONDS",
     "NUM_SLOTS",
     "Arena",
@@ -62,11 +64,10 @@ __all__ = [
 FRAME_BYTES: Final = 64 * 1024
 NUM_SLOTS: Final = 2
 MAX_TENSORS: Final = 256
-MAX_RANK: Final = 16
 _ALIGNMENT: Final = 64
 _MAX_LAYOUTS: Final = 256
-# A tensor without elements needs no bytes, so its other dimensions are bounded here: NumPy refuses larger ones.
-_MAX_EMPTY_PRODUCT: Final = 1 << 40
+MAX_EMPTY_PRODUCT: Final = 1 << 40
+"""A tensor without elements costs nothing to send, so its other dimensions are bounded here: NumPy refuses larger ones."""
 _RESIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 HEADER: Final = struct.Struct("<BBHIQ")  # kind, flags, slot, rows (or tensors), sequence
@@ -203,7 +204,7 @@ def unpack_tensors(frame: bytes, pos: int, arena_bytes: int) -> list[Tensor]:
         pos += 8 * rank
         if offset + num_bytes > arena_bytes or (code != OBJECT and math.prod(shape) * DTYPES[code].itemsize != num_bytes):
             raise LinkError("frame describes a tensor outside its arena")
-        if 0 in shape and math.prod(dim for dim in shape if dim) > _MAX_EMPTY_PRODUCT:
+        if 0 in shape and math.prod(dim for dim in shape if dim) > MAX_EMPTY_PRODUCT:
             raise LinkError("frame describes an empty tensor of impossible dimensions")
         tensors.append(Tensor(offset, num_bytes, code, shape))
     return tensors

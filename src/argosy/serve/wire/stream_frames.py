@@ -27,6 +27,7 @@ __all__ = [
     "FRAME",
     "HEAD",
     "MAX_DATA_BYTES",
+    "MAX_ERROR_BYTES",
     "MAX_HEAD_BYTES",
     "OPEN",
     "pack_data",
@@ -37,6 +38,8 @@ OPEN: Final = struct.Struct("<IQ")  # bytes of the head, bytes of the body
 FRAME: Final = struct.Struct("<BI")  # kind, bytes that follow
 HEAD, DATA, END, ERROR = range(1, 5)
 END_FRAME: Final = FRAME.pack(END, 0)
+MAX_ERROR_BYTES: Final = 4000
+"""Of what a model's error says, of tensors as well."""
 MAX_DATA_BYTES: Final = 64 * 1024
 MAX_HEAD_BYTES: Final = 256 * 1024
 """32 KiB of headers, in which JSON may need six bytes for one."""

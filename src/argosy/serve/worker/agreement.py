@@ -1,18 +1,23 @@
-"""How far two answers to one request are apart, where one was computed in fewer digits. NumPy and the standard library only."""
+"""How far two answers to one request are apart, and how far they may be. NumPy and the standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.serve.worker.warmup import largest_difference
+from argosy.datatypes import widen
 
-__all__ = ["choose_measure", "measure_cosine", "rounded_difference"]
+__all__ = ["JOIN_TOLERANCE", "OUTLIER_FACTOR", "choose_measure", "largest_difference", "measure_cosine", "rounded_difference"]
 
 Measure = Callable[[NDArray[Any], NDArray[Any]], float]
+
+JOIN_TOLERANCE: Final = 1e-4
+"""How far an answer may move when other rows, or padding, stand beside its own."""
+OUTLIER_FACTOR: Final = 100.0
+"""Times so much, a row is one that shifts whatever is taken of a whole batch: a mean, a range, a scale."""
 
 
 def choose_measure(precision: str) -> Measure:
@@ -45,3 +50,19 @@ def measure_cosine(got: NDArray[Any], expected: NDArray[Any]) -> float:
     a, b = got[finite].astype(np.float64), expected[finite].astype(np.float64)
     total = float(a @ a + b @ b)
     return 2.0 * float(a @ b) / total if total else 1.0
+
+
+def largest_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference relative to the largest expected magnitude (at least 1); infinite where kinds or shapes differ."""
+    got, expected = widen(got), widen(expected)
+    if got.shape != expected.shape or got.dtype.kind != expected.dtype.kind:
+        return float("inf")
+    if got.dtype.kind != "f":
+        return 0.0 if np.array_equal(got, expected) else float("inf")
+    if not np.array_equal(np.isfinite(got), np.isfinite(expected)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    if not finite.any():
+        return 0.0
+    a, b = got[finite].astype(np.float64), expected[finite].astype(np.float64)
+    return float(np.abs(a - b).max() / max(1.0, float(np.abs(b).max())))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import is_float
 from argosy.serve.wire.padding import fill_padded
+from argosy.serve.worker.agreement import JOIN_TOLERANCE, OUTLIER_FACTOR
 
 __all__ = ["list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
 
@@ -19,9 +20,6 @@ Infer = Callable[[Arrays], Arrays]
 Measure = Callable[[NDArray[Any], NDArray[Any]], float]
 Ragged = Mapping[str, Any]
 """As `argosy.signature.Ragged`, as plain data."""
-
-JOIN_TOLERANCE: Final = 1e-4
-_OUTLIER_FACTOR: Final = 100.0
 
 
 def resize_rows(inputs: Arrays, ragged: Ragged, length: int) -> Arrays:
@@ -122,7 +120,7 @@ def _pick(array: NDArray[Any], index: int) -> NDArray[Any]:
 
 
 def _exaggerate(array: NDArray[Any]) -> NDArray[Any]:
-    return (array * _OUTLIER_FACTOR).astype(array.dtype) if is_float(array.dtype) else array
+    return (array * OUTLIER_FACTOR).astype(array.dtype) if is_float(array.dtype) else array
 
 
 def _join(rows: list[Arrays], ragged: Ragged, length: int) -> Arrays:

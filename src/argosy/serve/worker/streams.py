@@ -25,7 +25,6 @@ from argosy.serve.wire import stream_frames as frames
 
 __all__ = ["StreamThreads"]
 
-MAX_ERROR_BYTES: Final = 4000
 _WHOLE: Final = (bytes, bytearray, memoryview, str, Mapping)
 """Can be iterated over, but is not meant so; of a mapping `encode_item` says that it is no answer."""
 _NOTHING: Final = object()
@@ -96,7 +95,7 @@ class StreamThreads:
         except BaseException as error:  # the model's own code: whatever it raises belongs to this request alone
             traceback.print_exc()
             sys.stderr.flush()
-            text = f"{type(error).__name__}: {error}".encode(errors="replace")[:MAX_ERROR_BYTES]
+            text = f"{type(error).__name__}: {error}".encode(errors="replace")[: frames.MAX_ERROR_BYTES]
             stream.send(frames.pack_frame(frames.ERROR, text))
 
     def _run(self, stream: _StreamEnd, work: Coroutine[Any, Any, T]) -> T:

@@ -14,20 +14,18 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
 
 from argosy.runtimes.base import load_runtime_class
-from argosy.serve.wire.channel import Channel, die_with_parent, open_channel
+from argosy.serve.wire.channel import RUNTIME_VARIABLE, Channel, die_with_parent, open_channel
+from argosy.serve.wire.control_messages import ForkWorker
 from argosy.serve.worker.worker import run_worker
 
 __all__ = ["main", "run_template"]
 
-Message = dict[str, Any]
-
 
 def run_template(channel: Channel) -> None:
     """Import the runtime that this template stands for, and fork a worker at each word of the supervisor."""
-    runtime = os.environ.get("ARGOSY_RUNTIME", "")
+    runtime = os.environ.get(RUNTIME_VARIABLE, "")
     if runtime:
         # A failure is found again by the worker, which can report it.
         with contextlib.suppress(Exception):
@@ -37,12 +35,11 @@ def run_template(channel: Channel) -> None:
     gc.collect()
     gc.freeze()
     while (received := channel.receive()) is not None:
-        message, fds = received
-        if message.get("op") == "fork":
-            _fork_worker(channel, message, fds)
+        if isinstance(received.message, ForkWorker):
+            _fork_worker(channel, received.message, received.fds)
 
 
-def _fork_worker(channel: Channel, message: Message, fds: list[int]) -> None:
+def _fork_worker(channel: Channel, message: ForkWorker, fds: list[int]) -> None:
     child_fd, log_fd = fds
     middle = os.fork()
     if middle:
@@ -58,12 +55,12 @@ def _fork_worker(channel: Channel, message: Message, fds: list[int]) -> None:
         channel.close()
         # The kernel divides the processors among sessions: in the template's, all its workers would share one part.
         os.setsid()
-        _wait_for_parent(message["supervisor"])
+        _wait_for_parent(message.supervisor)
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
         os.close(log_fd)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        code = run_worker(Channel(socket.socket(fileno=child_fd)), message["spec"])
+        code = run_worker(Channel(socket.socket(fileno=child_fd), "worker", "supervisor"), message.spec)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -82,7 +79,7 @@ def _wait_for_parent(supervisor: int) -> None:
 
 def main() -> None:
     """Become a template."""
-    run_template(open_channel())
+    run_template(open_channel("template"))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import decode_stored, is_float, widen
+from argosy.datatypes import decode_stored, is_float
 from argosy.serve.wire.frames import read_elements
+from argosy.serve.worker.agreement import JOIN_TOLERANCE, OUTLIER_FACTOR, largest_difference
 
 __all__ = [
     "MEASURE_S",
     "GoldenMismatch",
-    "largest_difference",
     "load_golden",
     "measure_row",
     "measure_service",
@@ -33,8 +33,6 @@ Measure = Callable[[NDArray[Any], NDArray[Any]], float]
 
 # Relative to the largest value of the output. Another CPU's kernels sum in another order: 1e-4 was seen for deep float32 models.
 GOLDEN_TOLERANCE: Final = 1e-3
-JOIN_TOLERANCE: Final = 1e-4
-_OUTLIER_FACTOR: Final = 100.0
 MEASURE_S: Final = 0.15
 """Time that measuring may take before the first answer."""
 
@@ -59,22 +57,6 @@ def load_golden(path: Path) -> tuple[Arrays, Arrays]:
     sides = ("in:", "out:")
     inputs, outputs = ({k.removeprefix(side): a for k, a in entries.items() if k.startswith(side)} for side in sides)
     return inputs, outputs
-
-
-def largest_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest difference relative to the largest expected magnitude (at least 1); infinite where kinds or shapes differ."""
-    got, expected = widen(got), widen(expected)
-    if got.shape != expected.shape or got.dtype.kind != expected.dtype.kind:
-        return float("inf")
-    if got.dtype.kind != "f":
-        return 0.0 if np.array_equal(got, expected) else float("inf")
-    if not np.array_equal(np.isfinite(got), np.isfinite(expected)):
-        return float("inf")
-    finite = np.isfinite(expected)
-    if not finite.any():
-        return 0.0
-    a, b = got[finite].astype(np.float64), expected[finite].astype(np.float64)
-    return float(np.abs(a - b).max() / max(1.0, float(np.abs(b).max())))
 
 
 def measure_row(infer: Infer, inputs: Arrays, *, is_batched: bool) -> float:
@@ -119,7 +101,7 @@ def prove_joining(infer: Infer, inputs: Arrays, measure: Measure = largest_diffe
     count = _count(inputs)
     if not count:
         return "the version has no examples to try it with"
-    outlier = {name: array[:1] * _OUTLIER_FACTOR if is_float(array.dtype) else array[-1:] for name, array in inputs.items()}
+    outlier = {name: array[:1] * OUTLIER_FACTOR if is_float(array.dtype) else array[-1:] for name, array in inputs.items()}
     outlier = {name: array.astype(inputs[name].dtype) for name, array in outlier.items()}
     joined = {name: np.concatenate([array, outlier[name], array[::-1]]) for name, array in inputs.items()}
     together = infer(joined)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import gc
+import math
 import os
 import select
 import socket
@@ -24,10 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
-from argosy.runtimes.base import Runtime, StreamRuntime, load_runtime_class
+from argosy.runtimes.base import NUM_TOKENS, Runtime, StreamRuntime, load_runtime_class
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
+from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, NewLink, Ready, Refused, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
+from argosy.serve.wire.stream_frames import MAX_ERROR_BYTES
 from argosy.serve.worker import cores, padding_proof, warmup
 from argosy.serve.worker.agreement import choose_measure
 
@@ -37,12 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "run_worker"]
 
-EXIT_REFUSED: Final = 3
 NUM_CREDITS: Final = 2
-MAX_ERROR_BYTES: Final = 4000
-NUM_TOKENS: Final = "num_tokens"
+MAX_REFUSAL: Final = 1000
 
 Arrays = dict[str, NDArray[Any]]
+Times = tuple[tuple[int, float], ...]
+LengthTimes = tuple[tuple[int, int, float], ...]
 Message = dict[str, Any]
 
 
@@ -50,8 +53,8 @@ class AnswerError(Exception):
     """The model's answer is not what its signature promises."""
 
 
-class _Front:
-    """The worker's end of a link: the arenas of each slot."""
+class _LinkEnd:
+    """The worker's end of a link to a front: the arenas of each slot."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -89,35 +92,43 @@ class Worker:
         self.runtime: Runtime | None = None
         self.streams: StreamThreads | None = None
         self.poll = select.epoll()
-        self.fronts: dict[int, _Front] = {}
+        self.fronts: dict[int, _LinkEnd] = {}
 
     # load
 
-    def load(self) -> Message:
+    def load(self) -> Ready:
         """Load, verify and measure the model; returns the report."""
         started = time.perf_counter()
         folder = Path(self.spec["folder"])
         golden = self.spec.get("golden")
         inputs, outputs = warmup.load_golden(folder / golden) if golden else ({}, {})
         threads = self._open(folder, inputs)
+        load_s = time.perf_counter() - started
         measure = choose_measure(self.spec["precision"])
-        report: Message = {"state": "ready", "load_s": time.perf_counter() - started, "threads": threads}
+        difference = None
         if inputs:
-            report["golden_difference"] = warmup.verify_golden(
-                self._infer, inputs, outputs, is_batched=self.is_batched, measure=measure
-            )
+            difference = warmup.verify_golden(self._infer, inputs, outputs, is_batched=self.is_batched, measure=measure)
+        join_refusal, pad_refusal = "the signature has no axis of rows", None
+        by_rows: Times = ()
+        by_length: LengthTimes = ()
         if self.is_batched:
-            report["join_refusal"] = warmup.prove_joining(self._infer, inputs, measure)
-            report |= self._try_lengths(inputs, measure, report["join_refusal"])
+            join_refusal = warmup.prove_joining(self._infer, inputs, measure)
+            pad_refusal = self._try_lengths(inputs, measure, join_refusal)
             if inputs:
-                report |= self._measure(inputs, is_joined=not report["join_refusal"])
-        else:
-            report["join_refusal"] = "the signature has no axis of rows"
-        report["warm_s"] = time.perf_counter() - started - report["load_s"]
-        report["memory_bytes"] = _own_memory_bytes()
-        return report
+                by_rows, by_length = self._measure(inputs, is_joined=not join_refusal)
+        return Ready(
+            load_s=load_s,
+            warm_s=time.perf_counter() - started - load_s,
+            threads=threads,
+            memory_bytes=_own_memory_bytes(),
+            golden_difference=difference,
+            join_refusal=fit_text(join_refusal, MAX_REFUSAL),
+            pad_refusal=None if pad_refusal is None else fit_text(pad_refusal, MAX_REFUSAL),
+            service_s=by_rows,
+            service=by_length,
+        )
 
-    def _try_lengths(self, inputs: Arrays, measure: warmup.Measure, join_refusal: str) -> Message:
+    def _try_lengths(self, inputs: Arrays, measure: warmup.Measure, join_refusal: str) -> str | None:
         """Find out whether rows of different lengths may be joined; and load what makes tensors of texts and pictures."""
         refusal = join_refusal
         if self.ragged and not refusal:
@@ -130,19 +141,22 @@ class Worker:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             self.preprocessor = Preprocessor(signature, Path(self.spec["folder"]))
             self.preprocessor.can_pad = bool(self.ragged) and not refusal
-        return {"pad_refusal": refusal} if self.ragged else {}
+        return refusal if self.ragged else None
 
-    def _measure(self, inputs: Arrays, *, is_joined: bool) -> Message:
-        """Measure batches by rows and by length: `service_s` by rows, `service` as rows, length and seconds of each."""
+    def _measure(self, inputs: Arrays, *, is_joined: bool) -> tuple[Times, LengthTimes]:
+        """Measure batches: seconds by rows, and by rows and length."""
         limit = self.spec["max_batch_rows"] if is_joined else 1
+        budget_s = warmup.MEASURE_S / 2 if self.ragged else warmup.MEASURE_S
+        times = tuple(warmup.measure_service(self._infer, inputs, limit, budget_s).items())
         if not self.ragged:
-            times = warmup.measure_service(self._infer, inputs, limit)
-            return {"service_s": times, "service": [[rows, 0, seconds] for rows, seconds in times.items()]}
-        times = warmup.measure_service(self._infer, inputs, limit, warmup.MEASURE_S / 2)
-        lengths = padding_proof.measure_lengths(self._infer, inputs, self.ragged, warmup.MEASURE_S / 2)
+            return times, tuple((rows, 0, seconds) for rows, seconds in times)
+        lengths = padding_proof.measure_lengths(self._infer, inputs, self.ragged, budget_s)
         own = next(iter(padding_proof.list_lengths(inputs, self.ragged)), 0)
-        by_rows = [[rows, own, seconds] for rows, seconds in times.items()]
-        return {"service_s": times, "service": by_rows + [[1, length, seconds] for length, seconds in lengths.items()]}
+        by_length = [
+            *((rows, own, seconds) for rows, seconds in times),
+            *((1, length, seconds) for length, seconds in lengths.items()),
+        ]
+        return times, tuple(by_length)
 
     def _open(self, folder: Path, inputs: Arrays) -> int:
         """Load the artifact; returns the threads of one operator, which are found out where the deployment leaves them open."""
@@ -191,9 +205,8 @@ class Worker:
         received = self.channel.receive()
         if received is None:
             return False
-        message, fds = received
-        if message.get("op") == "link" and fds:
-            front = _Front(socket.socket(fileno=fds[0]))
+        if isinstance(received.message, NewLink) and received.fds:
+            front = _LinkEnd(socket.socket(fileno=received.fds[0]))
             self.fronts[front.sock.fileno()] = front
             self.poll.register(front.sock.fileno(), select.EPOLLIN)
             # Two batches may be in flight in all: one runs, one stands ready.
@@ -201,7 +214,7 @@ class Worker:
             self._send(front, frames.HEADER.pack(frames.Kind.HELLO, 0, 0, credit, 0))
         return True
 
-    def _take(self, front: _Front) -> None:
+    def _take(self, front: _LinkEnd) -> None:
         try:
             frame, fds = frames.read_frame(front.sock)
             if not frame:
@@ -230,18 +243,18 @@ class Worker:
             self.streams = StreamThreads(cast(StreamRuntime, self.runtime).raw)
         self.streams.accept(sock)
 
-    def _drop(self, front: _Front) -> None:
+    def _drop(self, front: _LinkEnd) -> None:
         if self.fronts.pop(front.sock.fileno(), None) is not None:
             self.poll.unregister(front.sock.fileno())
             front.sock.close()
 
-    def _send(self, front: _Front, frame: bytes) -> None:
+    def _send(self, front: _LinkEnd, frame: bytes) -> None:
         try:
             front.sock.send(frame, socket.MSG_NOSIGNAL)
         except OSError:
             self._drop(front)
 
-    def _run(self, front: _Front, frame: bytes, form: int, slot: int, rows: int, sequence: int) -> None:
+    def _run(self, front: _LinkEnd, frame: bytes, form: int, slot: int, rows: int, sequence: int) -> None:
         arena = front.inputs[slot]
         if arena is None:
             raise frames.LinkError("a batch came before its arena")
@@ -272,7 +285,7 @@ class Worker:
         head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
         self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
 
-    def _send_failure(self, front: _Front, error: Exception, slot: int, sequence: int) -> None:
+    def _send_failure(self, front: _LinkEnd, error: Exception, slot: int, sequence: int) -> None:
         text = f"{type(error).__name__}: {error}"
         flags = 0
         if getattr(error, "is_input_fault", False):
@@ -306,7 +319,7 @@ class Worker:
 
     def _reply_new(
         self,
-        front: _Front,
+        front: _LinkEnd,
         slot: int,
         rows: int,
         sequence: int,
@@ -367,19 +380,23 @@ def _own_memory_bytes() -> int:
 
 def run_worker(channel: Channel, spec: Message) -> int:
     """Load and serve; returns the exit code."""
-    channel.send({"op": "hello", "pid": os.getpid()})
+    channel.send(Hello())
     worker = Worker(channel, spec)
     try:
         report = worker.load()
     except Exception as error:  # the edge of the process: whatever the model raises is the reason it was refused
         traceback.print_exc()
         sys.stderr.flush()
-        failure: Message = {"state": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
-        if isinstance(error, warmup.GoldenMismatch):
-            failure |= {"tensor": error.tensor, "got": error.got, "allowed": error.allowed}
-        channel.send({"op": "report", "report": failure})
+        channel.send(_describe_refusal(error))
         return EXIT_REFUSED
-    channel.send({"op": "report", "report": report})
+    channel.send(report)
     gc.freeze()
     worker.serve()
     return 0
+
+
+def _describe_refusal(error: Exception) -> Refused:
+    text = fit_text(f"{type(error).__name__}: {error}")
+    if not isinstance(error, warmup.GoldenMismatch):
+        return Refused(text)
+    return Refused(text, fit_text(error.tensor, 200), error.got if math.isfinite(error.got) else None, error.allowed)
