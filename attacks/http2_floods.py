@@ -4,7 +4,7 @@
 
 Each case sends at most a few megabytes over one connection and prints what the server did, and how long it took;
 after each, another connection's call has to be answered. Known attacks carry their CVE. The bombs are meant for a
-server of the Open Inference Protocol; they name the model of benchmarks/grpc_echo.py. Slow clients need minutes of
+server of the Open Inference Protocol; they name the model of tests/serve/grpc/echo.py. Slow clients need minutes of
 patience here, so they are tested with an injected clock instead: tests/serve/http2/test_hostile.py.
 """
 

@@ -3,7 +3,7 @@
     python attacks/http_bodies.py HOST:PORT MODEL [NAME ...]
 
 MODEL has one FP32 input whose first axis is rows and whose second has a fixed length, such as the model that
-tests/conftest.py publishes as `scale`. Its metadata is asked for. Each case prints the status that it was answered
+tests/home.py publishes as `scale`. Its metadata is asked for. Each case prints the status that it was answered
 with; a line with a `!` was answered otherwise than the case expects, or left the connection out of step. Needs the
 standard library only. tests/serve/http/test_http.py runs all of them.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,15 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.scripts import load_script
+
 # JAX, which other tests import, warns of any fork; this one calls the kernel twice, and then becomes the server.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning")
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+clients = load_script("benchmarks/clients.py")
+models = load_script("benchmarks/models.py")
+ratios = load_script("benchmarks/ratios.py")
+servers = load_script("benchmarks/servers.py")
 
 # Answers every request with zeros, after it has left a process behind as a daemon does.
 WRONG_SERVER = """
@@ -42,19 +46,9 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def search_path() -> Iterator[None]:
-    # Behind all others: the scripts' plain names must hide no module.
-    sys.path.append(str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from models import make_case
-
-    return make_case("mlp", tmp_path_factory.mktemp("case") / "mlp")
+    return models.make_case("mlp", tmp_path_factory.mktemp("case") / "mlp")
 
 
 def windows(values: list[float], other_cores: float = 0.0) -> list[dict[str, float]]:
@@ -79,10 +73,8 @@ def has_ended(pid: int) -> bool:
     ],
 )
 def test_interval_is_the_narrowest_that_covers_the_median(count: int, rank: int, coverage: float) -> None:
-    from ratios import find_interval
-
     values = np.random.default_rng(1).permutation(count).astype(float).tolist()
-    assert find_interval(values) == (rank, count - 1 - rank, pytest.approx(coverage))
+    assert ratios.find_interval(values) == (rank, count - 1 - rank, pytest.approx(coverage))
 
 
 @pytest.mark.parametrize(
@@ -90,43 +82,32 @@ def test_interval_is_the_narrowest_that_covers_the_median(count: int, rank: int,
     [pytest.param(1.0, "met", id="below"), pytest.param(1.5, "undecided", id="within"), pytest.param(2.0, "missed", id="beyond")],
 )
 def test_limit_is_missed_only_if_the_interval_lies_beyond_it(at_least: float, verdict: str) -> None:
-    from ratios import compare, judge
-
-    ratio = compare(windows([1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9]), windows([1.0] * 9), "rps")
+    ratio = ratios.compare(windows([1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9]), windows([1.0] * 9), "rps")
     assert (ratio.median, ratio.low, ratio.high) == (1.5, 1.2, 1.8)
-    assert judge(at_least, 99.0, ratio) == verdict
+    assert ratios.judge(at_least, 99.0, ratio) == verdict
 
 
 def test_few_rounds_decide_nothing() -> None:
-    from ratios import compare, judge
-
-    assert judge(1.0, 99.0, compare(windows([5.0] * 3), windows([1.0] * 3), "rps")) == "too few rounds"
+    assert ratios.judge(1.0, 99.0, ratios.compare(windows([5.0] * 3), windows([1.0] * 3), "rps")) == "too few rounds"
 
 
 def test_dirty_pairs_do_not_count_where_enough_are_clean() -> None:
-    from ratios import compare
-
     subject = windows([2.0] * 6) + windows([9.0] * 3, other_cores=1.0)
-    assert compare(subject, windows([1.0] * 9), "rps").high == 2.0
-    assert compare(subject, windows([1.0] * 9), "rps").pairs == "6 clean"
-    assert compare(subject[1:], windows([1.0] * 8), "rps").pairs == "8, 5 clean"
+    assert ratios.compare(subject, windows([1.0] * 9), "rps").high == 2.0
+    assert ratios.compare(subject, windows([1.0] * 9), "rps").pairs == "6 clean"
+    assert ratios.compare(subject[1:], windows([1.0] * 8), "rps").pairs == "8, 5 clean"
 
 
 @pytest.mark.parametrize("kind", ["binary", "grpc"])
 def test_argosy_answers_as_onnx_runtime_does(case: Any, tmp_path: Path, kind: str) -> None:
-    from servers import plan_argosy, run_server
-
-    with run_server(plan_argosy(case, tmp_path, kind=kind), case, tmp_path) as server:
+    with servers.run_server(servers.plan_argosy(case, tmp_path, kind=kind), case, tmp_path) as server:
         assert server.start_s > 0
         np.testing.assert_allclose(server.ask(3), case.answers[3].ravel(), atol=case.tolerance)
 
 
 def test_open_loop_keeps_its_rate(case: Any, tmp_path: Path) -> None:
-    from clients import run_open_loop
-    from servers import plan_argosy, run_server
-
-    with run_server(plan_argosy(case, tmp_path), case, tmp_path) as server:
-        server.client = partial(run_open_loop, 200.0)
+    with servers.run_server(servers.plan_argosy(case, tmp_path), case, tmp_path) as server:
+        server.client = partial(clients.run_open_loop, 200.0)
         window = server.measure(4, 0.5)
     assert window["requests"] == 100
     assert window["errors"] == 0
@@ -134,21 +115,16 @@ def test_open_loop_keeps_its_rate(case: Any, tmp_path: Path) -> None:
 
 
 def test_server_that_answers_wrongly_does_not_take_part_and_nothing_of_it_is_left(case: Any, tmp_path: Path) -> None:
-    from rivals.environment import EntrantError
-    from servers import Plan, free_ports, run_server
-
-    (port,) = free_ports(1)
-    plan = Plan([sys.executable, "-c", WRONG_SERVER, str(port)], {}, port, "/", "v2", "m")
-    with pytest.raises(EntrantError, match="answers row 0 with"), run_server(plan, case, tmp_path):
+    (port,) = servers.free_ports(1)
+    plan = servers.Plan([sys.executable, "-c", WRONG_SERVER, str(port)], {}, port, "/", "v2", "m")
+    with pytest.raises(servers.EntrantError, match="answers row 0 with"), servers.run_server(plan, case, tmp_path):
         pass
     assert has_ended(int((tmp_path / "daemon.pid").read_text()))
 
 
 def test_server_that_ends_is_reported_with_its_last_words(case: Any, tmp_path: Path) -> None:
-    from rivals.environment import EntrantError
-    from servers import Plan, free_ports, run_server
-
-    (port,) = free_ports(1)
-    plan = Plan([sys.executable, "-c", "raise SystemExit('no such licence')"], {}, port, "/", "v2", "m")
-    with pytest.raises(EntrantError, match=r"(?s)ended with code 1.*no such licence"), run_server(plan, case, tmp_path):
+    (port,) = servers.free_ports(1)
+    plan = servers.Plan([sys.executable, "-c", "raise SystemExit('no such licence')"], {}, port, "/", "v2", "m")
+    words = r"(?s)ended with code 1.*no such licence"
+    with pytest.raises(servers.EntrantError, match=words), servers.run_server(plan, case, tmp_path):
         pass

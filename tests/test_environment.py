@@ -21,7 +21,8 @@ from argosy import environment
 from argosy.deploy.local_node import LocalNode
 from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.errors import FaultError, InputError, NotAllowedError
-from tests.conftest import SIGNATURE, Home, wait_until
+from tests.home import SIGNATURE, Home
+from tests.processes import wait_until
 
 LOCK = environment._LOCKS / "mxnet.txt"
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]

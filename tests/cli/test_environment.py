@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 
 from argosy.environment import find_interpreter, get_environment
-from tests.cli.conftest import ARGOSY
+from tests.cli.site import ARGOSY
 
 Call = Callable[..., Result]
 

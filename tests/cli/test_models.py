@@ -12,8 +12,7 @@ from onnx import TensorProto, helper
 from argosy.cli.models import summarise_lineage
 from argosy.signature import Ragged, RaggedInput
 from argosy.store.local import Store
-
-from .conftest import make_affine_model
+from tests.cli.site import make_affine_model
 
 Call = Callable[..., Result]
 

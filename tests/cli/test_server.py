@@ -21,9 +21,8 @@ from click.testing import Result
 from argosy.client import AdminClient, Client
 from argosy.deploy.ledger import Ledger
 from argosy.home import find_server
-
-from ..conftest import wait_until
-from .conftest import Site, make_affine_model
+from tests.cli.site import Site, make_affine_model
+from tests.processes import wait_until
 
 CODE = (
     "class Model:\n    def load(self, folder):\n        pass\n\n    def infer(self, inputs):\n        return {'y': inputs['x']}\n"

@@ -9,8 +9,7 @@ import pytest
 from click.testing import Result
 
 from argosy.store.local import Store
-
-from .conftest import make_affine_model
+from tests.cli.site import make_affine_model
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from argosy.client import AdminClient
 from argosy.deploy.ledger import Ledger
 from argosy.errors import ConflictError, FaultError, InputError, NotFoundError, UnavailableError
 from argosy.server import Server
-from tests.conftest import Home, find_child, make_scale_model, row
+from tests.home import Home, make_scale_model, row
+from tests.processes import find_child
 
 
 @pytest.fixture(scope="module")

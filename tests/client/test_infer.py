@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from argosy.errors import (
 from argosy.importers.python import publish_python
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
-from tests.conftest import Home, make_scale_model, row
+from tests.home import Home, make_scale_model, row
 
 KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
 
@@ -54,6 +55,46 @@ TYPES_BODY = (
     "return {'text': text, 'number': inputs['number'] * 2, 'half': inputs['half']}"
 )
 SLOW_BODY = "time.sleep(0.6)\nreturn {'y': x}"
+
+
+METADATA = b'{"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}], "outputs": []}'
+
+
+def answer_with(**output: object) -> bytes:
+    return json.dumps({"model_name": "m", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], **output}]}).encode()
+
+
+@contextmanager
+def serve_answers(metadata: bytes, answer: bytes) -> Iterator[tuple[str, list[str]]]:
+    """Answer whatever is asked with these bodies; gives the URL, and the paths that were asked for."""
+    paths: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def _send(self, body: bytes) -> None:
+            paths.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self._send(metadata)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(answer)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as fake:
+        thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{fake.server_port}", paths
+        finally:
+            fake.shutdown()
+            thread.join()
 
 
 def ask(kind: str, url: str, method: str, *args: Any, client_timeout_s: float = 30.0, **more: Any) -> Any:
@@ -215,13 +256,11 @@ def test_predict_refuses_a_priority_that_no_server_takes(server: Server) -> None
         client.predict("scale", row(1.0), priority=-1)
 
 
-def test_metadata_is_asked_for_once(server: Server) -> None:
-    paths: list[str] = []
-    with server.client() as client:
-        client._http.event_hooks["request"].append(lambda request: paths.append(request.url.path))
+def test_metadata_is_asked_for_once() -> None:
+    with serve_answers(METADATA, answer_with(data=[1])) as (url, paths), Client(url) as client:
         for value in (1.0, 2.0):
-            client.predict("scale", row(value))
-    assert paths == ["/v2/models/scale", "/v2/models/scale/infer", "/v2/models/scale/infer"]
+            client.predict("m", {"x": [value]})
+    assert paths == ["/v2/models/m", "/v2/models/m/infer", "/v2/models/m/infer"]
 
 
 @KINDS
@@ -358,13 +397,6 @@ def test_answer_without_binary_tensors_is_read() -> None:
     assert prediction.version == ""
 
 
-METADATA = b'{"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}], "outputs": []}'
-
-
-def answer_with(**output: object) -> bytes:
-    return json.dumps({"model_name": "m", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], **output}]}).encode()
-
-
 @pytest.mark.parametrize(
     ("metadata", "answer"),
     [
@@ -379,33 +411,8 @@ def answer_with(**output: object) -> bytes:
     ids=["no JSON", "unknown datatype", "no outputs", "wrong size", "unknown output type", "bytes missing", "size as text"],
 )
 def test_what_is_no_v2_answer_is_a_fault_that_names_the_url(metadata: bytes, answer: bytes) -> None:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def _send(self, body: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            self._send(metadata)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self._send(answer)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as fake:
-        thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
-        thread.start()
-        url = f"http://127.0.0.1:{fake.server_port}"
-        try:
-            with Client(url) as client, pytest.raises(FaultError, match=url) as caught:
-                client.predict("m", {"x": [1.0]})
-        finally:
-            fake.shutdown()
-            thread.join()
+    with serve_answers(metadata, answer) as (url, _), Client(url) as client, pytest.raises(FaultError, match=url) as caught:
+        client.predict("m", {"x": [1.0]})
     assert caught.value.key == "bad_answer"
 
 

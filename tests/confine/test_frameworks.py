@@ -11,7 +11,7 @@ import pytest
 
 import argosy
 from argosy.confine.confine import describe_confinement
-from tests.confine.test_confine import Box
+from tests.confine.box import Box
 
 pytestmark = pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process")
 

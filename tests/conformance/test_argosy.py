@@ -18,7 +18,8 @@ from argosy.importers.onnx import import_onnx
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
-from tests.conftest import Home, read_state
+from tests.home import Home
+from tests.processes import read_state
 
 
 @pytest.fixture(scope="module")

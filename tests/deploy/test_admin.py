@@ -16,8 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from argosy.deploy import admin as admin_module
 from argosy.server import Server
-from tests.conftest import Home, find_child, golden_scale, make_scale_model, read_state, row, wait_until
-from tests.serve.http.test_http import attacks
+from tests.home import Home, golden_scale, make_scale_model, row
+from tests.processes import find_child, read_state, wait_until
+from tests.serve.http.requests import Peer, parse_address, request
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
 ROUTES = [(method, path.replace("{name}", "scale").replace("{id}", "1")) for method, path, _ in admin_module._ROUTES]
@@ -126,8 +127,8 @@ def test_websocket_gets_no_further(server: Server) -> None:
         "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
     )
-    with attacks.Peer(attacks.parse_address(server.admin_url)) as peer:
-        peer.send(attacks.request("GET", "/v1/status", *lines))
+    with Peer(parse_address(server.admin_url)) as peer:
+        peer.send(request("GET", "/v1/status", *lines))
         answer = peer.read()
     assert answer.status in (400, 401, 403, 404)
     assert b"deployments" not in answer.body
@@ -311,8 +312,8 @@ def test_upload_that_breaks_off_is_not_published(server: Server, friend: httpx.C
     good = make_scale_model(tmp_path / "good.onnx", 5.0).read_bytes()
     head = (f"Authorization: Bearer {token}", f"Content-Length: {len(good)}")
     for size in (0, 10, len(good) - 1):
-        with attacks.Peer(attacks.parse_address(server.admin_url)) as peer:
-            peer.send(attacks.request("POST", "/v1/models/broken/versions", *head, body=good[:size]))
+        with Peer(parse_address(server.admin_url)) as peer:
+            peer.send(request("POST", "/v1/models/broken/versions", *head, body=good[:size]))
     assert friend.post("/v1/models/broken/versions", content=good).json()["version"] == 1
     uploads = server.home / "run" / "uploads"
     wait_until(lambda: not list(uploads.iterdir()))
@@ -407,24 +408,24 @@ def test_stats_say_the_same(counted: Server) -> None:
 
 
 def test_metrics_listener_answers_nothing_else(counted: Server) -> None:
-    address = attacks.parse_address(counted.metrics_url.removesuffix("/metrics"))
+    address = parse_address(counted.metrics_url.removesuffix("/metrics"))
     for data in (
-        attacks.request("GET", "/"),
-        attacks.request("GET", "/metricsx"),
-        attacks.request("GET", "/metrics/../v2"),
-        attacks.request("POST", "/metrics"),
+        request("GET", "/"),
+        request("GET", "/metricsx"),
+        request("GET", "/metrics/../v2"),
+        request("POST", "/metrics"),
         b"garbage\r\n\r\n",
     ):
-        with attacks.Peer(address) as peer:
+        with Peer(address) as peer:
             peer.send(data)
             assert peer.read().status == 404
             assert peer.read() is None
             assert peer.is_closed
-    with attacks.Peer(address) as peer:
+    with Peer(address) as peer:
         peer.send(b"a" * 200_000)
         assert peer.read() is None
         assert peer.is_closed
-    with attacks.Peer(address) as slow:
+    with Peer(address) as slow:
         slow.send(b"GET /met")
         assert ("argosy_ready_replicas", (("model", "code"), ("version", "1"))) in read_metrics(counted)
         slow.send(b"rics HTTP/1.1\r\n\r\n")
@@ -432,14 +433,14 @@ def test_metrics_listener_answers_nothing_else(counted: Server) -> None:
 
 
 def test_idle_connections_to_the_metrics_take_nothing_from_others(counted: Server) -> None:
-    address = attacks.parse_address(counted.metrics_url.removesuffix("/metrics"))
-    peers = [attacks.Peer(address) for _ in range(100)]
+    address = parse_address(counted.metrics_url.removesuffix("/metrics"))
+    peers = [Peer(address) for _ in range(100)]
     for peer in peers[64:]:
         assert peer.read() is None
         assert peer.is_closed
     with counted.client() as client:
         np.testing.assert_array_equal(client.predict("code", {"x": row(2)})["y"], row(4))
-    peers[0].send(attacks.request("GET", "/metrics"))
+    peers[0].send(request("GET", "/metrics"))
     assert peers[0].read().status == 200
     for peer in peers:
         peer.socket.close()

@@ -14,7 +14,9 @@ import argosy
 from argosy.errors import ConflictError, FaultError, NotAllowedError, NotFoundError
 from argosy.importers.python import publish_python
 from argosy.store.golden import Golden
-from tests.conftest import SIGNATURE, Home, Load, find_workers, golden_scale, row, wait_until
+from tests.home import SIGNATURE, Home, golden_scale, row
+from tests.load import Load
+from tests.processes import find_workers, wait_until
 
 
 def is_scaled(value: float, answer: np.ndarray, version: str) -> bool:

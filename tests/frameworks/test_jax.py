@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from functools import partial
@@ -31,20 +30,16 @@ from tests.frameworks.jax_models import (
     Deep,
     Embedding,
     Scaled,
+    build_resumed,
+    digest,
     make_labels,
     make_mlp,
     make_network,
     make_rows,
+    take_steps,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-def digest(arrays):
-    found = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        found.update(name.encode() + array.tobytes())
-    return found.hexdigest()
 
 
 RULES = [
@@ -194,31 +189,13 @@ def test_micro_batches_add_up_to_the_whole_batch(size, optimizer):
         np.testing.assert_allclose(got[name], array, atol=1e-5)
 
 
-def take_steps(step, numbers, x, y):
-    return [step(x[: 16 if number % 3 else 11], y[: 16 if number % 3 else 11], number)[0] for number in numbers]
-
-
-def build_resumed(micro_batch_size=None):
-    rule = Adam(learning_rate=CosineDecay(0.05, steps=8), clip_norm=1.0, weight_decay=1e-3)
-    return FRAMEWORK.build_step(make_network(), "cross_entropy", rule, FitOptions(seed=5, micro_batch_size=micro_batch_size))
-
-
-def go_on(path):
-    """Run in another process: go on from a state for three steps, and print what comes of it."""
-    step = build_resumed()
-    with np.load(path) as file:
-        step.set_state(dict(file))
-    losses = take_steps(step, (4, 5, 6), make_rows(16, *ROW), make_labels(16))
-    print(digest(step.get_state()), losses)
-
-
 def test_another_process_goes_on_bit_for_bit(tmp_path):
     step = build_resumed()
     x, y = make_rows(16, *ROW), make_labels(16)
     take_steps(step, (1, 2, 3), x, y)
     np.savez(tmp_path / "state.npz", **step.get_state())
     losses = take_steps(step, (4, 5, 6), x, y)
-    code = f"from tests.frameworks.test_jax import go_on; go_on({str(tmp_path / 'state.npz')!r})"
+    code = f"from tests.frameworks.jax_models import go_on; go_on({str(tmp_path / 'state.npz')!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.strip() == f"{digest(step.get_state())} {losses}"
 

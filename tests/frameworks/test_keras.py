@@ -1,7 +1,7 @@
 """Keras: its losses, optimizers and compiled models, resumption, layers found at fault, export and its own runtime.
 
-All of it runs on the backend of the process, TensorFlow unless KERAS_BACKEND says otherwise; `test_on_backend` runs
-it on the others.
+All of it runs on the backend of the process, TensorFlow unless KERAS_BACKEND says otherwise; `test_on_backend` runs what is
+marked `backend` on the others, and all of it where slow tests run.
 """
 
 from __future__ import annotations
@@ -25,68 +25,55 @@ import argosy
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import FitOptions, count_weights, framework_of, get_framework, loader_framework
 from argosy.frameworks.keras import FRAMEWORK, RuleOptimizer
-from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
+from argosy.frameworks.layers import Conv, Dense, Relu, draw_weights
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.optim import SGD, Adam, CosineDecay, LinearDecay, Momentum, RMSprop, StepDecay
 from argosy.runtimes.keras import BACKEND_FILE, KerasRuntime
 from argosy.train.losses import LOSSES, get_loss
+from tests.frameworks.keras_models import (
+    LAYERS,
+    ROW,
+    fit,
+    make_embedding,
+    make_labels,
+    make_lstm,
+    make_mlp,
+    make_network,
+    make_rows,
+    run_noisy,
+)
 
 # Keras' own calls that save a model or show weights: NumPy warns of the way in which it converts TensorFlow's variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[2]
-LAYERS = (Conv(3), BatchNorm(), Relu(), MaxPool(), Flatten(), Dropout(0.5), Dense(7), Relu(), Dense(3))
-ROW = (2, 6, 4)
 HAS_DOUBLE = BACKEND != "jax" or os.environ.get("JAX_ENABLE_X64") == "1"
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 """Of float32 over a few steps."""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
 @pytest.mark.parametrize(
     ("variables", "tests"),
     [
-        pytest.param({"KERAS_BACKEND": "jax"}, "not on_backend", id="jax"),
-        pytest.param({"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1"}, "float64", id="jax in double precision"),
-        pytest.param({"KERAS_BACKEND": "torch"}, "not on_backend", id="torch"),
+        pytest.param({"KERAS_BACKEND": "jax"}, ("-m", "backend"), id="jax"),
+        pytest.param({"KERAS_BACKEND": "torch"}, ("-m", "backend"), id="torch"),
+        pytest.param({"KERAS_BACKEND": "jax"}, ("-k", "not on_backend"), marks=SLOW, id="all of jax"),
+        pytest.param({"KERAS_BACKEND": "torch"}, ("-k", "not on_backend"), marks=SLOW, id="all of torch"),
+        pytest.param({"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1"}, ("-k", "float64"), marks=SLOW, id="jax, double precision"),
     ],
 )
 def test_on_backend(variables, tests):
     if BACKEND != "tensorflow":
         pytest.skip("this is the other run")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-k", tests, __file__],
+        [sys.executable, "-m", "pytest", "-x", *tests, __file__],
         cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-
-
-def make_rows(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def make_labels(num_rows, num_classes=3, seed=1):
-    return np.random.default_rng(seed).integers(0, num_classes, num_rows)
-
-
-def make_network(layers=LAYERS, row=ROW, dtype="float32"):
-    return FRAMEWORK.build_network(layers, row, {name: w.astype(dtype) for name, w in draw_weights(layers, row, 0).items()})
-
-
-def make_mlp(units=1, **options):
-    random.seed(3)  # Keras draws the seeds of its initialisers from it.
-    return keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(8, "tanh", name="hidden", **options), keras.layers.Dense(units, name="last")]
-    )
-
-
-def fit(model, x, y, loss="mse", optimizer=None, steps=1, **options):
-    step = FRAMEWORK.build_step(model, loss, optimizer or SGD(learning_rate=0.1), FitOptions(**options))
-    found = [step(x, y, number) for number in range(1, steps + 1)]
-    step.sync()
-    return found
 
 
 def assert_same_weights(one, other, **tolerance):
@@ -100,6 +87,7 @@ def assert_same_weights(one, other, **tolerance):
 # Networks and losses.
 
 
+@pytest.mark.backend
 @pytest.mark.skipif(HAS_DOUBLE, reason="this backend has float64")
 def test_float64_is_refused_where_it_would_be_cut():
     with pytest.raises(InputError, match="jax_enable_x64"):
@@ -111,6 +99,7 @@ def test_model_is_found_by_its_class():
     assert not FRAMEWORK.is_model(keras.layers.Dense(1))
 
 
+@pytest.mark.backend
 def test_network_answers_as_the_same_one_in_torch():
     weights = draw_weights(LAYERS, ROW, 0)
     weights["batchnorm1.weight"] = make_rows(3)
@@ -138,6 +127,7 @@ def test_loss_of_a_step_equals_the_numpy_loss(loss):
     assert value == pytest.approx(get_loss(loss).compute(outputs, y), rel=1e-5)
 
 
+@pytest.mark.backend
 def test_own_loss_and_optimizer_are_those_of_train_on_batch():
     x, y = make_rows(16, 4), make_labels(16)
     models = [make_mlp(3, kernel_regularizer="l2") for _ in range(2)]
@@ -200,7 +190,11 @@ RULES = [
     pytest.param(SGD(learning_rate=StepDecay(0.1, steps=2), weight_decay=0.1), id="sgd"),
     pytest.param(Momentum(learning_rate=0.1, nesterov=True, clip_norm=0.3), id="momentum"),
     pytest.param(RMSprop(learning_rate=LinearDecay(0.01, steps=4, warmup_steps=2), form="text"), id="rmsprop"),
-    pytest.param(Adam(learning_rate=CosineDecay(0.1, steps=4), weight_decay=0.1, decoupled_decay=True, clip_norm=0.5), id="adam"),
+    pytest.param(
+        Adam(learning_rate=CosineDecay(0.1, steps=4), weight_decay=0.1, decoupled_decay=True, clip_norm=0.5),
+        marks=pytest.mark.backend,
+        id="adam",
+    ),
 ]
 
 
@@ -260,6 +254,7 @@ def test_penalties_are_added_as_keras_does():
     assert np.abs(FRAMEWORK.get_weights(plain)["hidden/kernel"] - FRAMEWORK.get_weights(penalised)["hidden/kernel"]).max() > 1e-4
 
 
+@pytest.mark.backend
 def test_weights_that_are_not_trainable_stay_and_constraints_hold():
     model = make_mlp(kernel_constraint=keras.constraints.MaxNorm(0.5))
     model.layers[1].trainable = False
@@ -272,7 +267,7 @@ def test_weights_that_are_not_trainable_stay_and_constraints_hold():
     assert not np.array_equal(after["hidden/kernel"], before["hidden/kernel"])
 
 
-@pytest.mark.parametrize("size", [1, 5, 40])
+@pytest.mark.parametrize("size", [1, pytest.param(5, marks=pytest.mark.backend), 40])
 @pytest.mark.parametrize("own", [False, True], ids=["ours", "own"])
 def test_micro_batches_add_up_to_the_whole_batch(size, own):
     x, y = make_rows(13, 4), make_labels(13)
@@ -297,17 +292,7 @@ def test_integers_of_an_embedding_are_trained():
         assert values[-1] < values[0]
 
 
-def run_noisy(seed, numbers, state=None):
-    """Train the network with dropout and batch normalisation over some steps; gives losses and the state after them."""
-    with FRAMEWORK.session(0, None):
-        x, y = make_rows(48, *ROW), make_labels(48)
-        step = FRAMEWORK.build_step(make_network(), "cross_entropy", Adam(clip_norm=1.0), FitOptions(seed=seed))
-        if state:
-            step.set_state(state)
-        batches = [(number, slice(number % 3 * 16, number % 3 * 16 + (16 if number % 4 else 11))) for number in numbers]
-        return [step(x[rows], y[rows], number)[0] for number, rows in batches], step.get_state()
-
-
+@pytest.mark.backend
 def test_same_seed_gives_the_same_bits_and_another_does_not():
     (one, state), (two, again), (other, _) = (run_noisy(seed, range(1, 7)) for seed in (5, 5, 6))
     assert one == two != other
@@ -321,7 +306,7 @@ def test_run_goes_on_in_another_process_bit_for_bit(tmp_path):
     # Another process has made other layers before, by which Keras numbers them.
     code = f"""
 import numpy as np
-from tests.frameworks import test_keras as cases
+from tests.frameworks import keras_models as cases
 cases.make_mlp(), cases.make_network()
 losses, state = cases.run_noisy(5, range(4, 9), dict(np.load({str(tmp_path / "state.npz")!r})))
 np.savez({str(tmp_path / "after.npz")!r}, losses=losses, **state)
@@ -334,6 +319,7 @@ np.savez({str(tmp_path / "after.npz")!r}, losses=losses, **state)
     assert [name for name in expected if not np.array_equal(after[name], expected[name])] == []
 
 
+@pytest.mark.backend
 def test_state_of_an_own_optimizer_goes_on_too():
     x, y = make_rows(8, 4), make_rows(8, 1)
     steps = [FRAMEWORK.build_step(make_mlp(), "mse", keras.optimizers.Adam(0.1), FitOptions()) for _ in range(2)]
@@ -356,7 +342,7 @@ def test_checkpoint_of_another_model_is_refused():
 # What is not finite.
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("micro_batch_size", [pytest.param(None, marks=pytest.mark.backend), 3])
 def test_layer_whose_output_is_not_finite_is_named_and_no_weight_moves(micro_batch_size):
     model = make_mlp(3)
     model.layers[0].bias.assign(np.full(8, np.nan))
@@ -369,7 +355,7 @@ def test_layer_whose_output_is_not_finite_is_named_and_no_weight_moves(micro_bat
     assert all(np.array_equal(after[name], before[name], equal_nan=True) for name in before)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["ours", "own"])
+@pytest.mark.parametrize("own", [pytest.param(False, marks=pytest.mark.backend, id="ours"), pytest.param(True, id="own")])
 def test_layer_whose_gradient_is_not_finite_is_named_and_no_weight_moves(own):
     model = make_mlp()
     before = FRAMEWORK.get_weights(model)
@@ -384,6 +370,7 @@ def test_layer_whose_gradient_is_not_finite_is_named_and_no_weight_moves(own):
     assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.backend
 def test_layers_are_whole_after_a_search_for_the_fault():
     model = make_mlp()
     with pytest.raises(ModelError, match="in layer last"):
@@ -392,17 +379,6 @@ def test_layers_are_whole_after_a_search_for_the_fault():
 
 
 # Out of the framework.
-
-
-def make_lstm():
-    random.seed(4)
-    return keras.Sequential([keras.Input((6, 5)), keras.layers.LSTM(8), keras.layers.Dense(2)])
-
-
-def make_embedding():
-    random.seed(5)
-    layers = [keras.Input((6,), dtype="int32"), keras.layers.Embedding(30, 4), keras.layers.GlobalAveragePooling1D()]
-    return keras.Sequential([*layers, keras.layers.Dense(3)])
 
 
 MODELS = {
@@ -415,8 +391,11 @@ MODELS = {
 
 
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(kind == "float64" and not HAS_DOUBLE, reason="this backend cuts it"))
-    for kind in MODELS
+    pytest.param("mlp", marks=pytest.mark.backend),
+    "cnn",
+    "lstm",
+    "embedding",
+    pytest.param("float64", marks=pytest.mark.skipif(not HAS_DOUBLE, reason="this backend cuts it")),
 ]
 
 
@@ -454,6 +433,7 @@ def test_runtime_answers_as_the_model(kind, tmp_path):
         np.testing.assert_allclose(got, expected[:num_rows], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.backend
 def test_runtime_begins_in_a_process_of_its_own(tmp_path):
     model, x = make_mlp(), make_rows(3, 4)
     entry = FRAMEWORK.save_native(model, x, tmp_path)
@@ -540,6 +520,7 @@ def test_runtime_refuses_a_file_that_asks_for_foreign_code(change, words, tmp_pa
         KerasRuntime().open(tmp_path, "model.keras", ["x"], ["y"])
 
 
+@pytest.mark.backend
 def test_runtime_refuses_another_backend(tmp_path):
     FRAMEWORK.save_native(make_mlp(), make_rows(2, 4), tmp_path)
     (tmp_path / BACKEND_FILE).write_text(json.dumps({"backend": "torch" if BACKEND == "jax" else "jax"}))
@@ -569,6 +550,7 @@ class Batches(keras.utils.PyDataset):
         self.ends += 1
 
 
+@pytest.mark.backend
 def test_dataset_gives_one_epoch_of_arrays():
     x, y = make_rows(5, 2), make_labels(5)
     data = Batches([(x[:3], y[:3]), (keras.ops.convert_to_tensor(x[3:]), y[3:])])
@@ -615,6 +597,7 @@ def test_model_is_built_by_its_first_rows():
     assert values[2] < values[0]
 
 
+@pytest.mark.backend
 @pytest.mark.skipif(HAS_DOUBLE, reason="this backend has int64")
 def test_integers_that_would_be_cut_are_refused():
     x = make_labels(12, 30).reshape(2, 6)
@@ -632,6 +615,7 @@ def test_prediction_joins_pieces_and_leaves_the_rows_alone():
     np.testing.assert_allclose(FRAMEWORK.predict(model, x), pieces, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.backend
 def test_mixed_precision_of_the_layers_is_kept_and_answers_are_float32():
     model = make_mlp(dtype="mixed_bfloat16")
     model.pop()
@@ -642,6 +626,7 @@ def test_mixed_precision_of_the_layers_is_kept_and_answers_are_float32():
     assert value == pytest.approx(get_loss("half_mse").compute(outputs, make_rows(8, 8)), rel=1e-2)  # bfloat16 has 8 bits.
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize(
     ("model", "x", "words"),
     [
@@ -662,6 +647,7 @@ def make_stranger():
     return optimizer
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize(
     ("optimizer", "loss", "options", "words"),
     [
@@ -688,6 +674,7 @@ def test_model_without_weights_to_train_is_refused():
         FRAMEWORK.build_step(model, "mse", SGD(), FitOptions())
 
 
+@pytest.mark.backend
 def test_session_restores_random_numbers_and_holds_the_number_of_threads():
     FRAMEWORK.predict(make_mlp(), make_rows(1, 4))
     before = random.getstate(), np.random.get_state()[1].copy()

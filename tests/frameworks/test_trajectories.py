@@ -1,8 +1,9 @@
 """One optimizer definition, the same trajectory everywhere: every framework against the NumPy reference in float64.
 
 Four rules in two forms, with and without schedule, weight decay and clipping; linear and logistic regression and a small
-network; batches of 1, 32, all rows, and with a short last one; 100 steps. A quarter of the combinations, all of them with
-TRAJECTORIES=all (`make trajectories`, half an hour: frameworks that compile do so 344 times each).
+network; batches of 1, 32, all rows, and with a short last one; 100 steps. Every rule, form and option once (11 cases); a
+quarter of the combinations (86) where slow tests run; all 344 with TRAJECTORIES=all (`make trajectories`, half an hour:
+frameworks that compile do so for each).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ BACKENDS = [
     pytest.param("jax", None, id="jax"),
 ]
 
-IS_WHOLE = os.environ.get("TRAJECTORIES") == "all"
+# 4 rules x 2 forms with everything, and 3 more; (1 plain + 4 batches with everything), in 2 types; by 4 problems.
+COUNTS = {"few": 4 * 2 + 3, "quarter": (4 * 2 * 5 + 3) * 2, "all": (4 * 2 * 5 + 3) * 2 * 4}
+MANY = os.environ.get("TRAJECTORIES", "quarter")
 
 FLOAT32, FLOAT64 = 5e-6, 1e-12
 """Of the convex problems. NumPy's own float32 is up to 2e-6 away after 100 steps."""
@@ -42,11 +45,11 @@ KERAS_ON_TORCH = 1e-6
 """Keras keeps some numbers of the torch backend in float32, so there the network has float32's tolerance in float64 too."""
 
 
-def run(framework: str, backend: str | None) -> dict[str, float]:
+def run(framework: str, backend: str | None, part: str) -> dict[str, float]:
     python = find_interpreter(framework) if lives_apart(framework) else sys.executable
     variables = {"JAX_ENABLE_X64": "1", "TF_CPP_MIN_LOG_LEVEL": "3"} | ({"KERAS_BACKEND": backend} if backend else {})
     done = subprocess.run(
-        [str(python), "-W", "ignore", "-m", "tests.frameworks.trajectories", framework, *(["all"] if IS_WHOLE else [])],
+        [str(python), "-W", "ignore", "-m", "tests.frameworks.trajectories", framework, part],
         cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -54,18 +57,14 @@ def run(framework: str, backend: str | None) -> dict[str, float]:
 
 
 @cache
-def rounding_of_network() -> dict[str, float]:
-    return {
-        name: measure_rounding(problem, rule, batch)
-        for name, problem, rule, batch, dtype in list_cases()
-        if (problem, dtype) == ("network", "float32")
-    }
+def rounding_of_network(case: str) -> float:
+    return next(measure_rounding(problem, rule, batch) for name, problem, rule, batch, _ in list_cases() if name == case)
 
 
 def allowed(case: str, backend: str | None) -> float:
     problem, *_, dtype = case.split("/")
     if problem == "network" and dtype == "float32":
-        return max(NETWORK[dtype], ROUNDING * rounding_of_network()[case])
+        return max(NETWORK[dtype], ROUNDING * rounding_of_network(case))
     if problem == "network":
         return NETWORK["float32" if backend == "torch" else dtype]
     if dtype == "float32":
@@ -73,12 +72,10 @@ def allowed(case: str, backend: str | None) -> float:
     return KERAS_ON_TORCH if backend == "torch" else FLOAT64
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", ["few", pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize(("framework", "backend"), BACKENDS)
-def test_framework_follows_the_reference(framework: str, backend: str | None) -> None:
-    found = run(framework, backend)
-    # 4 rules x 2 forms x (1 plain + 4 batches with everything) and 3 more, in 2 types; all of them by 4 problems.
-    assert len(found) == (4 * 2 * 5 + 3) * 2 * (4 if IS_WHOLE else 1)
+def test_framework_follows_the_reference(framework: str, backend: str | None, part: str) -> None:
+    found = run(framework, backend, part)
+    assert len(found) == COUNTS[part]
     too_far = {case: value for case, value in found.items() if not value <= allowed(case, backend)}
     assert too_far == {}

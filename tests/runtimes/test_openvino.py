@@ -22,7 +22,8 @@ from argosy.importers.foreign import import_foreign
 from argosy.importers.onnx import import_onnx
 from argosy.serve.worker.agreement import measure_cosine
 from argosy.server import Server
-from tests.conftest import Home, find_workers
+from tests.home import Home
+from tests.processes import find_workers
 
 openvino: Any = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
 

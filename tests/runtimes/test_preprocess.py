@@ -10,19 +10,16 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import numpy as np
-import onnx
 import pytest
-import tokenizers
 import tritonclient.grpc
 import tritonclient.http
 from click.testing import CliRunner
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
@@ -38,93 +35,31 @@ from argosy.runtimes.preprocess_text import encode_ids
 from argosy.serve.grpc import messages
 from argosy.server import Server
 from argosy.signature import Ragged, RaggedInput, Signature, TensorSpec
-from tests.conftest import Home
-from tests.serve.v2.test_models import ELEMENT_TYPES, Tensor
-
-# One product and one difference in float32 against float64: a few roundings of values up to about 3.
-TOLERANCE = 2e-6
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-WORDS = (*SPECIAL, "the", "ship", "carries", "rich", "cargo", "over", "sea", "and", "land", "red", "green", "blue")
-CLS, SEP, UNK = 2, 3, 1
-TEXTS = (
-    "the ship",
-    "rich cargo over the sea",
-    "red",
-    "the SHIP carries rich cargo over sea and land red green blue",
-    "unheard of",
+from tests.graphs import write_graph
+from tests.home import Home
+from tests.runtimes.words import (
+    CLS,
+    GOLDEN,
+    RAGGED,
+    SEP,
+    TEXTS,
+    TOLERANCE,
+    WORDS,
+    embed,
+    list_ids,
+    make_words,
+    publish_words,
+    write_tokenizer,
 )
-TABLE = np.random.default_rng(0).standard_normal((len(WORDS), 4)).astype(np.float32)
-
-
-def make_graph(home: Home, name: str, nodes: list[Any], inputs: list[Tensor], outputs: list[Tensor], weights: Any = ()) -> Path:
-    def infos(tensors: list[Tensor]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(each, ELEMENT_TYPES[datatype], shape) for each, datatype, shape in tensors]
-
-    arrays = [numpy_helper.from_array(array, each) for each, array in dict(weights).items()]
-    graph = helper.make_graph(nodes, name, infos(inputs), infos(outputs), arrays)
-    path = home.files / f"{name}.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
-    return path
 
 
 def publish_same(
     home: Home, name: str, datatype: str, shape: tuple[Any, ...], step: Mapping[str, object], **more: Any
 ) -> argosy.Version:
     """Publish y = x with a step that makes x."""
-    path = make_graph(
-        home, name, [helper.make_node("Identity", ["x"], ["y"])], [("x", datatype, shape)], [("y", datatype, shape)]
-    )
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    path = write_graph(home.files / f"{name}.onnx", nodes, [("x", datatype, shape)], [("y", datatype, shape)])
     return import_onnx(home.store, path, name, preprocess=[step], **more)
-
-
-def write_tokenizer(folder: Path) -> Path:
-    """A tokenizer.json of whole words, which adds [CLS] and [SEP]."""
-    vocabulary = {word: index for index, word in enumerate(WORDS)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
-    path = folder / "tokenizer.json"
-    tokenizer.save(str(path))
-    return path
-
-
-def list_ids(text: str) -> list[int]:
-    """What that tokenizer makes of a text."""
-    found = {word: index for index, word in enumerate(WORDS)}
-    return [CLS, *(found.get(word, UNK) for word in text.lower().split()), SEP]
-
-
-def embed(ids: list[int]) -> np.ndarray:
-    """What the model `words` makes of one row."""
-    return TABLE[ids].astype(np.float64).mean(axis=0)
-
-
-def make_words(home: Home, name: str, length: Any = "L") -> Path:
-    """Write the mean of the tokens' rows of a table, with a mask; and the ids themselves."""
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
-        helper.make_node("Mul", ["rows", "column"], ["kept"]),
-        helper.make_node("ReduceSum", ["kept", "middle"], ["sum"], keepdims=0),
-        helper.make_node("ReduceSum", ["column", "middle"], ["count"], keepdims=0),
-        helper.make_node("Div", ["sum", "count"], ["embedding"]),
-        helper.make_node("Add", ["input_ids", "token_type_ids"], ["ids"]),
-    ]
-    inputs: list[Tensor] = [(each, "INT64", ("N", length)) for each in ("input_ids", "attention_mask", "token_type_ids")]
-    weights = {"table": TABLE, "last": np.array([2]), "middle": np.array([1])}
-    return make_graph(home, name, nodes, inputs, [("embedding", "FP32", ("N", 4)), ("ids", "INT64", ("N", length))], weights)
-
-
-RAGGED = Ragged({each: RaggedInput(1) for each in ("input_ids", "attention_mask", "token_type_ids")}, {"ids": 1})
-GOLDEN = {each: np.ones((4, 6), np.int64) for each in RAGGED.inputs}
-
-
-def publish_words(home: Home, name: str = "words", **more: Any) -> argosy.Version:
-    step = {"kind": "text", "file": str(write_tokenizer(home.files)), "max_length": 16, **more.pop("options", {})}
-    settings = {"golden_inputs": GOLDEN, "ragged": RAGGED, "preprocess": [step], **more}
-    return import_onnx(home.store, make_words(home, name), name, **settings)
 
 
 def publish_images(home: Home) -> None:
@@ -138,13 +73,8 @@ def publish_images(home: Home) -> None:
     )
     size = {"kind": "image", "size": [8, -1], "layout": "NCHW", "channels": "grey", "scale": 1 / 255}
     publish_same(home, "wide", "FP32", ("N", 1, 8, "W"), size, ragged=wide)
-    path = make_graph(
-        home,
-        "free",
-        [helper.make_node("Identity", ["x"], ["y"])],
-        [("x", "FP32", ("N", 1, 8, "W"))],
-        [("y", "FP32", ("N", 1, 8, "W"))],
-    )
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    path = write_graph(home.files / "free.onnx", nodes, [("x", "FP32", ("N", 1, 8, "W"))], [("y", "FP32", ("N", 1, 8, "W"))])
     import_onnx(home.store, path, "free", preprocess=[size])
 
 
@@ -726,7 +656,8 @@ def test_compressed_version_keeps_its_tokenizer(home: Home) -> None:
         helper.make_node("MatMul", ["rows", "weight"], ["y"]),
     ]
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    path = make_graph(home, "dense", nodes, [("ids", "INT64", ("N", 64))], [("y", "FP32", ("N", 64))], {"weight": weight})
+    tensors = [("ids", "INT64", ("N", 64))], [("y", "FP32", ("N", 64))]
+    path = write_graph(home.files / "dense.onnx", nodes, *tensors, {"weight": weight})
     step = {"kind": "text", "file": str(write_tokenizer(home.files)), "pad_id": 0}
     import_onnx(home.store, path, "dense", preprocess=[step])
     rows = {"ids": np.arange(256).reshape(4, 64) % 16}

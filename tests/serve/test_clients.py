@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 import argosy
 from argosy.server import Server
-from tests.conftest import row
-from tests.serve.v2.test_models import TYPES, serve_models
+from tests.home import row
+from tests.serve.v2.models import TYPES, serve_models
 
 KINDS = ("http", "http.aio", "grpc", "grpc.aio")
 

@@ -28,8 +28,8 @@ from argosy.importers.python import publish_python
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec, pack_bytes
 from argosy.store.golden import Golden
-from tests.conftest import Home
-from tests.serve.v2.test_models import publish_graph, publish_same
+from tests.home import Home
+from tests.serve.v2.models import publish_graph, publish_same
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

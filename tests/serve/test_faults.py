@@ -20,18 +20,9 @@ import pytest
 
 import argosy
 from argosy.errors import FaultError, PoisonError
-from tests.conftest import (
-    Home,
-    Load,
-    find_child,
-    find_workers,
-    golden_scale,
-    is_alive,
-    list_children,
-    read_state,
-    row,
-    wait_until,
-)
+from tests.home import Home, golden_scale, row
+from tests.load import Load
+from tests.processes import find_child, find_workers, is_alive, list_children, read_state, wait_until
 
 POISON = "if (x == 666).any(): os.kill(os.getpid(), 9)\nreturn {'y': x * 2}"
 

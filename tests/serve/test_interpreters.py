@@ -13,7 +13,8 @@ import pytest
 
 from argosy.environment import find_interpreter, get_environment
 from argosy.errors import ArgosyError
-from tests.conftest import Home, find_workers, is_alive, list_children, row, wait_until
+from tests.home import Home, row
+from tests.processes import find_workers, is_alive, list_children, wait_until
 
 PROGRAM = """
 import mxnet as mx, numpy as np

@@ -26,7 +26,7 @@ from argosy.serve.worker.agreement import largest_difference
 from argosy.serve.worker.padding_proof import prove_padding
 from argosy.server import Server
 from argosy.signature import Ragged, RaggedInput
-from tests.conftest import Home
+from tests.home import Home
 
 RAGGED = Ragged({"x": RaggedInput(1)}, {"doubled": 1})
 

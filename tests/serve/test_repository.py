@@ -26,8 +26,9 @@ from tritonclient.utils import InferenceServerException
 
 import argosy
 from argosy.server import Server
-from tests.conftest import Home, find_child, golden_scale, read_state, row, wait_until
-from tests.serve.v2.test_models import publish_pair, publish_turn
+from tests.home import Home, golden_scale, row
+from tests.processes import find_child, read_state, wait_until
+from tests.serve.v2.models import publish_pair, publish_turn
 
 KINDS = ("http", "grpc")
 

@@ -30,7 +30,7 @@ from argosy.tune.run import tune
 from argosy.tune.search import Goal, Outcome, Search
 from argosy.tune.trace import read_trace
 from argosy.tune.traffic import Traffic, build_requests, build_schedule
-from tests.conftest import SIGNATURE, Home, golden_scale
+from tests.home import SIGNATURE, Home, golden_scale
 
 ROW_S = {"onnx": 8e-3, "openvino float32": 8e-3, "openvino bfloat16": 4e-3}
 

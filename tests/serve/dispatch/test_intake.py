@@ -15,9 +15,10 @@ import pytest
 
 from argosy.serve.dispatch.intake import Intake
 from argosy.server import Server
-from tests.conftest import Home, find_child, row
-from tests.serve.http.test_http import BODY, INFER, OUTPUTS, attacks
-from tests.serve.http2.test_hostile import h2, infer, read_status
+from tests.home import Home, row
+from tests.processes import find_child
+from tests.serve.http.requests import BODY, INFER, OUTPUTS, Peer, parse_address, request
+from tests.serve.http2.requests import h2, infer, read_status
 
 MAX_INTAKE_BYTES = 6 << 20
 MAX_BODY_BYTES = 3 << 20
@@ -88,12 +89,12 @@ def test_large_http_bodies_wait_for_each_other(server: Server, is_chunked: bool)
     if is_chunked:
         size = 1 << 16
         parts = [body[start : start + size] for start in range(0, len(body), size)]
-        head = attacks.request("POST", INFER, "Transfer-Encoding: chunked")
+        head = request("POST", INFER, "Transfer-Encoding: chunked")
         pieces = [head, *(b"%x\r\n%b\r\n" % (len(part), part) for part in parts), b"0\r\n\r\n"]
     else:
-        pieces = [attacks.request("POST", INFER, f"Content-Length: {len(body)}", body=body[:-1]), body[-1:]]
-    address = attacks.parse_address(server.url)
-    answers = run_clients(server, lambda: attacks.Peer(address, timeout_s=60.0), pieces, lambda peer: peer.read())
+        pieces = [request("POST", INFER, f"Content-Length: {len(body)}", body=body[:-1]), body[-1:]]
+    address = parse_address(server.url)
+    answers = run_clients(server, lambda: Peer(address, timeout_s=60.0), pieces, lambda peer: peer.read())
     assert [answer.status for answer in answers] == [200] * NUM_CLIENTS
     assert all(b'"data":[3.0,6.0,9.0,12.0]' in answer.body for answer in answers)
     assert OUTPUTS[0]["data"] == [3.0, 6.0, 9.0, 12.0]
@@ -122,13 +123,13 @@ def test_many_streams_of_many_grpc_connections_wait_for_each_other(server: Serve
 
 
 def test_client_that_leaves_gives_its_place_back(server: Server) -> None:
-    address = attacks.parse_address(server.url)
-    head = attacks.request("POST", INFER, f"Content-Length: {MAX_BODY_BYTES}", body=b" " * (MAX_BODY_BYTES - 1000))
+    address = parse_address(server.url)
+    head = request("POST", INFER, f"Content-Length: {MAX_BODY_BYTES}", body=b" " * (MAX_BODY_BYTES - 1000))
     for _ in range(20):
-        with attacks.Peer(address) as peer:
+        with Peer(address) as peer:
             peer.socket.settimeout(0.2)
             peer.send(head)
-    peers = [attacks.Peer(address) for _ in range(4)]
+    peers = [Peer(address) for _ in range(4)]
     for peer in peers:
         peer.socket.settimeout(0.3)
         peer.send(head)
@@ -137,8 +138,8 @@ def test_client_that_leaves_gives_its_place_back(server: Server) -> None:
         peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peer.socket.close()
     body = b" " * (MAX_BODY_BYTES - len(BODY)) + BODY
-    with attacks.Peer(address, timeout_s=20.0) as peer:
-        peer.send(attacks.request("POST", INFER, f"Content-Length: {len(body)}", body=body))
+    with Peer(address, timeout_s=20.0) as peer:
+        peer.send(request("POST", INFER, f"Content-Length: {len(body)}", body=body))
         assert peer.read().status == 200
 
 

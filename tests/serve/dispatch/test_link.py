@@ -10,171 +10,28 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from argosy.datatypes import CODES, OBJECT
-from argosy.errors import ArgosyError, FaultError, ModelError, PoisonError
-from argosy.serve.dispatch.call import Call, Lane
-from argosy.serve.dispatch.link import Link
-from argosy.serve.dispatch.router import Router
+from argosy.datatypes import OBJECT
+from argosy.errors import FaultError, ModelError, PoisonError
 from argosy.serve.wire import frames
-from argosy.serve.wire.counters import MEMORY_BYTES, Counters
 from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor
-from argosy.serve.wire.table import LaneEntry, Table, TableEntry
 from argosy.serve.worker import worker
-from argosy.signature import Signature, TensorSpec
-from tests.conftest import wait_until
-from tests.serve.wire.test_frames import GROW, SEAL, SHRINK, U64, make_file
+from tests.processes import wait_until
+from tests.serve.dispatch.played import Batch, Front, Played
+from tests.serve.wire.hostile import GROW, SEAL, SHRINK, U64, make_file
 
 
 def count_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-# a front's link, with workers that this test plays
-
-
-class Asked(Call):
-    """A request that remembers what it was told."""
-
-    def __init__(self, lane: Lane, value: float, rows: int = 1) -> None:
-        super().__init__(lane, [np.full((rows, 4), value, np.float32)], rows, 100, 0.0, 1e18)
-        self.answers: list[np.ndarray] = []
-        self.errors: list[ArgosyError] = []
-
-    def answer(self, outputs: list[np.ndarray]) -> None:
-        self.answers.append(outputs[0].copy())
-
-    def fail(self, error: ArgosyError) -> None:
-        self.errors.append(error)
-
-
-class Batch(NamedTuple):
-    """What a worker was given."""
-
-    slot: int
-    rows: int
-    sequence: int
-    x: np.ndarray
-    form: int = 0
-
-
-class Front:
-    """A front's loop, router and lane; its workers are played by the test."""
-
-    def __init__(
-        self,
-        shape: tuple[int, ...] = (-1, 4),
-        datatype: str = "FP32",
-        *,
-        is_repeatable: bool = True,
-        signature: Signature | None = None,
-        **fields: Any,
-    ) -> None:
-        self.loop = uvloop.new_event_loop()
-        self.faults: list[Any] = []
-        self.loop.set_exception_handler(lambda loop, context: self.faults.append(context))
-        fd = os.memfd_create("counters", os.MFD_CLOEXEC)
-        os.ftruncate(fd, MEMORY_BYTES)
-        self.counters = Counters(fd, 0)
-        self.router = Router(self.loop, self.counters)
-        signature = signature or Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", datatype, shape),))
-        names = tuple(f"w{number}" for number in range(4))
-        entry = LaneEntry("1", 1.0, False, 0, signature, "onnx", names, 8, True, is_repeatable, 30.0, 1000, 1 << 20)
-        entry = msgspec.structs.replace(entry, **fields)
-        self.table = Table(1, (TableEntry("m", "m", (entry,)),))
-        self.router.apply(self.table)
-        self.lane = self.router.find("m")
-        self.lost: list[str] = []
-        self.played: list[Played] = []
-
-    def spin(self) -> None:
-        """Let the loop do all that it can do now."""
-        for _ in range(10):
-            self.loop.call_soon(self.loop.stop)
-            self.loop.run_forever()
-
-    def lose(self, link: Link) -> None:
-        self.lost.append(link.worker)
-        self.router.remove_link(link)
-
-    def ask(self, *values: float) -> list[Asked]:
-        asked = [Asked(self.lane, value) for value in values]
-        for call in asked:
-            self.lane.put(call)
-        self.spin()
-        return asked
-
-    def close(self) -> None:
-        for each in self.played:
-            each.link.close()
-            each.sock.close()
-        self.spin()
-        self.loop.close()
-
-
-class Played:
-    """The worker's end of a link."""
-
-    def __init__(self, front: Front, name: str, num_credits: int = 2) -> None:
-        self.front = front
-        ours, self.sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(5.0)
-        self.link = Link(front.loop, ours, name, front.router.add_link, front.lose)
-        self.arenas: dict[int, list[mmap.mmap]] = {}
-        front.played.append(self)
-        self.say(HEADER.pack(Kind.HELLO, 0, 0, num_credits, 0))
-
-    def say(self, frame: bytes, *fds: int) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self.sock.sendmsg([frame], rights)
-        for fd in fds:
-            os.close(fd)
-        self.front.spin()
-
-    def take(self) -> Batch:
-        while True:
-            frame, fds = frames.read_frame(self.sock)
-            kind, form, slot, rows, sequence = HEADER.unpack_from(frame)
-            if kind == Kind.ARENA:
-                self.arenas[slot] = [frames.map_arena(fd).memory for fd in fds]
-                continue
-            assert kind == Kind.BATCH
-            inputs = self.arenas[slot][0]
-            (tensor,) = frames.unpack_tensors(frame, HEADER.size, len(inputs))
-            return Batch(slot, rows, sequence, frames.read_tensor(inputs, tensor).copy(), form)
-
-    def reply(self, batch: Batch, y: np.ndarray, **changes: Any) -> None:
-        """Write y into the arena and describe it, with some fields of the description changed."""
-        header = {"kind": Kind.REPLY, "flags": 0, "slot": batch.slot, "rows": batch.rows, "sequence": batch.sequence}
-        tensor = {"offset": 0, "num_bytes": y.nbytes, "code": CODES[y.dtype], "shape": y.shape}
-        self.arenas[batch.slot][1][: y.nbytes] = y.tobytes()
-        header |= {key: value for key, value in changes.items() if key in header}
-        tensor |= {key: value for key, value in changes.items() if key in tensor}
-        body = frames.pack_tensors([Tensor(**tensor)] * changes.get("copies", 1))
-        self.say(HEADER.pack(*header.values()) + NANOSECONDS.pack(1000) + body, *changes.get("fds", ()))
-
-    @property
-    def is_cut_off(self) -> bool:
-        """True when the front has closed the link."""
-        self.sock.setblocking(False)
-        try:
-            while self.sock.recv(frames.FRAME_BYTES):
-                pass
-            return True
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            return True
-        finally:
-            self.sock.settimeout(5.0)
+# the front's end
 
 
 @pytest.fixture
@@ -191,7 +48,7 @@ def test_rows_of_a_joined_batch_go_to_their_own_requests(front: Front) -> None:
     batch = played.take()
     np.testing.assert_array_equal(batch.x[:, 0], [1, 2, 3])
     played.reply(batch, batch.x * 10)
-    assert [call.answers[0].tolist() for call in asked] == [[[10.0] * 4], [[20.0] * 4], [[30.0] * 4]]
+    assert [call.answers[0][0].tolist() for call in asked] == [[[10.0] * 4], [[20.0] * 4], [[30.0] * 4]]
     assert not played.is_cut_off
     assert front.lane.num_open == 0
 
@@ -259,7 +116,7 @@ def test_worker_that_lies_loses_its_link_and_the_request_goes_to_another(
     batch = honest.take()
     np.testing.assert_array_equal(batch.x, np.full((1, 4), 7, np.float32))
     honest.reply(batch, batch.x * 2)
-    assert [answer.tolist() for answer in call.answers] == [[[14.0] * 4]]
+    assert [answer.tolist() for (answer,) in call.answers] == [[[14.0] * 4]]
     assert call.errors == []
     assert front.lane.num_open == 0
 
@@ -316,7 +173,7 @@ def test_lie_about_one_batch_sends_the_other_again_as_well(front: Front) -> None
         batch = honest.take()
         honest.reply(batch, batch.x * 2)
     for call, value in zip(running + ready, [*range(8), *range(10, 18)], strict=True):
-        assert [answer.tolist() for answer in call.answers] == [[[2.0 * value] * 4]]
+        assert [answer.tolist() for (answer,) in call.answers] == [[[2.0 * value] * 4]]
         assert call.errors == []
 
 
@@ -333,7 +190,7 @@ def test_second_answer_to_one_batch_goes_to_nobody(front: Front) -> None:
     honest = Played(front, "w1")
     batch = honest.take()
     honest.reply(batch, batch.x * 2)
-    assert [answer.tolist() for answer in second.answers] == [[[4.0] * 4]]
+    assert [answer.tolist() for (answer,) in second.answers] == [[[4.0] * 4]]
     assert len(first.answers) == 1
 
 
@@ -342,12 +199,12 @@ def test_answers_are_copied_before_the_arena_is_used_again(front: Front) -> None
     (first,) = front.ask(1)
     batch = played.take()
     played.reply(batch, batch.x * 2)
-    kept = first.answers[0]
+    (kept,) = first.answers[0]
     (second,) = front.ask(50)
     batch = played.take()
     played.reply(batch, batch.x * 2)
     assert kept.tolist() == [[2.0] * 4]
-    assert second.answers[0].tolist() == [[100.0] * 4]
+    assert second.answers[0][0].tolist() == [[100.0] * 4]
 
 
 def test_error_frame_fails_the_request_and_keeps_the_link(front: Front) -> None:
@@ -361,7 +218,7 @@ def test_error_frame_fails_the_request_and_keeps_the_link(front: Front) -> None:
             played.say(HEADER.pack(Kind.ERROR, 0, batch.slot, 0, batch.sequence) + b"ValueError: unlucky")
         else:
             played.reply(batch, batch.x * 2)
-    assert good.answers[0].tolist() == [[2.0] * 4]
+    assert good.answers[0][0].tolist() == [[2.0] * 4]
     assert [type(error) for error in bad.errors] == [ModelError]
     assert "ValueError: unlucky" in str(bad.errors[0])
     assert not played.is_cut_off
@@ -375,7 +232,7 @@ def test_large_output_in_a_descriptor_of_its_own_is_read(front: Front) -> None:
     fd = make_file(GROW | SHRINK | SEAL, size=1 << 20)
     os.pwrite(fd, np.full((1, 4), 9, np.float32).tobytes(), 512 * 1024)
     played.reply(batch, ROW, flags=1, offset=512 * 1024, fds=[fd])
-    assert call.answers[0].tolist() == [[9.0] * 4]
+    assert call.answers[0][0].tolist() == [[9.0] * 4]
     assert not played.is_cut_off
 
 
@@ -448,7 +305,7 @@ def test_no_frame_of_a_worker_breaks_a_front(data: st.DataObject) -> None:
             honest = Played(front, "w1")
             batch = honest.take()
             honest.reply(batch, batch.x * 2)
-    for answer in call.answers:
+    for (answer,) in call.answers:
         # Bytes from elsewhere in the worker's own arena are all that a lie can bring about.
         assert answer.shape == (1, 4)
     assert len(call.answers) <= 1

@@ -1,13 +1,11 @@
 """The gRPC front on a real socket, asked by unmodified public clients: grpcio, tritonclient.grpc and its aio."""
 
 import asyncio
-import importlib.util
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from urllib.parse import unquote
 
 import grpc
@@ -22,21 +20,10 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from argosy.datatypes import DATATYPES
 from argosy.errors import ModelError
 from argosy.serve.grpc.replies import encode_status
-
-_spec = importlib.util.spec_from_file_location("grpc_echo", Path(__file__).parents[3] / "benchmarks" / "grpc_echo.py")
-grpc_echo = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(grpc_echo)
+from tests.serve.grpc.echo import EchoServer
+from tests.serve.grpc.requests import X, make_input, make_request
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-X = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-@pytest.fixture(scope="module")
-def server():
-    running = grpc_echo.ServerThread()
-    yield running
-    running.stop()
-    assert running.errors == []
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +41,6 @@ def channel(server):
 @pytest.fixture(scope="module")
 def stub(channel):
     return service_pb2_grpc.GRPCInferenceServiceStub(channel)
-
-
-def make_input(array, name="x"):
-    tensor = triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
-    tensor.set_data_from_numpy(array)
-    return tensor
-
-
-def make_request(array, model="any", name="x", **fields):
-    request = service_pb2.ModelInferRequest(model_name=model, **fields)
-    request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
-    request.raw_input_contents.append(array.tobytes())
-    return request
 
 
 def string(value):
@@ -405,7 +379,7 @@ def test_fault_of_ours_is_internal_and_reported(server, stub):
 
 
 def test_message_over_the_limit(server):
-    small = grpc_echo.ServerThread(max_body_bytes=100_000)
+    small = EchoServer(max_body_bytes=100_000)
     try:
         with triton.InferenceServerClient(small.url) as client:
             with pytest.raises(InferenceServerException, match="more than 100000 bytes") as caught:
@@ -536,7 +510,7 @@ def test_size_of_a_call_is_known(server, stub):
 
 
 def test_drain_answers_what_came_and_then_closes():
-    running = grpc_echo.ServerThread()
+    running = EchoServer()
     try:
         with grpc.insecure_channel(running.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -555,7 +529,7 @@ def test_drain_answers_what_came_and_then_closes():
 
 
 def test_drain_loses_no_call_of_busy_clients():
-    old = grpc_echo.ServerThread()
+    old = EchoServer()
     new = None
     failed, answered = [], []
     stop = threading.Event()
@@ -575,7 +549,7 @@ def test_drain_loses_no_call_of_busy_clients():
         thread.start()
     try:
         wait_for(lambda: len(answered) > 50)
-        new = grpc_echo.ServerThread(port=old.address[1])
+        new = EchoServer(port=old.address[1])
         old.run(old.listener.close)
         old.run(old.server.drain)
         wait_for(lambda: not old.server.connections)

@@ -17,7 +17,8 @@ import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
 from argosy.server import Server
-from tests.conftest import Home, row, wait_until
+from tests.home import Home, row
+from tests.processes import wait_until
 
 
 def make_input(array: np.ndarray) -> triton.InferInput:

@@ -18,14 +18,15 @@ from tritonclient.utils import InferenceServerException
 from argosy.serve.grpc.stream import MAX_OPEN
 from argosy.serve.http2.frames import PREFACE
 from argosy.serve.http2.limits import Limits
-from tests.serve.grpc.test_calls import X, grpc_echo, make_input, make_request, server  # noqa: F401 - a fixture
-from tests.serve.http2.test_connection import check_invariants, make_frame
+from tests.serve.grpc.echo import EchoServer, make_server
+from tests.serve.grpc.requests import X, make_input, make_request
+from tests.serve.http2.random_frames import check_invariants, frame, make_frame
 
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 @pytest.fixture
-def stub(server):  # noqa: F811
+def stub(server):
     with grpc.insecure_channel(server.url, [("grpc.max_receive_message_length", -1)]) as channel:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
@@ -54,7 +55,7 @@ def read_output(response):
 # unmodified clients
 
 
-def test_triton_streams(server):  # noqa: F811
+def test_triton_streams(server):
     answers = queue.Queue()
     with triton.InferenceServerClient(server.url) as client:
         client.start_stream(callback=lambda result, error: answers.put((result, error)))
@@ -72,7 +73,7 @@ def test_triton_streams(server):  # noqa: F811
         assert results[f"r{value}"].get_response().parameters["triton_final_response"].bool_param
 
 
-def test_triton_aio_streams(server):  # noqa: F811
+def test_triton_aio_streams(server):
     async def main():
         async def requests():
             for value in range(30):
@@ -88,7 +89,7 @@ def test_triton_aio_streams(server):  # noqa: F811
         np.testing.assert_array_equal(result.as_numpy("y"), 2 * (X + int(result.get_response().id)))
 
 
-def test_triton_hears_that_its_stream_has_ended(server):  # noqa: F811
+def test_triton_hears_that_its_stream_has_ended(server):
     answers = queue.Queue()
     with triton.InferenceServerClient(server.url) as client:
         client.start_stream(callback=lambda result, error: answers.put(error), stream_timeout=0.2)
@@ -121,7 +122,7 @@ def test_answers_come_in_the_order_of_their_completion(stub):
         ("raises", {}, "Internal error: RuntimeError"),
     ],
 )
-def test_error_of_one_request_does_not_end_the_stream(server, stub, model, fields, text):  # noqa: F811
+def test_error_of_one_request_does_not_end_the_stream(server, stub, model, fields, text):
     asker = Asker(stub)
     asker.send(X, model, id="bad", **fields)
     response = asker.read()
@@ -180,7 +181,7 @@ def test_many_streams_on_one_connection_keep_their_answers(stub):
             np.testing.assert_array_equal(read_output(responses[f"{number}-{turn}"]), expected)
 
 
-def test_cancelled_stream_drops_what_waits(server, stub):  # noqa: F811
+def test_cancelled_stream_drops_what_waits(server, stub):
     server.admit.calls.clear()
     asker = Asker(stub)
     asker.send(X, "slow")
@@ -202,7 +203,7 @@ def test_cancelled_stream_drops_what_waits(server, stub):  # noqa: F811
     asker.end()
 
 
-def test_deadline_of_the_stream_is_that_of_its_requests(server, stub):  # noqa: F811
+def test_deadline_of_the_stream_is_that_of_its_requests(server, stub):
     server.admit.calls.clear()
     asker = Asker(stub, timeout=7.0)
     asker.send(X, "slow")
@@ -223,7 +224,7 @@ def test_compressed_requests_are_unpacked(stub, algorithm):
     np.testing.assert_array_equal(read_output(response), 2 * array)
 
 
-def test_priority_and_timeout_of_a_request_are_taken(server, stub):  # noqa: F811
+def test_priority_and_timeout_of_a_request_are_taken(server, stub):
     server.admit.calls.clear()
     asker = Asker(stub)
     request = make_request(X, "slow")
@@ -238,7 +239,7 @@ def test_priority_and_timeout_of_a_request_are_taken(server, stub):  # noqa: F81
 
 
 def test_message_over_the_limit_ends_the_stream():
-    running = grpc_echo.ServerThread(max_body_bytes=100_000)
+    running = EchoServer(max_body_bytes=100_000)
     with grpc.insecure_channel(running.url) as channel:
         asker = Asker(service_pb2_grpc.GRPCInferenceServiceStub(channel))
         asker.send(X, id="first")
@@ -254,7 +255,7 @@ def test_message_over_the_limit_ends_the_stream():
 
 
 def test_draining_server_answers_what_it_has_and_ends_its_streams():
-    running = grpc_echo.ServerThread()
+    running = EchoServer()
     with grpc.insecure_channel(running.url) as channel:
         asker = Asker(service_pb2_grpc.GRPCInferenceServiceStub(channel))
         asker.send(X, id="first")
@@ -276,10 +277,6 @@ def test_draining_server_answers_what_it_has_and_ends_its_streams():
 
 
 # frame by frame
-
-
-def frame(kind, flags=0, stream=0, payload=b""):
-    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 
 def pack(request):
@@ -342,12 +339,12 @@ class Transport:
 
 def connect(limits=None, max_body_bytes=64 << 20):
     """A connection without a socket, greeted; it must be made within an event loop."""
-    make_connection, owner = grpc_echo.make_server(limits, max_body_bytes)
-    connection = make_connection()
-    connection.connection_made(Transport())
+    make_connection, owner = make_server(limits, max_body_bytes)
+    connection, transport = make_connection(), Transport()
+    connection.connection_made(transport)
     connection.data_received(PREFACE + frame(4))
-    connection._transport.take()
-    return connection, owner
+    transport.take()
+    return connection, transport, owner
 
 
 async def settle():
@@ -379,7 +376,7 @@ def run(main):
 def test_messages_may_be_cut_anywhere(seed):
     async def main():
         rng = random.Random(seed)
-        connection, _ = connect(Limits(frames_burst=1 << 30))
+        connection, transport, _ = connect(Limits(frames_burst=1 << 30))
         data = b"".join(pack(make_request(np.ones((1, rng.choice((1, 30, 2000))), np.float32), id=str(i))) for i in range(40))
         connection.data_received(frame(1, 4, 1, BLOCK))
         frames = []
@@ -390,7 +387,7 @@ def test_messages_may_be_cut_anywhere(seed):
             pos += size
             if rng.random() < 0.3:
                 await settle()
-            frames += connection._transport.take()
+            frames += transport.take()
             # The client has read them.
             got = sum(len(payload) for kind, _, _, payload in frames if kind == 0)
             frames_new = got and frame(8, 0, 0, struct.pack(">I", 1 << 20)) + frame(8, 0, 1, struct.pack(">I", 1 << 20))
@@ -400,7 +397,7 @@ def test_messages_may_be_cut_anywhere(seed):
             frame(0, 1, 1) + frame(8, 0, 0, struct.pack(">I", 1 << 24)) + frame(8, 0, 1, struct.pack(">I", 1 << 24))
         )
         await settle()
-        frames += connection._transport.take()
+        frames += transport.take()
         assert sorted(read_answers(frames), key=int) == [str(index) for index in range(40)]
         assert frames[-1][0] == 1
         assert b"grpc-status\x010" in frames[-1][3]
@@ -412,7 +409,7 @@ def test_messages_may_be_cut_anywhere(seed):
 
 def test_client_that_does_not_read_is_not_asked_for_more():
     async def main():
-        connection, _ = connect()
+        connection, transport, _ = connect()
         connection.data_received(frame(1, 4, 1, BLOCK))
         request = pack(make_request(np.ones((1, 4000), np.float32)))
         credit = sent = 256 << 10
@@ -423,7 +420,7 @@ def test_client_that_does_not_read_is_not_asked_for_more():
                     connection.data_received(frame(0, 0, 1, request[start : start + 16000]))
                 credit -= len(request)
                 await settle()
-            for kind, _, number, payload in connection._transport.take():
+            for kind, _, number, payload in transport.take():
                 if kind == 8 and number == 1:
                     credit += int.from_bytes(payload, "big")
                     sent += int.from_bytes(payload, "big")
@@ -436,7 +433,7 @@ def test_client_that_does_not_read_is_not_asked_for_more():
             connection.data_received(frame(8, 0, 0, struct.pack(">I", 1 << 20)) + frame(8, 0, 1, struct.pack(">I", 1 << 20)))
             await settle()
         assert stream.unsent_bytes == 0
-        assert any(kind == 8 and number == 1 for kind, _, number, _ in connection._transport.take())
+        assert any(kind == 8 and number == 1 for kind, _, number, _ in transport.take())
         assert connection.unsent_bytes == 0
 
     run(main)
@@ -444,7 +441,7 @@ def test_client_that_does_not_read_is_not_asked_for_more():
 
 def test_requests_in_flight_are_bounded():
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         owner.admit.delay_s = 0.01
         connection.data_received(frame(1, 4, 1, BLOCK))
         request = pack(make_request(X, "slow"))
@@ -475,10 +472,10 @@ def test_requests_in_flight_are_bounded():
 )
 def test_broken_framing_ends_the_stream(data, status, text):
     async def main():
-        connection, _ = connect(max_body_bytes=1000)
+        connection, transport, _ = connect(max_body_bytes=1000)
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 1, 1, data))
         await settle()
-        *_, (kind, flags, number, payload) = connection._transport.take()
+        *_, (kind, flags, number, payload) = transport.take()
         assert (kind, flags, number) == (1, 5, 1)
         assert b"grpc-status" + bytes((1,)) + status in payload
         assert text in payload
@@ -490,12 +487,12 @@ def test_broken_framing_ends_the_stream(data, status, text):
 @pytest.mark.parametrize("payload", [b"\2\0\0\0\1a", b"\1\0\0\0\1a", b"\0\0\0\0\2\xff\xff"], ids=["flag", "encoding", "garbage"])
 def test_bad_message_is_answered_and_the_stream_goes_on(payload):
     async def main():
-        connection, _ = connect()
+        connection, transport, _ = connect()
         connection.data_received(
             frame(1, 4, 1, BLOCK) + frame(0, 0, 1, payload) + frame(0, 1, 1, pack(make_request(X, id="after")))
         )
         await settle()
-        frames = connection._transport.take()
+        frames = transport.take()
         assert read_answers(frames) == ["", "after"]
         assert b"grpc-status\x010" in frames[-1][3]
 
@@ -504,13 +501,13 @@ def test_bad_message_is_answered_and_the_stream_goes_on(payload):
 
 def test_client_that_overruns_its_window_is_reset():
     async def main():
-        connection, owner = connect()
+        connection, transport, owner = connect()
         owner.admit.delay_s = 60
         connection.data_received(frame(1, 4, 1, BLOCK))
         request = pack(make_request(X, "slow")) * 100
         for _ in range(60):
             connection.data_received(frame(0, 0, 1, request))
-        resets = [payload for kind, _, _, payload in connection._transport.take() if kind == 3]
+        resets = [payload for kind, _, _, payload in transport.take() if kind == 3]
         assert resets == [struct.pack(">I", 3)]
         assert all(call.is_done for call in owner.admit.calls)
         assert not connection.is_dead
@@ -525,7 +522,7 @@ def test_client_that_overruns_its_window_is_reset():
 )
 def test_silent_stream_ends_after_a_time(data, age_s, is_reset):
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 0, 1, data))
         owner.sweep(1000.0)
         owner.sweep(1000.0 + age_s)
@@ -537,7 +534,7 @@ def test_silent_stream_ends_after_a_time(data, age_s, is_reset):
 @pytest.mark.parametrize("is_reading", [True, False])
 def test_client_may_read_slowly_but_must_read(is_reading):
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         request = pack(make_request(np.ones((1, 30_000), np.float32)))
         connection.data_received(frame(1, 4, 1, BLOCK))
         for start in range(0, len(request), 16000):
@@ -554,7 +551,7 @@ def test_client_may_read_slowly_but_must_read(is_reading):
 
 def test_working_stream_does_not_end():
     async def main():
-        connection, owner = connect()
+        connection, _, owner = connect()
         owner.admit.delay_s = 60
         connection.data_received(frame(1, 4, 1, BLOCK) + frame(0, 0, 1, pack(make_request(X, "slow"))))
         for second in range(0, 2000, 100):
@@ -573,10 +570,10 @@ def read_status(frames, stream=1):
 
 def test_stream_that_begins_while_the_server_drains_is_ended():
     async def main():
-        connection, owner = connect()
+        connection, transport, owner = connect()
         owner.drain()
         connection.data_received(frame(1, 4, 1, BLOCK))
-        frames = connection._transport.take()
+        frames = transport.take()
         assert read_status(frames) == grpc.StatusCode.UNAVAILABLE.value[0]
         assert connection.streams == {}
         assert not connection.is_dead
@@ -586,7 +583,7 @@ def test_stream_that_begins_while_the_server_drains_is_ended():
 
 def test_stream_whose_deadline_has_passed_is_ended_with_what_is_under_way():
     async def main():
-        connection, owner = connect()
+        connection, transport, owner = connect()
         owner.admit.delay_s = 60
         block = BLOCK + literal(b"grpc-timeout", b"5S")
         connection.data_received(frame(1, 4, 1, block) + frame(0, 0, 1, pack(make_request(X, "slow"))))
@@ -595,7 +592,7 @@ def test_stream_whose_deadline_has_passed_is_ended_with_what_is_under_way():
         assert len(connection.streams) == 1
         owner.sweep(now + 10)
         await settle()
-        assert read_status(connection._transport.take()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert read_status(transport.take()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
         assert [call.is_done for call in owner.admit.calls] == [True]
         assert connection.streams == {}
 
@@ -609,7 +606,9 @@ def test_no_frames_break_a_connection_of_streams(seed):
         sizes = {"stream_window_bytes": 65536, "upload_pool_bytes": 150_000}
         num_dead = num_answers = num_unsent = 0
         for _ in range(25):
-            connection, owner = connect(Limits(max_streams=6, max_unsent_bytes=100_000, **sizes), max_body_bytes=200_000)
+            connection, transport, owner = connect(
+                Limits(max_streams=6, max_unsent_bytes=100_000, **sizes), max_body_bytes=200_000
+            )
             owner.admit.delay_s = 0
             unsent: dict[int, bytes] = {}
             for _ in range(80):
@@ -651,7 +650,7 @@ def test_no_frames_break_a_connection_of_streams(seed):
                 if rng.random() < 0.01:
                     connection.drain()
             num_dead += connection.is_dead
-            num_answers += sum(kind == 0 for kind, _, _, _ in connection._transport.take())
+            num_answers += sum(kind == 0 for kind, _, _, _ in transport.take())
             connection.connection_lost(None)
             check_invariants(connection)
             assert not connection.streams

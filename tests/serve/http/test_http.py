@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import importlib.util
 import json
 import os
 import random
 import socket
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,29 +24,15 @@ from argosy.serve.dispatch.intake import Intake
 from argosy.serve.http.connection import HttpConnection
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
-from tests.conftest import SIGNATURE, Home, find_child, row
+from tests.home import SIGNATURE, Home, row
+from tests.processes import find_child
+from tests.scripts import load_script
+from tests.serve.http.requests import BODY, INFER, OUTPUTS, Peer, attacks, request
 
-ATTACKS = Path(__file__).parents[3] / "attacks"
-
-
-def load_attacks(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ATTACKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-attacks = load_attacks("http_requests")
-bodies = load_attacks("http_bodies")
-floods = load_attacks("http_floods")
-Peer, request = attacks.Peer, attacks.request
+bodies = load_script("attacks/http_bodies.py")
+floods = load_script("attacks/http_floods.py")
 
 MODEL = bodies.Model("scale", "x", 4)
-BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
-INFER = "/v2/models/scale/infer"
-OUTPUTS = [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [3.0, 6.0, 9.0, 12.0]}]
 MAX_BODY_BYTES = 1 << 20
 VERSION = find_version("argosy")
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics"]

@@ -16,8 +16,8 @@ import pytest
 
 from argosy.serve.http.openai import MAX_BODY_BYTES, MAX_INPUTS
 from argosy.server import Server
-from tests.conftest import Home
-from tests.runtimes.test_preprocess import TEXTS, TOLERANCE, embed, list_ids, publish_words
+from tests.home import Home
+from tests.runtimes.words import TEXTS, TOLERANCE, embed, list_ids, publish_words
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from argosy.importers.python import publish_python
 from argosy.raw import Event
 from argosy.server import Server
 from argosy.signature import Signature
-from tests.conftest import SIGNATURE, Home, find_child, find_workers, wait_until
+from tests.home import SIGNATURE, Home
+from tests.processes import find_child, find_workers, wait_until
 
 SOURCE = '''
 import asyncio, os, threading, time

@@ -19,6 +19,7 @@ from argosy.serve.http2.headers import check_request
 from argosy.serve.http2.limits import Limits
 from argosy.serve.http2.server import Http2Server
 from argosy.serve.http2.streams import Head
+from tests.serve.http2.random_frames import check_invariants, frame, make_frame
 
 HEADERS = b"\x88"
 PAIRS = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a"), (b":authority", b"h")]
@@ -35,6 +36,8 @@ class Connection(Http2Connection):
 
     def __init__(self, server):
         super().__init__(server)
+        self.server = server
+        self.transport = Transport()
         self.requests = []
         self.cancelled = []
 
@@ -92,15 +95,11 @@ class Transport:
 
 def connect(limits=None, cls=Connection, is_greeted=True):
     connection = cls(Http2Server(limits or Limits()))
-    connection.connection_made(Transport())
+    connection.connection_made(connection.transport)
     if is_greeted:
         connection.data_received(PREFACE + frame(4))
         assert not connection.is_dead
     return connection
-
-
-def frame(kind, flags=0, stream=0, payload=b""):
-    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 
 def in_loop(function):
@@ -197,50 +196,6 @@ def test_values_of_one_name_are_joined():
     assert check_request([*PAIRS, (b"a", b"1"), (b"a", b"2")])[b"a"] == b"1,2"
 
 
-def make_frame(rng, last):
-    """A frame that is valid on stream `last`, or nearly so, so that a test reaches deep."""
-    is_wild = rng.random() < 0.02
-    stream = rng.choice((0, 1, 2, last, last + 2)) if is_wild else last
-    block = b"\x83\x86\x84\x00\x01a\x01b"
-    early = b"\x83\x86\x44\x06/early"
-    kind = rng.randrange(10) if is_wild else rng.choice((0, 0, 0, 0, 1, 1, 2, 3, 4, 6, 8, 8, 8, 200))
-    number = rng.choice((1, 7, 100, 1 << 16, rng.choice((0, (1 << 31) - 1)) if is_wild else 5))
-    payloads = {
-        0: rng.randbytes(rng.choice((0, 1, 9, 300, 16384))),
-        1: rng.choice((block, block, b"\x40\x01x\x01y" if is_wild else block, early)),
-        2: bytes(5),
-        3: bytes(4),
-        4: struct.pack(">HI", rng.choice((1, 3, 4, 6)), rng.choice((0, 1, 65535, 16384))) * rng.randrange(3),
-        6: bytes(8),
-        7: bytes(8),
-        8: struct.pack(">I", number),
-    }
-    payload = payloads.get(kind, b"something")
-    if is_wild and rng.random() < 0.5:
-        payload = payload[:-1]
-    if (kind in (4, 6, 7) or (kind == 8 and rng.random() < 0.5)) and not is_wild:
-        stream = 0
-    if kind == 1 and not is_wild:
-        stream = last + 2
-    flags = rng.choice((0, 1, 8, 32, 255)) if is_wild else rng.choice((4, 4, 5)) if kind == 1 else rng.random() < 0.2
-    return frame(kind, int(flags), stream, payload)
-
-
-def check_invariants(connection):
-    streams = connection.streams
-    assert connection.unsent_bytes == sum(len(one.unsent) for one in streams.values() if one.unsent is not None)
-    assert set(connection.sending) == {one.id for one in streams.values() if one.unsent is not None}
-    assert set(connection.uploads.uploads) <= {one.id for one in streams.values() if one.upload is not None}
-    granted = [upload.granted for upload in connection.uploads.uploads.values()]
-    assert connection.uploads.granted == sum(granted[1:])
-    assert connection.uploads.granted <= connection.limits.upload_pool_bytes
-    assert connection.body_bytes == sum(len(one.upload.body) for one in streams.values() if one.upload is not None)
-    assert len(streams) <= connection.limits.max_streams
-    assert all(number <= connection.last_id for number in streams)
-    if connection.is_dead:
-        assert not streams
-
-
 class LateConnection(Connection):
     answer = None
 
@@ -268,7 +223,7 @@ def test_no_frames_break_a_connection(seed, cls):
                 check_invariants(connection)
             num_unsent += bool(connection.sending)
             if rng.random() < 0.02:
-                connection._server.sweep(rng.random() * 100)
+                connection.server.sweep(rng.random() * 100)
                 if rng.random() < 0.1:
                     connection.drain()
         num_dead += connection.is_dead
@@ -298,7 +253,7 @@ def test_pieces_make_no_difference(seed):
             pieces.data_received(data[pos : pos + size])
             pos += size
         assert pieces.requests == whole.requests
-        assert pieces._transport.data == whole._transport.data
+        assert pieces.transport.data == whole.transport.data
         assert pieces.is_dead == whole.is_dead
 
 
@@ -317,7 +272,7 @@ def test_random_bytes_end_a_connection():
 def test_answers_of_one_turn_leave_in_one_write():
     connection = connect()
     writes = []
-    connection._transport.write = writes.append
+    connection.transport.write = writes.append
     connection.data_received(b"".join(frame(1, 5, number, b"\x83\x86\x84") for number in range(1, 41, 2)))
     assert len(writes) == 1
 
@@ -327,7 +282,7 @@ def test_late_answers_of_one_turn_leave_in_one_write():
         connection = connect(cls=LateConnection)
         connection.data_received(b"".join(frame(1, 5, number, b"\x83\x86\x84") for number in range(1, 41, 2)))
         writes = []
-        connection._transport.write = writes.append
+        connection.transport.write = writes.append
         for number in range(1, 41, 2):
             connection.respond(number, HEADERS, b"late", HEADERS)
         assert writes == []
@@ -356,7 +311,7 @@ def test_window_of_the_connection_is_filled_up_again(monkeypatch):
     for number in range(1, 41, 2):
         connection.data_received(frame(1, 4, number, b"\x83\x86\x84") + frame(0, 0, number, bytes(3000)))
         connection.data_received(frame(0, 1, number, bytes(3000)))
-    updates = connection._transport.data.count(struct.pack(">IBI", 4 << 8 | 8, 0, 0))
+    updates = connection.transport.data.count(struct.pack(">IBI", 4 << 8 | 8, 0, 0))
     assert updates == 1 + 2
     assert len(connection.requests) == 20
     assert connection.recv_window + 20 * 6000 - 2 * 51_000 == 100_000
@@ -372,30 +327,30 @@ def test_fault_of_ours_ends_the_connection_and_is_raised():
     connection = connect(cls=BrokenConnection)
     with pytest.raises(RuntimeError):
         connection.data_received(frame(1, 5, 1, b"\x83\x86\x84"))
-    assert connection._transport.data.endswith(struct.pack(">II", 1, 2) + b"internal error")
-    assert connection._transport.is_ended
+    assert connection.transport.data.endswith(struct.pack(">II", 1, 2) + b"internal error")
+    assert connection.transport.is_ended
     connection.data_received(frame(6, 0, 0, bytes(8)))
 
 
 @in_loop
 def test_client_that_greets_a_draining_server_is_told():
     connection = connect(is_greeted=False)
-    connection._server.is_draining = True
+    connection.server.is_draining = True
     connection.data_received(PREFACE + frame(4) + frame(1, 5, 1, b"\x83\x86\x84"))
-    assert struct.pack(">IBIII", 8 << 8 | 7, 0, 0, (1 << 31) - 1, 0) in connection._transport.data
+    assert struct.pack(">IBIII", 8 << 8 | 7, 0, 0, (1 << 31) - 1, 0) in connection.transport.data
     assert len(connection.requests) == 1
     connection.data_received(frame(6, 1, 0, b"argosy:d"))
-    assert connection._transport.data.endswith(struct.pack(">IBIII", 8 << 8 | 7, 0, 0, 1, 0))
-    assert connection._transport.is_ended
+    assert connection.transport.data.endswith(struct.pack(">IBIII", 8 << 8 | 7, 0, 0, 1, 0))
+    assert connection.transport.is_ended
 
 
 @in_loop
 def test_answer_to_a_stream_that_is_gone_is_dropped():
     connection = connect(cls=LateConnection)
     connection.data_received(frame(1, 5, 1, b"\x83\x86\x84") + frame(3, 0, 1, bytes(4)))
-    before = connection._transport.data
+    before = connection.transport.data
     connection.respond(1, HEADERS, b"late", HEADERS)
     connection.respond(9, HEADERS, b"never asked", HEADERS)
     connection.flush()
-    assert connection._transport.data == before
+    assert connection.transport.data == before
     assert connection.cancelled == [1]

@@ -1,36 +1,18 @@
 """Hostile and odd clients of the gRPC front, on raw sockets: what the server does, and that it then serves others."""
 
-import importlib.util
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from argosy.serve.grpc.messages import ModelInferRequest, ModelInferResponse
+from argosy.serve.grpc.messages import ModelInferResponse
 from argosy.serve.http2.limits import Limits
-
-ROOT = Path(__file__).parents[3]
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-grpc_echo = load(ROOT / "benchmarks" / "grpc_echo.py")
-h2 = load(ROOT / "attacks" / "http2_frames.py")
-floods = load(ROOT / "attacks" / "http2_floods.py")
-
-INFER_BLOCK = floods.INFER
-U32 = h2.U32
+from tests.serve.grpc.echo import EchoServer
+from tests.serve.http2.requests import INFER_BLOCK, U32, floods, h2, infer, make_message, read_answer, read_status
 
 
 @pytest.fixture(scope="module")
 def server():
-    running = grpc_echo.ServerThread()
+    running = EchoServer()
     yield running
     running.stop()
     assert running.errors == []
@@ -42,7 +24,7 @@ def start():
     running = []
 
     def run(max_body_bytes=64 << 20, **limits):
-        running.append(grpc_echo.ServerThread(Limits(**limits), max_body_bytes))
+        running.append(EchoServer(Limits(**limits), max_body_bytes))
         return running[-1]
 
     yield run
@@ -50,39 +32,6 @@ def start():
         assert h2.is_serving(one.address)
         one.stop()
         assert one.errors == []
-
-
-def make_message(num_floats=4, model="any"):
-    request = ModelInferRequest(model_name=model)
-    request.inputs.add(name="x", datatype="FP32", shape=[1, num_floats])
-    request.raw_input_contents.append(bytes(4 * num_floats))
-    data = request.SerializeToString()
-    return b"\0" + U32(len(data)) + data
-
-
-def infer(stream=1, num_floats=4, model="any"):
-    message = make_message(num_floats, model)
-    out = h2.headers(stream, INFER_BLOCK)
-    for pos in range(0, len(message), 16384):
-        piece = message[pos : pos + 16384]
-        out += h2.frame(h2.DATA, h2.END_STREAM if pos + 16384 >= len(message) else 0, stream, piece)
-    return out
-
-
-def read_answer(peer, stream=1):
-    """Read a whole answer; return its body and the sizes of its DATA frames."""
-    body, sizes = b"", []
-    while (found := peer.find(h2.HEADERS, h2.DATA, stream=stream)) is not None:
-        if found.kind == h2.DATA:
-            body += found.payload
-            sizes.append(len(found.payload))
-        if found.flags & h2.END_STREAM:
-            return body, sizes, found.payload
-    raise AssertionError("no answer")
-
-
-def read_status(block):
-    return int(floods.read_status(block))
 
 
 def wait_for(condition, timeout_s=5.0):
@@ -401,7 +350,7 @@ def test_streams_over_the_limit_are_refused_and_the_rest_answered(start):
 
 
 def test_connections_over_the_limit_are_closed():
-    running = grpc_echo.ServerThread()
+    running = EchoServer()
     running.server.limits = Limits(max_connections=3)
     try:
         peers = [h2.Peer(running.address) for _ in range(3)]

@@ -15,7 +15,7 @@ import pytest
 from argosy.datatypes import DATATYPES
 from argosy.server import Server
 from argosy.signature import pack_bytes, unpack_bytes
-from tests.serve.v2.test_models import TYPES, serve_models
+from tests.serve.v2.models import TYPES, serve_models
 
 HEADER = "Inference-Header-Content-Length"
 SINGLES = ("BOOL", "UINT8", "UINT64", "INT8", "INT64", "FP16", "FP32", "FP64", "BYTES")

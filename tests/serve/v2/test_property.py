@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from argosy.datatypes import DATATYPES
 from argosy.server import Server
 from argosy.signature import pack_bytes, unpack_bytes
-from tests.serve.http.test_http import Peer, attacks, request
-from tests.serve.v2.test_models import TYPES, serve_models
+from tests.serve.http.requests import Peer, parse_address, request
+from tests.serve.v2.models import TYPES, serve_models
 
 HEADER = "inference-header-content-length"
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -118,7 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def peers(server: Server) -> Iterator[list[Any]]:
-    opened = [Peer(attacks.parse_address(server.url)) for _ in range(MAX_CLIENTS)]
+    opened = [Peer(parse_address(server.url)) for _ in range(MAX_CLIENTS)]
     yield opened
     for peer in opened:
         peer.socket.close()

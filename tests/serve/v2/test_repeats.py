@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from argosy.server import Server
-from tests.serve.v2.test_models import serve_models
+from tests.serve.v2.models import serve_models
 
 TYPES = ("FP16", "FP32", "FP64", "INT8", "UINT8", "INT64", "UINT64", "BOOL", "BYTES")
 

@@ -17,13 +17,9 @@ from hypothesis import strategies as st
 from argosy.datatypes import DTYPES, OBJECT
 from argosy.serve.wire import frames
 from argosy.serve.wire.frames import LinkError, Tensor
+from tests.serve.wire.hostile import ARENA, GROW, SEAL, SHRINK, U64, make_file
 
-ARENA = 4096
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True)
-U64 = st.one_of(
-    st.integers(0, 70),
-    st.sampled_from([ARENA - 1, ARENA, ARENA + 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 4096, 2**64 - 1]),
-)
 
 
 # frames
@@ -141,18 +137,6 @@ def test_elements_are_read_or_refused_where_they_are_cut(items: list[bytes], dat
 
 
 # arenas
-
-
-def make_file(seals: int | None, size: int = 4096) -> int:
-    flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if seals is not None else 0)
-    fd = os.memfd_create("test", flags)
-    os.ftruncate(fd, size)
-    if seals:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    return fd
-
-
-GROW, SHRINK, SEAL = fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_SEAL
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 from argosy.errors import ArgosyError
 from argosy.serve.worker.cores import choose_replicas, choose_threads, count_cores, run_apart
-from tests.conftest import Home, find_child, find_workers, golden_scale, row, wait_until
+from tests.home import Home, golden_scale, row
+from tests.processes import find_child, find_workers, wait_until
 
 SLOW = "time.sleep(0.01 * len(x)); return {'y': x * 2}"
 
