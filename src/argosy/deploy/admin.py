@@ -164,7 +164,7 @@ class Admin:
                 {"name": name, "version": version, **self.counters.summarize(index)}
                 for index, (name, version) in enumerate(self.counters.list_series())
             ],
-            "fronts": answers,
+            "fronts": {name: [vars(lane) for lane in lanes] for name, lanes in answers.items()},
         }
 
     async def post_arrivals(self, request: Request) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -70,7 +69,7 @@ class FrontLink:
             future.set_exception(ConnectionError(f"{self.name} is gone"))
             return future
         self._next_id += 1
-        write_message(self.writer, replace(ask, id=self._next_id))
+        write_message(self.writer, type(ask)(**{**vars(ask), "id": self._next_id}))
         self._open[self._next_id] = (self._loop.time(), kind, future)
         return future
 
