@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo picture tree extras test test-all lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -59,12 +59,18 @@ lint: setup
 types: setup
 	$(RUN) pyright --warnings
 
-# Most of these wait for processes that import frameworks, two files at a time; the others measure, or kill what they started.
-SIDE_BY_SIDE := tests/compress tests/confine tests/frameworks tests/importers tests/registry tests/store tests/train tests/test_environment.py
+# Two files at a time; then, one after the other, what measures. The frameworks, none of whose tests does, take long to import.
+PYTEST := $(RUN) pytest
+ALONE := --ignore=tests/frameworks
 
 unit: setup
-	$(RUN) pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	$(RUN) pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	$(PYTEST) -n 2 --dist loadfile -m "not alone and not slow"
+	$(PYTEST) $(ALONE) -m "alone and not slow"
+
+## The slow tests as well: more formats, backends and trajectories of the same kinds.
+test-all: setup
+	$(PYTEST) -n 2 --dist loadfile -m "not alone"
+	$(PYTEST) $(ALONE) -m alone
 
 format: setup
 	$(RUN) ruff format .
@@ -105,7 +111,7 @@ bench-large: setup
 
 ## Every optimizer against its reference in every framework, all combinations.
 trajectories: setup
-	TRAJECTORIES=all $(RUN) pytest tests/frameworks/test_trajectories.py
+	TRAJECTORIES=all $(PYTEST) -m slow tests/frameworks/test_trajectories.py
 
 ## MNIST in every framework with every optimizer, served; writes docs/mnist.md.
 bench-mnist: setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -18,6 +19,35 @@ from onnx import TensorProto, helper, numpy_helper
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from tests.home import Home
+
+# The files that take longest begin, so that workers end together.
+LONGEST = ("frameworks/", "importers/", "demo/", "test_readme.py", "train/", "test_environment.py", "confine/")
+COMPILED = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What JAX has compiled once in a run is not compiled again, nor in the processes that tests start.
+    config.stash[COMPILED] = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[COMPILED].name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[COMPILED].cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def find_place(item: pytest.Item) -> int:
+        names = (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}"))
+        return next(names, len(LONGEST))
+
+    items.sort(key=find_place)
+
+
+def pytest_collection_finish() -> None:
+    # The frameworks' modules are a million objects, which every collection of garbage would look at again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

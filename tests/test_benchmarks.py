@@ -13,8 +13,7 @@ import pytest
 
 from tests.scripts import load_script
 
-# JAX, which other tests import, warns of any fork; this one calls the kernel twice, and then becomes the server.
-pytestmark = pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning")
+pytestmark = pytest.mark.alone
 
 clients = load_script("benchmarks/clients.py")
 models = load_script("benchmarks/models.py")

@@ -60,7 +60,7 @@ def hide_uv(monkeypatch: pytest.MonkeyPatch) -> None:
 def start_builder(cache: Path, *, uses_uv: bool) -> subprocess.Popen[str]:
     """Start a process that wants the environment hpack of this cache."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom argosy.frameworks import environment\n"
+        "import sys\nfrom pathlib import Path\nfrom argosy import environment\n"
         "environment._LOCKS = Path(sys.argv[1])\n"
         f"{'' if uses_uv else 'environment._find_uv = list'}\n"
         "print(environment.find_interpreter('hpack'))\n"

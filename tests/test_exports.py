@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import argosy
-from tests.conftest import make_scale_model
+from tests.home import make_scale_model
 
 EXPORTED = [
     "AdminClient",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -196,7 +197,10 @@ def test_another_process_goes_on_bit_for_bit(tmp_path):
     np.savez(tmp_path / "state.npz", **step.get_state())
     losses = take_steps(step, (4, 5, 6), x, y)
     code = f"from tests.frameworks.jax_models import go_on; go_on({str(tmp_path / 'state.npz')!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=True
+    )
     assert done.stdout.strip() == f"{digest(step.get_state())} {losses}"
 
 

@@ -311,7 +311,10 @@ cases.make_mlp(), cases.make_network()
 losses, state = cases.run_noisy(5, range(4, 9), dict(np.load({str(tmp_path / "state.npz")!r})))
 np.savez({str(tmp_path / "after.npz")!r}, losses=losses, **state)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=110, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     after = dict(np.load(tmp_path / "after.npz"))
     assert list(after.pop("losses")) == whole[3:]

@@ -480,6 +480,7 @@ def test_connections_over_the_limit_are_closed_and_others_go_on(home: Home) -> N
             peer.socket.close()
 
 
+@pytest.mark.alone
 def test_many_slow_readers_fill_no_memory_delay_nobody_and_get_all_their_answers(home: Home) -> None:
     num_clients, num_asks, width = 12, 60, 50_000
     signature = Signature(SIGNATURE.inputs, (TensorSpec("y", "FP32", (-1, width)),))

@@ -12,6 +12,8 @@ from argosy.serve.worker.cores import choose_replicas, choose_threads, count_cor
 from tests.home import Home, golden_scale, row
 from tests.processes import find_child, find_workers, wait_until
 
+pytestmark = pytest.mark.alone
+
 SLOW = "time.sleep(0.01 * len(x)); return {'y': x * 2}"
 
 

@@ -20,7 +20,9 @@ import argosy
 from argosy.importers.python import publish_python
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
-from tests.conftest import SIGNATURE, Home, Load, find_child, find_workers, golden_scale, is_alive, row, wait_until
+from tests.home import SIGNATURE, Home, golden_scale, row
+from tests.load import Load
+from tests.processes import find_child, find_workers, is_alive, wait_until
 
 PIDFD_GETFD = 438
 
