@@ -18,7 +18,7 @@ from argosy.deploy.ledger import Ledger
 from argosy.deploy.node import Node, WorkerHandle, Workers
 from argosy.deploy.spec import DeploymentSpec, choose_runtime
 from argosy.deploy.table_log import TableLog
-from argosy.deploy.worker_spec import build_worker_spec, name_setting
+from argosy.deploy.worker_spec import build_worker_spec, estimate_memory, name_setting
 from argosy.errors import FaultError
 from argosy.serve.wire.table import LaneEntry, TableEntry
 from argosy.serve.worker.cores import choose_replicas, count_cores
@@ -91,6 +91,18 @@ class DesiredLane:
         """Go on with the settings and the workers of a lane of the same version."""
         self.timeout_s = max(self.timeout_s, other.timeout_s)
         self.spec, self.workers, self.num_replicas = other.spec, other.workers, other.num_replicas
+
+    def count_reloading_bytes(self, workers: Workers, kept: Collection[str] = ()) -> int:
+        """What it will use beyond what it does, because workers of it have died.
+
+        Args:
+            workers: of the node.
+            kept: those whose memory is counted elsewhere.
+        """
+        num_loaded = sum(worker in kept or workers.measure(worker) > 0 for worker in self.workers)
+        if (num_lacking := (self.num_replicas or 1) - num_loaded) <= 0:
+            return 0
+        return num_lacking * (int(self.report.get("memory_bytes", 0)) or estimate_memory(self.spec, self.version))
 
     def describe(self, workers: Workers, series: int, num_fronts: int) -> LaneEntry:
         """What fronts are told."""
@@ -208,15 +220,19 @@ class Lanes:
         if lane not in lanes:
             lanes.append(lane)
 
-    def drop_lane(self, lane: DesiredLane) -> None:
-        """Forget a lane that holds no request, and end its version's workers but for those that another lane uses."""
+    def remove_lane(self, lane: DesiredLane) -> None:
+        """Forget a lane. Workers that no lane has any more are ended by the reconcile loop, once they hold no batch."""
         lanes = self._lanes.get(lane.name, [])
         if lane in lanes:
             lanes.remove(lane)
         if not lanes:
             self._lanes.pop(lane.name, None)
-        orphans = [self.node.workers[name] for name in self.list_orphans(lane.name)]
-        self.node.stop_workers([worker.name for worker in orphans if worker.spec["digest"] == lane.version.digest])
+
+    def drop_lane(self, lane: DesiredLane) -> None:
+        """Forget a lane that holds no request, and end its workers."""
+        self.remove_lane(lane)
+        orphans = self.list_orphans(lane.name)
+        self.node.stop_workers([worker for worker in lane.workers if worker in orphans])
 
     def forget(self, name: str) -> bool:
         """Forget all lanes of a deployment; returns whether there were any."""
@@ -319,8 +335,12 @@ class Lanes:
         self._reserved.pop(name, None)
 
     def free_memory_bytes(self, name: str) -> int:
-        """What further workers of a deployment may use: what others are about to load is not free."""
-        return self.node.free_memory_bytes() - self.count_reserved_bytes(name)
+        """What further workers of a deployment may use. What others load soon, for the first time or again, is not free."""
+        return self.node.free_memory_bytes() - self.count_reserved_bytes(name) - self._count_reloading_bytes(name)
+
+    def _count_reloading_bytes(self, name: str) -> int:
+        others = [lane for lanes in self._lanes.values() for lane in lanes if lane.name not in (name, *self._reserved)]
+        return sum(lane.count_reloading_bytes(self.node.workers) for lane in others if not lane.is_draining)
 
     def count_reserved_bytes(self, name: str) -> int:
         """What the rollouts of other deployments are about to load: less, if they fail."""

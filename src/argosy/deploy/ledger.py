@@ -57,6 +57,10 @@ class Mark(NamedTuple):
     ledger: int
     store: int
 
+    def follows(self, earlier: Mark) -> bool:
+        """Say whether both can be of one database."""
+        return self.ledger >= earlier.ledger and self.store >= earlier.store
+
 
 class Standing(NamedTuple):
     """What is to become of one name: that of a deployment, of a model, or of both."""
@@ -92,12 +96,15 @@ class Ledger:
     # what has changed
 
     def read_changes(self, since: Mark | None) -> tuple[Mark, set[str]]:
-        """Names of the deployments and models that something was written about since a mark; of all, without one."""
+        """Names of the deployments and models that something was written about since a mark.
+
+        All there are, without a mark, or where it is of another database than the one that is there now.
+        """
         with self.store.snapshot() as db:
             (ledger,) = db.execute("SELECT COALESCE(MAX(number), 0) FROM deployment_changes").fetchone()
             (store,) = db.execute("SELECT COALESCE(MAX(id), 0) FROM history").fetchone()
             mark = Mark(ledger, store)
-            if since is None:
+            if since is None or not mark.follows(since):
                 query = "SELECT name FROM deployments UNION SELECT name FROM rollouts UNION SELECT model FROM versions"
                 rows = db.execute(query).fetchall()
             elif mark == since:

@@ -178,7 +178,8 @@ class LocalNode:
     async def wait_changed(self, timeout_s: float) -> None:
         self.changed.clear()
         try:
-            await asyncio.wait_for(self.changed.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.changed.wait()
         except TimeoutError:
             pass
 
@@ -262,7 +263,8 @@ class LocalNode:
                 # One that has been silent for long is not waited for, and finds no further questions when it comes back.
                 if not (patience_s := front.patience_s):
                     raise TimeoutError
-                answers[front.name] = await asyncio.wait_for(ask(front), patience_s)
+                async with asyncio.timeout(patience_s):
+                    answers[front.name] = await ask(front)
             except TimeoutError:
                 silent.append(front.name)
             except ConnectionError:

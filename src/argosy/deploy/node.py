@@ -91,6 +91,11 @@ class Workers(Mapping[str, WorkerHandle]):
         """The workers of one deployment."""
         return list(self._by_deployment.get(deployment, {}).values())
 
+    def measure(self, name: str) -> int:
+        """Bytes that a worker holds; 0 while it loads, or where there is none of this name."""
+        worker = self._workers.get(name)
+        return worker.memory_bytes if worker is not None else 0
+
     def take_changed(self) -> set[str]:
         """Deployments whose workers have changed since this was last called."""
         changed, self._changed = self._changed, set()

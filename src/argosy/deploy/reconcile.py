@@ -62,14 +62,19 @@ class Reconciler:
 
     async def run_forever(self) -> None:
         """Reconcile whenever something changed, and every second."""
+        fault = ""
         while True:
             self._lanes.wake.clear()
             try:
                 await self.reconcile()
+                fault = ""
             except ArgosyError as error:
-                self._lanes.log(f"reconcile: {error}")
+                if str(error) != fault:
+                    fault = str(error)
+                    self._lanes.log(f"reconcile: {fault}")
             try:
-                await asyncio.wait_for(self._lanes.wake.wait(), _PERIOD_S)
+                async with asyncio.timeout(_PERIOD_S):
+                    await self._lanes.wake.wait()
             except TimeoutError:
                 pass
 
@@ -81,7 +86,11 @@ class Reconciler:
                 await self._look_at(name)
             except ArgosyError as error:
                 self._note_ailing(name, str(error))
-        self._tell(names)
+        try:
+            self._tell(names)
+        except ArgosyError:
+            self._pending |= names
+            raise
         for name in names:
             self._begin_rollout(name)
             self._sweep(name)
@@ -101,9 +110,9 @@ class Reconciler:
 
     def _read_ledger(self) -> tuple[Mark, set[str]]:
         mark, changed = self._ledger.read_changes(self._mark)
-        if self._mark is None:
-            # Workers of deployments that are no more.
-            changed |= {worker.spec["deployment"] for worker in self._node.workers.values()}
+        if self._mark is None or not mark.follows(self._mark):
+            # The start, or a database that was put in the place of another: whatever is known or runs may be no more.
+            changed |= self._standings.keys() | {worker.spec["deployment"] for worker in self._node.workers.values()}
         if changed:
             self._standings.update(self._ledger.read_standings(changed))
         return mark, changed
@@ -154,6 +163,7 @@ class Reconciler:
         if folder is None:
             folder = await asyncio.to_thread(self._ledger.store.open_artifact, version)
         lane = DesiredLane(spec, version, folder, is_verified)
+        lane.workers = self._lanes.find_workers(lane)[1]
         lane.serve()
         if rollout is not None and rollout.spec != spec and self._ledger.find_turn(rollout) is not None:
             # A rollout had begun to change its workers, and goes on from there.
@@ -173,8 +183,6 @@ class Reconciler:
             lane.is_verified = False
             lane.workers = [worker for worker in lane.workers if worker not in lost]
             self._note_ailing(name, f"worker {lost[0]} cannot load any more; argosy logs {lost[0]} shows why")
-        if len(lane.workers) < (lane.num_replicas or 1):
-            lane.workers = lanes.find_workers(lane)[1]
         if len(lane.workers) < (lane.num_replicas or 1):
             if not await self._can_start(lane) or lane is not lanes.live_lane(name):
                 return

@@ -100,7 +100,7 @@ class _Work:
             # The record alone is behind: begun again, the rollout finds all in its place and completes it.
             raise error
         if self._lane is not None:
-            self.lanes.drop_lane(self._lane)
+            self.lanes.remove_lane(self._lane)
             await self.lanes.publish(self.spec.name)
         self._say("failed", reason)
         self.ledger.end_rollout(self.rollout, "failed")
@@ -154,8 +154,10 @@ class _Work:
         while True:
             fitting = set(lanes.find_workers(lane)[1])
             leaving = [worker for worker in old.workers if worker not in fitting] if old is not None else []
-            needed = self._estimate(lane, sum(self.node.workers[worker].memory_bytes > 0 for worker in fitting))
-            free, freed = lanes.free_memory_bytes(name), self._count_memory(leaving)
+            needed = self._estimate(lane, sum(self.node.workers.measure(worker) > 0 for worker in fitting))
+            reloading = old.count_reloading_bytes(self.node.workers, fitting) if old is not None else 0
+            free = lanes.free_memory_bytes(name) - reloading
+            freed = sum(map(self.node.workers.measure, leaving)) + reloading
             returning, promised = lanes.count_returning_bytes(name, fitting), lanes.count_reserved_bytes(name)
             if needed <= max(0, free):
                 lanes.reserve_memory(name, needed)
@@ -173,9 +175,6 @@ class _Work:
 
     def _estimate(self, lane: DesiredLane, num_loaded: int = 0) -> int:
         return estimate_memory(lane.spec, lane.version) * max(0, max(1, lane.num_replicas) - num_loaded)
-
-    def _count_memory(self, names: Iterable[str]) -> int:
-        return sum(self.node.workers[name].memory_bytes for name in names if name in self.node.workers)
 
     def _refuse(self, needed: int, free: int) -> ConflictError:
         return ConflictError(
@@ -322,7 +321,10 @@ class _Work:
             await self._drain(lane)
             self.lanes.drop_lane(lane)
         await self.lanes.publish(old.name)
-        await self.lanes.end_workers(old, self.lanes.list_orphans(old.name))
+        # Of the new version, or of another control process: whoever started them, they may hold batches.
+        orphans = self.lanes.list_orphans(old.name)
+        await self._end_idle(old, orphans)
+        await self.lanes.end_workers(old, orphans)
         await self._load(old)
         await self.lanes.publish(old.name)
 
@@ -334,8 +336,8 @@ class _Work:
             await self._swap_workers(lane, old)
         else:
             await self._load(lane)
+            self._record_shift()
         surplus = [name for name in old.workers if name not in lane.workers]
-        self._record_shift()
         old.resize(lane)
         await self._publish_shift(f"{len(lane.workers)} replica(s), {len(surplus)} of the old ones leave")
         await self._end_idle(old, surplus)
@@ -352,6 +354,7 @@ class _Work:
             await self._end_idle(old, leaving)
             await self.lanes.end_workers(old, leaving)
             await self._load(lane)
+            self._record_shift()
         except ArgosyError as error:
             await self._bring_back(old, error)
 

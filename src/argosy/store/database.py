@@ -83,6 +83,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._uri = path.absolute().as_uri()
         self._thread = threading.local()
 
     def create(self) -> bool:
@@ -91,7 +92,7 @@ class Database:
         Raises:
             StoreError: `store_too_new`, `damaged_database`, or the disk refuses.
         """
-        with self._connect() as connection:
+        with self._connect("rwc") as connection:
             (got,) = connection.execute("PRAGMA user_version").fetchone()
             if got > SCHEMA_VERSION:
                 raise StoreError("store_too_new", path=self.path, got=got, known=SCHEMA_VERSION)
@@ -130,9 +131,10 @@ class Database:
             yield connection
 
     @contextmanager
-    def _connect(self) -> Generator[sqlite3.Connection, None, None]:
+    def _connect(self, mode: str = "rw") -> Generator[sqlite3.Connection, None, None]:
+        # A file that has gone is told, and not made anew: an empty one would say that there never was a version.
         try:
-            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            connection = sqlite3.connect(f"{self._uri}?mode={mode}", timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
             try:
                 connection.row_factory = sqlite3.Row
                 connection.execute("PRAGMA synchronous = FULL")
