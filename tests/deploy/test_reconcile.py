@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from argosy.deploy.spec import DeploymentSpec
-from argosy.serve.wire.control_messages import UnloadModel
+from argosy.serve.wire.control_messages import ErrandDone, UnloadModel
 from tests.deploy.world import TOKEN, World, deploy_first, play
 
 FOREVER = 10**9
