@@ -53,11 +53,13 @@ class _Selector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> Any:
+        events = super().select(0)
+        if events or timeout == 0:
+            return events
         if timeout is None:
             raise RuntimeError("everybody waits, and nothing will ever happen")
-        if timeout > 0:
-            self._loop.now_s += timeout
-        return super().select(0)
+        self._loop.now_s += max(0.0, timeout)
+        return []
 
 
 def run(work: Coroutine[Any, Any, Any], expected: type[BaseException] = asyncio.CancelledError) -> Any:

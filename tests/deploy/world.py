@@ -61,7 +61,7 @@ class Control:
         self._refused_from_s = math.inf
         self.node = MadeUpNode(world.machine, self.step)
         world.store.before = self.step
-        self.lanes = Lanes(world.ledger, self.node, world.name_series, len(world.machine.fronts))
+        self.lanes = Lanes(world.ledger, self.node, world.name_series, world.num_fronts)
         self.lanes.log = world.log.append
         self.node.wake = self.lanes.wake.set
         self.reconciler = Reconciler(self.lanes)
@@ -107,6 +107,7 @@ class World:
 
     def __init__(self, home: Path, *, memory_mb: int = 1000, num_fronts: int = 2) -> None:
         self.log: list[str] = []
+        self.num_fronts = num_fronts
         self.store = WatchedStore(home)
         self.ledger = Ledger(self.store)
         self.machine = Machine(num_fronts, memory_mb * MB)

@@ -158,15 +158,15 @@ class _Work:
             reloading = old.count_reloading_bytes(self.node.workers, fitting) if old is not None else 0
             free = lanes.free_memory_bytes(name) - reloading
             freed = sum(map(self.node.workers.measure, leaving)) + reloading
-            returning, promised = lanes.count_returning_bytes(name, fitting), lanes.count_reserved_bytes(name)
             if needed <= max(0, free):
                 lanes.reserve_memory(name, needed)
                 return False
+            returning = lanes.count_returning_bytes(name, fitting)
             can_wait = self._loop.time() < deadline_s
             if needed <= free + freed and not (can_wait and needed <= free + returning):
                 lanes.reserve_memory(name, needed)
                 return True
-            if not can_wait or needed > free + freed + returning + promised:
+            if not can_wait or needed > free + freed + returning + lanes.count_reserved_bytes(name):
                 raise self._refuse(needed, free + freed)
             if not is_told:
                 is_told = True

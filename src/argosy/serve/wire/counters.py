@@ -38,6 +38,8 @@ MAX_SERIES: Final = 4096
 _HEAD_BYTES: Final = 1 << 20
 _ROW_DOUBLES: Final = 128
 _BLOCK_BYTES: Final = MAX_SERIES * _ROW_DOUBLES * 8
+OTHERS: Final = ("(others)", "")
+"""What stands for deployment and version in the series of all that have none of their own."""
 MEMORY_BYTES: Final = _HEAD_BYTES + MAX_FRONTS * _BLOCK_BYTES
 """Size of the shared memory; only the pages that are written take space."""
 
@@ -182,10 +184,10 @@ class Counters:
 
     def __init__(self, fd: int, front: int | None = None) -> None:
         self._memory = mmap.mmap(fd, MEMORY_BYTES)
-        self._known: dict[tuple[str, str], int] = {}
-        """The series that are named, as far as this process has asked."""
         self._cells = memoryview(self._memory).cast("d")
         self.front = front
+        self._known: dict[tuple[str, str], int] = {}
+        """The series that are named, as far as this process has asked."""
         os.close(fd)
 
     def series(self, index: int) -> Series:
@@ -271,21 +273,20 @@ class Counters:
     def name_series(self, name: str, version: str) -> int:
         """The index of a series, which is made if it is new; for the control process alone.
 
-        Raises:
-            IndexError: the memory holds no more series.
+        The last one is that of all versions for which there is no room.
         """
-        if not self._known:
-            self._known = {key: index for index, key in enumerate(self.list_series())}
-        found = self._known.get((name, version))
-        if found is not None:
-            return found
-        index = len(self._known)
-        data = json.dumps([*self._known, (name, version)]).encode()
-        if index >= MAX_SERIES or len(data) + 4 > _HEAD_BYTES:
-            raise IndexError(f"no more than {MAX_SERIES} versions can be counted")
+        known = self._known
+        if not known:
+            known.update((key, index) for index, key in enumerate(self.list_series()))
+        if (name, version) in known:
+            return known[name, version]
+        if len(known) >= MAX_SERIES:
+            return MAX_SERIES - 1
+        key = (name, version) if len(known) < MAX_SERIES - 1 else OTHERS
+        index = known[key] = len(known)
+        data = json.dumps(list(known)).encode()
         self._memory[4 : 4 + len(data)] = data
         struct.pack_into("<I", self._memory, 0, len(data))
-        self._known[name, version] = index
         return index
 
     def _offset(self, front: int, index: int) -> int:
