@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 import argosy
 from argosy import environment
-from argosy.deploy.node import LocalNode
+from argosy.deploy.local_node import LocalNode
 from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.errors import FaultError, InputError, NotAllowedError
 from tests.home import SIGNATURE, Home

@@ -13,7 +13,7 @@ from argosy.cli.shell import Shell, command
 
 if TYPE_CHECKING:
     from argosy.client import AdminClient
-    from argosy.deploy.spec import Event, Rollout
+    from argosy.deploy.spec import Rollout, RolloutEvent
 
 __all__ = ["deploy", "roll_out", "rollback", "undeploy"]
 
@@ -124,16 +124,16 @@ def _show_begun(shell: Shell, rollout: Rollout, known: Mapping[str, Any] = {}) -
     shell.show({**known, "rollout": rollout, "events": []}, f"rollout {rollout.id} has begun; argosy status tells how it goes")
 
 
-def _follow(shell: Shell, admin: AdminClient, rollout: Rollout) -> tuple[Rollout, list[Event]]:
+def _follow(shell: Shell, admin: AdminClient, rollout: Rollout) -> tuple[Rollout, list[RolloutEvent]]:
     """Tell the reader a rollout's steps as they happen, until it is done.
 
     Raises:
         FaultError: it failed.
     """
-    events: list[Event] = []
+    events: list[RolloutEvent] = []
     with _open_progress(shell, f"rolling out {rollout.spec.model}@{rollout.spec.version} as {rollout.spec.name}") as say:
 
-        def tell(event: Event) -> None:
+        def tell(event: RolloutEvent) -> None:
             events.append(event)
             # A failure is told once, as the command's error.
             if event.step != "failed":

@@ -19,7 +19,7 @@ from argosy.errors import FaultError, InputError, UnavailableError
 from argosy.home import find_home
 
 if TYPE_CHECKING:
-    from argosy.deploy.spec import Arrival, DeploymentSpec, Event, Rollout
+    from argosy.deploy.spec import Arrival, DeploymentSpec, Rollout, RolloutEvent
 
 __all__ = ["AdminClient", "RolloutProgress"]
 
@@ -40,7 +40,7 @@ class RolloutProgress(NamedTuple):
 
     rollout: Rollout
     is_over: bool
-    events: list[Event]
+    events: list[RolloutEvent]
     """Its steps, oldest first, after the one that was asked for."""
 
 
@@ -176,14 +176,14 @@ class AdminClient:
         Raises:
             NotFoundError: there is none of this number.
         """
-        from argosy.deploy.spec import Event
+        from argosy.deploy.spec import RolloutEvent
 
         parameters = {"after": after, "wait_s": wait_s}
         found = self._ask("GET", f"/v1/rollouts/{rollout_id}", params=parameters, timeout_s=_TIMEOUT_S + wait_s)
-        events = msgspec.convert(found["events"], list[Event])
+        events = msgspec.convert(found["events"], list[RolloutEvent])
         return RolloutProgress(_read_rollout(found["rollout"]), found["is_over"], events)
 
-    def follow(self, rollout_id: int) -> Iterator[Event]:
+    def follow(self, rollout_id: int) -> Iterator[RolloutEvent]:
         """Give a rollout's steps as they happen, until it is over; then `rollout` tells its final state.
 
         Raises:
@@ -199,7 +199,7 @@ class AdminClient:
             if progress.is_over:
                 return
 
-    def wait(self, rollout_id: int, on_event: Callable[[Event], None] | None = None) -> Rollout:
+    def wait(self, rollout_id: int, on_event: Callable[[RolloutEvent], None] | None = None) -> Rollout:
         """Wait until a rollout is done.
 
         Args:

@@ -19,16 +19,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from argosy.deploy.reconcile import Reconciler
+from argosy.deploy.lanes import DesiredLane, Lanes
 from argosy.deploy.spec import DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, InputError, NotFoundError, list_choices
 from argosy.serve.dispatch.recorder import unpack_arrivals
-from argosy.serve.wire.control_messages import ArrivalsAnswer, AskArrivals, AskStats, StatsAnswer
 from argosy.serve.wire.counters import Counters
 from argosy.signature import check_name
 
 __all__ = ["build_admin"]
 
+_NUM_ROLLOUTS: Final = 5
 _MAX_WAIT_S: Final = 30.0
 _POLL_S: Final = 0.02
 _MAX_LOG_BYTES: Final = 1 << 20
@@ -41,14 +41,15 @@ class Admin:
     """The handlers.
 
     Args:
-        reconciler: what carries out what is asked.
+        lanes: of the node; who keeps them carries out what is asked.
         counters: the node's counters.
         home: ARGOSY_HOME.
     """
 
-    def __init__(self, reconciler: Reconciler, counters: Counters, home: Path) -> None:
-        self.reconciler = reconciler
-        self.ledger = reconciler.ledger
+    def __init__(self, lanes: Lanes, counters: Counters, home: Path) -> None:
+        self.lanes = lanes
+        self.node = lanes.node
+        self.ledger = lanes.ledger
         self.counters = counters
         self.logs = home / "run" / "logs"
         self.uploads = home / "run" / "uploads"
@@ -57,60 +58,58 @@ class Admin:
 
     async def get_status(self, request: Request) -> Any:
         """Deployments with their lanes, workers, latest rollouts and problems."""
-        answers = await self.reconciler.node.ask_fronts(AskStats(), StatsAnswer)
+        answers = (await self.node.ask_stats()).answers
         ready: dict[tuple[str, str], list[int]] = {}
-        for answer in answers.values():
-            for lane in answer.lanes:
+        for found in answers.values():
+            for lane in found:
                 ready.setdefault((lane.name, lane.version), []).append(lane.replicas)
-        deployments = [self._describe(d.spec, d.is_live, ready) for d in self.ledger.list_deployments()]
-        free = self.reconciler.node.free_memory_bytes()
-        limit = self.reconciler.node.memory_limit_bytes
+        rollouts = self.ledger.list_latest_rollouts(_NUM_ROLLOUTS)
+        deployments = [
+            self._describe(d.spec, d.is_live, ready, rollouts.get(d.spec.name, [])) for d in self.ledger.list_deployments()
+        ]
+        free = self.node.free_memory_bytes()
+        limit = self.node.memory_limit_bytes
         return {"fronts": sorted(answers), "memory_limit_bytes": limit, "memory_free_bytes": free, "deployments": deployments}
 
-    def _describe(self, spec: DeploymentSpec, is_live: bool, ready: dict[tuple[str, str], list[int]]) -> Any:
-        lanes: list[dict[str, Any]] = []
-        workers = self.reconciler.node.workers
-        for lane in self.reconciler.list_lanes(spec.name):
-            number = str(lane.version.number)
-            described: list[dict[str, Any]] = []
-            for name in lane.workers:
-                worker = workers.get(name)
-                if worker is None:
-                    continue
-                described.append(
-                    {
-                        "name": name,
-                        "pid": worker.pid,
-                        "is_ready": worker.is_ready,
-                        "memory_bytes": worker.memory_bytes,
-                        "deaths": worker.num_deaths,
-                        "last_death": worker.last_death,
-                    }
-                )
-            reports = [worker.report for name in lane.workers if (worker := workers.get(name)) and worker.report]
-            lanes.append(
-                {
-                    "version": lane.version.number,
-                    "runtime": lane.runtime,
-                    "precision": lane.spec.precision,
-                    "weight": lane.weight,
-                    "is_draining": lane.is_draining,
-                    "replicas": lane.num_replicas,
-                    "ready_replicas": min(ready.get((spec.name, number), [0])),
-                    "golden_is_synthetic": lane.version.manifest.golden_is_synthetic,
-                    "num_golden": lane.version.manifest.num_golden,
-                    "join_refusal": reports[0].get("join_refusal", "") if reports else "not known yet",
-                    "pad_refusal": reports[0].get("pad_refusal", "") if reports else "",
-                    "workers": described,
-                }
-            )
+    def _describe(
+        self, spec: DeploymentSpec, is_live: bool, ready: dict[tuple[str, str], list[int]], rollouts: list[Rollout]
+    ) -> Any:
+        lanes = [self._describe_lane(lane, ready) for lane in self.lanes.list_lanes(spec.name)]
         return {
             "spec": msgspec.to_builtins(spec),
             "is_live": is_live,
             "is_ready": any(lane["ready_replicas"] and not lane["is_draining"] for lane in lanes),
-            "problem": self.reconciler.problems.get(spec.name, ""),
+            "problem": self.lanes.problems.get(spec.name, ""),
             "lanes": lanes,
-            "rollouts": [msgspec.to_builtins(rollout) for rollout in self.ledger.list_rollouts(spec.name, 5)],
+            "rollouts": [msgspec.to_builtins(rollout) for rollout in rollouts],
+        }
+
+    def _describe_lane(self, lane: DesiredLane, ready: dict[tuple[str, str], list[int]]) -> dict[str, Any]:
+        workers = [worker for name in lane.workers if (worker := self.node.workers.get(name)) is not None]
+        reports = [worker.report for worker in workers if worker.report]
+        return {
+            "version": lane.version.number,
+            "runtime": lane.runtime,
+            "precision": lane.spec.precision,
+            "weight": lane.weight,
+            "is_draining": lane.is_draining,
+            "replicas": lane.num_replicas,
+            "ready_replicas": min(ready.get((lane.name, str(lane.version.number)), [0])),
+            "golden_is_synthetic": lane.version.manifest.golden_is_synthetic,
+            "num_golden": lane.version.manifest.num_golden,
+            "join_refusal": reports[0].get("join_refusal", "") if reports else "not known yet",
+            "pad_refusal": reports[0].get("pad_refusal", "") if reports else "",
+            "workers": [
+                {
+                    "name": worker.name,
+                    "pid": worker.pid,
+                    "is_ready": worker.is_ready,
+                    "memory_bytes": worker.memory_bytes,
+                    "deaths": worker.num_deaths,
+                    "last_death": worker.last_death,
+                }
+                for worker in workers
+            ],
         }
 
     async def put_deployment(self, request: Request) -> Any:
@@ -127,7 +126,7 @@ class Admin:
     async def delete_deployment(self, request: Request) -> Any:
         """Forget a deployment and stop its workers."""
         self.ledger.remove_deployment(request.path_params["name"])
-        self.reconciler.wake.set()
+        self.lanes.wake.set()
         return {"removed": request.path_params["name"]}
 
     async def post_rollback(self, request: Request) -> Any:
@@ -135,7 +134,7 @@ class Admin:
         return self._accept(self.ledger.request_rollback(request.path_params["name"]))
 
     def _accept(self, rollout: Rollout) -> Any:
-        self.reconciler.wake.set()
+        self.lanes.wake.set()
         return {"rollout": msgspec.to_builtins(rollout)}
 
     async def get_rollout(self, request: Request) -> Any:
@@ -159,13 +158,13 @@ class Admin:
 
     async def get_stats(self, request: Request) -> Any:
         """Counters since the start, and queues now."""
-        answers = await self.reconciler.node.ask_fronts(AskStats(), StatsAnswer)
+        answers = (await self.node.ask_stats()).answers
         return {
             "series": [
                 {"name": name, "version": version, **self.counters.summarize(index)}
                 for index, (name, version) in enumerate(self.counters.list_series())
             ],
-            "fronts": {name: answer.lanes for name, answer in answers.items()},
+            "fronts": {name: [vars(lane) for lane in lanes] for name, lanes in answers.items()},
         }
 
     async def post_arrivals(self, request: Request) -> Any:
@@ -176,7 +175,7 @@ class Admin:
         name, recording = request.path_params["name"], request.query_params.get("recording", "")
         self.ledger.find_deployment(name)
         until_s = time.monotonic()
-        answers = await self.reconciler.node.ask_fronts(AskArrivals(recording[:64], name), ArrivalsAnswer)
+        answers = (await self.node.ask_arrivals(recording[:64], name)).answers
         arrivals = [arrival for answer in answers.values() for arrival in unpack_arrivals(answer.arrivals)]
         num_missed = sum(answer.num_missed for answer in answers.values())
         return {"arrivals": arrivals, "num_missed": num_missed, "until_s": until_s}
@@ -234,16 +233,16 @@ _ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
 )
 
 
-def build_admin(reconciler: Reconciler, counters: Counters, home: Path, token: str) -> Starlette:
+def build_admin(lanes: Lanes, counters: Counters, home: Path, token: str) -> Starlette:
     """The application that the admin listener serves.
 
     Args:
-        reconciler: what carries out what is asked.
+        lanes: of the node; who keeps them carries out what is asked.
         counters: the node's counters.
         home: ARGOSY_HOME.
         token: what a caller must show.
     """
-    admin = Admin(reconciler, counters, home)
+    admin = Admin(lanes, counters, home)
     expected = f"Bearer {token}".encode()
 
     class Guard(BaseHTTPMiddleware):

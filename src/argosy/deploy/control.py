@@ -16,11 +16,11 @@ import uvicorn
 
 from argosy.config import ServeConfig
 from argosy.deploy.admin import build_admin
+from argosy.deploy.lanes import Lanes
 from argosy.deploy.ledger import Ledger
-from argosy.deploy.node import LocalNode
+from argosy.deploy.local_node import LocalNode
 from argosy.deploy.reconcile import Reconciler
 from argosy.deploy.repository import Repository
-from argosy.errors import ArgosyError
 from argosy.serve.wire.channel import Channel, follow, open_channel
 from argosy.serve.wire.control_messages import (
     EndOfWorkers,
@@ -50,6 +50,9 @@ class Control:
         self.channel = channel
         self.done = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._linking: set[asyncio.Task[Any]] = set()
+        # What the supervisor has no room for yet waits here, and holds nothing else up.
+        channel.sock.setblocking(False)
         loop.add_reader(channel.fileno(), follow, channel, self._take_message)
 
     def _take_message(self, message: Message, fds: list[int]) -> None:
@@ -57,21 +60,28 @@ class Control:
             case StartControl():
                 self._prepare(message, fds)
             case NewLink():
-                self._spawn(self.node.add_front(message.peer, message.pid, socket.socket(fileno=fds[0])))
+                self._linking.add(self._spawn(self.node.add_front(message.peer, message.pid, socket.socket(fileno=fds[0]))))
             case EndOfWorkers():
-                self._spawn(self.reconciler.run_forever())
+                self._spawn(self._reconcile(set(self._linking)))
                 self._spawn(self._serve_admin())
             case _:
                 self.node.take_supervisor_message(message)
-                self.reconciler.wake.set()
+                self.lanes.wake.set()
 
-    def _spawn(self, work: Any) -> None:
+    async def _reconcile(self, linking: set[asyncio.Task[Any]]) -> None:
+        # Of a front that is not linked yet, nobody knows what it holds.
+        await asyncio.gather(*linking)
+        await Reconciler(self.lanes).run_forever()
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finish)
+        return task
 
     def _finish(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._linking.discard(task)
         if not task.cancelled() and task.exception() is not None:
             # The supervisor starts this process again, with the table of its workers.
             task.print_stack()
@@ -85,22 +95,12 @@ class Control:
         self.counters = Counters(counters_fd)
         self.store = Store(home)
         self.ledger = Ledger(self.store)
-        self.node = LocalNode(self.channel, config.memory_limit_bytes, self._on_front, self._on_errand)
-        self.reconciler = Reconciler(self.ledger, self.node, self.counters.name_series, config.num_fronts)
+        self.node = LocalNode(self.channel, config.memory_limit_bytes, self._on_errand)
+        self.lanes = Lanes(self.ledger, self.node, self.counters.name_series, config.num_fronts)
         token = json.loads((home / "run" / "serve.json").read_text())["token"]
-        self._repository = Repository(self.reconciler, token)
-        self._admin = build_admin(self.reconciler, self.counters, home, token)
+        self._repository = Repository(self.lanes, token)
+        self._admin = build_admin(self.lanes, self.counters, home, token)
         self._admin_socket = socket.socket(fileno=admin_fd)
-
-    def _on_front(self, name: str) -> None:
-        if self.reconciler.is_settled:
-            self._spawn(self._tell_front())
-
-    async def _tell_front(self) -> None:
-        try:
-            await self.reconciler.publish()
-        except ArgosyError as error:
-            self.reconciler.log(f"no table is sent: {error}")
 
     async def _on_errand(self, message: LoadModel | UnloadModel) -> ErrandDone:
         return await self._repository.answer(message)

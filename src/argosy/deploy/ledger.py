@@ -7,15 +7,18 @@ where the last one stopped.
 from __future__ import annotations
 
 import datetime
-from typing import Any, Final
+import json
+import sqlite3
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from argosy.deploy.spec import Deployment, DeploymentSpec, Event, Rollout, choose_runtime
-from argosy.errors import ConflictError, InputError, NotFoundError, list_choices
+from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout, RolloutEvent, choose_runtime
+from argosy.errors import ConflictError, FaultError, InputError, NotFoundError, list_choices
 from argosy.store.local import Store
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Mark", "Standing"]
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS deployments (
@@ -28,7 +31,41 @@ _SCHEMA: Final = (
         PRIMARY KEY (rollout, number))""",
     """CREATE TABLE IF NOT EXISTS held (
         id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, spec TEXT NOT NULL, at TEXT NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS rollouts_by_name ON rollouts (name, id)",
+    "CREATE INDEX IF NOT EXISTS rollouts_open ON rollouts (name) WHERE state IN ('pending', 'running')",
+    "CREATE INDEX IF NOT EXISTS held_by_name ON held (name, id)",
+    # One row for each deployment that ever was, whose number is new whenever something about it was written.
+    """CREATE TABLE IF NOT EXISTS deployment_changes (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE)""",
+    *(
+        f"""CREATE TRIGGER IF NOT EXISTS {table}_{event.lower()} AFTER {event} ON {table} BEGIN
+            INSERT OR REPLACE INTO deployment_changes (name) VALUES ({row}.name); END"""  # noqa: S608 - constants
+        for table, event, row in (
+            ("deployments", "INSERT", "NEW"),
+            ("deployments", "UPDATE", "NEW"),
+            ("deployments", "DELETE", "OLD"),
+            ("rollouts", "INSERT", "NEW"),
+            ("rollouts", "UPDATE", "NEW"),
+        )
+    ),
 )
+
+
+class Mark(NamedTuple):
+    """How far changes were read."""
+
+    ledger: int
+    store: int
+
+
+class Standing(NamedTuple):
+    """What is to become of one name: that of a deployment, of a model, or of both."""
+
+    deployment: Deployment | None
+    rollout: Rollout | None
+    """The one that has not ended."""
+    newest: int | None
+    """Version of the model of this name."""
 
 
 def _now() -> str:
@@ -52,13 +89,56 @@ class Ledger:
             for statement in _SCHEMA:
                 db.execute(statement)
 
+    # what has changed
+
+    def read_changes(self, since: Mark | None) -> tuple[Mark, set[str]]:
+        """Names of the deployments and models that something was written about since a mark; of all, without one."""
+        with self.store.snapshot() as db:
+            (ledger,) = db.execute("SELECT COALESCE(MAX(number), 0) FROM deployment_changes").fetchone()
+            (store,) = db.execute("SELECT COALESCE(MAX(id), 0) FROM history").fetchone()
+            mark = Mark(ledger, store)
+            if since is None:
+                query = "SELECT name FROM deployments UNION SELECT name FROM rollouts UNION SELECT model FROM versions"
+                rows = db.execute(query).fetchall()
+            elif mark == since:
+                return mark, set()
+            else:
+                query = """SELECT name FROM deployment_changes WHERE number > ?
+                           UNION SELECT model FROM history WHERE id > ? AND event = 'published'"""
+                rows = db.execute(query, since).fetchall()
+        return mark, {name for (name,) in rows}
+
+    def read_standings(self, names: Iterable[str]) -> dict[str, Standing]:
+        """What is to become of some names."""
+        wanted = json.dumps(sorted(names))
+        with self.store.snapshot() as db:
+            deployments = {
+                row["name"]: _read_deployment(row)
+                for row in db.execute("SELECT * FROM deployments WHERE name IN (SELECT value FROM json_each(?))", (wanted,))
+            }
+            rollouts = {
+                row["name"]: _read_rollout(row)
+                for row in db.execute(
+                    """SELECT * FROM rollouts WHERE state IN ('pending', 'running')
+                       AND name IN (SELECT value FROM json_each(?)) ORDER BY id DESC""",
+                    (wanted,),
+                )
+            }
+            newest = dict(
+                db.execute(
+                    """SELECT model, MAX(number) FROM versions
+                       WHERE model IN (SELECT value FROM json_each(?)) GROUP BY model""",
+                    (wanted,),
+                ).fetchall()
+            )
+        return {name: Standing(deployments.get(name), rollouts.get(name), newest.get(name)) for name in json.loads(wanted)}
+
     # deployments
 
     def list_deployments(self) -> list[Deployment]:
         """Every deployment that has been asked for."""
         with self.store.snapshot() as db:
-            rows = db.execute("SELECT spec, is_live, created FROM deployments ORDER BY name").fetchall()
-        return [Deployment(_read_spec(spec), bool(is_live), created) for spec, is_live, created in rows]
+            return [_read_deployment(row) for row in db.execute("SELECT * FROM deployments ORDER BY name")]
 
     def find_deployment(self, name: str) -> Deployment:
         """One deployment.
@@ -66,11 +146,8 @@ class Ledger:
         Raises:
             NotFoundError: there is none of this name.
         """
-        deployments = {deployment.spec.name: deployment for deployment in self.list_deployments()}
-        if name in deployments:
-            return deployments[name]
-        known = list_choices(deployments)
-        raise NotFoundError("unknown_deployment", name=name[:128], known=known)
+        with self.store.snapshot() as db:
+            return _find_deployment(db, name)
 
     def remove_deployment(self, name: str) -> None:
         """Forget a deployment; its workers are stopped by whoever runs them.
@@ -78,8 +155,8 @@ class Ledger:
         Raises:
             NotFoundError: there is none of this name.
         """
-        self.find_deployment(name)
         with self.store.transaction() as db:
+            _find_deployment(db, name)
             db.execute("DELETE FROM deployments WHERE name = ?", (name,))
             db.execute("DELETE FROM held WHERE name = ?", (name,))
             db.execute(
@@ -104,8 +181,8 @@ class Ledger:
         """
         version = self.store.get_version(reference)
         chosen = name or version.name
-        present = [deployment.spec for deployment in self.list_deployments() if deployment.spec.name == chosen]
-        kept: dict[str, Any] = msgspec.to_builtins(present[0]) if present else {}
+        (standing,) = self.read_standings([chosen]).values()
+        kept: dict[str, Any] = msgspec.to_builtins(standing.deployment.spec) if standing.deployment else {}
         given = {key: value for key, value in settings.items() if value is not None}
         own = version.manifest.runtime
         if "runtime" in given and given["runtime"] != (kept.get("runtime") or own):
@@ -190,31 +267,51 @@ class Ledger:
         """Rollouts that have not ended, oldest first."""
         return self._read_rollouts("WHERE state IN ('pending', 'running') ORDER BY id")
 
+    def list_latest_rollouts(self, limit: int) -> dict[str, list[Rollout]]:
+        """The latest rollouts of every deployment, newest first, by name."""
+        found: dict[str, list[Rollout]] = {}
+        where = """WHERE EXISTS (SELECT 1 FROM deployments WHERE deployments.name = rollouts.name) AND id IN
+                   (SELECT id FROM rollouts AS own WHERE own.name = rollouts.name ORDER BY id DESC LIMIT ?) ORDER BY id DESC"""
+        for rollout in self._read_rollouts(where, limit):
+            found.setdefault(rollout.spec.name, []).append(rollout)
+        return found
+
     def _read_rollouts(self, where: str, *values: Any) -> list[Rollout]:
         # `where` is one of the constants above; values are bound.
-        query = f"SELECT id, spec, from_version, state, created, ended FROM rollouts {where}"  # noqa: S608
         with self.store.snapshot() as db:
-            rows = db.execute(query, values).fetchall()
-        return [Rollout(row[0], _read_spec(row[1]), *row[2:]) for row in rows]
+            return [_read_rollout(row) for row in db.execute(f"SELECT * FROM rollouts {where}", values)]  # noqa: S608
 
-    def start_rollout(self, rollout: Rollout) -> None:
-        """Mark it as running."""
+    def start_rollout(self, rollout: Rollout) -> bool:
+        """Mark it as running; False where it is over, because it was replaced or its deployment removed."""
         with self.store.transaction() as db:
             db.execute("UPDATE rollouts SET state = 'running' WHERE id = ? AND state = 'pending'", (rollout.id,))
+            return _is_open(db, rollout)
 
     def shift(self, rollout: Rollout) -> None:
-        """Record that the new version holds all of the traffic from now on."""
+        """Record that the new version holds all of the traffic from now on.
+
+        Raises:
+            FaultError: the rollout is over, for its deployment was removed meanwhile.
+        """
         text = _write_spec(rollout.spec)
         with self.store.transaction() as db:
+            if not _is_open(db, rollout):
+                detail = "the deployment was removed meanwhile"
+                raise FaultError(
+                    "rollout_failed", name=rollout.spec.name, version=rollout.spec.version, step="shift", detail=detail
+                )
             db.execute("UPDATE deployments SET spec = ?, is_live = 1 WHERE name = ?", (text, rollout.spec.name))
             last = db.execute("SELECT spec FROM held WHERE name = ? ORDER BY id DESC LIMIT 1", (rollout.spec.name,)).fetchone()
             if last is None or last[0] != text:
                 db.execute("INSERT INTO held (name, spec, at) VALUES (?, ?, ?)", (rollout.spec.name, text, _now()))
 
     def end_rollout(self, rollout: Rollout, state: str) -> None:
-        """Mark it as done or failed."""
+        """Mark it as done or failed, unless it is over."""
         with self.store.transaction() as db:
-            db.execute("UPDATE rollouts SET state = ?, ended = ? WHERE id = ?", (state, _now(), rollout.id))
+            db.execute(
+                "UPDATE rollouts SET state = ?, ended = ? WHERE id = ? AND state IN ('pending', 'running')",
+                (state, _now(), rollout.id),
+            )
 
     def add_event(self, rollout: Rollout, step: str, detail: str) -> None:
         """Record a step."""
@@ -225,11 +322,36 @@ class Ledger:
                 (rollout.id, _now(), step, detail, rollout.id),
             )
 
-    def list_events(self, identifier: int, after: int = 0) -> list[Event]:
+    def list_events(self, identifier: int, after: int = 0) -> list[RolloutEvent]:
         """The steps of a rollout after number `after`."""
         with self.store.snapshot() as db:
             rows = db.execute(
                 "SELECT number, at, step, detail FROM rollout_events WHERE rollout = ? AND number > ? ORDER BY number",
                 (identifier, after),
             ).fetchall()
-        return [Event(*row) for row in rows]
+        return [RolloutEvent(*row) for row in rows]
+
+    def find_turn(self, rollout: Rollout) -> RolloutEvent | None:
+        """The last step that ended a version's workers before another's were there: `swap` or `restore`."""
+        return next((event for event in reversed(self.list_events(rollout.id)) if event.step in ("swap", "restore")), None)
+
+
+def _read_deployment(row: sqlite3.Row) -> Deployment:
+    return Deployment(_read_spec(row["spec"]), bool(row["is_live"]), row["created"])
+
+
+def _read_rollout(row: sqlite3.Row) -> Rollout:
+    return Rollout(row["id"], _read_spec(row["spec"]), row["from_version"], row["state"], row["created"], row["ended"])
+
+
+def _find_deployment(db: sqlite3.Connection, name: str) -> Deployment:
+    row = db.execute("SELECT * FROM deployments WHERE name = ?", (name,)).fetchone()
+    if row is not None:
+        return _read_deployment(row)
+    known = list_choices(other for (other,) in db.execute("SELECT name FROM deployments"))
+    raise NotFoundError("unknown_deployment", name=name[:128], known=known)
+
+
+def _is_open(db: sqlite3.Connection, rollout: Rollout) -> bool:
+    row = db.execute("SELECT state FROM rollouts WHERE id = ?", (rollout.id,)).fetchone()
+    return row is not None and row["state"] in ("pending", "running")

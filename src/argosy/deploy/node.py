@@ -1,51 +1,28 @@
-"""The node that a control process runs on: its workers, through the supervisor; its fronts, by their links."""
+"""What the control plane asks of a node: to start and end workers, to tell fronts tables, to ask them what they hold.
+
+One machine (`local_node.py`) is one kind of node.
+
+**Silence is unknown, not idle.** Whatever is asked of fronts gives their answers and says who was silent. A front that is known
+to be dead is neither: it holds nothing any more. All are asked at once, and none waits for another.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import math
-import os
-import secrets
-import socket
-import sys
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
-from argosy.errors import FaultError, InputError, MessageError
-from argosy.runtimes.base import PACKAGES
-from argosy.serve.wire.channel import Channel, read_message, write_message
-from argosy.serve.wire.checked import refuse
-from argosy.serve.wire.control_messages import (
-    MAX_ERRANDS,
-    Accuse,
-    Answer,
-    Ask,
-    ErrandDone,
-    LoadModel,
-    Ready,
-    Report,
-    StartWorker,
-    StopWorker,
-    UnloadModel,
-    WorkerDied,
-    WorkerGone,
-    WorkerState,
-)
-from argosy.serve.wire.control_messages import Message as WireMessage
+from argosy.deploy.table_log import TableLog
+from argosy.serve.wire.control_messages import ArrivalsAnswer, LaneStats
 
-__all__ = ["LocalNode", "Worker"]
-
-_ASK_TIMEOUT_S: Final = 10.0
+__all__ = ["Asked", "Node", "WorkerHandle", "Workers"]
 
 Message = dict[str, Any]
-A = TypeVar("A", bound=Answer)
+Answer = TypeVar("Answer")
 
 
 @dataclass
-class Worker:
+class WorkerHandle:
     """A worker process as the control process knows it."""
 
     name: str
@@ -53,8 +30,13 @@ class Worker:
     pid: int = 0
     report: Message | None = None
     num_deaths: int = 0
+    """As its node counts: since it last ran for some time."""
+    num_seen_deaths: int = 0
+    """Since this control process has known it."""
     last_death: str = ""
     """How it died last, with the end of its log."""
+    is_stopping: bool = False
+    """It was told to end."""
     is_gone: bool = False
     """It will not be started again."""
 
@@ -69,46 +51,67 @@ class Worker:
         return int(self.report.get("memory_bytes", 0)) if self.report is not None else 0
 
 
-@dataclass
-class _FrontLink:
-    """A front's end of the control link."""
+class Workers(Mapping[str, WorkerHandle]):
+    """The workers that a node has, by name and by deployment; those that were told to end are among them until they have."""
 
-    name: str
-    pid: int
-    writer: asyncio.StreamWriter
-    pending: dict[int, tuple[type[Answer], asyncio.Future[Any]]] = field(
-        default_factory=dict[int, "tuple[type[Answer], asyncio.Future[Any]]"]
-    )
-    num_errands: int = 0
-    """That it waits for."""
+    def __init__(self) -> None:
+        self._workers: dict[str, WorkerHandle] = {}
+        self._by_deployment: dict[str, dict[str, WorkerHandle]] = {}
+        self._changed: set[str] = set()
+
+    def __getitem__(self, name: str) -> WorkerHandle:
+        return self._workers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._workers)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def add(self, worker: WorkerHandle) -> None:
+        """Know a worker."""
+        self._workers[worker.name] = worker
+        self._by_deployment.setdefault(worker.spec["deployment"], {})[worker.name] = worker
+        self.note(worker)
+
+    def remove(self, worker: WorkerHandle) -> None:
+        """Forget one that has gone."""
+        del self._workers[worker.name]
+        name = worker.spec["deployment"]
+        del self._by_deployment[name][worker.name]
+        if not self._by_deployment[name]:
+            del self._by_deployment[name]
+        self.note(worker)
+
+    def note(self, worker: WorkerHandle) -> None:
+        """Something about a worker has changed."""
+        self._changed.add(worker.spec["deployment"])
+
+    def of(self, deployment: str) -> list[WorkerHandle]:
+        """The workers of one deployment."""
+        return list(self._by_deployment.get(deployment, {}).values())
+
+    def take_changed(self) -> set[str]:
+        """Deployments whose workers have changed since this was last called."""
+        changed, self._changed = self._changed, set()
+        return changed
 
 
-class LocalNode:
-    """Workers and fronts of this machine.
+class Asked(NamedTuple, Generic[Answer]):
+    """What came of asking all fronts."""
 
-    Args:
-        channel: to the supervisor.
-        memory_limit_bytes: what all workers may use together; 0 stands for 90 % of what there is.
-        on_front: called with a front's name when it has connected, so that it gets a table.
-        on_errand: carries out what a client asked a front for, and returns the answer.
-    """
+    answers: dict[str, Answer]
+    """By front."""
+    silent: tuple[str, ...]
+    """Fronts that have not answered, and may hold anything. Sorted."""
 
-    def __init__(
-        self,
-        channel: Channel,
-        memory_limit_bytes: int,
-        on_front: Callable[[str], None],
-        on_errand: Callable[[LoadModel | UnloadModel], Awaitable[ErrandDone]],
-    ) -> None:
-        self.workers: dict[str, Worker] = {}
-        self.fronts: dict[str, _FrontLink] = {}
-        self.changed = asyncio.Event()
-        self.memory_limit_bytes = memory_limit_bytes or int(0.9 * _total_memory_bytes())
-        self._channel = channel
-        self._on_front = on_front
-        self._on_errand = on_errand
-        self._errands: set[asyncio.Task[None]] = set()
-        self._next_id = 0
+
+class Node(Protocol):
+    """A place where workers and fronts run. What it does may be asked for twice."""
+
+    workers: Workers
+    memory_limit_bytes: int
+    """What all workers may use together."""
 
     # interpreters
 
@@ -119,180 +122,61 @@ class LocalNode:
             InputError: `missing_extra`, the runtime's package is neither here nor has an environment.
             NotAllowedError: `unsafe_cache`, other users may change what would be run.
         """
-        package = PACKAGES.get(runtime)
-        if package is None or is_importable(package):
-            return sys.executable
-        if not lives_apart(package):
-            raise InputError("missing_extra", feature=f"Runtime {runtime}", package=package, extra=runtime)
-        return str(find_interpreter(package)) if get_environment(package).is_built else None
+        ...
 
     async def build_environment(self, runtime: str) -> None:
-        """Build the environment of a runtime; this process does its other work meanwhile.
+        """Build the environment of a runtime.
 
         Raises:
             NotAllowedError: as `find_python`.
             FaultError: `environment_failed`, `environment_python`.
         """
-        await asyncio.to_thread(find_interpreter, PACKAGES[runtime])
+        ...
 
     # workers
 
     def start_worker(self, deployment: str, version: int, spec: Message) -> str:
-        """Have the supervisor start a worker; returns its name.
+        """Start a worker; returns its name. It is started again whenever it dies, unless it refuses its model.
 
         Raises:
             FaultError: `environment_failed`, the environment of its runtime is not there any more; else as `find_python`.
             InputError: `spec_too_large`, no message holds the spec.
         """
-        python = self.find_python(spec["runtime"])
-        if python is None:
-            raise FaultError("environment_failed", name=spec["runtime"], detail="it was removed while it was in use")
-        if python != sys.executable:
-            spec = {**spec, "python": python}
-        name = f"w-{deployment}-{version}-{secrets.token_hex(4)}"
-        try:
-            self._channel.send(StartWorker(name, spec))
-        except MessageError as error:
-            if error.key != "message_too_large":
-                raise
-            got, limit = error.fields["got"], error.fields["limit"]
-            raise InputError("spec_too_large", name=deployment, got=got, limit=limit) from None
-        self.workers[name] = Worker(name, spec)
-        return name
+        ...
 
     def stop_workers(self, names: Iterable[str]) -> None:
-        """Have the supervisor end workers; they are known until they have gone."""
-        for name in names:
-            if name in self.workers:
-                self._channel.send(StopWorker(name))
-
-    def take_supervisor_message(self, message: WireMessage) -> None:
-        """Follow what the supervisor says of a worker."""
-        match message:
-            case WorkerState(name, pid, spec, deaths, report):
-                worker = self.workers.setdefault(name, Worker(name, spec))
-                worker.pid, worker.report, worker.num_deaths = pid, _describe(report), deaths
-            case WorkerGone(name):
-                self._bury(name, "stopped; its log ends: ", None, is_final=True)
-            case WorkerDied(name, how, log, is_final, report):
-                self._bury(name, f"{how}; its log ends: {log[-600:].strip()}", _describe(report), is_final=is_final)
-            case _:
-                pass
-        self.changed.set()
-
-    def _bury(self, name: str, last_death: str, report: Message | None, *, is_final: bool) -> None:
-        worker = self.workers.get(name)
-        if worker is None:
-            return
-        worker.pid = 0
-        worker.num_deaths += 1
-        worker.report = report if is_final else None
-        worker.last_death = last_death
-        if is_final:
-            worker.is_gone = True
-            del self.workers[name]
+        """End workers, at once; they are known, and hold their memory, until they have gone."""
+        ...
 
     async def wait_changed(self, timeout_s: float) -> None:
-        """Wait until something about a worker changed, at most `timeout_s`."""
-        self.changed.clear()
-        try:
-            await asyncio.wait_for(self.changed.wait(), timeout_s)
-        except TimeoutError:
-            pass
+        """Wait until something about a worker has changed, at most `timeout_s`."""
+        ...
 
     def free_memory_bytes(self) -> int:
         """What further workers may use."""
-        used = sum(worker.memory_bytes for worker in self.workers.values())
-        return min(self.memory_limit_bytes - used, _available_memory_bytes())
+        ...
 
     # fronts
 
-    async def add_front(self, name: str, pid: int, sock: socket.socket) -> None:
-        """A front is linked: read what it says until it is gone. One that says what it may not is ended."""
-        reader, writer = await asyncio.open_connection(sock=sock)
-        front = _FrontLink(name, pid, writer)
-        self.fronts[name] = front
-        self._on_front(name)
-        try:
-            while (message := await read_message(reader, "control", "front")) is not None:
-                self._take_front_message(front, message)
-        except MessageError as error:
-            self._channel.send(Accuse(name, pid, error.message))
-        if self.fronts.get(name) is front:
-            del self.fronts[name]
-        for _, future in front.pending.values():
-            if not future.done():
-                future.set_exception(ConnectionError(f"{name} is gone"))
-        writer.close()
+    def tell_table(self, log: TableLog) -> None:
+        """Have every front serve by this log from now on, whatever becomes of it and of them. Returns at once."""
+        ...
 
-    def _take_front_message(self, front: _FrontLink, message: WireMessage) -> None:
-        if isinstance(message, (LoadModel, UnloadModel)):
-            if front.num_errands >= MAX_ERRANDS:
-                refuse(f"more than {MAX_ERRANDS} loads and unloads wait")
-            front.num_errands += 1
-            task = asyncio.create_task(self._run_errand(front, message))
-            self._errands.add(task)
-            task.add_done_callback(self._errands.discard)
-        elif isinstance(message, Answer):
-            kind, future = front.pending.pop(message.id, (type(message), None))
-            if kind is not type(message):
-                refuse(f"{kind.__name__} was to come, not {type(message).__name__}")
-            if future is not None and not future.done():
-                future.set_result(message)
+    async def wait_told(self) -> tuple[str, ...]:
+        """Wait until the fronts serve by the table as it is now; returns those that are silent."""
+        ...
 
-    async def _run_errand(self, front: _FrontLink, message: LoadModel | UnloadModel) -> None:
-        answer = await self._on_errand(message)
-        front.num_errands -= 1
-        if not front.writer.is_closing():
-            write_message(front.writer, answer)
+    async def ask_busy(self, lanes: Iterable[tuple[str, str]], workers: Iterable[str]) -> Asked[bool]:
+        """Ask whether one of these lanes (deployment and version) holds a request, or one of these workers a batch.
 
-    async def ask_fronts(self, ask: Ask, kind: type[A]) -> dict[str, A]:
-        """Ask every front; answers of this kind by front. A front that dies meanwhile is left out: it holds nothing any more.
-
-        Raises:
-            MessageError: `message_too_large`.
+        What counts is what a front says once it serves by the table as it is now: before that, it is silent.
         """
-        asked = [(front.name, self._ask(front, ask, kind)) for front in list(self.fronts.values())]
-        answers: dict[str, A] = {}
-        for name, future in asked:
-            try:
-                answers[name] = await asyncio.wait_for(future, _ASK_TIMEOUT_S)
-            except (ConnectionError, TimeoutError):
-                continue
-        return answers
+        ...
 
-    def _ask(self, front: _FrontLink, ask: Ask, kind: type[A]) -> asyncio.Future[A]:
-        self._next_id += 1
-        write_message(front.writer, replace(ask, id=self._next_id))
-        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        front.pending[self._next_id] = kind, future
-        return future
+    async def ask_stats(self) -> Asked[tuple[LaneStats, ...]]:
+        """Ask for each front's lanes: queues, and what they are worth now."""
+        ...
 
-
-def _describe(report: Report | None) -> Message | None:
-    """What a worker said of its model, without what it said nothing of; `service_s` by rows."""
-    if report is None:
-        return None
-    fields = {name: value for name, value in vars(report).items() if value is not None}
-    if isinstance(report, Ready):
-        return {"state": "ready", **fields, "service_s": dict(report.service_s)}
-    # A difference that no number says is as large as can be.
-    return {"state": "failed", **({"got": math.inf} if report.tensor is not None else {}), **fields}
-
-
-def _total_memory_bytes() -> int:
-    """The machine's memory, or the control group's limit where that is smaller."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def _available_memory_bytes() -> int:
-    """What the kernel could give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
+    async def ask_arrivals(self, recording: str, name: str) -> Asked[ArrivalsAnswer]:
+        """Ask when requests to a deployment arrived since the recording was last asked for."""
+        ...

@@ -9,50 +9,44 @@ from __future__ import annotations
 import asyncio
 import hmac
 import traceback
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from argosy.deploy.ledger import Ledger
-from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout
+from argosy.deploy.lanes import Lanes
+from argosy.deploy.ledger import Ledger, Standing
+from argosy.deploy.spec import DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, FaultError, NotAllowedError
 from argosy.runtimes.base import CODE_RUNTIMES
 from argosy.serve.wire.control_messages import ErrandDone, LoadModel, UnloadModel, fit_text
 from argosy.serve.wire.table import RepositoryEntry
 from argosy.signature import check_name
 
-if TYPE_CHECKING:
-    from argosy.deploy.reconcile import Reconciler
-
-__all__ = ["Repository", "describe_repository"]
+__all__ = ["Repository", "describe_name"]
 
 _POLL_S: Final = 0.02
 _MAX_REASON: Final = 300
 
 
-def describe_repository(
-    ledger: Ledger, deployments: Mapping[str, Deployment], problems: Mapping[str, str]
-) -> tuple[RepositoryEntry, ...]:
-    """Every deployment with its version, and the newest version of every other model of the store, with what keeps it away.
+def describe_name(ledger: Ledger, name: str, standing: Standing, problem: str) -> RepositoryEntry | None:
+    """A deployment with its version, or the newest version of a model that is not deployed, with what keeps it away.
 
     Args:
         ledger: deployments and rollouts.
-        deployments: all of them, by name.
-        problems: by deployment.
+        name: of either.
+        standing: what is to become of it.
+        problem: of the deployment; "" for none.
     """
-    with ledger.store.snapshot() as db:
-        newest = db.execute("SELECT model, MAX(number) FROM versions GROUP BY model").fetchall()
-    entries = [RepositoryEntry(model, str(number), "not deployed") for model, number in newest if model not in deployments]
-    for name, deployment in deployments.items():
-        reason = problems.get(name, "")
-        if not reason and not deployment.is_live:
-            reason = _explain_absence(ledger, name)
-        entries.append(RepositoryEntry(name, str(deployment.spec.version), reason[:_MAX_REASON]))
-    return tuple(sorted(entries, key=lambda entry: entry.name))
+    deployment = standing.deployment
+    if deployment is None:
+        return RepositoryEntry(name, str(standing.newest), "not deployed") if standing.newest is not None else None
+    reason = problem
+    if not reason and not deployment.is_live:
+        reason = "it is being loaded" if standing.rollout is not None else _explain_absence(ledger, name)
+    return RepositoryEntry(name, str(deployment.spec.version), reason[:_MAX_REASON])
 
 
 def _explain_absence(ledger: Ledger, name: str) -> str:
     rollouts = ledger.list_rollouts(name, 1)
-    return _last_word(ledger, rollouts[0]) if rollouts and rollouts[0].is_over else "it is being loaded"
+    return _last_word(ledger, rollouts[0]) if rollouts else "it is being loaded"
 
 
 def _last_word(ledger: Ledger, rollout: Rollout) -> str:
@@ -64,13 +58,13 @@ class Repository:
     """Carries out what clients ask for through fronts.
 
     Args:
-        reconciler: what makes it so.
+        lanes: of the node; who keeps them makes it so.
         token: what a client must show.
     """
 
-    def __init__(self, reconciler: Reconciler, token: str) -> None:
-        self._reconciler = reconciler
-        self._ledger = reconciler.ledger
+    def __init__(self, lanes: Lanes, token: str) -> None:
+        self._lanes = lanes
+        self._ledger = lanes.ledger
         self._token = token.encode()
 
     async def answer(self, message: LoadModel | UnloadModel) -> ErrandDone:
@@ -99,19 +93,20 @@ class Repository:
             ConflictError: the deployment is being rolled out to another version.
             FaultError: it could not be loaded.
         """
-        present = {deployment.spec.name: deployment.spec for deployment in self._ledger.list_deployments()}
-        model = present[name].model if name in present else name
+        deployment = self._ledger.read_standings([name])[name].deployment
+        model = deployment.spec.model if deployment is not None else name
         spec = self._ledger.plan(f"{model}@{version}" if version else model, name=name)
         manifest = self._ledger.store.get_version(f"{spec.model}@{spec.version}").manifest
         if manifest.runtime in CODE_RUNTIMES and not spec.allow_code:
             raise NotAllowedError("code_not_allowed", name=spec.model, version=spec.version, runtime=manifest.runtime)
         rollout = self._find_open(spec) or self._ledger.request_rollout(spec)
-        self._reconciler.wake.set()
+        self._lanes.wake.set()
         await self._wait_live(rollout)
 
     def _find_open(self, spec: DeploymentSpec) -> Rollout | None:
         """The rollout that does the same already: two clients may ask for one thing."""
-        return next((rollout for rollout in self._ledger.list_open_rollouts() if rollout.spec == spec), None)
+        rollout = self._ledger.read_standings([spec.name])[spec.name].rollout
+        return rollout if rollout is not None and rollout.spec == spec else None
 
     async def _wait_live(self, rollout: Rollout) -> None:
         while True:
@@ -130,9 +125,11 @@ class Repository:
             NotFoundError: there is none of this name.
         """
         self._ledger.remove_deployment(name)
-        self._reconciler.wake.set()
+        self._lanes.wake.set()
+        # Before that, a deployment that was there at the start may have no lane yet.
+        await self._lanes.settled.wait()
         while True:
-            if not self._reconciler.list_lanes(name):
+            if not self._lanes.list_lanes(name):
                 break
             await asyncio.sleep(_POLL_S)
-        await self._reconciler.publish()
+        await self._lanes.publish(name)

@@ -10,7 +10,7 @@ from argosy.errors import InputError, list_choices
 from argosy.runtimes.base import ALSO_RUNS, PRECISIONS
 from argosy.signature import check_name
 
-__all__ = ["MAX_LENGTH", "MAX_ROWS", "Arrival", "Deployment", "DeploymentSpec", "Event", "Rollout", "choose_runtime"]
+__all__ = ["MAX_LENGTH", "MAX_ROWS", "Arrival", "Deployment", "DeploymentSpec", "Rollout", "RolloutEvent", "choose_runtime"]
 
 MAX_LENGTH: Final = 1 << 20
 MAX_ROWS: Final = 1 << 16
@@ -92,7 +92,7 @@ class Rollout(msgspec.Struct, frozen=True):
         return self.state in ("done", "failed")
 
 
-class Event(msgspec.Struct, frozen=True):
+class RolloutEvent(msgspec.Struct, frozen=True):
     """One step of a rollout, as it happened."""
 
     number: int

@@ -81,7 +81,7 @@ LANE = LaneStats("mnist", "3", 1, 0, 2, 1234.5, True, "", "", 64, "full", 0.002)
 # One of each, with something in every field.
 EXAMPLES: list[Message] = [
     StartControl({"home": "/home/\udcff", "num_fronts": 2}),
-    WorkerState(NAME, 77, SPEC, 3, READY),
+    WorkerState(NAME, 77, SPEC, 3, READY, False),
     EndOfWorkers(),
     WorkerDied(NAME, "signal SIGSEGV", "the end\n", True, REFUSED),
     WorkerGone(NAME),
@@ -96,7 +96,7 @@ EXAMPLES: list[Message] = [
     StopWorker(NAME),
     Accuse("front-0", 78, "it hangs"),
     PutTable({"epoch": 4, "deployments": []}, id=9),
-    TableTaken(9),
+    TableTaken(9, 1_764_000_000_000),
     AskBusy((("mnist", "3"), ("mnist", "4")), (NAME,), id=10),
     BusyAnswer(10, True),
     AskStats(id=11),
@@ -162,7 +162,7 @@ def test_field_that_is_missing_is_refused(message: Message, name: str) -> None:
     route = TABLE[OPS[type(message)]]
     fields = to_fields(message)
     del fields[name]
-    with pytest.raises(MessageError, match=f"{type(message).__name__} lacks {name}"):
+    with pytest.raises(MessageError, match=f"{type(message).__name__} lacks '{name}'"):
         decode(json.dumps(fields).encode(), route.senders[0], route.receivers[0])
 
 
@@ -180,8 +180,15 @@ def test_field_of_another_kind_is_refused(message: Message, name: str) -> None:
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=name_of)
 def test_field_that_is_not_known_is_refused(message: Message) -> None:
-    with pytest.raises(MessageError, match="has no more"):
+    with pytest.raises(MessageError, match="has no 'more'"):
         take(message, more=1)
+
+
+def test_what_a_worker_says_forges_no_line_of_a_log() -> None:
+    for text in ('{"op":"hello","a\\nargosy: serving":1}', '{"op":"a\\nb"}', '{"op":"refused","error":1,"\\n":1}'):
+        with pytest.raises(MessageError) as caught:
+            decode(text.encode(), "worker", "supervisor")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("op", ["quit", "", None, 1, [], {}, ["hello"]], ids=str)
@@ -317,7 +324,7 @@ def test_whatever_is_told_the_supervisor_can_be_told_on() -> None:
     )
     for report in (refused, ready):
         assert encode(report)
-        assert encode(WorkerState(NAME, 1, spec, 1, report))
+        assert encode(WorkerState(NAME, 1, spec, 1, report, False))
         assert encode(WorkerDied(NAME, fit_text(worst * 9000), fit_text("\0" * 9000), True, report))
     assert encode(ForkWorker(NAME, 1, spec))
 
@@ -435,7 +442,7 @@ def test_child_that_reads_late_gets_everything_in_order(pair: tuple[ChildChannel
 def test_too_much_that_waits_for_a_child_is_an_error_and_is_closed(pair: tuple[ChildChannel, socket.socket]) -> None:
     ours, _ = pair
     before = count_descriptors()
-    message = WorkerState(NAME, 1, {"key": "k" * 100_000}, 1, None)
+    message = WorkerState(NAME, 1, {"key": "k" * 100_000}, 1, None, False)
     with pytest.raises(OSError, match="does not read"):
         for _ in range(MAX_WAITING_BYTES // 100_000 + 100):
             ours.send(message, [0])
@@ -483,13 +490,13 @@ def frame(data: bytes) -> bytes:
 
 
 def test_stream_is_read_message_by_message() -> None:
-    written = frame(encode(TableTaken(1))) + frame(encode(BusyAnswer(2, False)))
-    assert read(written) == read(written[:7], written[7:]) == [TableTaken(1), BusyAnswer(2, False), None]
+    written = frame(encode(TableTaken(1, 5))) + frame(encode(BusyAnswer(2, False)))
+    assert read(written) == read(written[:7], written[7:]) == [TableTaken(1, 5), BusyAnswer(2, False), None]
 
 
 @pytest.mark.parametrize("cut", [0, 3, 4, 20])
 def test_stream_that_ends_in_the_middle_has_ended(cut: int) -> None:
-    assert read(frame(encode(TableTaken(1)))[:cut]) == [None]
+    assert read(frame(encode(TableTaken(1, 5)))[:cut]) == [None]
 
 
 @pytest.mark.parametrize(

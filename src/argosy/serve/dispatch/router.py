@@ -10,7 +10,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from argosy.errors import NotFoundError, UnavailableError, list_choices
 from argosy.serve.dispatch.batcher import Batcher
@@ -18,7 +18,7 @@ from argosy.serve.dispatch.call import Batch, Call, Clock, Lane
 from argosy.serve.dispatch.link import Link
 from argosy.serve.dispatch.streams import RawCall, StreamQueue
 from argosy.serve.wire.counters import Counters
-from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry
+from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry, merge_repository
 
 __all__ = ["Route", "Router"]
 
@@ -128,31 +128,20 @@ class Router:
     # tables
 
     def apply(self, table: Table) -> None:
-        """Serve by this table from now on."""
+        """Serve by this table from now on. A change of another table than the present one is not taken: `epoch` says so."""
+        if table.base not in (0, self.epoch):
+            return
         self.epoch = table.epoch
-        self.repository = table.repository
-        old = self._lanes
-        self._lanes = {}
-        self.deployments = {}
-        lane_of_worker: dict[str, Batcher] = {}
-        draining: list[Batcher] = []
-        for entry in table.deployments:
-            lanes: dict[str, Batcher] = {}
-            for description in entry.lanes:
-                key = (entry.name, description.version)
-                lane = old.pop(key, None)
-                if lane is None or lane.signature != description.signature:
-                    lane = Batcher(self._loop, entry, description, self.counters, self._num_fronts, self._clock)
-                lane.update(entry, description)
-                self._lanes[key] = lanes[description.version] = lane
-                lane_of_worker.update(dict.fromkeys(description.workers, lane))
-                if description.is_draining:
-                    draining.append(lane)
-            self.deployments[entry.name] = Route(entry, lanes)
-        self._lane_of_worker = lane_of_worker
-        for lane in self._lanes.values():
-            self._connect(lane)
-        for lane in old.values():
+        self.repository = merge_repository(self.repository, table)
+        present = {entry.name for entry in table.deployments}
+        removed = table.removed if table.base else [name for name in self.deployments if name not in present]
+        old = self._take_out([*present, *removed])
+        lanes, draining = self._put_in(table.deployments, old)
+        for name in removed:
+            self.deployments.pop(name, None)
+        for key, lane in old.items():
+            if self._lanes[key] is lane:
+                del self._lanes[key]
             lane.workers = ()
             lane.streams.max_streams = 0
             self._connect(lane)
@@ -160,11 +149,45 @@ class Router:
         for lane in draining:
             if not lane.links:
                 self._reroute(lane)
-        for lane in self._lanes.values():
+        for lane in lanes:
             lane.flush()
             lane.streams.flush()
         for callback in self.on_change:
             callback()
+
+    def _take_out(self, names: Iterable[str]) -> dict[tuple[str, str], Batcher]:
+        """Forget which workers some deployments have; returns the lanes of these."""
+        taken: dict[tuple[str, str], Batcher] = {}
+        for name in names:
+            if (route := self.deployments.get(name)) is not None:
+                taken |= {(name, version): lane for version, lane in route.lanes.items()}
+        for lane in taken.values():
+            for worker in lane.workers:
+                self._lane_of_worker.pop(worker, None)
+        return taken
+
+    def _put_in(self, entries: Iterable[TableEntry], old: dict[tuple[str, str], Batcher]) -> tuple[list[Batcher], list[Batcher]]:
+        """Know deployments as they are now; lanes that go on are taken from `old`. Returns theirs, and which of these drain."""
+        known: list[Batcher] = []
+        draining: list[Batcher] = []
+        for entry in entries:
+            lanes: dict[str, Batcher] = {}
+            for description in entry.lanes:
+                key = (entry.name, description.version)
+                lane = old.get(key)
+                if lane is not None and lane.signature == description.signature:
+                    del old[key]
+                else:
+                    lane = Batcher(self._loop, entry, description, self.counters, self._num_fronts, self._clock)
+                lane.update(entry, description)
+                self._lanes[key] = lanes[description.version] = lane
+                self._lane_of_worker.update(dict.fromkeys(description.workers, lane))
+                self._connect(lane)
+                known.append(lane)
+                if description.is_draining:
+                    draining.append(lane)
+            self.deployments[entry.name] = Route(entry, lanes)
+        return known, draining
 
     def _connect(self, lane: Batcher) -> None:
         """Give a lane the links of its workers, in one order in all fronts, so that each finds another of its own."""

@@ -142,7 +142,8 @@ class Front:
         reader, writer = await asyncio.open_connection(sock=sock)
         self._control = writer
         self.errands.connect(writer)
-        while True:
+        # A control process that was started in its place says what holds, whatever its predecessor had sent and is read late.
+        while self._control is writer:
             try:
                 message = await read_message(reader, "front", "control")
                 table = msgspec.convert(message.table, Table) if isinstance(message, PutTable) else None
@@ -151,7 +152,8 @@ class Front:
                 break
             if table is not None:
                 self.router.apply(table)
-                await self._listen()
+                if self.router.epoch:
+                    await self._listen()
             if isinstance(message, ErrandDone):
                 self.errands.take(message)
             elif isinstance(message, Ask):
@@ -172,7 +174,8 @@ class Front:
             case AskArrivals():
                 return ArrivalsAnswer(ask.id, **self.recorder.take(ask.recording, ask.name))
             case _:
-                return TableTaken(ask.id)
+                # Where this is not the table's own, it was a change of a table that is not there, and the whole one comes.
+                return TableTaken(ask.id, self.router.epoch)
 
     def _describe_lanes(self) -> list[LaneStats]:
         return [

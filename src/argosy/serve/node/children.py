@@ -112,10 +112,10 @@ class Child:
     """When to start it again."""
     kill_s: float | None = None
     """When to kill it, if it has not ended by then as it should."""
+    suspicion: str = ""
+    """Why, then."""
     fault: str = ""
     """Why it was killed."""
-    suspicion: str = ""
-    """Why it is killed when `kill_s` has come; it may end by itself before, for a reason of its own."""
     is_stopping: bool = False
     report: Report | None = None
     """What a worker said of its model."""

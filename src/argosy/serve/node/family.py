@@ -65,7 +65,7 @@ class Family:
         """Start a child, now and whenever it has died."""
         self.children[child.name] = child
         child.started_s = time.monotonic()
-        child.report, child.fault, child.suspicion = None, "", ""
+        child.report, child.suspicion, child.fault = None, "", ""
         try:
             channel = child.channel = ChildChannel(child.kind)
             with channel.theirs, open_log(self.log_path(child.name)) as log:
@@ -145,10 +145,10 @@ class Family:
         """Kill a child for its fault, now or if it has not ended soon; it is started again as after any other death."""
         if after_s:
             child.kill_s, child.suspicion = time.monotonic() + after_s, fault
-            return
-        # The first says why: one that is being killed closes its channel, too.
-        child.fault = child.fault or fault
-        self.kill(child)
+        else:
+            # The first says why: one that is being killed may be suspected of much.
+            child.fault = child.fault or fault
+            self.kill(child)
 
     def drain(self) -> None:
         """Have the fronts finish what they have begun; nobody is started again."""
@@ -184,8 +184,8 @@ class Family:
                 child.restart_s = None
                 self.start(child)
             if child.kill_s is not None and child.kill_s <= now:
-                child.kill_s, child.fault = None, child.fault or child.suspicion
-                self.kill(child)
+                child.kill_s = None
+                self.condemn(child, child.suspicion)
             if child.stuck_s is not None and child.stuck_s <= now:
                 self._give_up(child, "it does not read its channel")
 
@@ -297,4 +297,5 @@ class Family:
 
     def say(self, text: str) -> None:
         """One line for the person who started the server."""
-        print(f"argosy: {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # who started it may have closed that
+            print(f"argosy: {text}", file=sys.stderr, flush=True)

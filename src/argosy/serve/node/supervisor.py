@@ -178,16 +178,17 @@ class Supervisor:
             for other in list(self.family.children.values()):
                 if other.kind == "worker":
                     self.family.send(child, self._describe(other))
-            self.family.send(child, EndOfWorkers())
             for front in self.family.running("front"):
                 self._link(front, child)
+            # Last, so that it knows of every front that may hold a request before it decides anything.
+            self.family.send(child, EndOfWorkers())
         elif child.kind == "worker":
             self._tell_control(self._describe(child))
             for front in self.family.running("front"):
                 self._link(front, child)
 
     def _describe(self, child: Child) -> WorkerState:
-        return WorkerState(child.name, child.pid, child.spec, child.num_deaths, child.report)
+        return WorkerState(child.name, child.pid, child.spec, child.num_deaths, child.report, child.is_stopping)
 
     def _link(self, front: Child, other: Child) -> None:
         """Connect a front with the control process (a stream) or with a worker (packets)."""

@@ -11,11 +11,24 @@ import re
 import sys
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, NamedTuple, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from argosy.errors import MessageError
 
-__all__ = ["Between", "Checked", "Json", "fill", "read_float", "refuse", "show", "to_json"]
+__all__ = ["Between", "Checked", "Json", "field", "fill", "read_float", "refuse", "show", "to_json"]
 
 Json = dict[str, Any]
 """Any JSON object."""
@@ -30,17 +43,66 @@ class Between(NamedTuple):
     high: float
 
 
+class _Default(NamedTuple):
+    """Stands in a class for the default of a field that has to be named."""
+
+    value: Any
+
+
+def field(*, default: Any, kw_only: Literal[True]) -> Any:
+    """Declare a field that has to be named, and its default; as that of dataclasses."""
+    return _Default(default)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Checked:
-    """Base of frozen dataclasses. One that exists is valid, whoever made it.
+    """Base of classes that are written as frozen dataclasses are. An object that exists is valid, whoever made it.
 
     Fields are `bool`, `str`, `int`, `float`, `bytes` (base64 in JSON), `Json`, another such class, tuples of these, or either
     that or None. Numbers are finite and not negative; a text is one that UTF-8 can hold.
     """
 
-    def __post_init__(self) -> None:
+    # Not dataclasses: these write code for each class, which every process of a server would compile at its start.
+    __match_args__ = ()
+    _names = frozenset[str]()
+    _defaults = dict[str, Any]()
+
+    def __init_subclass__(cls) -> None:
+        own: dict[str, Any] = vars(cls).get("__annotations__", {})
+        defaults = {name: cls.__dict__[name] for name in own if name in cls.__dict__}
+        named = [name for name, value in defaults.items() if isinstance(value, _Default)]
+        cls.__match_args__ = (*cls.__match_args__, *(name for name in own if name not in named))
+        cls._names = cls._names | own.keys()
+        cls._defaults = {**cls._defaults, **defaults, **{name: defaults[name].value for name in named}}
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        given = dict(zip(self.__match_args__, values, strict=False))
+        fields = {**self._defaults, **given, **named}
+        if fields.keys() != self._names or len(given) != len(values) or not given.keys().isdisjoint(named):
+            raise TypeError(f"{type(self).__name__} takes {sorted(self._names)}, got {[*given, *named]}")
+        vars(self).update(fields)
+        self._check()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is not to be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def _check(self) -> None:
+        """Hold every field against what it is declared to be; whoever asks more of them does so in the same place.
+
+        Raises:
+            MessageError: `bad_message`.
+        """
         for name, kind in _kinds_of(type(self)).items():
             try:
-                object.__setattr__(self, name, _take(kind, getattr(self, name)))
+                vars(self)[name] = _take(kind, vars(self)[name])
             except ValueError as error:
                 refuse(f"{type(self).__name__}.{name} {error}")
 
@@ -53,7 +115,7 @@ def fill(kind: type[Any], fields: Json) -> Any:
     """
     kinds = _kinds_of(kind)
     for name in fields.keys() ^ kinds.keys():
-        refuse(f"{kind.__name__} {'lacks' if name in kinds else 'has no'} {name[:40]}")
+        refuse(f"{kind.__name__} {'lacks' if name in kinds else 'has no'} {show(name)}")
     return kind(**fields)
 
 

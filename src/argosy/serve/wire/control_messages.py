@@ -12,11 +12,10 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, NamedTuple, cast
 
 from argosy.errors import MessageError
-from argosy.serve.wire.checked import Between, Checked, Json, fill, read_float, refuse, show, to_json
+from argosy.serve.wire.checked import Between, Checked, Json, field, fill, read_float, refuse, show, to_json
 
 __all__ = [
     "EXIT_REFUSED",
@@ -97,7 +96,6 @@ class Message(Checked):
 # supervisor and control process
 
 
-@dataclass(frozen=True)
 class StartControl(Message):
     """Begin. Its descriptors: the counters' memory, the admin listener. What follows are the workers that there are."""
 
@@ -105,7 +103,6 @@ class StartControl(Message):
     """`argosy.config.ServeConfig`."""
 
 
-@dataclass(frozen=True)
 class StartWorker(Message):
     """Start a worker, and start it again whenever it dies."""
 
@@ -113,21 +110,19 @@ class StartWorker(Message):
     spec: Json
     """What it is told to load. `runtime` and `python` (where that is not the server's own interpreter) say what forks it."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         for pattern, value in ((_RUNTIME, self.spec.get("runtime")), (_PYTHON, self.spec.get("python", "python"))):
             if not isinstance(value, str) or not pattern.fullmatch(value):
                 refuse(f"StartWorker.spec has {show(value)}, expected {pattern.pattern}")
 
 
-@dataclass(frozen=True)
 class StopWorker(Message):
     """End a worker, and do not start it again."""
 
     name: _WorkerName
 
 
-@dataclass(frozen=True)
 class Accuse(Message):
     """A process that this one is linked with hangs, or says what it may not: end it, so that it is started again."""
 
@@ -137,7 +132,6 @@ class Accuse(Message):
     reason: str
 
 
-@dataclass(frozen=True)
 class Ready(Message):
     """A worker has loaded its model, and what it found out."""
 
@@ -159,7 +153,6 @@ class Ready(Message):
     """The same by rows and length (0 where the signature is not ragged)."""
 
 
-@dataclass(frozen=True)
 class Refused(Message):
     """A worker cannot load its model, and ends with EXIT_REFUSED."""
 
@@ -170,8 +163,8 @@ class Refused(Message):
     """By how much; None where no number says it."""
     allowed: float | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if (self.tensor is None) != (self.allowed is None):
             refuse("Refused.allowed and Refused.tensor do not go without each other")
 
@@ -179,7 +172,6 @@ class Refused(Message):
 Report = Ready | Refused
 
 
-@dataclass(frozen=True)
 class WorkerState(Message):
     """How a worker stands: at the start of a control process, and whenever it has started or reported."""
 
@@ -189,14 +181,14 @@ class WorkerState(Message):
     spec: Json
     deaths: int
     report: Report | None
+    is_stopping: bool
+    """It was told to end."""
 
 
-@dataclass(frozen=True)
 class EndOfWorkers(Message):
-    """A new control process has been told of every worker that there is."""
+    """A new control process has been told of every worker that there is, and given the link of every front."""
 
 
-@dataclass(frozen=True)
 class WorkerDied(Message):
     """A worker ended that was not told to, or that was."""
 
@@ -209,7 +201,6 @@ class WorkerDied(Message):
     report: Report | None
 
 
-@dataclass(frozen=True)
 class WorkerGone(Message):
     """A worker that was to stop while it was not running."""
 
@@ -219,7 +210,6 @@ class WorkerGone(Message):
 # supervisor and the other children
 
 
-@dataclass(frozen=True)
 class StartFront(Message):
     """Begin. Its descriptors: the counters' memory, then its listeners."""
 
@@ -230,7 +220,6 @@ class StartFront(Message):
     """What its listeners are for."""
 
 
-@dataclass(frozen=True)
 class NewLink(Message):
     """The descriptor is one end of a socket pair to a sibling, which gets the other."""
 
@@ -239,14 +228,12 @@ class NewLink(Message):
     pid: int
 
 
-@dataclass(frozen=True)
 class AskLink(Message):
     """The descriptor of a `NewLink` did not arrive, as this process had no room for it: make another."""
 
     peer: str
 
 
-@dataclass(frozen=True)
 class ForkWorker(Message):
     """Fork a worker. Its descriptors: the worker's end of its channel, its log."""
 
@@ -256,7 +243,6 @@ class ForkWorker(Message):
     spec: Json
 
 
-@dataclass(frozen=True)
 class Hello(Message):
     """A worker was forked. The kernel says which process this comes from."""
 
@@ -264,21 +250,18 @@ class Hello(Message):
 # control process and fronts
 
 
-@dataclass(frozen=True)
 class Ask(Message):
     """A control process asks; the answer has the same number."""
 
     id: int = field(default=0, kw_only=True)
 
 
-@dataclass(frozen=True)
 class Answer(Message):
     """A front answers."""
 
     id: int
 
 
-@dataclass(frozen=True)
 class PutTable(Ask):
     """Serve by this table from now on."""
 
@@ -286,12 +269,13 @@ class PutTable(Ask):
     """`argosy.serve.wire.table.Table`."""
 
 
-@dataclass(frozen=True)
 class TableTaken(Answer):
-    """It does."""
+    """It does; or it had not the table that this was a change of."""
+
+    epoch: int
+    """Of the table that it serves by."""
 
 
-@dataclass(frozen=True)
 class AskBusy(Ask):
     """Whether one of these lanes (deployment, version) holds a request, or one of these workers a batch."""
 
@@ -299,19 +283,16 @@ class AskBusy(Ask):
     workers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
 class BusyAnswer(Answer):
     """To `AskBusy`."""
 
     is_busy: bool
 
 
-@dataclass(frozen=True)
 class AskStats(Ask):
     """How the front's lanes stand."""
 
 
-@dataclass(frozen=True)
 class LaneStats(Checked):
     """One lane of a front, as `argosy stats` shows it."""
 
@@ -329,14 +310,12 @@ class LaneStats(Checked):
     limit_s: float
 
 
-@dataclass(frozen=True)
 class StatsAnswer(Answer):
     """To `AskStats`."""
 
     lanes: tuple[LaneStats, ...]
 
 
-@dataclass(frozen=True)
 class AskArrivals(Ask):
     """When requests arrived for a deployment since this recording was last asked for; the first time it begins."""
 
@@ -344,7 +323,6 @@ class AskArrivals(Ask):
     name: str
 
 
-@dataclass(frozen=True)
 class ArrivalsAnswer(Answer):
     """To `AskArrivals`."""
 
@@ -352,13 +330,12 @@ class ArrivalsAnswer(Answer):
     """Three doubles each: the moment (`time.monotonic()`), rows, length (0 where there is none)."""
     num_missed: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if len(self.arrivals) % _ARRIVAL_BYTES or not all(0.0 <= number < 1e15 for number in array("d", self.arrivals)):
             refuse("ArrivalsAnswer.arrivals are none")
 
 
-@dataclass(frozen=True)
 class LoadModel(Message):
     """A client asked for a load."""
 
@@ -371,7 +348,6 @@ class LoadModel(Message):
     """As the client showed it."""
 
 
-@dataclass(frozen=True)
 class UnloadModel(Message):
     """A client asked for an unload."""
 
@@ -380,7 +356,6 @@ class UnloadModel(Message):
     token: str
 
 
-@dataclass(frozen=True)
 class ErrandDone(Message):
     """It is done, or went wrong."""
 

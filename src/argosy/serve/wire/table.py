@@ -6,7 +6,7 @@ import msgspec
 
 from argosy.signature import Signature
 
-__all__ = ["LaneEntry", "RepositoryEntry", "Table", "TableEntry"]
+__all__ = ["LaneEntry", "RepositoryEntry", "Table", "TableEntry", "merge_repository"]
 
 
 class LaneEntry(msgspec.Struct, frozen=True):
@@ -60,8 +60,26 @@ class RepositoryEntry(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """All deployments; a later epoch replaces an earlier one."""
+    """All deployments, or what has become of some of them since an earlier table."""
 
     epoch: int
-    deployments: tuple[TableEntry, ...]
+    """Grows with every change."""
+    deployments: tuple[TableEntry, ...] = ()
+    """Each as it is now, whole."""
     repository: tuple[RepositoryEntry, ...] = ()
+    base: int = 0
+    """The epoch that this is a change of; 0 for a table that is whole, and replaces whatever was before."""
+    removed: tuple[str, ...] = ()
+    """Of a change: the deployments that are no more."""
+    repository_removed: tuple[str, ...] = ()
+
+
+def merge_repository(known: tuple[RepositoryEntry, ...], table: Table) -> tuple[RepositoryEntry, ...]:
+    """Give the repository's entries as a table leaves them, by name."""
+    if table.base and not table.repository and not table.repository_removed:
+        return known
+    entries = {entry.name: entry for entry in known} if table.base else {}
+    entries.update((entry.name, entry) for entry in table.repository)
+    for name in table.repository_removed:
+        entries.pop(name, None)
+    return tuple(sorted(entries.values(), key=lambda entry: entry.name))
