@@ -324,7 +324,6 @@ def test_worker_is_not_started_without_its_environment(tmp_path: Path, monkeypat
     assert channel.sent == []
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_rollout_waits_for_the_environment_and_says_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARGOSY_CACHE", str(home.path / "cache"))

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
+SLOW = pytest.mark.slow
+
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = [
@@ -23,7 +25,6 @@ PROGRAMS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("code", PROGRAMS)
 def test_program_of_a_page_runs_as_written(code: str, tmp_path: Path) -> None:
     done = run(code, tmp_path)
@@ -36,8 +37,7 @@ def test_first_model_answers_and_is_replaced(tmp_path: Path) -> None:
     assert version == "2"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("framework", ["torch", "keras", "tensorflow", "mxnet"])
+@pytest.mark.parametrize("framework", ["torch", *(pytest.param(name, marks=SLOW) for name in ("keras", "tensorflow")), "mxnet"])
 def test_classic_program_learns_what_can_be_learnt_and_is_served(framework: str, tmp_path: Path) -> None:
     program = str(ROOT / "examples" / f"classic_{framework}.py")
     words = ["-m", "argosy", "environment", "run", "mxnet", program] if framework == "mxnet" else [program]

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from click.testing import Result
 
 from argosy.store.local import Store
 from tests.cli.site import make_affine_model
 
 
-@pytest.mark.slow
 def test_train_publishes_and_compress_follows(call: Callable[..., Result], tmp_path: Path) -> None:
     result = call("train", "recipe:digits", "--epochs", "1", "--seed", "3", "--json")
     assert result.exit_code == 0, result.output

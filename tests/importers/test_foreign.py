@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +18,10 @@ from argosy.confine.confine import describe_confinement
 from argosy.environment import find_interpreter, get_environment, is_importable
 from argosy.errors import ArgosyError, InputError, NotAllowedError
 from argosy.importers.foreign import import_foreign
+from argosy.server import Server
 from argosy.store.local import Store, Version
 
-pytestmark = [
-    pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process"),
-    # Of the first test, which writes, imports and deploys all files.
-    pytest.mark.timeout(600),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process")
 
 WRITER = Path(__file__).with_name("foreign_files.py")
 TOLERANCE = 1e-5
@@ -61,14 +56,12 @@ CASES = {
 
 
 # Not every one in both ways: TensorFlow takes as long to start as ten others.
+QUICK = ("lightgbm", "mxnet", "safetensors", "sklearn", "xgboost")
 DAMAGED = [
-    *(
-        (name, damage)
-        for name in CASES
-        for damage in ("half", "flipped")
-        if name not in ("flax", "savedmodel", "state", "pickled")
-    ),
-    ("savedmodel", "half"),
+    pytest.param(name, damage, id=f"{name}-{damage}", marks=[] if name in QUICK else pytest.mark.slow)
+    for name in CASES
+    for damage in ("half", "flipped")
+    if name not in ("flax", "state", "pickled") and (name, damage) != ("savedmodel", "flipped")
 ]
 
 
@@ -78,66 +71,51 @@ def find_python(group: str) -> Path | None:
     return find_interpreter("mxnet") if group == "mxnet" and get_environment("mxnet").is_built else None
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("foreign")
-    (folder / "secret").write_text("correct-horse")
+class Bench:
+    """Files as each framework writes them, and a store that they are imported into; each of it when it is first asked for."""
 
-    def write(group: str) -> None:
-        if python := find_python(group):
+    def __init__(self, folder: Path) -> None:
+        self.files = folder / "files"
+        self.files.mkdir()
+        self.store = Store(folder / "home")
+        (self.files / "secret").write_text("correct-horse")
+        self._written: set[str] = set()
+        self._versions: dict[str, Version] = {}
+
+    def write(self, group: str) -> Path:
+        """Have a framework write its files; the folder of all."""
+        if group not in self._written:
+            if (python := find_python(group)) is None:
+                pytest.skip(f"{NEEDS[group]} is not installed")
             environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-            subprocess.run([python, WRITER, group, folder], check=True, timeout=300, capture_output=True, env=environment)
+            subprocess.run([python, WRITER, group, self.files], check=True, timeout=100, capture_output=True, env=environment)
+            self._written.add(group)
+        return self.files
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write, NEEDS))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store") / "home")
-
-
-@pytest.fixture(scope="module")
-def versions(files: Path, store: Store) -> dict[str, Version]:
-    """Every file that could be written, imported."""
-
-    def bring(name: str) -> Version:
-        case = CASES[name]
+    def bring(self, path: Path, name: str, case: Case) -> Version:
+        """Import a file with what its format needs beside it."""
         options = dict(case.options)
         if "code" in options:
-            options["code"] = f"{files}/{options['code']}"
-        rows = np.load(files / "rows.npy") if case.has_sample else None
-        return import_foreign(store, files / case.file, name, sample=rows, **options)
+            options["code"] = f"{self.files}/{options['code']}"
+        rows = np.load(self.files / "rows.npy") if case.has_sample else None
+        return import_foreign(self.store, path, name, sample=rows, **options)
 
-    with ThreadPoolExecutor(2) as pool:
-        names = [name for name, case in CASES.items() if find_python(case.group)]
-        return dict(zip(names, pool.map(bring, names), strict=True))
+    def find_version(self, name: str) -> Version:
+        """The version of a file that was imported whole."""
+        if name not in self._versions:
+            case = CASES[name]
+            self._versions[name] = self.bring(self.write(case.group) / case.file, name, case)
+        return self._versions[name]
 
 
 @pytest.fixture(scope="module")
-def damaged(files: Path, versions: dict[str, Version], store: Store) -> dict[str, Version | ArgosyError]:
-    """Every file that was imported, once with its first half alone, and once with bytes flipped in the middle."""
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("foreign"))
 
-    def bring(name: str, damage: str) -> Version | ArgosyError:
-        case, folder = CASES[name], files / "damaged" / f"{name}-{damage}"
-        folder.mkdir(parents=True)
-        path = folder / case.file
-        if (files / case.file).is_dir():
-            shutil.copytree(files / case.file, path)
-        for part in () if path.is_dir() else files.glob(f"{Path(case.file).stem.removesuffix('-symbol')}[-.]*"):
-            shutil.copy(part, folder)
-        spoil(path / "saved_model.pb" if path.is_dir() else path, damage)
-        options = dict(case.options) | ({"code": f"{files}/{case.options['code']}"} if "code" in case.options else {})
-        rows = np.load(files / "rows.npy") if case.has_sample else None
-        try:
-            return import_foreign(store, path, "damaged", sample=rows, **options)
-        except ArgosyError as error:
-            return error
 
-    keys = [(name, damage) for name, damage in DAMAGED if name in versions]
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip([f"{name}-{damage}" for name, damage in keys], pool.map(bring, *zip(*keys, strict=True)), strict=True))
+@pytest.fixture(scope="module")
+def store(bench: Bench) -> Store:
+    return bench.store
 
 
 def spoil(path: Path, damage: str) -> None:
@@ -148,12 +126,9 @@ def spoil(path: Path, damage: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(versions: dict[str, Version], store: Store) -> Iterator[argosy.Client]:
+def server(store: Store) -> Iterator[Server]:
     with argosy.serve(home=store.home) as server:
-        for name in versions:
-            server.deploy(name, allow_code=True)
-        with server.client() as client:
-            yield client
+        yield server
 
 
 def measure(want: np.ndarray, got: np.ndarray) -> float:
@@ -164,13 +139,12 @@ def measure(want: np.ndarray, got: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_imported_model_answers_as_its_framework(
-    name: str, files: Path, versions: dict[str, Version], client: argosy.Client
-) -> None:
-    if name not in versions:
-        pytest.skip(f"{NEEDS[CASES[name].group]} is not installed")
-    got = client.predict(name, {CASES[name].input: np.load(files / "rows.npy")})
-    expected = dict(np.load(files / f"{name}.answers.npz"))
+def test_imported_model_answers_as_its_framework(name: str, bench: Bench, server: Server) -> None:
+    bench.find_version(name)
+    server.deploy(name, allow_code=True)
+    with server.client() as client:
+        got = client.predict(name, {CASES[name].input: np.load(bench.files / "rows.npy")})
+    expected = dict(np.load(bench.files / f"{name}.answers.npz"))
     assert got.keys() == expected.keys()
     for output, want in expected.items():
         answer = np.char.decode(got[output].astype("S")) if want.dtype.kind == "U" else got[output]
@@ -178,10 +152,8 @@ def test_imported_model_answers_as_its_framework(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_version_says_where_it_comes_from(name: str, files: Path, versions: dict[str, Version]) -> None:
-    if name not in versions:
-        pytest.skip(f"{NEEDS[CASES[name].group]} is not installed")
-    case, manifest = CASES[name], versions[name].manifest
+def test_version_says_where_it_comes_from(name: str, bench: Bench) -> None:
+    case, manifest = CASES[name], bench.find_version(name).manifest
     lineage = manifest.lineage
     assert manifest.runtime == case.runtime
     assert lineage["source_file"] == case.file
@@ -193,13 +165,21 @@ def test_version_says_where_it_comes_from(name: str, files: Path, versions: dict
     assert (manifest.num_golden, manifest.golden_is_synthetic) == (8, not case.has_sample)
 
 
-@pytest.mark.parametrize("key", [f"{name}-{damage}" for name, damage in DAMAGED])
-def test_damaged_file_is_refused_or_answers_as_what_it_became(
-    key: str, files: Path, damaged: dict[str, Version | ArgosyError]
-) -> None:
-    if key not in damaged:
-        pytest.skip(f"{key.partition('-')[0]} is not installed")
-    outcome = damaged[key]
+@pytest.mark.parametrize(("name", "damage"), DAMAGED)
+def test_damaged_file_is_refused_or_answers_as_what_it_became(name: str, damage: str, bench: Bench) -> None:
+    case, folder = CASES[name], bench.files / "damaged" / f"{name}-{damage}"
+    source, path = bench.write(case.group) / case.file, folder / case.file
+    folder.mkdir(parents=True)
+    if source.is_dir():
+        shutil.copytree(source, path)
+    for part in () if source.is_dir() else bench.files.glob(f"{Path(case.file).stem.removesuffix('-symbol')}[-.]*"):
+        shutil.copy(part, folder)
+    spoil(path / "saved_model.pb" if source.is_dir() else path, damage)
+    outcome: Version | ArgosyError
+    try:
+        outcome = bench.bring(path, "damaged", case)
+    except ArgosyError as error:
+        outcome = error
     if isinstance(outcome, ArgosyError):
         assert outcome.key in (
             "format_mismatch",
@@ -213,11 +193,12 @@ def test_damaged_file_is_refused_or_answers_as_what_it_became(
     else:
         # Weights were hit, or what nothing depends on; the framework saw the same file.
         assert outcome.manifest.lineage["export"]["difference"] <= TOLERANCE
-    if key.endswith("half"):
+    if damage == "half":
         assert isinstance(outcome, ArgosyError)
 
 
-def test_several_inputs_and_outputs_keep_their_names(files: Path, store: Store) -> None:
+def test_several_inputs_and_outputs_keep_their_names(bench: Bench, store: Store) -> None:
+    files = bench.write("torch")
     rows = np.load(files / "rows.npy")
     version = import_foreign(store, files / "heads.pt", "heads", sample={"right": rows, "left": rows})
     signature = version.manifest.signature
@@ -230,7 +211,8 @@ def test_several_inputs_and_outputs_keep_their_names(files: Path, store: Store) 
     np.testing.assert_array_equal(golden.outputs["first"], rows[:8, 0])
 
 
-def test_columns_that_are_picked_by_name_are_inputs(files: Path, store: Store) -> None:
+def test_columns_that_are_picked_by_name_are_inputs(bench: Bench, store: Store) -> None:
+    files = bench.write("tables")
     with pytest.raises(InputError, match="needs sample rows"):
         import_foreign(store, files / "columns.joblib", "columns", allow_pickle=True)
     sample = {"age": np.zeros(3, np.float32), "city": ["oslo", "rome", "bern"]}
@@ -241,14 +223,17 @@ def test_columns_that_are_picked_by_name_are_inputs(files: Path, store: Store) -
     ]
 
 
-@pytest.mark.parametrize("file", ["sklearn.joblib", "pickled.pt"])
-def test_pickle_is_not_opened_unless_allowed(files: Path, store: Store, file: str) -> None:
+@pytest.mark.parametrize(("group", "file"), [("tables", "sklearn.joblib"), ("torch", "pickled.pt")])
+def test_pickle_is_not_opened_unless_allowed(bench: Bench, store: Store, group: str, file: str) -> None:
+    files = bench.write(group)
     with pytest.raises(NotAllowedError, match="runs whatever code its maker put in") as caught:
         import_foreign(store, files / file, "unopened")
     assert "--allow-pickle" in caught.value.hint and ("skops" in caught.value.hint or ".pt2" in caught.value.hint)
 
 
-def test_sample_has_to_fit(files: Path, store: Store) -> None:
+def test_sample_has_to_fit(bench: Bench, store: Store) -> None:
+    files = bench.write("tables")
+
     def refuse(sample: Any, file: str = "xgboost.ubj") -> str:
         with pytest.raises(InputError) as caught:
             import_foreign(store, files / file, "unfit", sample=sample)
@@ -261,10 +246,13 @@ def test_sample_has_to_fit(files: Path, store: Store) -> None:
     assert "neither numbers nor text" in refuse([[None] * 4])
     assert "rows are" in refuse(np.zeros((0, 4), np.float32))
     assert "is bool, expected FP32" in refuse(np.zeros((3, 4), bool))
+    bench.write("torch")
     assert "the model fails on them" in refuse(np.zeros((3, 5), np.float32), "torchscript.pt")
 
 
-def test_code_has_to_fit(files: Path, store: Store) -> None:
+def test_code_has_to_fit(bench: Bench, store: Store) -> None:
+    files = bench.write("tables")
+    bench.write("torch")
     rows = np.load(files / "rows.npy")
 
     def refuse(code: str | None, file: str = "safetensors.safetensors") -> ArgosyError:
@@ -281,8 +269,9 @@ def test_code_has_to_fit(files: Path, store: Store) -> None:
 
 
 def test_code_cannot_read_what_lies_elsewhere(
-    files: Path, store: Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    bench: Bench, store: Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    files = bench.write("torch")
     (tmp_path / "secret").write_text("correct-horse")
     thief = tmp_path_factory.mktemp("thief") / "thief.py"
     thief.write_text(f"def build():\n    raise ValueError(open('{tmp_path}/secret').read())\n")
@@ -291,7 +280,8 @@ def test_code_cannot_read_what_lies_elsewhere(
     assert "correct-horse" not in str(caught.value)
 
 
-def test_missing_framework_is_named_with_its_extra(files: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_framework_is_named_with_its_extra(bench: Bench, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = bench.write("tables")
     monkeypatch.setattr("argosy.importers.foreign.is_importable", lambda package: False)
     with pytest.raises(InputError, match="needs the package lightgbm") as caught:
         import_foreign(store, files / "lightgbm.txt", "absent")
@@ -299,8 +289,9 @@ def test_missing_framework_is_named_with_its_extra(files: Path, store: Store, mo
 
 
 def test_nothing_is_imported_where_a_process_cannot_be_confined(
-    files: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    files = bench.write("tables")
     monkeypatch.setattr("argosy.confine.confine.read_landlock_abi", lambda: 0)
     with pytest.raises(NotAllowedError, match="cannot confine files"):
         import_foreign(store, files / "sklearn.joblib", "unconfined", allow_pickle=True)

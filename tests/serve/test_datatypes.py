@@ -223,10 +223,7 @@ def publish_half(home: Home) -> argosy.Version:
         helper.make_node("Cast", ["halved"], ["y"], to=TensorProto.BFLOAT16),
         helper.make_node("ReduceSum", ["halved", "axis"], ["total"], keepdims=0),
     ]
-    weights = [
-        helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
-        helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
-    ]
+    weights = {"half": np.float32(0.5), "axis": np.array([1])}
     outputs = [("y", "BF16", ("N", 4)), ("total", "FP32", ("N",))]
     return publish_graph(home, "half", nodes, [("x", "BF16", ("N", 4))], outputs, weights=weights)
 

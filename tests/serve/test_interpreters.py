@@ -26,7 +26,6 @@ argosy.publish(model, "gluon", sample=np.ones((1, 4), np.float32), native=True)
 """
 
 
-@pytest.mark.slow
 def test_environment_that_is_removed_costs_its_models_alone(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = find_interpreter("mxnet")
     subprocess.run(

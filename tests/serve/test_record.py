@@ -22,7 +22,6 @@ import tritonclient.http
 from argosy.client import AdminClient
 from argosy.deploy.spec import Arrival
 from argosy.errors import FaultError, InputError, NotFoundError, OverloadedError
-from argosy.serve.dispatch import recorder
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
@@ -206,33 +205,6 @@ def test_what_comes_too_fast_is_an_error_and_not_a_gap(home: Home, monkeypatch: 
         monkeypatch.setattr(httpx.Client, "request", lambda *_, **__: httpx.Response(200, json=reply))
         with pytest.raises(FaultError, match="3 are missing"):
             next(recording)
-
-
-class _Admit:
-    watch = None
-
-
-class _Call:
-    started_s, num_rows, form = 1.0, 2, 0
-
-    class lane:  # noqa: N801
-        name, free_axis = "m", None
-
-
-def test_recording_is_bounded_and_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "MAX_ARRIVALS", 4)
-    admit = _Admit()
-    kept = recorder.Recorder(admit)  # type: ignore[arg-type]
-    assert kept.take("a", "m") == {"arrivals": b"", "num_missed": 0}
-    for _ in range(6):
-        admit.watch(_Call)
-    found = kept.take("a", "m")
-    assert (len(recorder.unpack_arrivals(found["arrivals"])), found["num_missed"]) == (4, 2)
-    assert kept.take("a", "m")["num_missed"] == 0
-    kept.expire(time.monotonic() + 1)
-    assert admit.watch is not None
-    kept.expire(time.monotonic() + 60)
-    assert admit.watch is None
 
 
 def test_trace_holds_no_more_than_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,6 @@ def test_resumed_run_ends_as_an_undisturbed_one(optimizer, after, blobs, make_mo
     assert got.num_steps == expected.num_steps
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch"])
 def test_killed_run_resumes_bit_for_bit(framework, tmp_path):
     def start(folder, pause_s):

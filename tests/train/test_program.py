@@ -13,10 +13,11 @@ import pytest
 from argosy.store.local import Store
 
 PROGRAM = """
-import numpy as np, torch
+import numpy as np
 from helper import NUM_INPUTS  # a module beside the program
 
 def logistic():
+    import torch
     random = np.random.default_rng(0)
     x = random.standard_normal((200, NUM_INPUTS)).astype("float32")
     torch.manual_seed(0)

@@ -18,7 +18,6 @@ def run(tmp_path_factory):
     return run_recipe("digits", seed=0, publish_as="digits", store=Store(tmp_path_factory.mktemp("home")), progress=False)
 
 
-@pytest.mark.slow
 def test_digits_reaches_975_per_mille_on_rows_it_never_saw(run):
     assert run.test["accuracy"] >= 0.975
     assert run.version.measurements["accuracy"] == run.test["accuracy"]
@@ -27,7 +26,6 @@ def test_digits_reaches_975_per_mille_on_rows_it_never_saw(run):
     assert all(epoch.validation_loss is not None for epoch in run.result.history)
 
 
-@pytest.mark.slow
 def test_digits_version_names_its_tensors_and_recipe(run):
     signature = run.version.manifest.signature
     assert [(spec.name, spec.shape) for spec in signature.inputs] == [("image", (-1, 1, 8, 8))]
@@ -44,14 +42,12 @@ def test_digits_version_names_its_tensors_and_recipe(run):
     assert 100_000 < lineage["code"]["num_weights"] < 400_000
 
 
-@pytest.mark.slow
 def test_data_of_a_version_is_found_by_its_lineage(run):
     training, testing = load_data_for(run.version)
     assert run.result.evaluate(*testing) == run.test
     assert len(training.x) == run.version.manifest.lineage["data"]["rows"]
 
 
-@pytest.mark.slow
 def test_data_that_is_not_what_the_version_was_trained_on_is_refused(run):
     lineage = run.version.manifest.lineage | {"data": {"digest": "sha256:0"}}
     version = msgspec.structs.replace(run.version, manifest=msgspec.structs.replace(run.version.manifest, lineage=lineage))
@@ -59,7 +55,6 @@ def test_data_that_is_not_what_the_version_was_trained_on_is_refused(run):
         load_data_for(version)
 
 
-@pytest.mark.slow
 def test_version_of_no_recipe_has_no_data(run):
     version = msgspec.structs.replace(run.version, manifest=msgspec.structs.replace(run.version.manifest, lineage={}))
     assert load_data_for(version) is None

@@ -8,30 +8,17 @@ import os
 import socket
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import uvloop
 
 from argosy.datatypes import CODES
-from argosy.errors import ArgosyError
-from argosy.serve.dispatch.call import Call
 from argosy.serve.dispatch.link import Link
 from argosy.serve.dispatch.router import Router
 from argosy.serve.wire import frames
-from argosy.serve.wire.counters import MEMORY_BYTES, Counters
 from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor
-from argosy.serve.wire.table import LaneEntry, Table, TableEntry
+from argosy.serve.wire.table import Table
 from argosy.signature import Signature, TensorSpec
-
-
-class Clock:
-    """Time that stands still until a test lets it pass."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.serve.dispatch.made_up import Asked, Clock, make_counters, make_entry
 
 
 class Front:
@@ -49,16 +36,10 @@ class Front:
         self.loop = uvloop.new_event_loop()
         self.faults: list[Any] = []
         self.loop.set_exception_handler(lambda loop, context: self.faults.append(context))
-        fd = os.memfd_create("counters", os.MFD_CLOEXEC)
-        os.ftruncate(fd, MEMORY_BYTES)
-        self.counters = Counters(fd, 0)
-        self.clock = Clock()
+        self.counters, self.clock = make_counters(), Clock()
         self.router = Router(self.loop, self.counters, clock=self.clock)
         signature = signature or Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", datatype, shape),))
-        names = tuple(f"w{number}" for number in range(4))
-        entry = LaneEntry("1", 1.0, False, 0, signature, "onnx", names, 8, True, is_repeatable, 30.0, 1000, 1 << 20)
-        entry = msgspec.structs.replace(entry, **fields)
-        self.table = Table(1, (TableEntry("m", "m", (entry,)),))
+        self.table = Table(1, (make_entry(signature, is_repeatable=is_repeatable, **fields),))
         self.router.apply(self.table)
         self.lane = self.router.find("m")
         self.lost: list[str] = []
@@ -88,25 +69,6 @@ class Front:
             each.sock.close()
         self.spin()
         self.loop.close()
-
-
-class Asked(Call):
-    """A request that remembers what it was told."""
-
-    def __init__(
-        self, front: Front, array: np.ndarray, *, form: int = 0, priority: int = 0, waited_s: float = 0.0, timeout_s: float = 1e9
-    ) -> None:
-        started_s = front.clock() - waited_s
-        super().__init__(front.lane, [array], len(array), array.nbytes, started_s, started_s + timeout_s)
-        self.form, self.priority = form, priority
-        self.answers: list[list[np.ndarray]] = []
-        self.errors: list[ArgosyError] = []
-
-    def answer(self, outputs: list[np.ndarray]) -> None:
-        self.answers.append([output.copy() for output in outputs])
-
-    def fail(self, error: ArgosyError) -> None:
-        self.errors.append(error)
 
 
 class Batch(NamedTuple):
