@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from argosy.deploy.ledger import Ledger
-from argosy.deploy.node import Node, WorkerHandle, Workers
+from argosy.deploy.node import Node, Workers
 from argosy.deploy.spec import DeploymentSpec, choose_runtime
 from argosy.deploy.table_log import TableLog
 from argosy.deploy.worker_spec import build_worker_spec, estimate_memory, name_setting
@@ -206,6 +206,10 @@ class Lanes:
 
     # lanes
 
+    def list_names(self) -> list[str]:
+        """Deployments that have lanes."""
+        return list(self._lanes)
+
     def list_lanes(self, name: str) -> list[DesiredLane]:
         """All lanes of a deployment."""
         return list(self._lanes.get(name, ()))
@@ -346,24 +350,9 @@ class Lanes:
         """What the rollouts of other deployments are about to load: less, if they fail."""
         return sum(kept for other, kept in self._reserved.items() if other != name)
 
-    def count_returning_bytes(self, name: str, kept: Collection[str]) -> int:
-        """What will be free when all workers have gone that are to go.
-
-        Args:
-            name: of the deployment that needs it.
-            kept: workers that it will have.
-        """
-        lanes = [lane for lanes in self._lanes.values() for lane in lanes]
-        draining = {worker for lane in lanes if lane.is_draining for worker in lane.workers}
-        known = {worker for lane in lanes for worker in lane.workers}.union(kept)
-
-        def is_leaving(worker: WorkerHandle) -> bool:
-            # What no lane has is ended, unless it is what a rollout of another deployment has begun to load.
-            owner = worker.spec["deployment"]
-            is_orphan = worker.name not in known and (owner == name or owner not in self._reserved)
-            return worker.is_stopping or worker.name in draining or is_orphan
-
-        return sum(worker.memory_bytes for worker in self.node.workers.values() if is_leaving(worker))
+    def is_loading(self, name: str) -> bool:
+        """Say whether a rollout of a deployment has begun to load its version."""
+        return name in self._reserved
 
     def log(self, text: str) -> None:
         """One line for the control process's log."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 from argosy.deploy.lanes import LATE_S, DesiredLane, Lanes
+from argosy.deploy.memory import Need, weigh
 from argosy.deploy.node import WorkerHandle
 from argosy.deploy.spec import DeploymentSpec, Rollout, choose_runtime
 from argosy.deploy.worker_spec import estimate_memory
@@ -148,42 +149,29 @@ class _Work:
         Raises:
             ConflictError: the new version does not fit at all.
         """
-        lanes, name = self.lanes, self.spec.name
         deadline_s = self._loop.time() + LOAD_TIMEOUT_S
         is_told = False
         while True:
-            fitting = set(lanes.find_workers(lane)[1])
-            leaving = [worker for worker in old.workers if worker not in fitting] if old is not None else []
-            needed = self._estimate(lane, sum(self.node.workers.measure(worker) > 0 for worker in fitting))
-            reloading = old.count_reloading_bytes(self.node.workers, fitting) if old is not None else 0
-            free = lanes.free_memory_bytes(name) - reloading
-            freed = sum(map(self.node.workers.measure, leaving)) + reloading
-            if needed <= max(0, free):
-                lanes.reserve_memory(name, needed)
-                return False
-            returning = lanes.count_returning_bytes(name, fitting)
+            need = weigh(self.lanes, lane, old)
             can_wait = self._loop.time() < deadline_s
-            if needed <= free + freed and not (can_wait and needed <= free + returning):
-                lanes.reserve_memory(name, needed)
-                return True
-            if not can_wait or needed > free + freed + returning + lanes.count_reserved_bytes(name):
-                raise self._refuse(needed, free + freed)
+            if need.fits or (need.fits_instead and not (can_wait and need.will_fit)):
+                self.lanes.reserve_memory(self.spec.name, need.needed)
+                return not need.fits
+            if not (can_wait and need.may_fit):
+                raise self._refuse(need)
             if not is_told:
                 is_told = True
-                self._say("check", f"waits for memory that returns: {needed >> 20} MiB needed, {max(0, free) >> 20} MiB free")
+                self._say("check", f"waits for memory that returns: {_show(need.needed)} needed, {_show(need.free)} free")
             await self.node.wait_changed(_PERIOD_S)
 
-    def _estimate(self, lane: DesiredLane, num_loaded: int = 0) -> int:
-        return estimate_memory(lane.spec, lane.version) * max(0, max(1, lane.num_replicas) - num_loaded)
-
-    def _refuse(self, needed: int, free: int) -> ConflictError:
+    def _refuse(self, need: Need) -> ConflictError:
         return ConflictError(
             "does_not_fit",
             version=self.spec.version,
             name=self.spec.name,
-            needed=f"{needed >> 20} MiB",
-            free=f"{max(0, free) >> 20} MiB",
-            limit=f"{self.node.memory_limit_bytes >> 20} MiB",
+            needed=_show(need.needed),
+            free=_show(need.free + need.freed),
+            limit=_show(self.node.memory_limit_bytes),
         )
 
     # load
@@ -293,8 +281,9 @@ class _Work:
         await self._publish_shift(f"all requests go to version {lane.version.number}")
 
     def _say_swap(self, what: str, lane: DesiredLane) -> None:
-        needed, free = self._estimate(lane) >> 20, max(0, self.node.free_memory_bytes()) >> 20
-        self._say("swap", f"{what} do not fit ({needed} MiB needed, {free} MiB free): requests wait while they change")
+        needed = _show(estimate_memory(lane.spec, lane.version) * max(1, lane.num_replicas))
+        free = _show(self.node.free_memory_bytes())
+        self._say("swap", f"{what} do not fit ({needed} needed, {free} free): requests wait while they change")
 
     async def _bring_back(self, old: DesiredLane, error: ArgosyError) -> NoReturn:
         """After a swap that failed: have the old version again, and raise what went wrong."""
@@ -364,6 +353,10 @@ class _Work:
             until_s = self._loop.time() + lane.timeout_s + LATE_S
             self._say("drain", await self._wait_idle(f"{len(workers)} replica(s)", until_s, workers=workers))
             self.node.stop_workers(workers)
+
+
+def _show(num_bytes: int) -> str:
+    return f"{max(0, num_bytes) >> 20} MiB"
 
 
 def _list_names(names: Iterable[str]) -> str:
