@@ -374,7 +374,7 @@ def _check_load(spec: DeploymentSpec, worker: WorkerHandle, num_deaths: int) -> 
             raise FaultError("golden_differs", version=spec.version, name=spec.name, **fields)
         raise _failed(spec, "load", report["error"])
     if worker.is_gone or worker.num_seen_deaths - num_deaths > MAX_LOAD_DEATHS:
-        raise _failed(spec, "load", f"worker {worker.name} died with {worker.last_death}")
+        raise _failed(spec, "load", f"worker {worker.name} died: {worker.last_death}")
 
 
 def _failed(spec: DeploymentSpec, step: str, detail: str) -> FaultError:

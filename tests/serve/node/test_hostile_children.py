@@ -191,7 +191,7 @@ def test_version_whose_load_says_rubbish_is_refused(server: Server, shared_home:
     publish(shared_home, name, load=code)
     with nobody_else_is_harmed(server), pytest.raises(argosy.ArgosyError) as caught:
         server.deploy(name, allow_code=True)
-    assert "died with killed: " in str(caught.value)
+    assert "died: killed: " in str(caught.value)
     assert reason in str(caught.value)
 
 
