@@ -25,6 +25,7 @@ from argosy.server import Server
 from argosy.signature import Signature
 from tests.home import SIGNATURE, Home
 from tests.processes import find_child, find_workers, wait_until
+from tests.scripts import ROOT
 
 SOURCE = '''
 import asyncio, os, threading, time
@@ -703,7 +704,7 @@ def test_event_whose_name_would_forge_lines_is_refused(fields: dict[str, str]) -
 
 
 def test_example_is_the_one_of_the_page_and_answers(home: Home) -> None:
-    root = Path(__file__).parents[3]
+    root = ROOT
     path = root / "examples" / "raw_api.py"
     assert path.read_text() in (root / "docs" / "raw.md").read_text()
     publish_python(home.store, path, "texts")
