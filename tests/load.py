@@ -10,6 +10,7 @@ import numpy as np
 import argosy
 from argosy.server import Server
 from tests.home import row
+from tests.processes import wait_until
 
 
 class Load:
@@ -40,6 +41,11 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many more requests have been answered."""
+        start = self.sent
+        wait_until(lambda: self.sent >= start + count)
 
     def _run(self, index: int) -> None:
         value = float(index)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from argosy.environment import find_interpreter
-
-ROOT = Path(__file__).parents[2]
+from tests.scripts import ROOT
 
 
 def run(module: str, *arguments: object, **variables: str) -> Any:

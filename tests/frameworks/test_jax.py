@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +38,7 @@ from tests.frameworks.jax_models import (
     make_rows,
     take_steps,
 )
-
-ROOT = Path(__file__).parents[2]
-
+from tests.scripts import ROOT
 
 RULES = [
     pytest.param(SGD(learning_rate=0.1), id="sgd"),

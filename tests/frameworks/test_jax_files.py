@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,8 @@ from tests.frameworks.jax_models import (
     make_network,
     make_rows,
 )
+from tests.scripts import ROOT
 
-ROOT = Path(__file__).parents[2]
 NAMES = {"inputs": ["x"], "outputs": ["y"]}
 
 EXPORTED = [

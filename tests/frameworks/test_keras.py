@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,12 +41,12 @@ from tests.frameworks.keras_models import (
     make_rows,
     run_noisy,
 )
+from tests.scripts import ROOT
 
 # Keras' own calls that save a model or show weights: NumPy warns of the way in which it converts TensorFlow's variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 BACKEND = keras.backend.backend()
-ROOT = Path(__file__).parents[2]
 HAS_DOUBLE = BACKEND != "jax" or os.environ.get("JAX_ENABLE_X64") == "1"
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 """Of float32 over a few steps."""

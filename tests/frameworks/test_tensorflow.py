@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,11 +35,11 @@ from tests.frameworks.tensorflow_models import (
     make_rows,
     run_noisy,
 )
+from tests.scripts import ROOT
 
 # Its optimizers and losses are Keras', which lets TensorFlow be their backend.
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras has another backend here")
 
-ROOT = Path(__file__).parents[2]
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 """Of float32 over a few steps."""
 

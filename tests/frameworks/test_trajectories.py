@@ -13,14 +13,13 @@ import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from argosy.environment import find_interpreter, lives_apart
 from tests.frameworks.trajectories import list_cases, measure_rounding
+from tests.scripts import ROOT
 
-ROOT = Path(__file__).parents[2]
 BACKENDS = [
     pytest.param("torch", None, id="torch"),
     pytest.param("tensorflow", None, id="tensorflow"),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from argosy.optim import OPTIMIZERS, SGD, Adam, Genetic, GradientOptimizer, LinearDecay, Momentum, RMSprop
+from tests.scripts import ROOT
 
-ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "src" / "argosy" / "optim"
 PAGE = ROOT / "docs" / "optimizers.md"
 CARD_OF = {name: name if issubclass(kind, GradientOptimizer) else "free" for name, kind in OPTIMIZERS.items()}

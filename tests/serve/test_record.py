@@ -39,25 +39,31 @@ class Recording:
 
     def __init__(self, server: Server, name: str) -> None:
         self.arrivals: list[Arrival] = []
-        self._is_over, self._has_begun = threading.Event(), threading.Event()
+        self._num_told = 0
+        self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(server, name))
 
     def _run(self, server: Server, name: str) -> None:
         with AdminClient(server.home) as admin:
             for arrivals in admin.record(name):
                 self.arrivals += arrivals
-                self._has_begun.set()
+                self._num_told += 1
                 if self._is_over.is_set():
                     return
 
+    def _wait_for(self, count: int) -> None:
+        """Wait until arrivals have been told so many more times."""
+        start = self._num_told
+        wait_until(lambda: self._num_told >= start + count)
+
     def __enter__(self) -> list[Arrival]:
         self._thread.start()
-        assert self._has_begun.wait(10)
+        self._wait_for(1)
         return self.arrivals
 
     def __exit__(self, *_: object) -> None:
-        # What was under way when the last answer came is told in one more.
-        time.sleep(0.3)
+        # What was under way when the last answer came is told in one more, and what a front told later than another in the next.
+        self._wait_for(3)
         self._is_over.set()
         self._thread.join(10)
         assert not self._thread.is_alive()
@@ -161,7 +167,7 @@ def test_command_writes_a_trace_that_can_be_replayed(home: Home, tmp_path: Path)
             wait_until(lambda: client.predict("scale", {"x": row(1)}) and trace.exists() and trace.stat().st_size)
             for rows in (1, 2, 7):
                 client.predict("scale", {"x": row(1, rows)})
-            time.sleep(0.5)
+            wait_until(lambda: json.loads(trace.read_text().splitlines()[-1]).get("rows") == 7)
             os.kill(process.pid, signal.SIGTERM)  # SIGINT is ignored where the tests run in the background
             output, _ = process.communicate(timeout=20)
         assert process.returncode == 0

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.scripts import ROOT
+
 
 @pytest.mark.parametrize("script", ["hostile_onnx_files.py", "hostile_store_names.py"])
 def test_attacks_are_refused(script: str) -> None:
     source = Path(sys.modules["argosy.store.local"].__file__ or "").parents[2]
-    path = Path(__file__).parents[2] / "attacks" / script
+    path = ROOT / "attacks" / script
     environment = os.environ | {"PYTHONPATH": str(source), "PYTHONIOENCODING": "utf-8:backslashreplace"}
     result = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, timeout=60)
     lines = result.stdout.splitlines()

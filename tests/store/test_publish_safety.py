@@ -13,6 +13,7 @@ import pytest
 
 from argosy.errors import StoreError
 from argosy.store.local import Store, Version
+from tests.scripts import ROOT
 from tests.store.soundness import assert_sound
 
 Publish = Callable[..., Version]
@@ -121,7 +122,7 @@ def test_blobs_of_a_publisher_that_died_before_its_commit_are_removed(
 
 
 def test_kill_at_any_moment_breaks_nothing() -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "publish_kill.py"
+    script = ROOT / "benchmarks" / "publish_kill.py"
     source = Path(sys.modules["argosy.store.local"].__file__ or "").parents[2]
     result = subprocess.run(
         [sys.executable, script, "--kills", "15", "--seed", "1"],

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from argosy.errors import ConflictError, InputError, ModelError
 from argosy.optim import SGD, Adam, Genetic, RandomSearch
 from argosy.train.checkpoint import Checkpoints, read_checkpoint
 from argosy.train.run import train
-
-ROOT = Path(__file__).parents[2]
+from tests.scripts import ROOT
 
 
 def weights_of(model):

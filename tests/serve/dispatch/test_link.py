@@ -1,16 +1,12 @@
-"""The link between front and worker: a worker that lies loses its link, and nobody gets another client's row."""
+"""The front's end of a link: a worker that lies loses its link, and nobody gets another client's row."""
 
 from __future__ import annotations
 
-import array
 import gc
-import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,19 +15,13 @@ from hypothesis import strategies as st
 
 from argosy.datatypes import OBJECT
 from argosy.errors import FaultError, ModelError, PoisonError
-from argosy.serve.wire import frames
-from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind, Tensor
-from argosy.serve.worker import worker
-from tests.processes import wait_until
+from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind
 from tests.serve.dispatch.played import Batch, Front, Played
 from tests.serve.wire.hostile import GROW, SEAL, SHRINK, U64, make_file
 
 
 def count_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-# the front's end
 
 
 @pytest.fixture
@@ -310,144 +300,3 @@ def test_no_frame_of_a_worker_breaks_a_front(data: st.DataObject) -> None:
         assert answer.shape == (1, 4)
     assert len(call.answers) <= 1
     front.close()
-
-
-# the worker's end
-
-
-class Doubling:
-    """A runtime."""
-
-    def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"y": inputs["x"] * 2}
-
-
-@pytest.fixture
-def hosted() -> Iterator[Any]:
-    """A worker, and a front's end of a link to it."""
-    tensors = {side: [{"name": name, "datatype": "FP32", "shape": [-1, 4]}] for side, name in (("inputs", "x"), ("outputs", "y"))}
-    one = worker.Worker(SimpleNamespace(), {"signature": tensors, "num_fronts": 1})
-    one.runtime = Doubling()  # type: ignore[assignment]
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    held = worker._LinkEnd(theirs)
-    one.fronts[theirs.fileno()] = held
-    one.poll.register(theirs.fileno())
-    ours.settimeout(5.0)
-    yield SimpleNamespace(worker=one, front=held, sock=ours)
-    one.poll.close()
-    ours.close()
-    theirs.close()
-
-
-def send_arenas(hosted: Any, size: int = 4096) -> mmap.mmap:
-    (input_fd, inputs), (output_fd, _) = frames.make_arena(size), frames.make_arena(size)
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
-    hosted.sock.sendmsg([HEADER.pack(Kind.ARENA, 0, 0, 0, 0)], rights)
-    os.close(input_fd)
-    os.close(output_fd)
-    hosted.worker._take(hosted.front)
-    return inputs.memory
-
-
-def test_worker_answers_a_batch(hosted: Any) -> None:
-    inputs = send_arenas(hosted)
-    inputs[:16] = np.full((1, 4), 3, np.float32).tobytes()
-    hosted.sock.send(HEADER.pack(Kind.BATCH, 0, 0, 1, 5) + frames.pack_tensors([Tensor(0, 16, 10, (1, 4))]))
-    hosted.worker._take(hosted.front)
-    frame, fds = frames.read_frame(hosted.sock)
-    assert HEADER.unpack_from(frame) == (Kind.REPLY, 0, 0, 1, 5)
-    assert fds == []
-    tensors = frames.unpack_tensors(frame, HEADER.size + NANOSECONDS.size, 4096)
-    np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0].memory, tensors[0]), np.full((1, 4), 6))
-
-
-class Reshaping:
-    """A model that changes the shape of what it is given, in place."""
-
-    def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        y = inputs["x"] * 2
-        inputs["x"].shape = (-1,)
-        return {"y": y}
-
-
-def ask_worker(hosted: Any, inputs: mmap.mmap, x: np.ndarray, sequence: int) -> bytes:
-    """The worker's reply to a batch."""
-    inputs[: x.nbytes] = x.tobytes()
-    frame = HEADER.pack(Kind.BATCH, 0, 0, len(x), sequence) + frames.pack_tensors([Tensor(0, x.nbytes, 10, x.shape)])
-    hosted.sock.send(frame)
-    hosted.worker._take(hosted.front)
-    return frames.read_frame(hosted.sock)[0]
-
-
-def test_worker_answers_batches_of_the_same_shapes_again_and_again(hosted: Any) -> None:
-    hosted.worker.runtime = Reshaping()
-    inputs = send_arenas(hosted)
-    for sequence in range(12):
-        x = np.full((1 + sequence % 3, 4), sequence, np.float32)
-        reply = ask_worker(hosted, inputs, x, sequence)
-        assert HEADER.unpack_from(reply) == (Kind.REPLY, 0, 0, len(x), sequence)
-        (tensor,) = frames.unpack_tensors(reply, HEADER.size + NANOSECONDS.size, 4096)
-        np.testing.assert_array_equal(frames.read_tensor(hosted.front.outputs[0].memory, tensor), x * 2)
-
-
-@pytest.mark.parametrize(
-    ("y", "fault"),
-    [
-        pytest.param(np.zeros((2, 4)), "has type float64", id="datatype"),
-        pytest.param(np.zeros((1, 4), np.float32), "has 1 rows for 2", id="rows"),
-        pytest.param(np.zeros((2, 5), np.float32), "has shape (2, 5)", id="shape"),
-        pytest.param(None, "'y' is missing", id="nothing"),
-    ],
-)
-def test_worker_checks_each_answer_even_after_good_ones(hosted: Any, y: np.ndarray | None, fault: str) -> None:
-    inputs = send_arenas(hosted)
-    for rows in (1, 2):
-        assert ask_worker(hosted, inputs, np.ones((rows, 4), np.float32), 1)[0] == Kind.REPLY
-    hosted.worker.runtime = SimpleNamespace(infer=lambda _: {"y": y})
-    reply = ask_worker(hosted, inputs, np.ones((2, 4), np.float32), 2)
-    assert reply[0] == Kind.ERROR
-    assert fault in reply[HEADER.size :].decode()
-
-
-BATCH = HEADER.pack(Kind.BATCH, 0, 0, 1, 5)
-
-
-@pytest.mark.parametrize(
-    "frame",
-    [
-        b"",
-        b"\2",
-        bytes(300),
-        bytes(range(256)),
-        HEADER.pack(Kind.HELLO, 0, 0, 1, 0),
-        HEADER.pack(Kind.BATCH, 0, 2, 1, 5),
-        HEADER.pack(Kind.ARENA, 0, 0, 0, 0),
-        BATCH,
-        BATCH + bytes(7),
-        BATCH + frames.pack_tensors([Tensor(0, 16, 10, (1, 4))] * 2),
-        BATCH + frames.pack_tensors([Tensor(1 << 40, 16, 10, (1, 4))]),
-        BATCH + frames.pack_tensors([Tensor(0, 16, 10, (1, 5))]),
-        BATCH + frames.pack_tensors([Tensor(0, 0, 10, (0, 1 << 63))]),
-        BATCH + frames.pack_tensors([Tensor(0, 0, 10, (0, (1 << 64) - 1))]),
-        BATCH + frames.pack_tensors([Tensor(0, 3, OBJECT, (1,))]),
-    ],
-    ids=lambda frame: frame[:1].hex() + f"-{len(frame)}",
-)
-def test_worker_drops_a_front_that_makes_no_sense(hosted: Any, frame: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    send_arenas(hosted)
-    if frame:
-        hosted.sock.send(frame)
-    else:
-        hosted.sock.shutdown(socket.SHUT_WR)
-    hosted.worker._take(hosted.front)
-    assert hosted.worker.fronts == {}
-    assert hosted.sock.recv(100) == b""
-    assert "link closed" in capfd.readouterr().err
-
-
-def test_worker_whose_front_died_is_free_for_others(hosted: Any) -> None:
-    send_arenas(hosted)
-    hosted.sock.close()
-    hosted.worker._take(hosted.front)
-    wait_until(lambda: hosted.worker.fronts == {})
-    assert hosted.worker.fronts == {}

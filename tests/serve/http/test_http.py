@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import select
 import socket
 import time
 import zlib
@@ -520,6 +521,15 @@ def test_many_slow_readers_fill_no_memory_delay_nobody_and_get_all_their_answers
                 assert {answer.body.count(b"%d.0," % number) for answer in answers} == {width - 1}
 
 
+async def turn_until(condition: Callable[[], Any]) -> None:
+    """Let the loop turn until a condition comes true."""
+    for _ in range(4000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("the condition did not come true in time")
+
+
 @pytest.mark.parametrize("num_asks", [1, 3], ids=["one", "and others held behind it"])
 def test_client_that_never_reads_its_answer_gives_its_place_back(num_asks: int) -> None:
     """With an injected clock. Nothing that waits for the client's next read may be waited for."""
@@ -542,15 +552,14 @@ def test_client_that_never_reads_its_answer_gives_its_place_back(num_asks: int) 
         listener = await loop.create_server(lambda: HttpConnection(server), "127.0.0.1", 0)
         with socket.create_connection(listener.sockets[0].getsockname()) as client:
             client.sendall(request() * num_asks)
-            await asyncio.sleep(0.3)
+            await turn_until(lambda: select.select([client], [], [], 0)[0])  # the answer has begun
             (connection,) = server.connections
             now = time.monotonic()
             connection.check_idle(now + 50)
             await asyncio.sleep(0.1)
             assert server.connections == {connection}
             connection.check_idle(now + 61)
-            await asyncio.sleep(0.1)
-            assert not server.connections
+            await turn_until(lambda: not server.connections)
         listener.close()
 
     uvloop.run(main())

@@ -25,6 +25,7 @@ from argosy.server import Server
 from argosy.signature import Signature
 from tests.home import SIGNATURE, Home
 from tests.processes import find_child, find_workers, wait_until
+from tests.scripts import ROOT
 
 SOURCE = '''
 import asyncio, os, threading, time
@@ -189,6 +190,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.deploy("api", allow_code=True)
         server.deploy("api", name="few", allow_code=True, max_streams=2, max_queue_rows=3)
         server.deploy("api", name="brief", allow_code=True, timeout_s=0.3)
+        # Long enough for an answer to begin on a machine that is busy.
+        server.deploy("api", name="short", allow_code=True, timeout_s=1.5)
         yield server
 
 
@@ -541,24 +544,24 @@ def test_worker_that_lies_breaks_its_own_answer_alone(http: httpx.Client, frames
     assert [http.get("/version").text for _ in range(20)] == ["1"] * 20
 
 
-def test_deadline_before_the_first_part_is_504_and_after_it_cuts(server: Server, http: httpx.Client) -> None:
-    with open_client(server, "brief") as brief:
+def test_deadline_before_the_first_part_is_504_and_after_it_cuts(server: Server) -> None:
+    with open_client(server, "brief") as brief, open_client(server, "short") as short:
         answer = brief.get("/steps?key=never")
         assert (answer.status_code, "0.300 s passed" in answer.text) == (504, True)
-        with brief.stream("GET", "/ticks?key=late") as answer:
+        with short.stream("GET", "/ticks?key=late") as answer:
             parts = answer.iter_raw()
             assert next(parts) == b"begun"
             with pytest.raises(httpx.RemoteProtocolError):
                 next(parts)
-        wait_until(lambda: has_ended(brief, "late"))
+        wait_until(lambda: has_ended(short, "late"))
         brief.get("/open?key=never-0")
 
 
 def test_deadline_cuts_a_client_that_does_not_read(server: Server) -> None:
-    with open_client(server, "brief") as brief, brief.stream("GET", "/pour?count=100000&key=unread") as answer:
+    with open_client(server, "short") as short, short.stream("GET", "/pour?count=100000&key=unread") as answer:
         parts = answer.iter_raw()
         next(parts)
-        wait_until(lambda: "unread" in httpx.get(f"{server.url}/v2/models/brief/raw/ended", trust_env=False).json())
+        wait_until(lambda: "unread" in httpx.get(f"{server.url}/v2/models/short/raw/ended", trust_env=False).json())
 
 
 def test_worker_that_dies_is_told_cut_or_asked_again(home: Home, tmp_path: Path) -> None:
@@ -701,7 +704,7 @@ def test_event_whose_name_would_forge_lines_is_refused(fields: dict[str, str]) -
 
 
 def test_example_is_the_one_of_the_page_and_answers(home: Home) -> None:
-    root = Path(__file__).parents[3]
+    root = ROOT
     path = root / "examples" / "raw_api.py"
     assert path.read_text() in (root / "docs" / "raw.md").read_text()
     publish_python(home.store, path, "texts")
