@@ -50,6 +50,8 @@ class Family:
         self.selector = selectors.DefaultSelector()
         self.is_stopping = False
         """Nobody is started again."""
+        self._reap_s: float | None = None
+        """When to look for dead processes that nobody here started."""
         self._logs = logs
         self._greet = greet
         self._obey = obey
@@ -175,10 +177,12 @@ class Family:
     def turn(self, stop_s: float | None) -> None:
         """Wait until something happens, at most until `stop_s`, and deal with it."""
         due = [t for child in self.children.values() for t in (child.restart_s, child.kill_s, child.stuck_s) if t is not None]
-        due += [] if stop_s is None else [stop_s]
+        due += [at_s for at_s in (stop_s, self._reap_s) if at_s is not None]
         for key, _ in self.selector.select(max(0.0, min(due) - time.monotonic()) if due else None):
             key.data()
         now = time.monotonic()
+        if self._reap_s is not None and self._reap_s <= now:
+            self._reap_strangers()
         for child in list(self.children.values()):
             if child.restart_s is not None and child.restart_s <= now and not self.is_stopping:
                 child.restart_s = None
@@ -188,6 +192,21 @@ class Family:
                 self.condemn(child, child.suspicion)
             if child.stuck_s is not None and child.stuck_s <= now:
                 self._give_up(child, "it does not read its channel")
+
+    def note_death(self) -> None:
+        """A process below the supervisor has ended, a child or one that it does not know."""
+        if self._reap_s is None:
+            # Not at once: it may be a worker whose word that it was forked is not read yet.
+            self._reap_s = time.monotonic() + CLOSED_S
+
+    def _reap_strangers(self) -> None:
+        """Let go of dead processes that a worker's code started: when the worker ends, they come to the supervisor."""
+        self._reap_s = None
+        known = {child.pid for child in self.children.values()}
+        with contextlib.suppress(OSError):
+            below = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            for pid in {int(found) for found in below} - known:
+                os.waitpid(pid, os.WNOHANG)
 
     # channels
 

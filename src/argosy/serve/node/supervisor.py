@@ -127,7 +127,7 @@ class Supervisor:
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno())
         self._signal_pair = (reader, writer)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, _ignore)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.family.selector.register(reader, selectors.EVENT_READ, self._take_signals)
@@ -140,8 +140,11 @@ class Supervisor:
             self._begin_stop()
 
     def _take_signals(self) -> None:
-        self._signal_pair[0].recv(64)
-        self._begin_stop()
+        numbers = self._signal_pair[0].recv(64)
+        if signal.SIGCHLD in numbers:
+            self.family.note_death()
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self._begin_stop()
 
     def _begin_stop(self) -> None:
         if self.stop_s is not None:
