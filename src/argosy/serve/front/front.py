@@ -142,13 +142,15 @@ class Front:
         reader, writer = await asyncio.open_connection(sock=sock)
         self._control = writer
         self.errands.connect(writer)
-        # A control process that was started in its place says what holds, whatever its predecessor had sent and is read late.
-        while self._control is writer:
+        while True:
             try:
                 message = await read_message(reader, "front", "control")
                 table = msgspec.convert(message.table, Table) if isinstance(message, PutTable) else None
             except (ArgosyError, msgspec.ValidationError) as error:
                 self._accuse("control", pid, str(error))
+                break
+            # One that was started in its place says what holds, whatever its predecessor had sent and is read late.
+            if self._control is not writer:
                 break
             if table is not None:
                 self.router.apply(table)
