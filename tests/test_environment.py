@@ -21,6 +21,7 @@ from argosy import environment
 from argosy.deploy.local_node import LocalNode
 from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.errors import FaultError, InputError, NotAllowedError
+from argosy.serve.wire.control_messages import decode
 from tests.home import SIGNATURE, Home
 from tests.processes import wait_until
 
@@ -297,21 +298,21 @@ class FakeChannel:
     def __init__(self) -> None:
         self.sent: list[Any] = []
 
-    def send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
-        self.sent.append(message)
+    def send_bytes(self, data: bytes, fds: tuple[int, ...]) -> None:
+        self.sent.append(decode(data, "control", "supervisor"))
 
 
 def make_node() -> tuple[LocalNode, FakeChannel]:
     channel = FakeChannel()
-    node = LocalNode(channel, 0, lambda name: None, lambda *_: None)  # pyright: ignore[reportArgumentType]
+    node = LocalNode(channel, 0, lambda *_: None)  # pyright: ignore[reportArgumentType]
     return node, channel
 
 
 @pytest.mark.timeout(400)
 def test_worker_starts_with_the_interpreter_of_its_runtime(mxnet_python: Path) -> None:
     node, channel = make_node()
-    node.start_worker("mx", 1, {"runtime": "mxnet", "key": "k"})
-    node.start_worker("on", 1, {"runtime": "onnx", "key": "k"})
+    node.start_worker("mx", 1, {"runtime": "mxnet", "key": "k", "deployment": "mx"})
+    node.start_worker("on", 1, {"runtime": "onnx", "key": "k", "deployment": "on"})
     assert [message.spec.get("python") for message in channel.sent] == [str(mxnet_python), None]
 
 

@@ -22,7 +22,7 @@ from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
 from tests.home import SIGNATURE, Home, golden_scale, row
 from tests.load import Load
-from tests.processes import find_child, find_workers, is_alive, wait_until
+from tests.processes import find_child, find_workers, is_alive, list_children, wait_until
 
 PIDFD_GETFD = 438
 
@@ -286,6 +286,30 @@ def test_worker_that_hangs_is_replaced_while_the_control_process_is_away(home: H
         np.testing.assert_array_equal(predict(server, "code", 3.0), row(6.0))
         os.kill(control, signal.SIGCONT)
         assert "killed: front-0 says: it has not answered for 0.5 s" in read_last_death(server, "code")
+
+
+def test_processes_that_dead_workers_leave_behind_do_not_stay_as_zombies(home: Home) -> None:
+    leave = "import subprocess\nsubprocess.Popen(['sleep', '0.1'])\nif (x == 77).any(): os._exit(9)\nreturn {'y': x * 2}"
+    home.publish_code(leave)
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        for _ in range(2):
+            with pytest.raises(argosy.ArgosyError):
+                predict(server, "code", 77.0)
+            wait_until(lambda: find_workers(server, "code"))
+        # Those that still sleep become children of the supervisor before they end.
+        wait_until(lambda: all(is_alive(pid) for pid in list_children(server.pid)) and not find_sleepers())
+        assert all(is_alive(pid) for pid in list_children(server.pid))
+
+
+def find_sleepers() -> list[Path]:
+    """Processes that the model above started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == b"sleep\x000.1\x00":
+                found.append(path)
+    return found
 
 
 def test_link_that_a_front_had_no_room_for_is_made_later(home: Home) -> None:
