@@ -20,7 +20,7 @@ from argosy.deploy.spec import DeploymentSpec, Rollout
 from argosy.errors import StoreError
 from argosy.store.local import Store
 from tests.deploy.driven_loop import OWNER, DrivenLoop, run
-from tests.deploy.made_up_node import MB, Behaviour, Front, Killed, Machine, MadeUpNode
+from tests.deploy.made_up_node import MB, Behaviour, Front, Killed, Machine, MadeUpNode, Request
 from tests.home import SIGNATURE
 
 TOKEN = "token"
@@ -164,6 +164,18 @@ class World:
             yield
         finally:
             self.store.before = before
+
+    def send_requests(self, name: str = "m", every_s: float = 0.1) -> list[Request]:
+        """Have a client ask every front for ever; returns its requests, as they come."""
+        requests: list[Request] = []
+
+        async def send() -> None:
+            while True:
+                requests.extend(self.machine.ask(name, front=front) for front in self.machine.fronts)
+                await asyncio.sleep(every_s)
+
+        self._client = self.loop.create_task(send())
+        return requests
 
     # what happens to the control process
 
