@@ -58,7 +58,9 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.mark.parametrize(
     ("variables", "tests"),
     [
-        pytest.param({"KERAS_BACKEND": "jax"}, ("-m", "backend"), id="jax"),
+        # In two parts, as each compiles for half a minute.
+        pytest.param({"KERAS_BACKEND": "jax"}, ("-m", "backend", "-k", "not (export or runtime)"), id="jax"),
+        pytest.param({"KERAS_BACKEND": "jax"}, ("-m", "backend", "-k", "export or runtime"), id="jax, its files"),
         pytest.param({"KERAS_BACKEND": "torch"}, ("-m", "backend"), id="torch"),
         pytest.param({"KERAS_BACKEND": "jax"}, ("-k", "not on_backend"), marks=SLOW, id="all of jax"),
         pytest.param({"KERAS_BACKEND": "torch"}, ("-k", "not on_backend"), marks=SLOW, id="all of torch"),
