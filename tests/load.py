@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ class Load:
     """
 
     def __init__(self, server: Server, name: str, check: Callable[[float, np.ndarray, str], bool], num_clients: int = 8) -> None:
-        self.sent = 0
+        self.answered = [0] * num_clients
         self.failures: list[str] = []
         self.versions: set[str] = set()
         self._server, self._name, self._check = server, name, check
@@ -42,10 +43,16 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def sent(self) -> int:
+        """Requests that have been answered."""
+        return sum(self.answered)
+
     def wait_for(self, count: int) -> None:
-        """Wait until so many more requests have been answered."""
-        start = self.sent
-        wait_until(lambda: self.sent >= start + count)
+        """Wait until so many more requests have been answered, two of each client: whatever it had sent before is answered then."""
+        start = list(self.answered)
+        least = [then + 2 for then in start]
+        wait_until(lambda: self.sent >= sum(start) + count and all(map(operator.ge, self.answered, least)))
 
     def _run(self, index: int) -> None:
         value = float(index)
@@ -59,7 +66,7 @@ class Load:
                 except argosy.ArgosyError as error:
                     problem, version = str(error), ""
                 with self._lock:
-                    self.sent += 1
+                    self.answered[index] += 1
                     if problem:
                         self.failures.append(problem)
                     else:

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 # From the ground up: a room imports what stands on lower floors, and never its neighbours on the same floor.
 FLOORS = """
-errors datatypes home raw callables
+errors datatypes home raw callables version
 signature config environment confine conformance serve
 runtimes
 store optim serve.wire
@@ -36,7 +36,7 @@ FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()
 # conformance suite must not use the code that it tests.
 ONLY = {
     "conformance": {"errors"},
-    "serve": {"errors", "datatypes", "home", "raw", "callables", "signature", "config", "runtimes"},
+    "serve": {"errors", "datatypes", "home", "raw", "callables", "version", "signature", "config", "runtimes"},
 }
 
 

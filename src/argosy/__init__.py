@@ -49,6 +49,7 @@ __all__ = [
 # Where each exported name lives; imported when it is first asked for. `train`, `compress` and `serve` are packages
 # that can be called; `optim` is one that is asked for often.
 _HOMES: Final = {
+    "__version__": "argosy.version",
     "AdminClient": "argosy.client",
     "ArgosyError": "argosy.errors",
     "AsyncClient": "argosy.client",

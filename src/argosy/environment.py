@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -266,9 +265,12 @@ def _link_package(site: Path) -> None:
 
 def _find_metadata() -> list[Path]:
     """The folder that tells this package's version; none where it runs from its source, not installed."""
+    # Which takes as long to import as the rest of this module, and is needed where an environment is built alone.
+    from importlib import metadata
+
     try:
-        files = importlib.metadata.files("argosy") or []
-    except importlib.metadata.PackageNotFoundError:
+        files = metadata.files("argosy") or []
+    except metadata.PackageNotFoundError:
         return []
     return [Path(str(file.locate())).parent.resolve() for file in files if file.name == "METADATA"]
 

@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +50,7 @@ from argosy.serve.wire.control_messages import (
 )
 from argosy.serve.wire.counters import CLOSED, Counters
 from argosy.serve.wire.table import Table
+from argosy.version import __version__
 
 __all__ = ["Front", "main"]
 
@@ -131,9 +131,9 @@ class Front:
         self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts, config.max_intake_bytes)
         self.recorder = Recorder(self.admit)
         self.errands = Errands()
-        self.http = HttpServer(self.router, self.admit, self.errands, version("argosy"), config.max_connections)
+        self.http = HttpServer(self.router, self.admit, self.errands, __version__, config.max_connections)
         self.grpc, self._grpc_server = make_grpc_protocol(
-            self.router, self.admit, self.errands, version=version("argosy"), max_connections=config.max_connections
+            self.router, self.admit, self.errands, version=__version__, max_connections=config.max_connections
         )
         self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message.listeners, listeners, strict=True)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import subprocess
@@ -96,29 +95,36 @@ class ChildChannel(Channel):
             self._forget_first()
 
 
-@dataclasses.dataclass
 class Child:
-    """A process that should run."""
+    """A process that should run.
 
-    name: str
-    kind: Process
-    spec: dict[str, Any]
-    pid: int = 0
-    pidfd: int = -1
-    channel: ChildChannel | None = None
-    started_s: float = 0.0
-    num_deaths: int = 0
-    restart_s: float | None = None
-    """When to start it again."""
-    kill_s: float | None = None
-    """When to kill it, if it has not ended by then as it should."""
-    suspicion: str = ""
-    """Why, then."""
-    fault: str = ""
-    """Why it was killed."""
-    is_stopping: bool = False
-    report: Report | None = None
-    """What a worker said of its model."""
+    Args:
+        name: of the process; its log's, too.
+        kind: of process.
+        spec: what to start, and what it is told.
+
+    Attributes:
+        restart_s: when to start it again.
+        kill_s: when to kill it, if it has not ended by then as it should; `suspicion` says why, then.
+        fault: why it was killed.
+        report: what a worker said of its model.
+    """
+
+    def __init__(self, name: str, kind: Process, spec: dict[str, Any]) -> None:
+        self.name = name
+        self.kind: Process = kind
+        self.spec = spec
+        self.pid = 0
+        self.pidfd = -1
+        self.channel: ChildChannel | None = None
+        self.started_s = 0.0
+        self.num_deaths = 0
+        self.restart_s: float | None = None
+        self.kill_s: float | None = None
+        self.suspicion = ""
+        self.fault = ""
+        self.is_stopping = False
+        self.report: Report | None = None
 
     @property
     def stuck_s(self) -> float | None:

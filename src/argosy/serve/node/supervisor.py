@@ -20,7 +20,6 @@ import fcntl
 import json
 import os
 import resource
-import secrets
 import selectors
 import signal
 import socket
@@ -112,7 +111,7 @@ class Supervisor:
         state = {
             "pid": os.getpid(),
             "host": self.config["host"],
-            "token": secrets.token_urlsafe(32),
+            "token": os.urandom(32).hex(),
             **{f"{name}_port": self._port(name) for name in self.listeners},
         }
         temporary = self.run / "serve.json.new"
