@@ -49,7 +49,7 @@ class Load:
         return sum(self.answered)
 
     def wait_for(self, count: int) -> None:
-        """Wait until so many more requests have been answered, two of each client, for what it had sent before is answered then."""
+        """Wait until so many more requests have been answered, and two of each client: what it had sent before is then, too."""
         start = list(self.answered)
         least = [then + 2 for then in start]
         wait_until(lambda: self.sent >= sum(start) + count and all(map(operator.ge, self.answered, least)))
