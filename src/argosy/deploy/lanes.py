@@ -123,6 +123,7 @@ class DesiredLane:
             can_join=bool(self.report) and not self.report["join_refusal"],
             can_pad=self.report.get("pad_refusal") == "",
             join_refusal=self.report.get("join_refusal", ""),
+            joining=self.report.get("joining", ""),
             pad_refusal=self.report.get("pad_refusal", ""),
             service=tuple((rows, length, seconds) for rows, length, seconds in self.report.get("service", ())),
             is_repeatable=manifest.repeatable,

@@ -52,7 +52,7 @@ def _answer_each(runtime: Runtime, golden: Arrays, is_batched: bool, path: Path)
     """Write the answer to each example, one after the other, as `INDEX:NAME`. Text has no cosine, and is left out."""
     answers: Arrays = {}
     for index in range(min(len(array) for array in golden.values())):
-        example = {name: array[index : index + 1] if is_batched else array[index] for name, array in golden.items()}
+        example = {name: array[index : index + 1] if is_batched else array[index, ...] for name, array in golden.items()}
         for name, array in runtime.infer(example).items():
             if array.dtype.kind != "O":
                 answers[f"{index}:{name}"] = array

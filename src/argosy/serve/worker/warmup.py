@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import decode_stored, is_float
+from argosy.datatypes import decode_stored
 from argosy.serve.wire.frames import read_elements
-from argosy.serve.worker.agreement import JOIN_TOLERANCE, OUTLIER_FACTOR, largest_difference
+from argosy.serve.worker.agreement import Measure, largest_difference
 
 __all__ = [
     "MEASURE_S",
@@ -23,13 +23,11 @@ __all__ = [
     "load_golden",
     "measure_row",
     "measure_service",
-    "prove_joining",
     "verify_golden",
 ]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
-Measure = Callable[[NDArray[Any], NDArray[Any]], float]
 
 # Relative to the largest value of the output. Another CPU's kernels sum in another order: 1e-4 was seen for deep float32 models.
 GOLDEN_TOLERANCE: Final = 1e-3
@@ -93,29 +91,6 @@ def verify_golden(
     return worst
 
 
-def prove_joining(infer: Infer, inputs: Arrays, measure: Measure = largest_difference) -> str:
-    """Say why rows must not be joined; an empty string when a joined row answers as it does alone.
-
-    The batch holds every example and one outlier, whose floats are a hundred times larger.
-    """
-    count = _count(inputs)
-    if not count:
-        return "the version has no examples to try it with"
-    outlier = {name: array[:1] * OUTLIER_FACTOR if is_float(array.dtype) else array[-1:] for name, array in inputs.items()}
-    outlier = {name: array.astype(inputs[name].dtype) for name, array in outlier.items()}
-    joined = {name: np.concatenate([array, outlier[name], array[::-1]]) for name, array in inputs.items()}
-    together = infer(joined)
-    for index in range(count + 1):
-        row = _pick(joined, index)
-        for name, expected in infer(row).items():
-            got = together[name][index : index + 1]
-            difference = measure(got, expected)
-            if difference > JOIN_TOLERANCE:
-                moved = f"output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
-                return f"a row answers differently in a batch: {moved}"
-    return ""
-
-
 def measure_service(infer: Infer, inputs: Arrays, max_rows: int, budget_s: float = MEASURE_S) -> dict[int, float]:
     """Seconds that a batch of 1, 2, 4 ... rows takes, the fastest of a few runs; stops after `budget_s`."""
     count = _count(inputs)
@@ -140,4 +115,4 @@ def _count(arrays: Arrays) -> int:
 
 def _pick(arrays: Arrays, index: int, *, is_batched: bool = True) -> Arrays:
     """One example: a row of a batched signature, else a whole request."""
-    return {name: array[index : index + 1] if is_batched else array[index] for name, array in arrays.items()}
+    return {name: array[index : index + 1] if is_batched else array[index, ...] for name, array in arrays.items()}

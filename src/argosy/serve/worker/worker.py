@@ -28,11 +28,12 @@ from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
 from argosy.runtimes.base import NUM_TOKENS, Runtime, StreamRuntime, load_runtime_class
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
-from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, NewLink, Ready, Refused, fit_text
+from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, JoinEnded, NewLink, Ready, Refused, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
 from argosy.serve.wire.stream_frames import MAX_ERROR_BYTES
-from argosy.serve.worker import cores, padding_proof, warmup
-from argosy.serve.worker.agreement import choose_measure
+from argosy.serve.worker import cores, padding_proof, row_trials, warmup
+from argosy.serve.worker.agreement import Measure, choose_measure
+from argosy.serve.worker.watch import PERIOD_ROWS, Watch
 
 if TYPE_CHECKING:
     from argosy.runtimes.preprocess import Preprocessor
@@ -77,7 +78,7 @@ class Worker:
         self.inputs: list[Message] = spec["signature"]["inputs"]
         self.outputs: list[Message] = spec["signature"]["outputs"]
         shapes = [tensor["shape"] for tensor in self.inputs + self.outputs]
-        self.is_batched = all(shape and shape[0] == -1 for shape in shapes)
+        self.is_batched = spec["signature"].get("has_rows", True) and all(shape and shape[0] == -1 for shape in shapes)
         if "BF16" in {tensor["datatype"] for tensor in self.inputs + self.outputs}:
             learn_bfloat16()
         self.output_dtypes = [DATATYPES[tensor["datatype"]] for tensor in self.outputs]
@@ -93,6 +94,7 @@ class Worker:
         self.streams: StreamThreads | None = None
         self.poll = select.epoll()
         self.fronts: dict[int, _LinkEnd] = {}
+        self.watch: Watch | None = None
 
     # load
 
@@ -108,11 +110,10 @@ class Worker:
         difference = None
         if inputs:
             difference = warmup.verify_golden(self._infer, inputs, outputs, is_batched=self.is_batched, measure=measure)
-        join_refusal, pad_refusal = "the signature has no axis of rows", None
+        join_refusal, pad_refusal = self._judge_joining(inputs, measure), None
         by_rows: Times = ()
         by_length: LengthTimes = ()
         if self.is_batched:
-            join_refusal = warmup.prove_joining(self._infer, inputs, measure)
             pad_refusal = self._try_lengths(inputs, measure, join_refusal)
             if inputs:
                 by_rows, by_length = self._measure(inputs, is_joined=not join_refusal)
@@ -123,12 +124,37 @@ class Worker:
             memory_bytes=_own_memory_bytes(),
             golden_difference=difference,
             join_refusal=fit_text(join_refusal, MAX_REFUSAL),
+            joining=fit_text(self._describe_joining(), MAX_REFUSAL),
             pad_refusal=None if pad_refusal is None else fit_text(pad_refusal, MAX_REFUSAL),
             service_s=by_rows,
             service=by_length,
         )
 
-    def _try_lengths(self, inputs: Arrays, measure: warmup.Measure, join_refusal: str) -> str | None:
+    def _judge_joining(self, inputs: Arrays, measure: Measure) -> str:
+        """Say why rows of several requests are not joined; "" where they are, from now on watched unless the graph proves them."""
+        if not self.is_batched:
+            return "the signature has no axis of rows"
+        kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]
+        if self.spec["exact"]:
+            return "answers are to be exact, and kernels for many rows round otherwise than those for one"
+        if kind == "dependent":
+            return f"rows depend on one another: {reason}"
+        refusal = row_trials.find_influence(self._infer, inputs, measure, is_brief=kind == "independent")
+        if not refusal and kind == "unknown" and self.spec["repeatable"]:
+            self.watch = Watch(self._infer_form, measure, self.ragged)
+        return refusal
+
+    def _describe_joining(self) -> str:
+        kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]
+        if kind != "unknown":
+            return f"{kind}: {reason}"
+        tried = "trials found no difference"
+        return f"{kind}: {reason}; {tried}, and one row in {PERIOD_ROWS} is run again alone" if self.watch else f"{kind}: {reason}; {tried}"
+
+    def _infer_form(self, inputs: Arrays, form: int) -> Arrays:
+        return self._infer_raw(inputs, form) if form else self._infer(inputs)
+
+    def _try_lengths(self, inputs: Arrays, measure: Measure, join_refusal: str) -> str | None:
         """Find out whether rows of different lengths may be joined; and load what makes tensors of texts and pictures."""
         refusal = join_refusal
         if self.ragged and not refusal:
@@ -194,12 +220,26 @@ class Worker:
         """Answer batches until the supervisor is gone."""
         self.poll.register(self.channel.fileno(), select.EPOLLIN)
         while True:
-            for fd, _ in self.poll.poll():
+            due_s = None if self.watch is None else self.watch.due_s
+            events = self.poll.poll() if due_s is None else self.poll.poll(0)
+            if due_s is not None and (not events or time.monotonic() > due_s):
+                self._look_again()
+            for fd, _ in events:
                 front = self.fronts.get(fd)
                 if front is not None:
                     self._take(front)
                 elif not self._take_link():
                     return
+
+    def _look_again(self) -> None:
+        """Run a row again that was joined; if it was not its own, have no more joined."""
+        assert self.watch is not None
+        escape = self.watch.look()
+        if escape is not None:
+            self.watch = None
+            print(f"rows are not joined any more: {escape.reason}", file=sys.stderr, flush=True)
+            reason = f"a joined row, run again alone, answered differently: {escape.reason}"
+            self.channel.send(JoinEnded(fit_text(reason, MAX_REFUSAL), escape.difference))
 
     def _take_link(self) -> bool:
         received = self.channel.receive()
@@ -279,11 +319,13 @@ class Worker:
             return
         if layout is None:
             self._reply_new(front, slot, rows, sequence, nanoseconds, arrays, key)
-            return
-        for view, output in zip(layout.views, arrays, strict=True):
-            view[...] = output
-        head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
-        self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
+        else:
+            for view, output in zip(layout.views, arrays, strict=True):
+                view[...] = output
+            head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
+            self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
+        if self.watch is not None and rows > 1:
+            self.watch.note(inputs, dict(zip(self.output_names, arrays, strict=False)), form, rows)
 
     def _send_failure(self, front: _LinkEnd, error: Exception, slot: int, sequence: int) -> None:
         text = f"{type(error).__name__}: {error}"
