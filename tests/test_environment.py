@@ -154,7 +154,7 @@ def test_environment_holds_its_lock_and_argosy_alone(
     assert ask(python, "import hpack; print(hpack.__version__)") == read_pins(LOCK.read_text())["hpack"][0]
     assert ask(python, "import argosy, pathlib; print(pathlib.Path(argosy.__file__).resolve())") == argosy.__file__
     code = "import importlib.metadata as m; print(m.version('argosy'))"
-    assert ask(python, code) == ask(Path(sys.executable), code) == PROJECT["version"]
+    assert ask(python, code) == ask(Path(sys.executable), code) == argosy.__version__
     code = "import importlib.util as u; print([n for n in ('numpy', 'click', 'pytest', 'tests') if u.find_spec(n)])"
     assert ask(python, code) == "[]"
     assert find_interpreter("hpack") == python
@@ -231,7 +231,7 @@ def test_environment_follows_an_update_of_argosy(cache: Path) -> None:
     link.unlink()
     link.with_name("argosy-0.0.0.dist-info").symlink_to(cache / "gone")
     code = "import importlib.metadata as m; print(m.version('argosy'))"
-    assert ask(find_interpreter("hpack"), code) == PROJECT["version"]
+    assert ask(find_interpreter("hpack"), code) == argosy.__version__
 
 
 # MXNet's
