@@ -149,7 +149,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     ragged: Ragged | None = None
     preprocess: tuple[Preprocess, ...] = ()
     has_rows: bool = True
-    """False where first axes of any length do not count rows: a detector's boxes, the nodes of a graph, the samples of a sound."""
+    """False where first axes of any length do not count rows, but boxes of a detector, nodes of a graph, samples of a sound."""
 
     def __post_init__(self) -> None:
         for specs in (self.inputs, self.outputs):

@@ -56,6 +56,8 @@ class DesiredLane:
     workers: list[str] = field(default_factory=list[str])
     report: Message = field(default_factory=dict[str, Any])
     """What a worker that loaded last has shown; kept while one is being replaced."""
+    has_escaped: bool = False
+    """It is recorded that its rows influence one another, which trials had not shown."""
     timeout_s: float = 0.0
     """The longest deadline that it ever gave a request."""
 

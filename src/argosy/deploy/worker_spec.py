@@ -42,11 +42,11 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
         "version": version.number,
         "digest": version.digest,
         "runtime": runtime,
+        "own_runtime": manifest.runtime,
         "precision": spec.precision or "",
         "folder": str(folder),
         "entry": manifest.entry,
         "signature": _strip_signature(msgspec.to_builtins(manifest.signature)),
-        "joining": _judge(version),
         "exact": spec.exact,
         "repeatable": manifest.repeatable,
         "golden": GOLDEN_FILE if manifest.num_golden else "",
@@ -61,6 +61,8 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
         "num_fronts": num_fronts,
     }
     worker["key"] = hashlib.sha256(json.dumps(worker, sort_keys=True).encode()).hexdigest()[:16]
+    # What workers found out is no reason to replace those that run.
+    worker["joining"] = _judge(version)
     # For whoever has to end it later, and may know no more of the deployment.
     worker["timeout_s"] = spec.timeout_s
     return worker

@@ -50,7 +50,8 @@ def _branch(node: Node) -> list[Value]:
     branches = [node.run(node.get(name), ()) for name in ("then_branch", "else_branch")]
     if condition.integers:
         return branches[0 if condition.integers[0] else 1]
-    return [_join(*pair, node.outputs[index]) for index, pair in enumerate(zip(*branches, strict=True))]
+    pairs = zip(branches[0], branches[1], strict=True)
+    return [_join(one, other, node.outputs[index]) for index, (one, other) in enumerate(pairs)]
 
 
 @handles("Loop")
@@ -72,11 +73,14 @@ def _loop(node: Node) -> list[Value]:
         if after == states:
             return [*states, *_stack(found[len(states) :], node, len(states), 0)]
         states = after
-    unknown("what its states are after a turn is not found out")
+    return unknown("what its states are after a turn is not found out")
 
 
 def _join_states(before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
-    return [_join(one._replace(content=None), other._replace(content=None), f"state{index}") for index, (one, other) in enumerate(zip(before, after, strict=False))]
+    return [
+        _join(one._replace(content=None), other._replace(content=None), f"state{index}")
+        for index, (one, other) in enumerate(zip(before, after, strict=False))
+    ]
 
 
 def _stack(values: Sequence[Value], node: Node, first: int, axis: int) -> list[Value]:
@@ -96,9 +100,11 @@ def _scan(node: Node) -> list[Value]:
     num_scanned: int = node.get("num_scan_inputs")
     num_states = len(node.inputs) - num_scanned
     values = [node.take(index) for index in range(len(node.inputs))]
-    axes = [axis % value.rank for axis, value in zip(node.get("scan_input_axes", [0] * num_scanned), values[num_states:], strict=True)]
+    scanned = values[num_states:]
+    given = node.get("scan_input_axes", [0] * num_scanned)
+    axes = [axis % value.rank for axis, value in zip(given, scanned, strict=True)]
     slices: list[Value] = []
-    for value, axis in zip(values[num_states:], axes, strict=True):
+    for value, axis in zip(scanned, axes, strict=True):
         if value.axis == axis:
             mixed("it goes through the rows one after the other", is_ordered=True)
         shape = (*value.known_shape[:axis], *value.known_shape[axis + 1 :])
@@ -112,4 +118,4 @@ def _scan(node: Node) -> list[Value]:
         if after == states:
             return [*states, *_stack(found[num_states:], node, num_states, 0)]
         states = after
-    unknown("what its states are after a turn is not found out")
+    return unknown("what its states are after a turn is not found out")

@@ -95,7 +95,8 @@ def _compute(node: Node, contents: Contents) -> tuple[Dim, ...] | None:
     """What an operator makes of numbers that are known; None where that is not needed for shapes."""
     op = node.op
     found: list[Dim | None] = []
-    for items in zip(*contents, strict=True):
+    for index in range(len(contents[0])):
+        items = [content[index] for content in contents]
         a, b = items[0], items[1] if len(items) > 1 else items[0]
         if op == "Mul":
             found.append(a.times(b))
@@ -115,7 +116,7 @@ def _compute(node: Node, contents: Contents) -> tuple[Dim, ...] | None:
         elif op in ("Floor", "Ceil", "Round") and not a.names:
             found.append(fixed({"Floor": math.floor, "Ceil": math.ceil, "Round": round}[op](a.number)))
         elif op in ("Floor", "Ceil", "Sqrt", "Abs", "Round"):
-            found.append(a if op == "Abs" or a.number.denominator == 1 and op != "Sqrt" else combine(op, a))
+            found.append(a if op == "Abs" or (a.number.denominator == 1 and op != "Sqrt") else combine(op, a))
         elif op == "Mod" and not b.names and b.number and not a.names:
             found.append(fixed(a.number % b.number))
         elif op in ("Min", "Max"):
@@ -130,18 +131,18 @@ def _compute(node: Node, contents: Contents) -> tuple[Dim, ...] | None:
     return tuple(dim for dim in found if dim is not None) if None not in found else None
 
 
-_UNARY: Final = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
-    "IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish "
-    "Tan Tanh ThresholdedRelu"
-).split()
-_NARY: Final = (
-    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
-    "Pow PRelu Sub Sum Where Xor Clip"
-).split()
+_UNARY: Final = """
+Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf
+IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh
+ThresholdedRelu
+"""
+_NARY: Final = """
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or
+PRelu Pow Sub Sum Where Xor
+"""
 
 
-@handles(*_UNARY, *_NARY)
+@handles(*_UNARY.split(), *_NARY.split())
 @handles("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSplitGelu", "BiasAdd", domain="com.microsoft")
 def _map(node: Node) -> Value:
     values = [value for value in node.inputs if value is not None]

@@ -1,25 +1,27 @@
-"""Operators that move elements: to other axes, out of a tensor, beside those of another."""
+"""Operators that move elements: to other axes, to other lengths, beside those of another tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Final
 
 from argosy.importers.rows.dims import ONE, ROWS, Dim, combine, fixed, named, product
 from argosy.importers.rows.elementwise import content_of, spread_to
 from argosy.importers.rows.values import Node, Shape, Value, handles, mixed, rows_of, unknown
 
-__all__ = ["reshape"]
+__all__ = ["holds_rows", "place_axis", "reshape"]
 
 _BEYOND: Final = 1 << 24
 """A bound that stands for the end of an axis: no batch has as many rows."""
 
 
-def _place(axis: int, rank: int) -> int:
+def place_axis(axis: int, rank: int) -> int:
+    """An axis that may be counted from the end."""
     return axis + rank if axis < 0 else axis
 
 
-def _is_of_rows(value: Value, axis: int) -> bool:
+def holds_rows(value: Value, axis: int) -> bool:
     """True for the axis that holds the rows."""
     return value.is_rows and value.axis == axis
 
@@ -40,7 +42,7 @@ def reshape(value: Value, shape: Shape) -> Value:
             if product(shape[:axis]) == before:
                 return rows_of(value, shape, axis)
             break
-    unknown("it is not known where the rows are in its new shape")
+    return unknown("it is not known where the rows are in its new shape")
 
 
 @handles("Reshape")
@@ -71,7 +73,7 @@ def _reshape(node: Node) -> Value:
 @handles("Flatten")
 def _flatten(node: Node) -> Value:
     value = node.take(0)
-    axis = _place(node.get("axis", 1), value.rank)
+    axis = place_axis(node.get("axis", 1), value.rank)
     shape = value.known_shape
     return reshape(value, (product(shape[:axis]), product(shape[axis:])))
 
@@ -82,13 +84,13 @@ def _squeeze(node: Node) -> Value:
     axes = node.list_integers("axes", 1)
     shape = value.known_shape
     if axes is None:
-        if any(dim.value is None for index, dim in enumerate(shape) if not _is_of_rows(value, index)):
+        if any(dim.value is None for index, dim in enumerate(shape) if not holds_rows(value, index)):
             unknown("it is not known which axes it takes away")
         axes = [index for index, dim in enumerate(shape) if dim.value == 1]
         if value.is_rows and value.axis not in axes:
             # A batch of one row would lose this axis, too.
             unknown("it takes away all axes of one entry, with that of the rows where there is one row")
-    gone = {_place(axis, len(shape)) for axis in axes}
+    gone = {place_axis(axis, len(shape)) for axis in axes}
     if value.axis in gone:
         unknown("it takes away the axis of the rows")
     left = tuple(dim for index, dim in enumerate(shape) if index not in gone)
@@ -100,7 +102,7 @@ def _unsqueeze(node: Node) -> Value:
     value = node.take(0)
     axes = node.list_integers("axes", 1) or []
     rank = value.rank + len(axes)
-    new = {_place(axis, rank) for axis in axes}
+    new = {place_axis(axis, rank) for axis in axes}
     rest = iter(range(value.rank))
     old = [-1 if index in new else next(rest) for index in range(rank)]
     shape = tuple(ONE if index < 0 else value.known_shape[index] for index in old)
@@ -112,7 +114,7 @@ def _transpose(node: Node) -> Value:
     value = node.take(0)
     if value.shape is None:
         return Value(None, is_counted=value.is_counted)
-    order = list(node.get("perm", range(value.rank)[::-1]))
+    order: list[int] = list(node.get("perm", range(value.rank)[::-1]))
     shape = tuple(value.shape[axis] for axis in order)
     return rows_of(value, shape, order.index(value.axis) if value.is_rows else -1)
 
@@ -123,7 +125,7 @@ def _concat(node: Node) -> Value:
     if not any(value.is_rows for value in values):
         return _concat_same(values, node.get("axis", 0))
     rank = values[0].rank
-    axis = _place(node.get("axis", 0), rank)
+    axis = place_axis(node.get("axis", 0), rank)
     axes = {value.axis for value in values}
     if len(axes) > 1:
         unknown("it sets rows beside what has none")
@@ -144,7 +146,7 @@ def _concat_same(values: list[Value], axis: int) -> Value:
         content = tuple(dim for value in values for dim in value.content or ())
         return Value((fixed(len(content)),), content=content, is_counted=is_counted)
     shape = list(values[0].known_shape)
-    place = _place(axis, len(shape))
+    place = place_axis(axis, len(shape))
     shape[place] = _sum([value.known_shape[place] for value in values])
     return Value(tuple(shape), is_counted=is_counted)
 
@@ -158,18 +160,18 @@ def _sum(dims: list[Dim]) -> Dim:
 @handles("Split")
 def _split(node: Node) -> list[Value]:
     value = node.take(0)
-    axis = _place(node.get("axis", 0), value.rank)
-    if _is_of_rows(value, axis):
+    axis = place_axis(node.get("axis", 0), value.rank)
+    if holds_rows(value, axis):
         mixed("it divides the batch")
     parts = node.list_integers("split", 1)
     count = len(node.outputs)
     length = value.known_shape[axis]
-    if parts is None:
-        even = length.over(fixed(count))
-        whole = even if even is not None and even.number.denominator == 1 else None
-        dims = [whole or node.fresh(index, axis) for index in range(count)]
-    else:
+    if parts is not None:
         dims = [fixed(part) for part in parts]
+    else:
+        even = length.over(fixed(count))
+        is_whole = even is not None and even.number.denominator == 1
+        dims = [even if even is not None and is_whole else node.fresh(index, axis) for index in range(count)]
     shapes = [(*value.known_shape[:axis], dim, *value.known_shape[axis + 1 :]) for dim in dims]
     return [rows_of(value, shape, value.axis) for shape in shapes]
 
@@ -189,13 +191,13 @@ def _slice(node: Node) -> Value:
         axes = list(range(len(first)))
     if axes is None:
         unknown("the axes that it cuts are not known")
-    places = [_place(axis, value.rank) for axis in axes]
+    places = [place_axis(axis, value.rank) for axis in axes]
     bounds = [(_at(found, i, given[k]), i) for i in range(len(places)) for k, found in ((0, starts),)]
     shape = list(value.shape)
     content = value.content
     for (start, index), place in zip(bounds, places, strict=True):
         end, step = _at(ends, index, given[1]), _at(steps, index, given[3]) if given[3] is not None else 1
-        if _is_of_rows(value, place):
+        if holds_rows(value, place):
             if start != 0 or step != 1 or not _is_end(given[1], end, index, shape[place]):
                 mixed("it takes a part of the batch, or turns it round")
             continue
@@ -234,13 +236,13 @@ def _pad(node: Node) -> Value:
     if pads is None:
         unknown("its pads are not known")
     given = node.find(3)
-    axes = [_place(axis, value.rank) for axis in (given.integers or ())] if given is not None else list(range(value.rank))
+    axes = [place_axis(axis, value.rank) for axis in (given.integers or ())] if given is not None else list(range(value.rank))
     shape = list(value.known_shape)
     for index, axis in enumerate(axes):
         around = pads[index] + pads[index + len(axes)]
         if not around and not pads[index]:
             continue
-        if _is_of_rows(value, axis):
+        if holds_rows(value, axis):
             unknown("it adds rows")
         shape[axis] = _sum([shape[axis], fixed(around)]) if shape[axis].value is not None else node.fresh(0, axis)
     if (filler := node.find(2)) is not None and filler.is_rows:
@@ -259,97 +261,6 @@ def _tile(node: Node) -> Value:
             unknown("it repeats rows as often as there are rows")
     shape = tuple(dim.times(times) for dim, times in zip(value.known_shape, repeats, strict=True))
     return rows_of(value, shape, value.axis) if value.is_rows else spread_to(shape)._replace(is_counted=value.is_counted)
-
-
-@handles("Gather")
-def _gather(node: Node) -> Value:
-    data, indices = node.take(0), node.take(1)
-    if data.shape is None and not (data.is_rows or indices.is_rows):
-        return Value(None, is_counted=data.is_counted or indices.is_counted)
-    axis = _place(node.get("axis", 0), data.rank)
-    if _is_of_rows(data, axis):
-        mixed("it picks rows of the batch")
-    if data.is_rows and indices.is_rows:
-        mixed("each row picks from all rows")
-    if indices.is_counted and not indices.content and data.is_rows:
-        unknown("what it picks depends on the number of rows")
-    shape = (*data.known_shape[:axis], *indices.known_shape, *data.known_shape[axis + 1 :])
-    if indices.is_rows:
-        return Value(shape, axis + indices.axis, is_counted=data.is_counted)
-    place = data.axis if data.axis < axis else data.axis + indices.rank - 1
-    result = rows_of(data, shape, place)._replace(is_counted=data.is_counted or indices.is_counted)
-    picked = indices.integers
-    if data.content is None or data.rank != 1 or picked is None or not all(-len(data.content) <= i < len(data.content) for i in picked):
-        return result
-    content = tuple(data.content[index] for index in picked)
-    return result._replace(content=content, is_counted=any(dim.is_tainted for dim in content))
-
-
-@handles("GatherElements", "GatherND")
-def _gather_elements(node: Node) -> Value:
-    data, indices = node.take(0), node.take(1)
-    if not (data.is_rows or indices.is_rows):
-        return Value(None, is_counted=data.is_counted or indices.is_counted)
-    if node.op == "GatherElements":
-        if _is_of_rows(data, _place(node.get("axis", 0), data.rank)):
-            mixed("it picks rows of the batch")
-        if not (data.is_rows and indices.is_rows and data.axis == indices.axis):
-            unknown("what it picks has other rows than what it picks from")
-        return rows_of(indices, indices.known_shape, indices.axis)
-    depth, width = node.get("batch_dims", 0), indices.known_shape[-1].value
-    if width is None:
-        unknown("it is not known what it picks")
-    shape = (*indices.known_shape[:-1], *data.known_shape[depth + width :])
-    if not data.is_rows and indices.axis < indices.rank - 1:
-        return rows_of(indices, shape, indices.axis)
-    if data.is_rows and indices.is_rows and data.axis == indices.axis < depth:
-        return rows_of(indices, shape, indices.axis)
-    if data.is_rows and not indices.is_rows and data.axis >= depth + width:
-        return rows_of(data, shape, data.axis - depth - width + indices.rank - 1)
-    unknown("what it picks has other rows than what it picks from")
-
-
-@handles("ScatterElements", "Scatter")
-def _scatter_elements(node: Node) -> Value:
-    data = node.take(0)
-    values = [node.take(index) for index in range(3)]
-    if not any(value.is_rows for value in values):
-        return Value(data.shape, is_counted=any(value.is_counted for value in values))
-    if len({value.axis for value in values}) > 1 or _is_of_rows(data, _place(node.get("axis", 0), data.rank)):
-        unknown("where it writes has other rows than what it writes to")
-    return rows_of(data, data.known_shape, data.axis)
-
-
-@handles("OneHot")
-def _one_hot(node: Node) -> Value:
-    indices = node.only(0)
-    rank = indices.rank + 1
-    axis = _place(node.get("axis", -1), rank)
-    depth = node.take(1).content
-    dim = depth[0] if depth else node.fresh(0, axis)
-    shape = (*indices.known_shape[:axis], dim, *indices.known_shape[axis:])
-    return rows_of(indices, shape, indices.axis + (axis <= indices.axis))
-
-
-@handles("Compress")
-def _compress(node: Node) -> Value:
-    value, condition = node.take(0), node.take(1)
-    if not (value.is_rows or condition.is_rows):
-        return Value(None)
-    if condition.is_rows or "axis" not in node.attributes:
-        mixed("how many entries it keeps depends on data")
-    axis = _place(node.get("axis"), value.rank)
-    if _is_of_rows(value, axis):
-        mixed("it keeps some rows of the batch")
-    shape = (*value.known_shape[:axis], node.fresh(0, axis), *value.known_shape[axis + 1 :])
-    return rows_of(value, shape, value.axis)
-
-
-@handles("NonZero", "NonMaxSuppression", "Unique")
-def _select_some(node: Node) -> list[Value]:
-    if any(value is not None and value.is_rows for value in node.inputs):
-        mixed("how many entries it gives depends on all rows")
-    return [Value(None, is_counted=any(value is not None and value.is_counted for value in node.inputs)) for _ in node.outputs]
 
 
 @handles("DepthToSpace", "SpaceToDepth")
@@ -391,25 +302,32 @@ def _resize(node: Node) -> Value:
     if not value.is_rows:
         return Value(None, is_counted=value.is_counted)
     shape = list(value.known_shape)
-    axes = [_place(axis, value.rank) for axis in node.get("axes", range(value.rank))]
-    is_old = node.op == "Upsample" or node.opset < 11
-    scales = node.get("scales") or node.find(1 if is_old else 2)
-    sizes = None if is_old else node.find(3)
-    if isinstance(scales, Value) and scales.shape == (fixed(0),):
-        scales = None
+    axes = [place_axis(axis, value.rank) for axis in node.get("axes", range(value.rank))]
+    lengths = _list_lengths(node, [shape[axis] for axis in axes])
     for index, axis in enumerate(axes):
-        if sizes is not None:
-            length = content_of(sizes, "sizes")[index]
-            is_kept = length == shape[axis]
-        else:
-            found = scales.content[index].number if isinstance(scales, Value) and scales.content else None
-            scale = scales[index] if isinstance(scales, list) else found
-            is_kept, known = scale == 1, shape[axis].value
-            length = fixed(int(known * scale)) if known is not None and scale is not None else node.fresh(0, axis)
-        if axis == value.axis and not is_kept:
+        length = lengths[index] if lengths is not None else None
+        if axis == value.axis and length != shape[axis]:
             unknown("it may resize the batch")
-        shape[axis] = shape[axis] if is_kept else length
+        shape[axis] = length or node.fresh(0, axis)
     return rows_of(value, tuple(shape), value.axis)
+
+
+def _list_lengths(node: Node, old: list[Dim]) -> list[Dim | None] | None:
+    """Lengths after a resize, each None where it is not known; None where none is."""
+    is_old = node.op == "Upsample" or node.opset < 11
+    sizes = None if is_old else node.find(3)
+    if sizes is not None:
+        return [*content_of(sizes, "sizes")]
+    given = node.find(1 if is_old else 2)
+    scales = [fixed(Fraction(scale)) for scale in node.get("scales", ())] or list((given.content if given else None) or ())
+    return (
+        [
+            dim if scale == ONE else None if dim.value is None or scale.names else fixed(int(dim.value * scale.number))
+            for dim, scale in zip(old, scales, strict=True)
+        ]
+        if scales
+        else None
+    )
 
 
 @handles("GridSample")
@@ -421,4 +339,3 @@ def _sample_grid(node: Node) -> Value:
         unknown("its grid has other rows than its input")
     shape = (*value.known_shape[:2], *grid.known_shape[1:-1])
     return rows_of(value, shape, value.axis)
-

@@ -218,7 +218,7 @@ def _sum_products(node: Node) -> Value:
     if "." in equation or len(letters) != len(node.inputs):
         unknown("its equation is not understood")
     if "->" not in equation:
-        counts = Counter(terms.replace(",", ""))
+        counts: Counter[str] = Counter(terms.replace(",", ""))
         result = "".join(sorted(letter for letter, count in counts.items() if count == 1))
     dims: dict[str, Dim] = {}
     rows: set[str] = set()

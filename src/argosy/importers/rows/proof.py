@@ -1,8 +1,8 @@
 """Walk through an ONNX graph and say whether each row of its outputs is made of one row of its inputs.
 
-The rows of the inputs lie along their first axes. At each operator it is known, of each tensor, along which axis they lie then, or
-that the tensor is the same whatever the rows are; the table of operators (`values.HANDLERS`) says what comes out, or why that is no
-longer so. Only the graph is read, and constants of a few numbers; no weight is.
+The rows of the inputs lie along their first axes. At each operator it is known, of each tensor, along which axis they lie then,
+or that the tensor is the same whatever the rows are; the table of operators (`values.HANDLERS`) says what comes out, or why that
+is no longer so. Only the graph is read, and constants of a few numbers; no weight is.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from argosy.importers.rows import control, elementwise, learned, moves, products, reductions
+from argosy.importers.rows import control, elementwise, gathers, learned, moves, products, reductions
 from argosy.importers.rows.dims import ROWS, Dim, fixed, named
 from argosy.importers.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
 from argosy.signature import JoinVerdict, Signature
 
 __all__ = ["judge_rows"]
 
-_MODULES: Final = (control, elementwise, learned, moves, products, reductions)
+_MODULES: Final = (control, elementwise, gathers, learned, moves, products, reductions)
 """Imported for what they register."""
 _RANDOM: Final = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 _EXTERNAL: Final = 1  # TensorProto.EXTERNAL
@@ -36,9 +36,9 @@ def judge_rows(model: Any, signature: Signature) -> tuple[JoinVerdict, bool]:
         signature: of the model; its first axes count rows.
 
     Returns:
-        The verdict. `independent`: each row of each output is made of the same row of the inputs alone. `dependent`: it is not, and `reason`
-        names the operator. `unknown`: nothing of the kind can be said, for the reason that is given. And True where an operator
-        goes along the first axis in its order, which are no rows then.
+        The verdict. `independent`: each row of each output is made of the same row of the inputs alone. `dependent`: it is not,
+        and `reason` names the operator. `unknown`: nothing of the kind can be said, for the reason that is given. And True where
+        an operator goes along the first axis in its order, which are no rows then.
     """
     walk = _Walk(model)
     scope: dict[str, Value] = {}

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from argosy.importers.rows.dims import ONE, Dim, fixed, product
+from argosy.importers.rows.moves import place_axis
 from argosy.importers.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
 
 __all__: list[str] = []
 
-_REDUCTIONS: Final = [f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")]
-
-
-def _place(axis: int, rank: int) -> int:
-    return axis + rank if axis < 0 else axis
+_REDUCTIONS: Final = [
+    f"Reduce{kind}" for kind in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
+]
 
 
 def _refuse_rows(value: Value, axes: list[int], what: str, *, is_ordered: bool = False) -> None:
-    if value.is_rows and value.axis in {_place(axis, value.rank) for axis in axes}:
+    if value.is_rows and value.axis in {place_axis(axis, value.rank) for axis in axes}:
         mixed(what, is_ordered=is_ordered)
 
 
@@ -31,7 +30,7 @@ def _reduce(node: Node) -> Value:
         if node.get("noop_with_empty_axes", 0):
             return value
         axes = list(range(value.rank))
-    gone = {_place(axis, value.rank) for axis in axes}
+    gone = {place_axis(axis, value.rank) for axis in axes}
     _refuse_rows(value, axes, "it takes all rows together")
     content: tuple[Dim, ...] | None = None
     if node.op == "ReduceProd" and value.rank == 1 and value.content is not None:
@@ -46,7 +45,7 @@ def _reduce(node: Node) -> Value:
 @handles("ArgMax", "ArgMin")
 def _pick(node: Node) -> Value:
     value = node.take(0)
-    axis = _place(node.get("axis", 0), value.rank)
+    axis = place_axis(node.get("axis", 0), value.rank)
     _refuse_rows(value, [axis], "it compares all rows")
     left = (ONE,) if node.get("keepdims", 1) else ()
     shape = (*value.known_shape[:axis], *left, *value.known_shape[axis + 1 :])
@@ -56,7 +55,7 @@ def _pick(node: Node) -> Value:
 @handles("TopK")
 def _top(node: Node) -> list[Value]:
     value = node.only(0)
-    axis = _place(node.get("axis", -1), value.rank)
+    axis = place_axis(node.get("axis", -1), value.rank)
     _refuse_rows(value, [axis], "it sorts the rows")
     count = node.find(1)
     number = node.get("k") if count is None else (count.content or (None,))[0]
@@ -80,11 +79,9 @@ def _accumulate(node: Node) -> Value:
 @handles("Softmax", "LogSoftmax", "Hardmax")
 def _soften(node: Node) -> Value:
     value = node.take(0)
-    if node.opset >= 13:
-        axes = [node.get("axis", -1)]
-    else:
-        # Old versions take all axes from this one on together.
-        axes = list(range(_place(node.get("axis", 1), value.rank), value.rank))
+    # Old versions take all axes from this one on together.
+    old = range(place_axis(node.get("axis", 1), value.rank), value.rank)
+    axes = [node.get("axis", -1)] if node.opset >= 13 else list(old)
     _refuse_rows(value, axes, "it takes all rows together")
     return value._replace(content=None)
 
@@ -107,7 +104,7 @@ def _normalise(node: Node) -> Value:
 @handles("SimplifiedLayerNormalization", domain="com.microsoft")
 def _normalise_layer(node: Node) -> list[Value]:
     value = node.only(0)
-    axis = _place(node.get("axis", -1), value.rank)
+    axis = place_axis(node.get("axis", -1), value.rank)
     _refuse_rows(value, list(range(axis, value.rank)), "it normalises over the rows")
     shape = (*value.known_shape[:axis], *[ONE] * (value.rank - axis))
     return [value._replace(content=None), rows_of(value, shape, value.axis), rows_of(value, shape, value.axis)]
@@ -152,7 +149,7 @@ def _quantise(node: Node) -> Value:
     value = node.only(0)
     scale = node.find(1)
     is_per_axis = scale is not None and (scale.shape is None or product(scale.shape) != ONE)
-    if is_per_axis and value.is_rows and _place(node.get("axis", 1), value.rank) == value.axis:
+    if is_per_axis and value.is_rows and place_axis(node.get("axis", 1), value.rank) == value.axis:
         unknown("each row has a scale of its own")
     return value._replace(content=None)
 

@@ -259,7 +259,8 @@ class Supervisor:
         report = child.report
         if not isinstance(report, Ready):
             refuse("`join_ended` came before `ready`")
-        child.report = Ready(**{**vars(report), "join_refusal": end.reason, "escape": end.difference})
+        fields: dict[str, Any] = {**vars(report), "join_refusal": end.reason, "escape": end.difference}
+        child.report = Ready(**fields)
         self._tell_control(self._describe(child))
 
     def _judge(self, child: Child, accusation: Accuse) -> None:

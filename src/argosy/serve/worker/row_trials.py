@@ -1,8 +1,8 @@
 """Trials at warm-up: does a row answer in a batch as it does alone, whoever shares the batch? NumPy alone.
 
-The others are what clients may send: small, zero, negative and large numbers, the extremes of the datatype, infinities, NaN. A row
-that the model does not take alone takes no part. Answers are compared where they are the same at each run: those of rows that are
-no extremes.
+The others are what clients may send: small, zero, negative and large numbers, the extremes of the datatype, infinities, NaN. A
+row that the model does not take alone takes no part. Answers to extremes are not compared: in them sums may overflow in one order
+and not in another.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from argosy.datatypes import is_float, widen
 from argosy.serve.worker.agreement import OUTLIER_FACTOR, Measure, describe_move, exceeds
 
-__all__ = ["answer_rows", "compare_rows", "find_influence", "make_rows"]
+__all__ = ["TrialRow", "answer_rows", "compare_rows", "find_influence", "make_rows", "try_row"]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
 
 MAX_EXAMPLES: Final = 4
 """Of the version's, in each batch of a trial."""
-_WILD: Final = ("extreme", "infinite", "not a number")
+_WILD: Final = ("extreme", "wide", "infinite", "not a number")
 """Kinds whose own answers may be anything: sums of them overflow in one order, and not in another."""
 
 
@@ -54,7 +54,7 @@ def find_influence(infer: Infer, examples: Arrays, measure: Measure, *, is_brief
     if is_brief:
         # All examples as one: of independent rows an answer that is small beside the others' has moved by rounding.
         expected = {name: np.concatenate([row.answer[name] for row in rows]) for name in rows[0].answer}
-        together = _try(infer, _join([*rows, *others]))
+        together = try_row(infer, _join([*rows, *others]))
         cut = {name: array[: len(rows)] for name, array in (together or {}).items()}
         return _tell(compare_rows(TrialRow("example", {}, expected), cut, measure))
     for kind in dict.fromkeys(row.kind for row in others):
@@ -86,7 +86,7 @@ def make_rows(example: Arrays, *, is_brief: bool = False) -> Iterator[tuple[str,
 def answer_rows(infer: Infer, rows: Iterator[tuple[str, Arrays]]) -> Iterator[TrialRow]:
     """Run each row alone; those that the model does not take are left out."""
     for kind, row in rows:
-        if (answer := _try(infer, row)) is not None:
+        if (answer := try_row(infer, row)) is not None:
             yield TrialRow(kind, row, answer)
 
 
@@ -103,7 +103,7 @@ def compare_rows(row: TrialRow, got: Arrays, measure: Measure) -> str:
 
 
 def _find_move(infer: Infer, rows: list[TrialRow], measure: Measure) -> str:
-    together = _try(infer, _join(rows))
+    together = try_row(infer, _join(rows))
     if together is None:
         return "a batch of rows fails that it takes alone"
     if any(len(array) != len(rows) for array in together.values()):
@@ -126,17 +126,14 @@ def _take(arrays: Arrays, index: int) -> Arrays:
     return {name: array[index : index + 1] for name, array in arrays.items()}
 
 
-def _try(infer: Infer, inputs: Arrays) -> Arrays | None:
+def try_row(infer: Infer, inputs: Arrays) -> Arrays | None:
+    """Run rows; None where the model does not take them."""
     try:
         with np.errstate(all="ignore"):
-            return _answer(infer, inputs)
+            # What a runtime answers may be memory of its own, which the next call writes to.
+            return {name: np.array(array) for name, array in infer(inputs).items()}
     except Exception:  # the model's own code: a row that it does not take is no fault
         return None
-
-
-def _answer(infer: Infer, inputs: Arrays) -> Arrays:
-    # What a runtime answers may be memory of its own, which the next call writes to.
-    return {name: np.array(array) for name, array in infer(inputs).items()}
 
 
 # what is changed
@@ -196,6 +193,14 @@ def _fill_extremes(wide: NDArray[Any], array: NDArray[Any]) -> NDArray[Any] | fl
     return np.resize(np.array(values, wide.dtype if wide.dtype.kind != "u" else array.dtype), array.shape)
 
 
+def _fill_wide(wide: NDArray[Any], array: NDArray[Any]) -> NDArray[Any] | float | None:
+    """The extremes of 32 bits, of what has more: some runtimes compute in fewer bits than the datatype has."""
+    if array.dtype.kind not in "iu" or array.dtype.itemsize < 8:
+        return None
+    info = np.iinfo(np.int32)
+    return np.resize(np.array([info.max, info.min if array.dtype.kind == "i" else 0], array.dtype), array.shape)
+
+
 def _fill(value: float) -> Change:
     return lambda wide, array: np.full(array.shape, value) if is_float(array.dtype) else None
 
@@ -218,6 +223,7 @@ _CHANGES: Final[dict[str, Change]] = {
     "zero": _empty,
     "negative": _negate,
     "extreme": _fill_extremes,
+    "wide": _fill_wide,
     "infinite": _fill(np.inf),
     "not a number": _fill(np.nan),
 }

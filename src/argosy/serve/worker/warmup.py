@@ -23,6 +23,7 @@ __all__ = [
     "load_golden",
     "measure_row",
     "measure_service",
+    "pick",
     "verify_golden",
 ]
 
@@ -59,7 +60,7 @@ def load_golden(path: Path) -> tuple[Arrays, Arrays]:
 
 def measure_row(infer: Infer, inputs: Arrays, *, is_batched: bool) -> float:
     """Seconds that the first example takes alone: the fastest of three runs, after one that is not counted."""
-    example = _pick(inputs, 0, is_batched=is_batched)
+    example = pick(inputs, 0, is_batched=is_batched)
     infer(example)
     best = float("inf")
     for _ in range(3):
@@ -81,8 +82,8 @@ def verify_golden(
     """
     worst = 0.0
     for index in range(_count(inputs)):
-        answer = infer(_pick(inputs, index, is_batched=is_batched))
-        for name, expected in _pick(outputs, index, is_batched=is_batched).items():
+        answer = infer(pick(inputs, index, is_batched=is_batched))
+        for name, expected in pick(outputs, index, is_batched=is_batched).items():
             got = answer.get(name)
             difference = float("inf") if got is None else measure(got, expected)
             if difference > GOLDEN_TOLERANCE:
@@ -113,6 +114,6 @@ def _count(arrays: Arrays) -> int:
     return min((len(array) for array in arrays.values()), default=0)
 
 
-def _pick(arrays: Arrays, index: int, *, is_batched: bool = True) -> Arrays:
+def pick(arrays: Arrays, index: int, *, is_batched: bool = True) -> Arrays:
     """One example: a row of a batched signature, else a whole request."""
     return {name: array[index : index + 1] if is_batched else array[index, ...] for name, array in arrays.items()}

@@ -73,9 +73,7 @@ class Watch:
             return
         self._left = PERIOD_ROWS
         place = self._random.randrange(num_rows)
-        picked = [
-            {name: np.array(array[place : place + 1]) for name, array in arrays.items()} for arrays in (inputs, answer)
-        ]
+        picked = [{name: np.array(array[place : place + 1]) for name, array in arrays.items()} for arrays in (inputs, answer)]
         self._row = _Row(picked[0], picked[1], form, time.monotonic())
 
     def look(self) -> Escape | None:

@@ -31,7 +31,7 @@ from argosy.serve.wire.channel import Channel
 from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, JoinEnded, NewLink, Ready, Refused, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
 from argosy.serve.wire.stream_frames import MAX_ERROR_BYTES
-from argosy.serve.worker import cores, padding_proof, row_trials, warmup
+from argosy.serve.worker import cores, padding_proof, row_trials, runtime_trials, warmup
 from argosy.serve.worker.agreement import Measure, choose_measure
 from argosy.serve.worker.watch import PERIOD_ROWS, Watch
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "run_worker"]
 
 NUM_CREDITS: Final = 2
-MAX_REFUSAL: Final = 1000
+MAX_REFUSAL: Final = 600
 
 Arrays = dict[str, NDArray[Any]]
 Times = tuple[tuple[int, float], ...]
@@ -104,12 +104,14 @@ class Worker:
         folder = Path(self.spec["folder"])
         golden = self.spec.get("golden")
         inputs, outputs = warmup.load_golden(folder / golden) if golden else ({}, {})
+        believed = self._ask_own_runtime(folder, inputs)
         threads = self._open(folder, inputs)
         load_s = time.perf_counter() - started
         measure = choose_measure(self.spec["precision"])
         difference = None
         if inputs:
             difference = warmup.verify_golden(self._infer, inputs, outputs, is_batched=self.is_batched, measure=measure)
+        runtime_trials.check_answers(self._infer, believed, self.spec["own_runtime"], measure)
         join_refusal, pad_refusal = self._judge_joining(inputs, measure), None
         by_rows: Times = ()
         by_length: LengthTimes = ()
@@ -131,7 +133,7 @@ class Worker:
         )
 
     def _judge_joining(self, inputs: Arrays, measure: Measure) -> str:
-        """Say why rows of several requests are not joined; "" where they are, from now on watched unless the graph proves them."""
+        """Say why rows of several requests are not joined; "" where they are, and watched unless the graph proves them."""
         if not self.is_batched:
             return "the signature has no axis of rows"
         kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]
@@ -146,10 +148,9 @@ class Worker:
 
     def _describe_joining(self) -> str:
         kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]
-        if kind != "unknown":
-            return f"{kind}: {reason}"
-        tried = "trials found no difference"
-        return f"{kind}: {reason}; {tried}, and one row in {PERIOD_ROWS} is run again alone" if self.watch else f"{kind}: {reason}; {tried}"
+        tried = "; trials found no difference" if kind == "unknown" else ""
+        watched = f", and one row in {PERIOD_ROWS} is run again alone" if self.watch is not None else ""
+        return f"{kind}: {reason}{tried}{watched}"
 
     def _infer_form(self, inputs: Arrays, form: int) -> Arrays:
         return self._infer_raw(inputs, form) if form else self._infer(inputs)
@@ -202,9 +203,23 @@ class Worker:
         is_open = not options["threads"] and options["max_threads"] > 1 and bool(inputs)
         if is_open and not kind.fixes_threads(folder):
             return choose()
-        threads = cores.run_apart(choose) if is_open else options["threads"] or 1
+        threads = int(cores.run_apart(lambda: str(choose()).encode()) or 1) if is_open else options["threads"] or 1
         load(threads)
         return threads
+
+    def _ask_own_runtime(self, folder: Path, inputs: Arrays) -> list[row_trials.TrialRow]:
+        """Have rows at the extremes of their datatypes answered by the version's own runtime, where another one is to run it."""
+        own = self.spec["own_runtime"]
+        if own == self.spec["runtime"] or not inputs:
+            return []
+
+        def answer() -> bytes:
+            runtime = load_runtime_class(own)()
+            runtime.load(folder, self.spec["entry"], {**self.spec["options"], "threads": 1})
+            example = warmup.pick(inputs, 0, is_batched=self.is_batched)
+            return runtime_trials.write_answers(row_trials.answer_rows(runtime.infer, row_trials.make_rows(example)))
+
+        return runtime_trials.read_answers(cores.run_apart(answer))
 
     def _infer(self, inputs: Arrays) -> Arrays:
         assert self.runtime is not None
