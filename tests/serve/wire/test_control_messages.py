@@ -38,6 +38,7 @@ from argosy.serve.wire.control_messages import (
     ErrandDone,
     ForkWorker,
     Hello,
+    JoinEnded,
     LaneStats,
     LoadModel,
     Message,
@@ -61,6 +62,7 @@ from argosy.serve.wire.control_messages import (
     fit_text,
     longest,
 )
+from argosy.serve.worker.model import MAX_REFUSAL
 
 NAME = "w-mnist-3-0a1b2c3d"
 SPEC: dict[str, Any] = {"runtime": "onnx", "signature": {"inputs": [{"name": "x", "shape": [-1, 4]}]}, "key": "k"}
@@ -94,6 +96,7 @@ EXAMPLES: list[Message] = [
     Hello(),
     READY,
     REFUSED,
+    JoinEnded("output 'y' moved", 0.25),
     StartWorker(NAME, SPEC),
     StopWorker(NAME),
     Accuse("front-0", 78, "it hangs"),
@@ -123,7 +126,7 @@ WRONG: dict[type, list[Any]] = {
     bytes: [None, 1, "not base64", [], "AAAA"],
     tuple: [None, 1, "x", {}, [None], [[]], [["x"]], [[1]]],
 }
-NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind"}
+NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind", "escape"}
 
 
 def name_of(value: Any) -> str:
@@ -320,9 +323,10 @@ def test_whatever_is_told_the_supervisor_can_be_told_on() -> None:
     worst = "\U0001f600"  # twelve bytes of JSON
     refused = Refused(fit_text(worst * 9000), tensor=fit_text(worst * 9000, 200), got=1e-300, allowed=1e-300)
     ready = Ready(
-        *(1e-300, 1e-300, 1, 1, 1e-300, *[fit_text(worst * 9000, 1000)] * 3),
+        *(1e-300, 1e-300, 1, 1, 1e-300, *[fit_text(worst * 9000, MAX_REFUSAL)] * 3),
         service_s=tuple((1 << power, 0.12345678901234567) for power in range(17)),
         service=tuple((1, length, 0.12345678901234567) for length in range(60)),
+        escape=1e-300,
     )
     for report in (refused, ready):
         assert encode(report)

@@ -25,7 +25,9 @@ _RANDOM: Final = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomN
 _EXTERNAL: Final = 1  # TensorProto.EXTERNAL
 _STRING: Final = 8  # TensorProto.STRING
 _ROW_AXIS: Final = named(ROWS)
-MAX_DEPTH: Final = 32
+MAX_DEPTH: Final = 24
+MAX_NODES: Final = 100_000
+"""Operators that are followed, each as often as loops and functions come by it: a few seconds' work."""
 
 
 def judge_rows(model: Any, signature: Signature) -> tuple[JoinVerdict, bool]:
@@ -51,7 +53,7 @@ def judge_rows(model: Any, signature: Signature) -> tuple[JoinVerdict, bool]:
         walk.run_nodes(graph.node, scope, 0)
         faults = [fault for info in graph.output if (fault := _check_output(scope.get(info.name))) is not None]
     except RecursionError:
-        faults = [Fault("its graphs are nested too deep", is_mixed=False)]
+        faults = [Fault("its graphs are nested too deep, or too large, to be looked into", is_mixed=False)]
     fault = next((fault for fault in faults if fault.is_mixed), faults[0] if faults else None)
     if fault is None:
         return JoinVerdict("independent", "each row of the outputs is made of one row of the inputs, operator by operator"), False
@@ -68,7 +70,7 @@ def _check_output(value: Value | None) -> Fault | None:
     if value.fault is not None:
         return value.fault
     if value.is_counted:
-        return Fault("an output depends on the number of rows", is_mixed=False)
+        return Fault("an output depends on the number of rows, or on their places", is_mixed=True)
     if not value.is_rows:
         return Fault("an output does not depend on the inputs", is_mixed=False)
     if value.axis or value.known_shape[0] != _ROW_AXIS:
@@ -83,6 +85,7 @@ class _Walk:
         self._helper: Any = importlib.import_module("onnx.helper")
         self._numpy: Any = importlib.import_module("onnx.numpy_helper")
         self._opsets: dict[str, int] = {_domain(opset.domain): opset.version for opset in model.opset_import}
+        self._num_nodes = 0
         self._functions = {(_domain(function.domain), function.name): function for function in model.functions}
 
     def read_weights(self, graph: Any, scope: dict[str, Value]) -> None:
@@ -107,6 +110,9 @@ class _Walk:
     def run_nodes(self, nodes: Iterable[Any], scope: dict[str, Value], depth: int) -> None:
         """Follow the operators of a graph in their order, each after those that it depends on."""
         for proto in nodes:
+            self._num_nodes += 1
+            if depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
+                raise RecursionError
             inputs = [self._look_up(scope, name) if name else None for name in proto.input]
             try:
                 found = self._run_node(proto, inputs, scope, depth)
@@ -125,8 +131,6 @@ class _Walk:
         return value if value is not None else Value(None, fault=Fault(f"tensor {name!r} is not found", is_mixed=False))
 
     def _run_node(self, proto: Any, inputs: Sequence[Value | None], scope: dict[str, Value], depth: int) -> Sequence[Value]:
-        if depth > MAX_DEPTH:
-            raise RecursionError
         domain = _domain(proto.domain)
         faults = [value.fault for value in inputs if value is not None and value.fault is not None]
         if faults:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,9 +43,6 @@ class LoadedModel:
         raw_names: what a client sends where the worker preprocesses, as `Signature.raw_inputs`.
         watch: of rows that are joined, where nothing proves that they may be.
     """
-
-    infer: Callable[[Arrays], Arrays]
-    """Run a batch; once it is loaded."""
 
     def __init__(self, spec: Message) -> None:
         self.spec = spec
@@ -155,13 +151,10 @@ class LoadedModel:
         kind = load_runtime_class(self.spec["runtime"])
 
         def load(threads: int) -> None:
-            if self.runtime is not None:
-                # What is replaced gives its memory back first.
-                del self.infer
-                self.runtime = None
+            self.runtime = None  # what is replaced gives its memory back first
             runtime = kind()
             runtime.load(folder, self.spec["entry"], {**options, "threads": threads})
-            self.runtime, self.infer = runtime, runtime.infer
+            self.runtime = runtime
 
         def choose() -> int:
             measure = partial(warmup.measure_row, self.infer, inputs, is_batched=self.is_batched)
@@ -187,6 +180,11 @@ class LoadedModel:
             return runtime_trials.write_answers(row_trials.answer_rows(runtime.infer, row_trials.make_rows(example)))
 
         return runtime_trials.read_answers(cores.run_apart(answer))
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Run a batch, once the model is loaded."""
+        assert self.runtime is not None
+        return self.runtime.infer(inputs)
 
     def infer_form(self, inputs: Arrays, form: int) -> Arrays:
         """Run a batch of tensors (form 0), or of what tensors are made of first."""

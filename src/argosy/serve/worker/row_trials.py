@@ -167,10 +167,10 @@ def _scale(factor: float) -> Change:
         if not _is_number(array):
             return None
         if array.dtype.kind in "iu":
-            # Small and large ones keep to what the datatype holds.
             info = np.iinfo(array.dtype)
-            scaled = wide.astype(np.float64) * factor
-            return np.clip(np.trunc(scaled), info.min // 2, info.max // 2)
+            # Small ones are at most 1, large ones keep to what the datatype holds.
+            scaled = np.clip(wide, -1 if info.min else 0, 1) if factor < 1 else wide.astype(np.float64) * factor
+            return np.clip(scaled, info.min // 2, info.max // 2)
         return wide * factor
 
     return change
