@@ -123,8 +123,8 @@ def test_escape_of_a_row_is_found_ends_joining_and_is_remembered(home: Home) -> 
         for x, y in ask_at_once(server, "code", lambda random: row(float(random.choice([1.0, 777.0]))), 20):
             np.testing.assert_array_equal(y, x * (3 if x[0, 0] == 777 else 2))
         wait_until(lambda: home.store.get_version("code@1").measurements.get("joined_row_difference"))
-    with home.serve() as server:
-        wait_until(lambda: server.client().is_ready("code"))
+    with home.serve() as server, server.client() as client:
+        wait_until(lambda: client.is_ready("code"))
         assert "has moved by" in describe_joining(server, "code")["join_refusal"]
 
 

@@ -91,11 +91,12 @@ def import_onnx(
         for file_name, source in files.items():
             staged.add(file_name, source)
         facts = _describe(model, path)
-        golden, errors = _record(session, golden_inputs, signature, name)
         is_open = has_rows is None and verdict.kind != "independent" and not (preprocess or ragged)
-        if is_open and signature.is_batched and golden is not None and not counts_rows(session, golden.inputs, signature):
-            signature = msgspec.structs.replace(signature, has_rows=False)
+        golden, errors = None, dict[str, str]()
+        if is_open and (other := _find_other_rows(session, golden_inputs, signature, name)) is not None:
+            signature, golden = other
             verdict = JoinVerdict(verdict.kind, "its outputs have other rows than its inputs")
+        else:
             golden, errors = _record(session, golden_inputs, signature, name)
         facts |= errors
         return store.publish(
@@ -126,6 +127,22 @@ def _record(
     session: Any, inputs: Mapping[str, NDArray[Any]] | None, signature: Signature, name: str
 ) -> tuple[Golden | None, dict[str, str]]:
     return record_synthetic(session, signature) if inputs is None else (record_golden(session, inputs, signature, name), {})
+
+
+def _find_other_rows(
+    session: Any, inputs: Mapping[str, NDArray[Any]] | None, signature: Signature, name: str
+) -> tuple[Signature, Golden] | None:
+    """Give the signature and golden examples of a model whose outputs have other rows than its inputs; None of any other."""
+    if not signature.is_batched:
+        return None
+    other = msgspec.structs.replace(signature, has_rows=False)
+    try:
+        golden, _ = _record(session, inputs, other, name)
+    except InputError:
+        return None
+    # Each example of these is a request of several rows.
+    is_other = golden is not None and not counts_rows(session, golden.example(0, is_batched=False).inputs, signature)
+    return (other, golden) if is_other and golden is not None else None
 
 
 def _read_graph(path: Path) -> Any:
