@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from argosy.cli.shell import Shell, Table, format_bytes, format_measurement
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ def show_version(shell: Shell, version: Version) -> None:
         click.echo(
             f"warning: {version.name}@{version.number} cannot be deployed: it ran none of the examples that were tried", err=True
         )
-        click.echo(f"  {failure}\n  import it again with --sample and a few real rows", err=True)
+        shell.say(f"  {failure}\n  import it again with --sample and a few real rows")
     rows = [(name, format_measurement(name, value)) for name, value in version.measurements.items()]
     shell.show(describe_version(version), format_head(version), *([Table(("measurement", "value"), rows)] if rows else []))
 
