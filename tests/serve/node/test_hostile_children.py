@@ -103,7 +103,6 @@ ATTACKS = {
     "hello of another": ('channel.send(b\'{"op":"hello","pid":%d}\' % os.getppid())', "Hello has no 'pid'"),
     "report again": (ready(), "second time"),
     "flood": (f"while True: {ready()}", "second time"),
-    "joining ended early": (say('{"op":"join_ended","reason":"x","difference":1.0}'), "before `ready`"),
     "joining ended wrongly": (say('{"op":"join_ended","reason":"x","difference":1e10}'), "JoinEnded.difference"),
     "descriptors": (f'channel.sendmsg([b\'{{"op":"hello"}}\'], {RIGHTS})', "descriptors"),
     "nothing": ("channel.send(b'')", "closed its"),
