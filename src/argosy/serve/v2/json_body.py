@@ -38,6 +38,7 @@ __all__ = [
     "encode_json",
     "encode_row",
     "encode_rows",
+    "list_data",
     "prepare_front",
 ]
 
@@ -160,6 +161,18 @@ def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None)
         timeout_s, priority = read_schedule(request.parameters)
     wanted = _read_outputs(lane, request) if request.outputs or request.parameters else None
     return InferRequest(arrays, num_rows, request.id, timeout_s, wanted, form, priority)
+
+
+def list_data(body: bytes) -> list[bytes]:
+    """Give the data of each input of a body as it is written, as `decode_request` finds it.
+
+    Returns:
+        Nothing where the body is no request.
+    """
+    try:
+        return [bytes(item.data) for item in _decode_body(body).inputs]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
 
 
 def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[Any]:
