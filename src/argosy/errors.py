@@ -122,6 +122,9 @@ MESSAGES: dict[str, Message] = {
     "unknown_version": Message("Model {name!r} has no version {version}; it has: {known}", "argosy models {name} lists them"),
     "unknown_alias": Message("Model {name!r} has no alias {alias!r}; it has: {known}"),
     "unwritable": Message("Cannot write {path}: {detail}"),
+    "file_exists": Message(
+        "File {path} is there already", "give another name, or have it replaced: --overwrite, in Python overwrite=True"
+    ),
     "missing_file": Message("File {path} does not exist or cannot be read: {detail}"),
     "bad_onnx": Message("File {path} is not an ONNX model that can be served: {detail}"),
     "bad_external_data": Message(

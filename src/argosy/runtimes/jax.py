@@ -200,7 +200,7 @@ def narrow(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
         raise ValueError(f"it is {array.dtype}, expected {dtype}")
     cut = array.astype(dtype)
     if not np.array_equal(cut, array):
-        raise BadInput(f"it holds integers beyond {dtype}, the widest type that JAX takes here")
+        raise BadInput(f"it holds integers beyond {np.dtype(dtype)}, the widest type that JAX takes here")
     return cut
 
 
