@@ -118,14 +118,14 @@ class Response:
 
     __slots__ = ("body", "content_type", "headers", "status")
 
-    def __init__(self, body: Body = b"", *, status: int = 200, content_type: str | None = None, headers: Headers = {}) -> None:
+    def __init__(self, body: Body = b"", *, status: int = 200, content_type: str | None = None, headers: Headers = ()) -> None:
         self.body = body
         self.status = status
         self.content_type = content_type
         self.headers = headers
 
     @classmethod
-    def from_json(cls, value: Any, *, status: int = 200, headers: Headers = {}) -> Response:
+    def from_json(cls, value: Any, *, status: int = 200, headers: Headers = ()) -> Response:
         """An answer of JSON.
 
         Raises:

@@ -243,8 +243,8 @@ def _start(request: Request, response: Response, first: Any) -> tuple[bytes, boo
 
 def _pack_head(response: Response, content_type: str, length: int | None) -> bytes:
     """What stands before the body; the front checks it, and writes it out."""
-    given = response.headers
-    headers = [*(given.items() if isinstance(given, Mapping) else given)]
+    given: Any = response.headers
+    headers: list[tuple[str, str]] = [*(given.items() if isinstance(given, Mapping) else given)]
     names = {str(name).lower() for name, _ in headers}
     chosen = response.content_type or content_type
     if "content-type" not in names:
