@@ -84,11 +84,34 @@ class Registry:
         return reply.data, digest
 
     def has_blob(self, digest: str) -> bool:
-        """Say whether the repository has a blob."""
+        """Say whether the repository has a blob, sound or not."""
+        return self.find_blob(digest) is not None
+
+    def find_blob(self, digest: str) -> int | None:
+        """Give the bytes that a blob of the repository has, -1 where the registry does not say; None if it has none."""
         reply = self._connection.ask("HEAD", self._path(f"blobs/{digest}"))
         if reply.status not in (200, 404):
             raise self._connection.explain(reply, f"blob {digest}")
-        return reply.status == 200
+        told = reply.headers.get("Content-Length", "")
+        return None if reply.status == 404 else int(told[:18]) if told.isdecimal() else -1
+
+    def find_damage(self, blob: Descriptor) -> str:
+        """Fetch a blob that the repository has, and say what is wrong with it; nothing where it is what it should be."""
+        digest = hashlib.sha256()
+        try:
+            for chunk in self.read_blob(blob):
+                digest.update(chunk)
+        except RegistryError as error:
+            if error.key != "blob_differs":
+                raise
+            return str(error.fields["detail"])
+        got = f"sha256:{digest.hexdigest()}"
+        return "" if got == blob.digest else f"its content has digest {got}"
+
+    def find_tag(self) -> str:
+        """Give the digest that the location's tag means now; nothing where it means none, or the registry does not say."""
+        reply = self._connection.ask("HEAD", self._path(f"manifests/{self.location.tag}"), headers={"Accept": _ACCEPT})
+        return reply.headers.get("Docker-Content-Digest", "") if reply.status == 200 else ""
 
     def read_blob(self, blob: Descriptor) -> Iterator[bytes]:
         """Fetch a blob in pieces, together exactly as many bytes as it should have.
