@@ -17,7 +17,10 @@ from argosy.serve.grpc.requests import MessageBytes, read_parameters
 from argosy.serve.grpc.server import GrpcServer
 from argosy.serve.v2.models import EXTENSIONS, describe_config, describe_lane, list_repository, list_stats
 
-__all__ = ["METHODS", "ErrandRequest", "Method"]
+__all__ = ["HEALTH", "METHODS", "SERVICE", "ErrandRequest", "Method"]
+
+SERVICE: Final = "inference.GRPCInferenceService"
+_SERVING, _NOT_SERVING = 1, 2
 
 # Any: the classes of messages exist at run time only.
 Method = Callable[[GrpcServer, MessageBytes], Any]
@@ -40,8 +43,20 @@ def _server_live(server: GrpcServer, message: MessageBytes) -> Any:
 
 def _server_ready(server: GrpcServer, message: MessageBytes) -> Any:
     messages.ServerReadyRequest.FromString(message)
-    is_ready = server.router.is_server_ready and not server.is_draining
-    return messages.ServerReadyResponse(ready=is_ready)
+    return messages.ServerReadyResponse(ready=_is_ready(server))
+
+
+def _is_ready(server: GrpcServer) -> bool:
+    return server.router.is_server_ready and not server.is_draining
+
+
+def _check_health(server: GrpcServer, message: MessageBytes) -> Any:
+    """As load balancers and Kubernetes ask; a service is the server, or a deployment by its name."""
+    service = messages.HealthCheckRequest.FromString(message).service
+    is_ready = _is_ready(server)
+    if service not in ("", SERVICE):
+        is_ready = server.router.is_ready(service) and is_ready
+    return messages.HealthCheckResponse(status=_SERVING if is_ready else _NOT_SERVING)
 
 
 def _model_ready(server: GrpcServer, message: MessageBytes) -> Any:
@@ -108,6 +123,9 @@ def _make_errand(op: str, request: Any, reply: Any) -> ErrandRequest:
     _refuse_repository(request)
     return ErrandRequest(op, request.model_name, read_parameters(request.parameters, request.parameters), reply)
 
+
+HEALTH: Final[dict[str, Method]] = {"/grpc.health.v1.Health/Check": _check_health}
+"""By path. Source: grpc/grpc, doc/health-checking.md; `Watch`, which a server need not have, is not offered."""
 
 METHODS: Final[dict[str, Method]] = {
     "ServerLive": _server_live,
