@@ -20,13 +20,14 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import DATATYPES, MAX_RANK, OPAQUE, is_bfloat16, widen
+from argosy.datatypes import DATATYPES, MAX_RANK, OPAQUE, is_bfloat16, learn_bfloat16, widen
 
 __all__ = ["AnswerError", "Answers"]
 
 _NUMBERS: Final = (int, float, np.integer, np.floating, np.bool_)
 _BUFFERS: Final = (bytearray, memoryview)
 _KINDS: Final = "biuf"
+_ARRAY: Final = np.ndarray
 
 
 class AnswerError(Exception):
@@ -42,6 +43,8 @@ class Answers:
     """
 
     def __init__(self, outputs: Sequence[Mapping[str, Any]], *, is_batched: bool) -> None:
+        if any(tensor["datatype"] == "BF16" for tensor in outputs):
+            learn_bfloat16()
         self._names: list[str] = [tensor["name"] for tensor in outputs]
         self._dtypes = [DATATYPES[tensor["datatype"]] for tensor in outputs]
         self._shapes: list[tuple[int, ...]] = [tuple(tensor["shape"]) for tensor in outputs]
@@ -65,14 +68,20 @@ class Answers:
         """
         if type(answer) is not dict:
             answer = _as_mapping(answer)
-        arrays: list[NDArray[Any]] = [
-            output if type(output) is np.ndarray else _convert(output, name, self._dtypes[index])
-            for index, name in enumerate(self._names)
-            if (output := answer.get(name)) is not None
-        ]
-        if len(arrays) < len(self._names):
-            missing = next(name for name in self._names if answer.get(name) is None)
-            raise AnswerError(f"output {missing!r} is missing; got {', '.join(sorted(map(str, answer)))}")
+        arrays = [answer.get(name) for name in self._names]
+        for output in arrays:
+            if type(output) is not _ARRAY:
+                return self._order_others(answer)
+        return cast("list[NDArray[Any]]", arrays)
+
+    def _order_others(self, answer: Mapping[str, Any]) -> list[NDArray[Any]]:
+        """As `order`, where some output is missing or no array."""
+        arrays: list[NDArray[Any]] = []
+        for name, dtype in zip(self._names, self._dtypes, strict=True):
+            output = answer.get(name)
+            if output is None:
+                raise AnswerError(f"output {name!r} is missing; got {', '.join(sorted(map(str, answer)))}")
+            arrays.append(output if type(output) is _ARRAY else _convert(output, name, dtype))
         return arrays
 
     def check(self, arrays: list[NDArray[Any]], rows: int) -> list[NDArray[Any]]:
