@@ -80,7 +80,7 @@ def make_foreign(rng: random.Random) -> tuple[str, str]:
                 rng.choice(('"\\"data\\":[9]"', '"]"', '"["', '"}"', '"\\\\"', "[1,[2]]", "1", '"data"', '"\\u0022data"')),
             ),
             ('"parameters"', rng.choice(("null", "{}", '{"timeout":1000}', '{"priority":2}', '{"a":"data"}', '{"data":1}'))),
-            ('"id"', rng.choice(('""', 'null', '"a"', '"data"', '"\\"data\\":[3]"'))),
+            ('"id"', rng.choice(('""', "null", '"a"', '"data"', '"\\"data\\":[3]"'))),
             ('"outputs"', rng.choice(("null", "[]", '[{"name":"y"}]', '[{"name":"y","data":' + SLOT + "}]"))),
         ]
     )

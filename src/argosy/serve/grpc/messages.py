@@ -19,8 +19,6 @@ from argosy.errors import InputError
 __all__ = [
     "POOL",
     "DecodeError",
-    "HealthCheckRequest",
-    "HealthCheckResponse",
     "InferParameter",
     "InferTensorContents",
     "ModelConfigRequest",
@@ -61,8 +59,6 @@ MAX_TYPED_BYTES: Final = 4 << 20
 _TABLE: Final = """
 ServerLiveRequest
 ServerLiveResponse: 1 live bool
-HealthCheckRequest: 1 service string
-HealthCheckResponse: 1 status int32
 ServerReadyRequest
 ServerReadyResponse: 1 ready bool
 ModelReadyRequest: 1 name string, 2 version string
@@ -206,8 +202,6 @@ ServerLiveRequest: Final[Any] = _message("ServerLiveRequest")
 ServerLiveResponse: Final[Any] = _message("ServerLiveResponse")
 ServerMetadataRequest: Final[Any] = _message("ServerMetadataRequest")
 ServerMetadataResponse: Final[Any] = _message("ServerMetadataResponse")
-HealthCheckRequest: Final[Any] = _message("HealthCheckRequest")
-HealthCheckResponse: Final[Any] = _message("HealthCheckResponse")
 ServerReadyRequest: Final[Any] = _message("ServerReadyRequest")
 ServerReadyResponse: Final[Any] = _message("ServerReadyResponse")
 ModelConfigRequest: Final[Any] = _message("ModelConfigRequest")

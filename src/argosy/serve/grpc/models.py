@@ -20,10 +20,19 @@ from argosy.serve.v2.models import EXTENSIONS, describe_config, describe_lane, l
 __all__ = ["HEALTH", "METHODS", "SERVICE", "ErrandRequest", "Method"]
 
 SERVICE: Final = "inference.GRPCInferenceService"
-_SERVING, _NOT_SERVING = 1, 2
+
 
 # Any: the classes of messages exist at run time only.
 Method = Callable[[GrpcServer, MessageBytes], Any]
+
+
+class _HealthReply(NamedTuple):
+    """HealthCheckResponse, whose one field is an enumeration with the number 1."""
+
+    is_serving: bool
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - as messages call it
+        return b"\x08\x01" if self.is_serving else b"\x08\x02"
 
 
 class ErrandRequest(NamedTuple):
@@ -52,11 +61,12 @@ def _is_ready(server: GrpcServer) -> bool:
 
 def _check_health(server: GrpcServer, message: MessageBytes) -> Any:
     """As load balancers and Kubernetes ask; a service is the server, or a deployment by its name."""
-    service = messages.HealthCheckRequest.FromString(message).service
+    # HealthCheckRequest is another protocol's, and has one field: text with the number 1, as the name here.
+    service = messages.ModelReadyRequest.FromString(message).name
     is_ready = _is_ready(server)
     if service not in ("", SERVICE):
         is_ready = server.router.is_ready(service) and is_ready
-    return messages.HealthCheckResponse(status=_SERVING if is_ready else _NOT_SERVING)
+    return _HealthReply(is_ready)
 
 
 def _model_ready(server: GrpcServer, message: MessageBytes) -> Any:
