@@ -39,7 +39,7 @@ demo: setup-demo
 
 ## The picture of the README and the acts below it, of one run of the demo.
 picture: setup-demo
-	$(BIN)/argosy demo --json --picture docs/demo.svg | $(PYTHON) docs/write_acts.py
+	$(BIN)/argosy demo --json --overwrite --picture docs/demo.svg | $(PYTHON) docs/write_acts.py
 
 ## The tree of folders in ARCHITECTURE.md, from the packages' docstrings.
 tree:

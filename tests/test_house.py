@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 # From the ground up: a room imports what stands on lower floors, and never its neighbours on the same floor.
 FLOORS = """
 errors datatypes home raw callables version
-signature config environment confine conformance serve
+signature config environment confine conformance output_file serve
 runtimes
 store optim serve.wire
 serve.worker serve.node serve.dispatch

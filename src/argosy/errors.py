@@ -122,6 +122,9 @@ MESSAGES: dict[str, Message] = {
     "unknown_version": Message("Model {name!r} has no version {version}; it has: {known}", "argosy models {name} lists them"),
     "unknown_alias": Message("Model {name!r} has no alias {alias!r}; it has: {known}"),
     "unwritable": Message("Cannot write {path}: {detail}"),
+    "file_exists": Message(
+        "File {path} is there already", "give another name, or have it replaced: --overwrite, in Python overwrite=True"
+    ),
     "missing_file": Message("File {path} does not exist or cannot be read: {detail}"),
     "bad_onnx": Message("File {path} is not an ONNX model that can be served: {detail}"),
     "bad_external_data": Message(
@@ -189,7 +192,12 @@ MESSAGES: dict[str, Message] = {
     ),
     "bad_registry_answer": Message("The answer of registry {host} is not of the Distribution protocol: {detail}"),
     "blob_differs": Message(
-        "Blob {digest} of {location} is not what it should be: {detail}", "nothing was kept; push the artifact there again"
+        "Blob {digest} of {location} is not what it should be: {detail}",
+        "nothing was kept; argosy push --verify, where the version is, sends again what is damaged there",
+    ),
+    "blob_stays_damaged": Message(
+        "Blob {digest} of {location} was sent again, and the registry gives the damaged one still: {detail}",
+        "have the blob deleted there, by its administrator if not by you, and push once more",
     ),
     "not_modelpack": Message(
         "{location} is no ModelPack artifact: {detail}", "push models with argosy push, or with another tool of ModelPack"

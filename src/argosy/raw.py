@@ -62,6 +62,7 @@ class Event:
 Item = bytes | bytearray | memoryview | str | Event
 """A part of an answer that is sent as it is made."""
 Body = Item | Iterable[Item] | AsyncIterable[Item]
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 class Request:
@@ -72,7 +73,8 @@ class Request:
         path: what stands in the URL behind `/raw`, percent-decoded: nothing, or it begins with a slash. It is text of the
             client's; as the name of a file it must be checked.
         query: what stands behind the question mark, as it was sent; `urllib.parse.parse_qs` takes it apart.
-        headers: lower-case name to value. Those of the connection itself, and Authorization, are left out.
+        headers: lower-case name to value; of one that was sent several times the values are joined, as HTTP has it: with a comma,
+            cookies with a semicolon. Those of the connection itself, and Authorization, are left out.
         body: as it was sent; a Content-Encoding is not undone.
     """
 
@@ -110,21 +112,20 @@ class Response:
             events, which is sent as it is made.
         status: 200 to 599.
         content_type: default: `text/plain` for text, `text/event-stream` for events, else `application/octet-stream`.
-        headers: further ones; those of the connection itself, and Content-Length, are the server's to write.
+        headers: further ones, by name or as pairs, of which one name may have several, such as Set-Cookie; those of the
+            connection itself, and Content-Length, are the server's to write.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")
 
-    def __init__(
-        self, body: Body = b"", *, status: int = 200, content_type: str | None = None, headers: Mapping[str, str] = {}
-    ) -> None:
+    def __init__(self, body: Body = b"", *, status: int = 200, content_type: str | None = None, headers: Headers = ()) -> None:
         self.body = body
         self.status = status
         self.content_type = content_type
         self.headers = headers
 
     @classmethod
-    def from_json(cls, value: Any, *, status: int = 200, headers: Mapping[str, str] = {}) -> Response:
+    def from_json(cls, value: Any, *, status: int = 200, headers: Headers = ()) -> Response:
         """An answer of JSON.
 
         Raises:

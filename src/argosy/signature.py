@@ -216,14 +216,29 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         return Signature(specs(inputs), specs(outputs))
 
 
-def pack_bytes(array: NDArray[Any]) -> bytes:
-    """Serialise a BYTES tensor as V2 does: each element is a 4-byte little-endian length and its bytes."""
+def pack_bytes(array: NDArray[Any], tensor: str = "?") -> bytes:
+    """Serialise a BYTES tensor as V2 does: each element is a 4-byte little-endian length and its bytes.
+
+    Raises:
+        InputError: `bad_value`, an element is neither bytes nor text.
+    """
     parts: list[bytes] = []
     for item in array.ravel().tolist():
-        raw = item.encode() if isinstance(item, str) else bytes(item)
+        raw = item if type(item) is bytes else _encode_element(item, tensor)
         parts.append(len(raw).to_bytes(4, "little"))
         parts.append(raw)
     return b"".join(parts)
+
+
+def _encode_element(item: Any, tensor: str) -> bytes:
+    try:
+        # Not `bytes` of anything: of the number 5 that is five zeros.
+        if isinstance(item, str):
+            return item.encode()
+        return bytes(memoryview(item))
+    except (TypeError, UnicodeEncodeError) as error:
+        detail = error.reason if isinstance(error, UnicodeEncodeError) else f"an element is {type(item).__name__}"
+        raise InputError("bad_value", tensor=tensor, datatype="BYTES", detail=f"{detail}, expected bytes or text") from None
 
 
 def unpack_bytes(buffer: bytes | memoryview, num_elements: int, tensor: str = "?") -> NDArray[Any]:

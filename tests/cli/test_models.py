@@ -113,6 +113,7 @@ def test_models_describes_the_versions_of_a_model(call: Call, filled: Path) -> N
 def test_alias_points_to_a_version(call: Call, filled: Path) -> None:
     found = json.loads(call("models", "affine", "--alias", "champion=1", "--json").stdout)
     assert [version["aliases"] for version in found] == [["champion"], ["latest"]]
+    assert "champion of affine pointed to version 1 before" in call("models", "affine", "--alias", "champion=2").stderr
     result = call("models", "affine", "--alias", "champion=7")
     assert result.exit_code == 1 and "has no version 7" in result.stderr
 

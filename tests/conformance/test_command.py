@@ -135,7 +135,7 @@ def test_report_holds_all_findings_and_nothing_of_the_server_is_markup(
     assert "http.health.live-body" in text
     assert "<script>" not in text.replace("\\<script\\>", "")
     FAULTS["http.infer.model-name"](server)
-    call(server.url, "--only", "http.infer.model-name", "--report", path)
+    call(server.url, "--only", "http.infer.model-name", "--report", path, "--overwrite")
     assert "expected model_name conformance-fp32" in path.read_text()
 
 

@@ -27,6 +27,7 @@ from argosy.frameworks.keras import FRAMEWORK, RuleOptimizer
 from argosy.frameworks.layers import Conv, Dense, Relu, draw_weights
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.optim import SGD, Adam, CosineDecay, LinearDecay, Momentum, RMSprop, StepDecay
+from argosy.runtimes.base import BadInput
 from argosy.runtimes.keras import BACKEND_FILE, KerasRuntime
 from argosy.train.losses import LOSSES, get_loss
 from tests.frameworks.keras_models import (
@@ -435,6 +436,23 @@ def test_runtime_answers_as_the_model(kind, tmp_path):
         assert got.flags.c_contiguous
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected[:num_rows], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.backend
+def test_runtime_says_whose_fault_an_index_out_of_range_is(tmp_path):
+    rows = np.arange(10, dtype="int32").reshape(2, 5)
+    model = keras.Sequential([keras.Input((5,), dtype="int32"), keras.layers.Embedding(50, 4), keras.layers.Flatten()])
+    entry = FRAMEWORK.save_native(model, rows, tmp_path)
+    runtime = KerasRuntime()
+    runtime.open(tmp_path, entry, ["x"], ["y"])
+    if BACKEND != "jax":
+        with pytest.raises(BadInput):
+            runtime.infer({"x": rows + 100})
+    elif not HAS_DOUBLE:
+        # JAX gives something for any index; what it cannot take are integers beyond 32 bits.
+        with pytest.raises(BadInput, match="integers beyond int32"):
+            runtime.infer({"x": rows.astype("int64") + 2**40})
+    assert runtime.infer({"x": rows})["y"].shape == (2, 20)
 
 
 @pytest.mark.backend

@@ -20,6 +20,7 @@ from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Relu, draw
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.frameworks.tensorflow import FRAMEWORK, RuleOptimizer
 from argosy.optim import SGD, Adam, CosineDecay, Momentum, RMSprop, StepDecay
+from argosy.runtimes.base import BadInput
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.train.losses import LOSSES, get_loss
 from tests.frameworks.tensorflow_models import (
@@ -390,6 +391,21 @@ def test_runtime_answers_as_the_model(kind, tmp_path):
         assert got.flags.c_contiguous
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected[:num_rows], rtol=1e-5, atol=1e-6)
+
+
+def test_runtime_says_whose_fault_an_index_out_of_range_is(tmp_path):
+    class Lookup(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.int64, "x")])
+        def __call__(self, x):
+            return {"y": tf.gather(tf.eye(4), x)}
+
+    module = Lookup()
+    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.__call__})
+    runtime = TensorFlowRuntime()
+    runtime.open(tmp_path, "saved_model.pb", ["x"], ["y"])
+    with pytest.raises(BadInput, match="not in"):
+        runtime.infer({"x": np.array([[0, 9]])})
+    assert runtime.infer({"x": np.array([[0, 3]])})["y"].shape == (1, 2, 4)
 
 
 def test_runtime_serves_from_a_forked_process_of_its_own(tmp_path):

@@ -16,6 +16,7 @@ import torch
 from argosy.errors import ModelError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
+from argosy.runtimes.base import BadInput
 from argosy.runtimes.torch import TorchRuntime
 
 FRAMEWORK = get_framework("torch")
@@ -107,6 +108,20 @@ def test_saved_model_answers_any_number_of_rows_as_the_model(make, rows, entry, 
         # The same operators on the same machine.
         np.testing.assert_allclose(answer, FRAMEWORK.predict(model, x), atol=1e-5)
         assert answer.flags.c_contiguous
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("makes_script", [False, True], ids=["program", "script"])
+def test_index_out_of_range_is_the_fault_of_who_sent_it(makes_script, tmp_path):
+    rows = np.arange(20).reshape(5, 4)
+    if makes_script:
+        torch.jit.script(Embedding()).save(str(tmp_path / "model.ts"))
+    else:
+        FRAMEWORK.save_native(Embedding(), rows, tmp_path)
+    runtime = load(tmp_path, "model.ts" if makes_script else "model.pt2")
+    with pytest.raises(BadInput, match="out of range"):
+        runtime.infer({"x": rows + 40})
+    assert runtime.infer({"x": rows})["y"].shape == (5, 3)
 
 
 def test_model_of_a_fixed_number_of_rows_is_refused_with_every_reason(tmp_path):

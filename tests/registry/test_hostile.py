@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,44 @@ def test_blob_without_an_end_is_left_after_its_length(registry: FakeRegistry, st
 
     registry.act("GET", digest, flood)
     assert_refused(registry, store, "blob_differs", "more than")
+
+
+def test_answer_that_says_it_is_endless_is_refused_at_once(registry: FakeRegistry, store: Store) -> None:
+    forge(registry)
+    over = threading.Event()
+
+    def begin(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "99999999999")
+        handler.end_headers()
+        handler.wfile.write(b"x")
+        over.wait(30)
+
+    registry.act("GET", "/manifests/", begin)
+    before = time.monotonic()
+    assert_refused(registry, store, "bad_registry_answer", "more than")
+    over.set()
+    assert time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize("is_blob", [False, True], ids=["manifest", "blob"])
+def test_answer_that_comes_byte_by_byte_is_given_up(
+    registry: FakeRegistry, store: Store, monkeypatch: pytest.MonkeyPatch, is_blob: bool
+) -> None:
+    monkeypatch.setattr("argosy.registry.connection.PACE_S", 0.1)
+    digest = forge(registry)
+
+    def drip(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(WEIGHTS)))
+        handler.end_headers()
+        for _ in range(len(WEIGHTS) - 1):  # until the client leaves
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+    registry.act("GET", digest if is_blob else "/manifests/", drip, times=9)
+    assert_refused(registry, store, "registry_unreachable", "bytes in")
 
 
 def test_packed_body_is_refused(registry: FakeRegistry, store: Store) -> None:

@@ -271,6 +271,72 @@ def test_damaged_blob_of_the_store_is_fetched_again(registry: FakeRegistry, stor
     assert len(assert_sound(store.home)) == 2
 
 
+WEIGHTS = b"weights"
+DAMAGED = {"other": b"WEIGHTS", "shorter": b"weight", "longer": b"weights!", "empty": b""}
+
+
+def damage(registry: FakeRegistry, content: bytes) -> str:
+    digest = "sha256:" + hashlib.sha256(WEIGHTS).hexdigest()
+    registry.blobs["iris"][digest] = content
+    return digest
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_blob_of_the_registry_is_mended_by_what_the_hint_says(
+    registry: FakeRegistry, store: Store, other: Store, publish: Publish, content: bytes
+) -> None:
+    version, place = publish(WEIGHTS), f"{registry.address}/iris"
+    argosy.push("iris", place, store=store)
+    digest = damage(registry, content)
+    with pytest.raises(argosy.ArgosyError) as caught:
+        argosy.pull(place, store=other)
+    assert caught.value.key == "blob_differs" and "push --verify" in caught.value.hint
+    assert argosy.push("iris", place, store=store, verify=True).moved_bytes == len(WEIGHTS)
+    assert registry.blobs["iris"][digest] == WEIGHTS
+    assert read_files(other, argosy.pull(place, store=other).version) == read_files(store, version)
+    assert argosy.push("iris", place, store=store, verify=True).moved_bytes == 0
+
+
+def test_wrong_length_is_seen_by_any_push(registry: FakeRegistry, store: Store, publish: Publish) -> None:
+    publish(WEIGHTS)
+    argosy.push("iris", f"{registry.address}/iris", store=store)
+    digest = damage(registry, b"weight")
+    assert argosy.push("iris", f"{registry.address}/iris", store=store).moved_bytes == len(WEIGHTS)
+    assert registry.blobs["iris"][digest] == WEIGHTS
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_registry_that_keeps_a_damaged_blob_is_told(
+    registry: FakeRegistry, store: Store, publish: Publish, content: bytes
+) -> None:
+    publish(WEIGHTS)
+    argosy.push("iris", f"{registry.address}/iris", store=store)
+    registry.keeps_blobs = True
+    digest = damage(registry, content)
+    with pytest.raises(argosy.ArgosyError, match=digest) as caught:
+        argosy.push("iris", f"{registry.address}/iris", store=store, verify=True)
+    assert caught.value.key == "blob_stays_damaged"
+    del registry.blobs["iris"][digest]  # as the hint says
+    assert argosy.push("iris", f"{registry.address}/iris", store=store, verify=True).moved_bytes == len(WEIGHTS)
+
+
+def test_mounted_blob_is_verified_as_well(registry: FakeRegistry, store: Store, publish: Publish) -> None:
+    publish(WEIGHTS)
+    argosy.push("iris", f"{registry.address}/iris", store=store)
+    digest = damage(registry, b"WEIGHTS")
+    assert argosy.push("iris", f"{registry.address}/other", store=store, verify=True).moved_bytes == len(WEIGHTS)
+    assert registry.blobs["other"][digest] == WEIGHTS
+
+
+def test_push_says_what_its_tag_meant_before(registry: FakeRegistry, store: Store, publish: Publish) -> None:
+    place = f"{registry.address}/iris:1"
+    first = publish(WEIGHTS)
+    assert argosy.push("iris@1", place, store=store).replaced == ""
+    assert argosy.push("iris@1", place, store=store).replaced == ""
+    publish(b"others")
+    assert argosy.push("iris@2", place, store=store).replaced == first.digest
+
+
 # several at once, and dead ones
 
 

@@ -171,7 +171,7 @@ def test_integer_that_would_be_cut_fails_alone(home: Home) -> None:
         server.deploy("n", runtime="openvino")
         good = np.array([[1, -(2**30)]])
         np.testing.assert_array_equal(client.predict("n", {"n": good})["y"], good)
-        with pytest.raises(FaultError, match="an integer lies beyond -2147483648 to 2147483647"):
+        with pytest.raises(InputError, match="an integer lies beyond -2147483648 to 2147483647"):
             client.predict("n", {"n": np.array([[1, 2**40]])})
         np.testing.assert_array_equal(client.predict("n", {"n": good})["y"], good)
 

@@ -195,7 +195,7 @@ def test_command_refuses_what_cannot_be_recorded(home: Home, tmp_path: Path) -> 
     with home.serve("scale") as server:
         assert "Cannot write" in run("scale", str(tmp_path / "missing" / "trace"))
         (tmp_path / "trace").write_text("an earlier one")
-        assert "deployed: scale" in run("nobody", str(tmp_path / "trace"))
+        assert "deployed: scale" in run("nobody", str(tmp_path / "trace"), "--overwrite")
         assert (tmp_path / "trace").read_text() == "an earlier one"
         with server.admin() as admin, pytest.raises(NotFoundError):
             next(admin.record("../x"))

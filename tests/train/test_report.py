@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from argosy.errors import InputError
+from argosy.output_file import OutputFile
 from argosy.train.report import Section, write_report
 from argosy.train.result import Epoch
 
@@ -53,7 +54,7 @@ def make_png():
 
 def write(tmp_path, **options):
     path = tmp_path / "report.html"
-    write_report(path, **{"history": HISTORY, **options})
+    write_report(OutputFile(path, overwrite=True), **{"history": HISTORY, **options})
     return path.read_text()
 
 

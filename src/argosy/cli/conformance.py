@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from argosy.cli.shell import EXIT_FAILED, Shell, Table, command
+from argosy.cli.shell import EXIT_FAILED, Shell, Table, command, overwrite_option
 
 if TYPE_CHECKING:
     from argosy.conformance import Finding, Result
@@ -23,12 +23,19 @@ __all__ = ["conformance"]
 @click.option("--extension", "extensions", multiple=True, metavar="NAME", help="Test this one though it is not announced.")
 @click.option("--only", "groups", multiple=True, metavar="GROUP", help="Only these clauses, such as http.infer or grpc.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write all findings to this file, .md or .html.")
+@overwrite_option
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Seconds, for an answer."
 )
 @click.option("--write-models", "folder", type=click.Path(path_type=Path), help="Write the suite's models here, and end.")
 def conformance(
-    shell: Shell, url: str | None, groups: tuple[str, ...], report: Path | None, folder: Path | None, **options: Any
+    shell: Shell,
+    url: str | None,
+    groups: tuple[str, ...],
+    report: Path | None,
+    overwrite: bool,
+    folder: Path | None,
+    **options: Any,
 ) -> None:
     """Check any server at URL against the V2 inference protocol, clause by clause.
 
@@ -36,7 +43,8 @@ def conformance(
     level MUST fails.
     """
     from argosy.conformance import Target, run_clauses, write_models
-    from argosy.conformance.report import check_report_path, write_report
+    from argosy.conformance.report import check_report_path, render_report
+    from argosy.output_file import OutputFile
 
     if (url is None) == (folder is None):
         raise click.UsageError("Give either URL or --write-models FOLDER.")
@@ -44,15 +52,17 @@ def conformance(
         names = write_models(folder)
         shell.show({"models": names}, f"wrote {len(names)} models to {folder}; its README.md says how servers are given them")
         return
+    report_file = None
     if report is not None:
         check_report_path(report)
+        report_file = OutputFile(report, overwrite=overwrite)
     target = Target(url or "", **options)
     try:
         result = run_clauses(target, groups, on_finding=lambda finding: _say(shell, finding))
     finally:
         target.close()
-    if report is not None:
-        write_report(result, report)
+    if report_file is not None:
+        report_file.write(render_report(result, report_file.path))
     _show(shell, result)
     click.get_current_context().exit(0 if result.is_conforming else EXIT_FAILED)
 

@@ -199,7 +199,11 @@ def models(shell: Shell, name: str | None, alias: str | None) -> None:
         if name is None:
             raise click.UsageError("--alias needs the NAME of a model.")
         word, number = _parse_alias(alias)
-        shell.open_store().set_alias(name, word, number)
+        store = shell.open_store()
+        before = next((model.aliases.get(word) for model in store.list_models() if model.name == name), None)
+        store.set_alias(name, word, number)
+        if before not in (None, number):
+            shell.say(f"alias {word} of {name} pointed to version {before} before")
     if name is None:
         found = shell.open_store().list_models()
         rows = [(model.name, str(len(model.versions)), _list_aliases(model.aliases)) for model in found]

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from argosy.cli.shell import Shell, command
+from argosy.cli.shell import Shell, command, overwrite_option
 
 __all__ = ["record"]
 
@@ -19,20 +19,23 @@ __all__ = ["record"]
 @click.argument("name")
 @click.argument("trace", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--for-s", type=click.FloatRange(min=0, min_open=True), default=60.0, help="How long.  [default: 60]")
-def record(shell: Shell, name: str, trace: Path, for_s: float) -> None:
+@overwrite_option
+def record(shell: Shell, name: str, trace: Path, for_s: float, overwrite: bool) -> None:
     """Record when the requests of a deployment arrive, their rows and their lengths, as TRACE for `argosy tune --trace`.
 
     Nothing of what they say is recorded. Ctrl-C and SIGTERM end it earlier; what has arrived by then is in the file.
     """
     from argosy.client import AdminClient
+    from argosy.output_file import OutputFile
     from argosy.tune.trace import MAX_ARRIVALS, TraceFile
 
     signal.signal(signal.SIGTERM, _stop)
+    OutputFile(trace, overwrite=overwrite)
     with AdminClient(shell.home) as admin:
         recording = admin.record(name)
         # What cannot be recorded leaves a file of an earlier recording as it is.
         first, end_s = next(recording), time.monotonic() + for_s
-        file = TraceFile(trace)
+        file = TraceFile(trace, overwrite=overwrite)
         try:
             for arrivals in chain([first], recording):
                 file.add(arrivals)

@@ -32,8 +32,9 @@ def _connection_options(function: Callable[..., None]) -> Callable[..., None]:
 @command("push")
 @click.argument("reference", metavar="NAME[@VERSION]")
 @click.argument("target", metavar="REGISTRY/REPOSITORY[:TAG]")
+@click.option("--verify", is_flag=True, help="Read what is there already, and send again what is damaged.")
 @_connection_options
-def push(shell: Shell, reference: str, target: str, plain_http: bool, ca_file: Path | None) -> None:
+def push(shell: Shell, reference: str, target: str, **options: Any) -> None:
     """Send a version to an OCI registry. Files that are there already do not move.
 
     Credentials come from docker's and podman's files and helpers, or from ARGOSY_REGISTRY_USERNAME and
@@ -42,13 +43,15 @@ def push(shell: Shell, reference: str, target: str, plain_http: bool, ca_file: P
     from argosy.registry.transfer import push as send
 
     with _show_progress(shell) as tell:
-        pushed = send(reference, target, store=shell.open_store(), plain_http=plain_http, ca_file=ca_file, tell=tell)
+        pushed = send(reference, target, store=shell.open_store(), **options, tell=tell)
     version = pushed.version
     shell.show(
         describe_version(version)
-        | {"location": str(pushed.location), "tag": pushed.location.tag, "moved_bytes": pushed.moved_bytes},
+        | {"location": str(pushed.location), "tag": pushed.location.tag, "moved_bytes": pushed.moved_bytes}
+        | {"replaced": pushed.replaced},
         f"{version.name}@{version.number}  {pushed.location}",
         f"{format_bytes(pushed.moved_bytes)} of {format_bytes(version.size_bytes)} moved",
+        *([f"the tag meant {pushed.replaced} before, which is there still by its digest"] if pushed.replaced else []),
     )
 
 

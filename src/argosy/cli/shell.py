@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from argosy.errors import ArgosyError
     from argosy.store.local import Store
 
-__all__ = ["EXIT_FAILED", "Shell", "Table", "command", "format_bytes", "format_measurement", "format_seconds"]
+__all__ = ["EXIT_FAILED", "Shell", "Table", "command", "format_bytes", "format_measurement", "format_seconds", "overwrite_option"]
 
 EXIT_FAILED: Final = 1
 
@@ -100,6 +100,10 @@ class Shell:
             if error.hint:
                 self.say(f"hint: {error.hint}")
         click.get_current_context().exit(EXIT_FAILED)
+
+
+overwrite_option: Final = click.option("--overwrite", is_flag=True, help="Replace a file of that name that is there.")
+"""Of commands that write files where their user says."""
 
 
 def command(name: str) -> Callable[[Callable[Concatenate[Shell, P], None]], click.Command]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from argosy.cli.shell import Shell, command
+from argosy.cli.shell import Shell, command, overwrite_option
 from argosy.cli.version import describe_version, show_version
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = ["train"]
 @click.option("--restart", is_flag=True, help="Begin anew, and remove the checkpoints that are there.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="HTML file for the run's curves.")
+@overwrite_option
 @click.option("--compress", "method", metavar="METHOD", help="Compress the version as well, within the guard of one percent.")
 @click.option("--deploy", "is_deployed", is_flag=True, help="Roll the version out (the compressed one, if there is one).")
 def train(
@@ -50,6 +51,7 @@ def train(
     resume: bool,
     restart: bool,
     report: Path | None,
+    overwrite: bool,
     method: str | None,
     is_deployed: bool,
     **options: Any,
@@ -60,12 +62,15 @@ def train(
     win over it. A framework that lives in an environment of its own is run there.
     """
     from argosy.environment import lives_apart, run_in
+    from argosy.output_file import OutputFile
+    from argosy.train.checkpoint import remove_checkpoints
     from argosy.train.program import is_program
 
     if resume and restart:
         raise click.UsageError("--resume and --restart exclude each other.")
     if framework is not None and lives_apart(framework):
         run_in(framework, ["-m", "argosy", *sys.argv[1:]])
+    report_file = None if report is None else OutputFile(report, overwrite=overwrite)
     default = re.sub(r"[^A-Za-z0-9._-]", "-", target.rpartition(":")[2]) or "model"
     name = name or default
     folder = checkpoints or shell.home / "runs" / name
@@ -76,11 +81,13 @@ def train(
         confusion, labels = None, None
     else:
         result, version, confusion, labels = _train_recipe(shell, target, framework or "torch", name, given)
-    _remove_checkpoints(folder if checkpoints is None else None)
-    if report is not None:
+    if checkpoints is None:
+        remove_checkpoints(folder)  # the version holds what the run came to
+    if report_file is not None:
         from argosy.train.report import write_report
 
-        write_report(report, title=f"{version.name}@{version.number}", history=result.history, confusion=confusion, labels=labels)
+        title = f"{version.name}@{version.number}"
+        write_report(report_file, title=title, history=result.history, confusion=confusion, labels=labels)
         shell.say(f"report: {report}")
     if method is not None:
         version = _compress(shell, version, method)
@@ -125,12 +132,3 @@ def _compress(shell: Shell, version: Version, method: str) -> Version:
     made = compress_version(shell.open_store(), version, method, max_loss=0.01).version
     assert made is not None
     return made
-
-
-def _remove_checkpoints(folder: Path | None) -> None:
-    """Remove the default folder: the version holds what the run came to."""
-    if folder is None:
-        return
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from argosy.cli.shell import Shell, Table, command
+from argosy.cli.shell import Shell, Table, command, overwrite_option
 
 if TYPE_CHECKING:
     from argosy.deploy.spec import DeploymentSpec
@@ -35,6 +35,7 @@ __all__ = ["tune"]
 @click.option("--trace", type=click.Path(path_type=Path), help="Recorded requests: JSON lines with at_s, rows, length.")
 @click.option("--budget-s", type=float, default=120.0, help="How long to look.  [default: 120]")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Picture of requests/s against p99: .svg, .png.")
+@overwrite_option
 @click.option("--dry-run", is_flag=True, help="Show the choice, and write nothing.")
 @click.option("--share", is_flag=True, help="Measure although a server of this home runs.")
 @click.option("--restart", is_flag=True, help="Measure anew what an interrupted run has measured.")
@@ -47,6 +48,7 @@ def tune(
     min_cosine: float,
     budget_s: float,
     plot_path: Path | None,
+    overwrite: bool,
     dry_run: bool,
     share: bool,
     restart: bool,
@@ -58,6 +60,7 @@ def tune(
     Real servers are measured, with requests made of the version's golden examples. What was chosen is shown, and written to the
     deployment and to config.toml.
     """
+    from argosy.output_file import OutputFile
     from argosy.tune import report
     from argosy.tune.run import tune as run
     from argosy.tune.search import Goal
@@ -67,6 +70,7 @@ def tune(
     traffic = _read_traffic(**options)
     goal = Goal(math.inf if p99_ms is None else p99_ms / 1e3, min_cosine, budget_s)
     figure = None if plot_path is None else report.open_figure(plot_path)
+    plot_file = None if plot_path is None else OutputFile(plot_path, overwrite=overwrite)
     ledger = shell.open_ledger()
     version = ledger.store.get_version(reference)
     outcome = run(ledger.store, version, traffic, goal, allow_code=allow_code, share=share, restart=restart, say=shell.say)
@@ -83,8 +87,8 @@ def tune(
         *explanation,
         *notes,
     )
-    if plot_path is not None:
-        report.plot(figure, outcome, goal, plot_path, f"{version.name}@{version.number}")
+    if plot_file is not None:
+        report.plot(figure, outcome, goal, plot_file, f"{version.name}@{version.number}")
 
 
 def _end(number: int, frame: object) -> NoReturn:

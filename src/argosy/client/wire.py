@@ -262,7 +262,7 @@ def encode_request(
 ) -> tuple[bytes, int]:
     """Write a V2 request; returns the body, and how many of its bytes are the JSON that stands first."""
     datatypes = {spec.name: spec.datatype for spec in specs}
-    raws = {name: pack_bytes(array) if datatypes[name] == "BYTES" else array.tobytes() for name, array in arrays.items()}
+    raws = {name: pack_bytes(array, name) if datatypes[name] == "BYTES" else array.tobytes() for name, array in arrays.items()}
     parameters: dict[str, Any] = {"binary_data_output": True}
     if timeout_s is not None:
         parameters["timeout"] = max(1, int(timeout_s * 1e6))  # microseconds, by the protocol

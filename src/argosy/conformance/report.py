@@ -10,7 +10,7 @@ from argosy.conformance.clause import SOURCES, Outcome
 from argosy.conformance.run import Finding, Result
 from argosy.errors import InputError
 
-__all__ = ["GROUP_COLUMNS", "check_report_path", "count_groups", "describe_finding", "render_markdown", "write_report"]
+__all__ = ["GROUP_COLUMNS", "check_report_path", "count_groups", "describe_finding", "render_markdown", "render_report"]
 
 GROUP_COLUMNS: Final = ("group", *Outcome)
 _MARKS: Final = {"pass": "#2a7d2a", "fail": "#b00020", "not offered": "#555", "skipped": "#8a6d00"}
@@ -26,16 +26,9 @@ def check_report_path(path: Path) -> None:
         raise InputError("bad_option", option="--report", got=path, expected="a file .md or .html in a folder that exists")
 
 
-def write_report(result: Result, path: Path) -> None:
-    """Write a report: HTML, or Markdown where the file's name ends in .md.
-
-    Raises:
-        InputError: `bad_option`, the file cannot be written.
-    """
-    try:
-        path.write_text(render_markdown(result) if path.suffix == ".md" else _render_html(result), encoding="utf-8")
-    except OSError as error:
-        raise InputError("bad_option", option="--report", got=path, expected=f"a file to write to ({error.strerror})") from error
+def render_report(result: Result, path: Path) -> str:
+    """The whole result for a file of this name: HTML, or Markdown where it ends in .md."""
+    return render_markdown(result) if path.suffix == ".md" else _render_html(result)
 
 
 def count_groups(result: Result) -> list[list[str]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from datetime import date
-from pathlib import Path
 
 from argosy.demo.acts import list_acts, tell_result
 from argosy.demo.crowd import Seen
 from argosy.demo.picture import draw_picture
 from argosy.demo.run import NUM_CLIENTS, DemoResult
 from argosy.demo.timeline import measure_timeline
+from argosy.output_file import OutputFile
 from argosy.train.report import Section, write_report
 
 __all__ = ["draw_result", "tabulate_acts", "tabulate_phases", "tabulate_versions", "write_demo_report"]
@@ -64,12 +64,12 @@ def draw_result(result: DemoResult) -> str:
     )
 
 
-def write_demo_report(result: DemoResult, path: Path) -> None:
+def write_demo_report(result: DemoResult, file: OutputFile) -> None:
     """Write the report page: the result, the acts, what clients saw over time; then training curve and confusion matrix."""
     acts, versions, phases = tabulate_acts(result), tabulate_versions(result), tabulate_phases(result)
     run = result.prepared.run
     write_report(
-        path,
+        file,
         title="Argosy demo: handwritten digits",
         lead=tell_result(result),
         history=run.result.history,

@@ -151,6 +151,10 @@ def _as_array(inputs: Mapping[str, NDArray[Any]], spec: TensorSpec, model: str) 
         raise InputError("bad_golden", model=model, detail=f"input {spec.name!r} is missing; given: {list_choices(inputs)}")
     array = np.asarray(inputs[spec.name])
     if spec.datatype == "BYTES" and array.dtype.kind in "SUO":
+        wrong = next((item for item in array.ravel().tolist() if not isinstance(item, str | bytes)), b"")
+        if wrong != b"":
+            detail = f"input {spec.name!r} holds {type(wrong).__name__}, expected bytes or text"
+            raise InputError("bad_golden", model=model, detail=detail)
         return _map_elements(array, _to_bytes)
     return array
 

@@ -23,12 +23,16 @@ from argosy.registry.auth import Authorizer
 from argosy.registry.credentials import find_credentials
 from argosy.registry.location import Location, is_loopback
 
-__all__ = ["CHUNK_BYTES", "Connection", "Lost", "Patience", "Reply", "check_encoding", "read_reply"]
+__all__ = ["CHUNK_BYTES", "Connection", "Lost", "Patience", "Reply", "check_encoding", "read_pieces", "read_reply"]
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_TRIES: Final = 5
 FIRST_PAUSE_S: float = 0.5
 """Before the second try; each later pause is twice as long."""
+
+PACE_S: float = 60.0
+PACE_BYTES: Final = 16 << 10
+"""Who sends less than that in PACE_S is as good as silent: an answer that comes byte by byte would never end."""
 
 _MAX_PAUSE_S: Final = 60
 """How long a registry may tell us to wait."""
@@ -254,11 +258,30 @@ def read_reply(response: httpx.Response, host: str, max_bytes: int = _MAX_REPLY_
     """
     check_encoding(response, host)
     data = bytearray()
-    for chunk in response.iter_raw(CHUNK_BYTES):
+    told = response.headers.get("Content-Length", "") if response.request.method != "HEAD" else ""
+    if told.isdecimal() and int(told[:18]) > max_bytes:
+        raise _bad_answer(host, f"it has more than {max_bytes} bytes")
+    for chunk in read_pieces(response):
         data += chunk
         if len(data) > max_bytes:
             raise _bad_answer(host, f"it has more than {max_bytes} bytes")
     return Reply(response.status_code, response.headers, bytes(data), response.url)
+
+
+def read_pieces(response: httpx.Response) -> Iterator[bytes]:
+    """Give the body of a reply as it comes.
+
+    Raises:
+        Lost: it comes too slowly to ever be worth the wait.
+    """
+    begin_s, num_bytes = time.monotonic(), 0
+    for chunk in response.iter_raw():
+        yield chunk
+        num_bytes += len(chunk)
+        if (now_s := time.monotonic()) - begin_s > PACE_S:
+            if num_bytes < PACE_BYTES:
+                raise Lost(f"it sent {num_bytes} bytes in {now_s - begin_s:.0f} s, at least {PACE_BYTES} are waited for")
+            begin_s, num_bytes = now_s, 0
 
 
 def check_encoding(response: httpx.Response, host: str) -> None:

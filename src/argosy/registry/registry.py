@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, Self
 from urllib.parse import quote
 
 from argosy.errors import AuthError, NotAllowedError, RegistryError
-from argosy.registry.connection import CHUNK_BYTES, Connection, Lost, Patience, Reply, check_encoding, read_reply
+from argosy.registry.connection import CHUNK_BYTES, Connection, Lost, Patience, Reply, check_encoding, read_pieces, read_reply
 from argosy.registry.location import Location
 from argosy.store.manifest import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 
@@ -36,6 +36,7 @@ _ACCEPT: Final = ", ".join(
         "application/vnd.docker.distribution.manifest.list.v2+json",
     )
 )
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _RANGE: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
@@ -84,11 +85,35 @@ class Registry:
         return reply.data, digest
 
     def has_blob(self, digest: str) -> bool:
-        """Say whether the repository has a blob."""
+        """Say whether the repository has a blob, sound or not."""
+        return self.find_blob(digest) is not None
+
+    def find_blob(self, digest: str) -> int | None:
+        """Give the bytes that a blob of the repository has, -1 where the registry does not say; None if it has none."""
         reply = self._connection.ask("HEAD", self._path(f"blobs/{digest}"))
         if reply.status not in (200, 404):
             raise self._connection.explain(reply, f"blob {digest}")
-        return reply.status == 200
+        told = reply.headers.get("Content-Length", "")
+        return None if reply.status == 404 else int(told[:18]) if told.isdecimal() else -1
+
+    def find_damage(self, blob: Descriptor) -> str:
+        """Fetch a blob that the repository has, and say what is wrong with it; nothing where it is what it should be."""
+        digest = hashlib.sha256()
+        try:
+            for chunk in self.read_blob(blob):
+                digest.update(chunk)
+        except RegistryError as error:
+            if error.key != "blob_differs":
+                raise
+            return str(error.fields["detail"])
+        got = f"sha256:{digest.hexdigest()}"
+        return "" if got == blob.digest else f"its content has digest {got}"
+
+    def find_tag(self) -> str:
+        """Give the digest that the location's tag means now; nothing where it means none, or the registry does not say."""
+        reply = self._connection.ask("HEAD", self._path(f"manifests/{self.location.tag}"), headers={"Accept": _ACCEPT})
+        told = reply.headers.get("Docker-Content-Digest", "") if reply.status == 200 else ""
+        return told if _DIGEST.fullmatch(told) else ""
 
     def read_blob(self, blob: Descriptor) -> Iterator[bytes]:
         """Fetch a blob in pieces, together exactly as many bytes as it should have.
@@ -126,7 +151,7 @@ class Registry:
                 raise self._connection.bad_answer("it sends another part of a blob than it was asked for")
             # A registry that knows no ranges begins anew.
             pos = start if is_part else 0
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in read_pieces(response):
                 if pos + len(chunk) > blob.size:
                     raise self._differs(blob.digest, f"it has more than {blob.size} bytes")
                 if fresh := chunk[max(0, start - pos) :]:

@@ -55,7 +55,9 @@ class Pushed(NamedTuple):
     location: Location
     """With the digest, by which it can be pulled again whatever the tag means later."""
     moved_bytes: int
-    """Of the blobs that the registry did not have."""
+    """Of the blobs that the registry did not have, or had damaged."""
+    replaced: str = ""
+    """Digest of another artifact that the tag meant before, which can be pulled by it still; nothing where there was none."""
 
 
 class Pulled(NamedTuple):
@@ -73,16 +75,20 @@ def push(
     target: str,
     *,
     store: Store | None = None,
+    verify: bool = False,
     plain_http: bool = False,
     ca_file: Path | None = None,
     tell: Tell | None = None,
 ) -> Pushed:
     """Send a version to an OCI registry; blobs that are there already do not move.
 
+    One that is there with another length is sent again. Whether its content is what it should be is found out with `verify`.
+
     Args:
         reference: NAME, NAME@3 or NAME@alias.
         target: HOST[:PORT]/REPOSITORY[:TAG]; without TAG it becomes the registry's `latest`.
         store: default: that of ARGOSY_HOME.
+        verify: read what is there already, and send again what is damaged.
         plain_http: speak to the registry without TLS. To this machine's own addresses that is done anyway.
         ca_file: certificates (PEM) of authorities that are trusted beside the usual ones.
         tell: called as blobs move.
@@ -92,7 +98,8 @@ def push(
         NotFoundError: `unknown_model`, `unknown_version`, `unknown_alias`.
         AuthError: `registry_unauthorized`.
         NotAllowedError: `registry_denied`, `insecure_registry`.
-        RegistryError: `registry_unreachable`, after several tries; `registry_refused`, `bad_registry_answer`.
+        RegistryError: `registry_unreachable`, after several tries; `registry_refused`, `bad_registry_answer`;
+            `blob_stays_damaged`, the registry keeps a damaged blob instead of what was sent.
         StoreError: `corrupt_blob`, `missing_blob`, `bad_manifest`: the version is damaged here.
     """
     location = parse_location(target)
@@ -110,25 +117,31 @@ def push(
     with Registry(location, plain_http=plain_http, ca_file=ca_file) as registry:
         for blob in blobs.values():
             step = Step(names.get(blob.digest, _CONFIG), "sent", 0, blob.size)
-            moved_bytes += _send(store, version, registry, blob, step, tell or _tell_nobody)
+            moved_bytes += _send(store, version, registry, blob, step, tell or _tell_nobody, verify=verify)
+        before = registry.find_tag()
         registry.put_manifest(data, MANIFEST_TYPE, version.digest)
     with store.transaction() as connection:
         detail = {"pushed_to": str(location), "digest": version.digest}
         records.append_history(connection, "pushed", version.name, version.number, detail)
-    return Pushed(version, msgspec.structs.replace(location, digest=version.digest), moved_bytes)
+    replaced = "" if before == version.digest else before
+    return Pushed(version, msgspec.structs.replace(location, digest=version.digest), moved_bytes, replaced)
 
 
-def _send(store: Store, version: Version, registry: Registry, blob: Descriptor, step: Step, tell: Tell) -> int:
+def _send(store: Store, version: Version, registry: Registry, blob: Descriptor, step: Step, tell: Tell, *, verify: bool) -> int:
     """Have the registry hold a blob; how many bytes had to move."""
-    if registry.has_blob(blob.digest):
-        tell(step._replace(action="there", done_bytes=blob.size))
-        return 0
-    source = _find_elsewhere(store, registry.location, blob)
+    found, action = registry.find_blob(blob.digest), "there"
+    source = _find_elsewhere(store, registry.location, blob) if found is None else ""
     if source and registry.mount_blob(blob.digest, source):
-        tell(step._replace(action="mounted", done_bytes=blob.size))
+        found, action = -1, "mounted"
+    is_damaged = found is not None and (found not in (-1, blob.size) or (verify and registry.find_damage(blob) != ""))
+    if found is not None and not is_damaged:
+        tell(step._replace(action=action, done_bytes=blob.size))
         return 0
     with store.open_blob(version, blob) as file:
         registry.send_blob(blob.digest, file, blob.size, lambda done: tell(step._replace(done_bytes=done)))
+    # A registry may take a blob of a name that it has for the same, and keep its own.
+    if is_damaged and (detail := registry.find_damage(blob)):
+        raise RegistryError("blob_stays_damaged", digest=blob.digest, location=registry.location, detail=detail)
     return blob.size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -20,8 +21,10 @@ __all__ = [
     "PACKAGES",
     "PRECISIONS",
     "RUNTIMES",
+    "BadInput",
     "Runtime",
     "StreamRuntime",
+    "blame_input",
     "load_runtime_class",
 ]
 
@@ -53,6 +56,33 @@ NUM_TOKENS: Final = "num_tokens"
 """Output in which preprocessing counts the tokens of each row, where it is asked to."""
 
 
+_OUT_OF_MEMORY: Final = re.compile(r"allocat|bad_?alloc|out of memory|resource_exhausted", re.IGNORECASE)
+_MAX_DETAIL: Final = 500
+
+
+class BadInput(ValueError):
+    """What a request holds cannot be computed with, and its sender is at fault; the worker tells the front so."""
+
+    is_input_fault = True
+
+
+def blame_input(error: Exception) -> Exception:
+    """Say who is at fault where a graph does not run.
+
+    What a graph does follows from its inputs alone: one that was loaded, and fails, was asked for what it cannot compute, such as
+    an index that is out of range or a length that it has no weights for.
+
+    Args:
+        error: what a framework raised while it computed.
+
+    Returns:
+        `BadInput` with its text; or the error itself, where memory is what was missing.
+    """
+    text = str(error)
+    is_ours = isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text)
+    return error if is_ours or isinstance(error, BadInput) else BadInput(text[:_MAX_DETAIL])
+
+
 class Runtime(Protocol):
     """Executes one artifact in a worker. Imports its framework, and is the only one to do so."""
 
@@ -72,7 +102,11 @@ class Runtime(Protocol):
         ...
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch; the inputs are views that are reused after the answer. First axis = rows."""
+        """Run a batch; the inputs are views that are reused after the answer. First axis = rows.
+
+        Raises:
+            BadInput: a row holds what cannot be computed with. Anything else that is raised is the model's own fault.
+        """
         ...
 
 

@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import BadInput
+
 __all__ = ["RUNTIME", "WEIGHTS_SUFFIX", "JaxRuntime", "begin", "count_threads", "narrow"]
 
 jax: Any = importlib.import_module("jax")
@@ -79,7 +81,11 @@ class JaxRuntime:
         return False
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch of at least one row."""
+        """Run a batch of at least one row.
+
+        Raises:
+            BadInput: integers lie beyond the type in which JAX computes.
+        """
         rows = narrow(inputs[self._input], self._dtype)
         if not rows.ndim or not len(rows) or rows.shape[1:] != self._row_shape:
             raise ValueError(f"{self._input!r} has shape {rows.shape}, expected at least one row of shape {self._row_shape}")
@@ -185,7 +191,8 @@ def narrow(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """Give an array in the type that JAX takes; integers may be of another size, if all of them fit.
 
     Raises:
-        ValueError: the numbers would not stay what they are.
+        ValueError: it is of another kind.
+        BadInput: the numbers would not stay what they are.
     """
     if array.dtype == dtype:
         return array
@@ -193,7 +200,7 @@ def narrow(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
         raise ValueError(f"it is {array.dtype}, expected {dtype}")
     cut = array.astype(dtype)
     if not np.array_equal(cut, array):
-        raise ValueError(f"it holds integers beyond {dtype}, the widest type that JAX takes here")
+        raise BadInput(f"it holds integers beyond {np.dtype(dtype)}, the widest type that JAX takes here")
     return cut
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import blame_input
+
 __all__ = ["BACKEND_FILE", "RUNTIME", "KerasRuntime"]
 
 BACKEND_FILE: Final = "backend.json"
@@ -64,6 +66,7 @@ class KerasRuntime:
         self._structure = model.input if len(inputs) > 1 else None
         self._tree: Any = keras.tree
         self._call = _CALLS[backend](model)
+        self._errors = (ValueError, *_list_errors(backend))
 
     @staticmethod
     def fixes_threads(folder: Path) -> bool:
@@ -74,10 +77,17 @@ class KerasRuntime:
         return backend != "torch"
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch."""
+        """Run a batch.
+
+        Raises:
+            BadInput: a layer cannot compute with what it gets.
+        """
         given: Any = [inputs[name] for name in self._inputs]
         given = given[0] if self._structure is None else self._tree.pack_sequence_as(self._structure, given)
-        answers = zip(self._outputs, self._tree.flatten(self._call(given)), strict=True)
+        try:
+            answers = zip(self._outputs, self._tree.flatten(self._call(given)), strict=True)
+        except self._errors as error:
+            raise blame_input(error) from error
         return {name: _make_plain(answer) for name, answer in answers}
 
 
@@ -95,6 +105,11 @@ def _set_threads(backend: str, num_threads: int) -> None:
         importlib.import_module("argosy.runtimes.tensorflow").set_threads(num_threads)
     else:
         importlib.import_module("argosy.runtimes.jax").begin(num_threads)
+
+
+def _list_errors(backend: str) -> tuple[type[Exception], ...]:
+    """What the backend's operators raise of their inputs; Keras' layers raise ValueError."""
+    return () if backend == "jax" else importlib.import_module(f"argosy.runtimes.{backend}").INPUT_ERRORS
 
 
 def _check_config(path: Path) -> None:

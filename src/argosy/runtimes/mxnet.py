@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import blame_input
 from argosy.runtimes.mxnet_files import Graph, Node, read_graph, read_parameters
 
 __all__ = ["RUNTIME", "MxnetRuntime"]
@@ -59,7 +60,11 @@ class MxnetRuntime:
         return False
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch."""
+        """Run a batch.
+
+        Raises:
+            BadInput: an operator cannot compute with what it gets.
+        """
         operands = [*self._operands]
         for place, name in zip(self._places, self._inputs, strict=True):
             operands[place] = _to_tensor(inputs[name])
@@ -68,7 +73,7 @@ class MxnetRuntime:
             tensors: list[Any] = [answers] if len(self._outputs) == 1 else answers
             return {name: tensor.asnumpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
         except mx.base.MXNetError as error:
-            raise RuntimeError(_explain(error)) from error
+            raise blame_input(RuntimeError(_explain(error))) from error
 
 
 def _build_symbol(graph: Graph) -> Any:

@@ -12,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import find_bfloat16, is_bfloat16
+from argosy.runtimes.base import BadInput, blame_input
 
 __all__ = ["RUNTIME", "OnnxRuntime", "check_session", "run_session"]
 
 ort: Any = importlib.import_module("onnxruntime")
+_state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 
 _TEXT: Final = "tensor(string)"
 _BFLOAT16: Final = "tensor(bfloat16)"
 _BFLOAT16_ELEMENT: Final = 16  # TensorProto.BFLOAT16
+_ERRORS: Final = (_state.InvalidArgument, _state.Fail, _state.RuntimeException)
+"""What operators raise of their inputs; the choice among them is each operator's own."""
 
 
 class OnnxRuntime:
@@ -52,10 +56,17 @@ class OnnxRuntime:
         return False
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch."""
-        if self._is_plain:
-            return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
-        return dict(zip(self._outputs, run_session(self._session, self._outputs, inputs), strict=True))
+        """Run a batch.
+
+        Raises:
+            BadInput: a string is no text, or an operator cannot compute with what it gets.
+        """
+        try:
+            if self._is_plain:
+                return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
+            return dict(zip(self._outputs, run_session(self._session, self._outputs, inputs), strict=True))
+        except _ERRORS as error:
+            raise blame_input(error) from error
 
 
 def check_session(session: Any) -> None:
@@ -99,17 +110,12 @@ def _read_value(value: Any) -> NDArray[Any]:
     return np.frombuffer(data, find_bfloat16()).reshape(value.shape())
 
 
-class BadText(ValueError):
-    """A string that is no text: ONNX Runtime takes no other bytes."""
-
-    is_input_fault = True
-
-
 def _to_text(item: bytes) -> str:
     try:
         return item.decode()
     except UnicodeDecodeError as error:
-        raise BadText(f"an element is not UTF-8: {error.reason} at byte {error.start}") from error
+        # ONNX Runtime takes no other bytes.
+        raise BadInput(f"an element is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _to_bytes(item: str) -> bytes:

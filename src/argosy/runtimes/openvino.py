@@ -9,6 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import BadInput, blame_input
+
 __all__ = ["RUNTIME", "OpenvinoRuntime"]
 
 openvino: Any = importlib.import_module("openvino")
@@ -69,12 +71,15 @@ class OpenvinoRuntime:
         """Run a batch.
 
         Raises:
-            ValueError: an integer lies beyond int32, in which OpenVINO would compute it.
+            BadInput: an integer lies beyond int32, in which OpenVINO would compute it; or an operator cannot compute.
         """
         feed = {self._inputs[name]: array for name, array in inputs.items()}
         for index in self._narrowed:
             _check_integers(feed[index])
-        answers = self._request.infer(feed, share_inputs=True)
+        try:
+            answers = self._request.infer(feed, share_inputs=True)
+        except RuntimeError as error:
+            raise blame_input(error) from error
         return {name: array for names, array in zip(self._outputs, answers.values(), strict=True) for name in names}
 
 
@@ -100,7 +105,7 @@ def _refuse_datatype(port: Any, kind: str) -> None:
 
 def _check_integers(array: NDArray[Any]) -> None:
     if array.size and not (_INT32.min <= array.min() and array.max() <= _INT32.max):
-        raise ValueError(f"an integer lies beyond {_INT32.min} to {_INT32.max}, in which OpenVINO computes")
+        raise BadInput(f"an integer lies beyond {_INT32.min} to {_INT32.max}, in which OpenVINO computes")
 
 
 RUNTIME: Final = OpenvinoRuntime

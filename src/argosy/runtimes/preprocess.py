@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.runtimes.base import NUM_TOKENS
+from argosy.runtimes.base import NUM_TOKENS, BadInput
 
-__all__ = ["BadInput", "BadStep", "Preprocessor", "Step", "group_lengths", "load_module"]
+__all__ = ["BadStep", "Preprocessor", "Step", "group_lengths", "load_module"]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
@@ -32,12 +32,6 @@ MAX_CALL_ELEMENTS: Final = 1 << 24
 """Of the largest tensor of other rows in one call: 64 MiB of FP32, 111 pictures of 224 x 224 pixels."""
 _MAX_CUTS: Final = 16
 """Lengths at which a group may end, whatever the number of rows: finding the best of them takes 50 us."""
-
-
-class BadInput(Exception):
-    """A row cannot be made a tensor, and its sender is at fault; the worker tells the front so."""
-
-    is_input_fault = True
 
 
 class BadStep(ValueError):

@@ -13,7 +13,8 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.runtimes.preprocess import BadInput, BadStep, Made, load_module
+from argosy.runtimes.base import BadInput
+from argosy.runtimes.preprocess import BadStep, Made, load_module
 
 __all__ = ["IDS_MARK", "STEP", "TextStep", "encode_ids"]
 

@@ -13,9 +13,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RUNTIME", "TensorFlowRuntime", "set_threads"]
+from argosy.runtimes.base import blame_input
+
+__all__ = ["INPUT_ERRORS", "RUNTIME", "TensorFlowRuntime", "set_threads"]
 
 tf: Any = importlib.import_module("tensorflow")
+
+INPUT_ERRORS: Final = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, ValueError)
+"""What operators raise of their inputs; of a shape already where the function is traced."""
 
 _SIGNATURE: Final = "serving_default"
 
@@ -61,9 +66,16 @@ class TensorFlowRuntime:
         return True
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch."""
-        answer = self._call(**{own: tf.convert_to_tensor(inputs[name]) for name, own in self._inputs.items()})
-        return {name: np.ascontiguousarray(answer[own].numpy()) for name, own in self._outputs.items()}
+        """Run a batch.
+
+        Raises:
+            BadInput: an operator cannot compute with what it gets.
+        """
+        try:
+            answer = self._call(**{own: tf.convert_to_tensor(inputs[name]) for name, own in self._inputs.items()})
+            return {name: np.ascontiguousarray(answer[own].numpy()) for name, own in self._outputs.items()}
+        except INPUT_ERRORS as error:
+            raise blame_input(error) from error
 
 
 def set_threads(num_threads: int) -> None:

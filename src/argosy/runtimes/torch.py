@@ -10,12 +10,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.runtimes.base import blame_input
 from argosy.runtimes.torch_files import check_file
 
-__all__ = ["RUNTIME", "TorchRuntime"]
+__all__ = ["INPUT_ERRORS", "RUNTIME", "TorchRuntime"]
 
 torch: Any = importlib.import_module("torch")
 pytree: Any = importlib.import_module("torch.utils._pytree")
+
+INPUT_ERRORS: Final = (RuntimeError, IndexError, ValueError, AssertionError)
+"""What operators raise of their inputs, and a program whose guards do not hold for a shape."""
 
 
 class TorchRuntime:
@@ -54,12 +58,21 @@ class TorchRuntime:
         return False
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch."""
+        """Run a batch.
+
+        Raises:
+            BadInput: the program cannot compute with what it gets.
+        """
         tensors = [_to_tensor(inputs[name]) for name in self._inputs]
         with torch.inference_mode():
             arguments: Any = (tensors, {}) if self._structure is None else pytree.tree_unflatten(tensors, self._structure)
             positional, named = arguments
-            answers: list[Any] = pytree.tree_leaves(self._module(*positional, **named))
+            try:
+                answers: list[Any] = pytree.tree_leaves(self._module(*positional, **named))
+            except INPUT_ERRORS as error:
+                # A script says where it is before it says what is wrong.
+                told = error if self._structure is not None else RuntimeError(str(error).strip().rpartition("\n")[2])
+                raise blame_input(told) from error
         if len(answers) != len(self._outputs) or not all(map(torch.is_tensor, answers)):
             shown = ", ".join(type(answer).__name__ for answer in answers)
             raise ValueError(f"the model gives {shown}, expected {len(self._outputs)} tensors: {', '.join(self._outputs)}")

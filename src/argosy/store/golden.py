@@ -83,7 +83,7 @@ def encode_golden(golden: Golden) -> bytes:
         for name, array in arrays.items():
             if array.dtype.kind == "O":
                 entries[_SHAPE + prefix + name] = np.array(array.shape, dtype=np.int64)
-                entries[prefix + name] = np.frombuffer(pack_bytes(array), dtype=np.uint8)
+                entries[prefix + name] = np.frombuffer(pack_bytes(array, name), dtype=np.uint8)
             else:
                 entries[prefix + name] = array.view(OPAQUE) if is_bfloat16(array.dtype) else array
     out = io.BytesIO()

@@ -111,7 +111,8 @@ def try_steps(signature: Signature, folder: Path) -> None:
     if not signature.preprocess:
         return
     # Few versions preprocess: whoever publishes another loads none of it.
-    from argosy.runtimes.preprocess import BadInput, BadStep, Preprocessor
+    from argosy.runtimes.base import BadInput
+    from argosy.runtimes.preprocess import BadStep, Preprocessor
 
     try:
         preprocessor = Preprocessor(msgspec.to_builtins(signature), folder)

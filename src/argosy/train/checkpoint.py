@@ -16,7 +16,7 @@ import re
 import time
 import zipfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ from argosy.optim.schedules import check_count, check_number
 from argosy.signature import Arrays
 from argosy.store.temporary import explain_write, fsync_folder, try_lock
 
-__all__ = ["Checkpoints", "Keeper", "open_checkpoints", "read_checkpoint"]
+__all__ = ["Checkpoints", "Keeper", "open_checkpoints", "read_checkpoint", "remove_checkpoints"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -176,11 +176,25 @@ def open_checkpoints(plan: Checkpoints | None, run: dict[str, Any]) -> Generator
     if lock is None:
         raise ConflictError("run_active", folder=plan.folder)
     try:
-        for path in plan.folder.glob(f"*{_PARTIAL}"):
-            path.unlink(missing_ok=True)
+        for path in plan.folder.glob(f"*.npz{_PARTIAL}"):
+            if _is_checkpoint(path.name.removesuffix(_PARTIAL)):
+                path.unlink(missing_ok=True)
         yield Keeper(plan, run)
     finally:
         os.close(lock)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a run's checkpoints, and the folder with them if it holds nothing else."""
+    for path in folder.iterdir():
+        if path.name == _LOCK or _is_checkpoint(path.name.removesuffix(_PARTIAL)):
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name == _BEST or _STEP_FILE.fullmatch(name) is not None
 
 
 def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:

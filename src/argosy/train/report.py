@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
+from argosy.output_file import OutputFile
 from argosy.train.result import Epoch
 
 __all__ = ["Section", "write_report"]
@@ -113,7 +114,7 @@ class Section:
 
 
 def write_report(
-    path: Path | str,
+    file: OutputFile | Path | str,
     *,
     title: str = "Training report",
     lead: str = "",
@@ -126,7 +127,7 @@ def write_report(
     """Write a report as a self-contained HTML page.
 
     Args:
-        path: of the file; an older one is replaced.
+        file: to write; its name stands for a file that is not there.
         title: of the page.
         lead: the page's first line, which says what came of it.
         opening: sections that stand before the curve.
@@ -137,8 +138,9 @@ def write_report(
 
     Raises:
         InputError: `bad_option`, no epochs, a matrix that is not square, labels that do not fit it, a figure
-            that is no PNG or SVG; `missing_extra`, matplotlib is not installed.
+            that is no PNG or SVG; `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
     """
+    file = file if isinstance(file, OutputFile) else OutputFile(file)
     if not history:
         raise InputError("bad_option", option="history", got="no epochs", expected="at least one epoch")
     parts = [f'<p class="lead">{html.escape(lead)}</p>'] if lead else []
@@ -148,7 +150,7 @@ def write_report(
         parts.append(_render_confusion(confusion, labels))
     parts += [_render_section(section) for section in sections]
     page = _PAGE.substitute(title=html.escape(title), body="\n".join(parts))
-    Path(path).write_text(page, encoding="utf-8")
+    file.write(page)
 
 
 def _render_curve(history: Sequence[Epoch]) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from argosy.config import load_serve_config
 from argosy.deploy.ledger import Ledger
 from argosy.deploy.spec import DeploymentSpec
-from argosy.errors import StoreError
+from argosy.output_file import OutputFile
 from argosy.tune.candidate import Candidate
 
 __all__ = ["plan_choice", "write_num_fronts"]
@@ -42,8 +41,7 @@ def write_num_fronts(home: Path, num_fronts: int) -> str:
         What was done, and what wins over it; "" where the setting is the same already.
 
     Raises:
-        InputError: `bad_config`, the file cannot be read.
-        StoreError: `write_failed`.
+        InputError: `bad_config`, the file cannot be read; `unwritable`.
     """
     config, sources = load_serve_config(home=home)
     if config.num_fronts == num_fronts:
@@ -52,7 +50,7 @@ def write_num_fronts(home: Path, num_fronts: int) -> str:
     if sources["num_fronts"] == "environment":
         return f"ARGOSY_NUM_FRONTS is {config.num_fronts} and wins over {path.name}: set it to {num_fronts} yourself"
     text = path.read_text() if path.exists() else ""
-    _replace_file(path, _set_line(text, f"num_fronts = {num_fronts}"))
+    OutputFile(path, overwrite=True).write(_set_line(text, f"num_fronts = {num_fronts}"))
     # Read as the server will read it: a file that is written otherwise than this knows is found out now.
     load_serve_config(home=home)
     return f"{path.name} has num_fronts = {num_fronts} now (was {config.num_fronts}): for all deployments, from the next start on"
@@ -66,12 +64,3 @@ def _set_line(text: str, line: str) -> str:
     if _LINE.search(text):
         return _LINE.sub(line, text, count=1)
     return f"{text[: table.end()]}\n{line}{text[table.end() :]}"
-
-
-def _replace_file(path: Path, text: str) -> None:
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".config-", delete=False) as file:
-            file.write(text)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise StoreError("write_failed", what=path, detail=error.strerror) from error

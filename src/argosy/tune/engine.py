@@ -104,6 +104,7 @@ class EngineBench:
                 **({"precision": engine.precision} if engine.precision else {}),
             },
             "is_batched": manifest.signature.is_batched,
+            "outputs": msgspec.to_builtins(manifest.signature.outputs),
             "num_requests": self._num_requests,
             "max_rows": max(BATCHES),
             "limit_s": self._limit_s,

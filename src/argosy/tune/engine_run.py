@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from argosy.runtimes.base import Runtime, load_runtime_class
 from argosy.serve.worker import row_trials, runtime_trials, warmup
 from argosy.serve.worker.agreement import choose_measure
+from argosy.serve.worker.answers import Answers
 
 __all__ = ["main", "measure_batches", "measure_mix"]
 
@@ -41,7 +42,8 @@ def main() -> None:
     runtime.load(Path(job["folder"]), job["entry"], job["options"])
     found: dict[str, Any] = {"load_s": time.perf_counter() - before}
     golden, _ = warmup.load_golden(path.with_name("golden.npz"))
-    _answer_each(runtime, golden, job["is_batched"], path.with_name("outputs.npz"))
+    answers = Answers(job["outputs"], is_batched=job["is_batched"])
+    _answer_each(runtime, golden, job["is_batched"], answers, path.with_name("outputs.npz"))
     _try_extremes(runtime, warmup.pick(golden, 0, is_batched=job["is_batched"]), job, path.with_name("trials.npz"))
     requests = [warmup.load_golden(path.with_name(f"request{index}.npz"))[0] for index in range(job["num_requests"])]
     found["mix_s"] = measure_mix(runtime, requests)
@@ -50,12 +52,12 @@ def main() -> None:
     json.dump(found, sys.stdout)
 
 
-def _answer_each(runtime: Runtime, golden: Arrays, is_batched: bool, path: Path) -> None:
+def _answer_each(runtime: Runtime, golden: Arrays, is_batched: bool, outputs: Answers, path: Path) -> None:
     """Write the answer to each example, one after the other, as `INDEX:NAME`. Text has no cosine, and is left out."""
     answers: Arrays = {}
     for index in range(min(len(array) for array in golden.values())):
         example = warmup.pick(golden, index, is_batched=is_batched)
-        for name, array in runtime.infer(example).items():
+        for name, array in outputs.convert(runtime.infer(example)).items():
             if array.dtype.kind != "O":
                 answers[f"{index}:{name}"] = array
     save: Any = np.savez  # Its parameters could be names of tensors, for a type checker.

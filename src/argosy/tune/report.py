@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any, Final
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import import_extra
+from argosy.output_file import OutputFile
 from argosy.tune.candidate import BATCHES
 from argosy.tune.search import Goal, Outcome, Trial
 
@@ -114,18 +116,18 @@ def open_figure(path: Path) -> Any:
     return figure
 
 
-def plot(figure: Any, outcome: Outcome, goal: Goal, path: Path, title: str) -> None:
+def plot(figure: Any, outcome: Outcome, goal: Goal, file: OutputFile, title: str) -> None:
     """Draw requests/s against p99, the choice marked.
 
     Args:
         figure: of `open_figure`.
         outcome: what was found.
         goal: its limit is drawn, too.
-        path: of the file to write.
+        file: to write, of a kind that `open_figure` has found right.
         title: of the plot.
 
     Raises:
-        StoreError: `write_failed`.
+        InputError: `file_exists`, `unwritable`.
     """
     axes = figure.subplots()
     kinds: dict[str, list[Trial]] = {}
@@ -144,10 +146,9 @@ def plot(figure: Any, outcome: Outcome, goal: Goal, path: Path, title: str) -> N
     axes.set_ylim(0, 1.2 * max([trial.median("requests_per_s") for trial in outcome.trials] + [1.0]))
     axes.margins(x=0.15)
     axes.legend(loc="lower right")
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InputError("unwritable", path=path, detail=error.strerror) from error
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=file.path.suffix.removeprefix("."))
+    file.write(drawing.getvalue())
 
 
 def _name_kind(trial: Trial) -> str:

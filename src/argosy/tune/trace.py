@@ -16,6 +16,7 @@ import msgspec
 
 from argosy.deploy.spec import Arrival
 from argosy.errors import InputError
+from argosy.output_file import OutputFile
 
 __all__ = ["MAX_ARRIVALS", "TraceFile", "read_trace"]
 
@@ -26,24 +27,22 @@ class TraceFile:
     """A trace that is being written; what was added is in the file, whatever happens next.
 
     Args:
-        path: a file that is there already is replaced.
+        path: a file that is not there.
+        overwrite: replace one that is.
 
     Attributes:
         num_arrivals: how many it holds.
         seconds: from the first to the last.
 
     Raises:
-        InputError: `unwritable`.
+        InputError: `file_exists`, `unwritable`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.num_arrivals = 0
         self.seconds = 0.0
         self._path, self._first_s = path, 0.0
-        try:
-            self._file = path.open("wb")
-        except OSError as error:
-            raise InputError("unwritable", path=path, detail=error.strerror) from error
+        self._file = OutputFile(path, overwrite=overwrite).open()
 
     def add(self, arrivals: Sequence[Arrival]) -> None:
         """Write arrivals, none of them before those that were added earlier; their times are counted from the first one.

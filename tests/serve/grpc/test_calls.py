@@ -65,6 +65,35 @@ def test_health(client, server):
     assert client.is_model_ready("any", "1")
 
 
+def check_health(channel, service=""):
+    """What probes of Kubernetes and load balancers send, by hand: a field of text, and an enumeration back."""
+    data = b"\x0a" + bytes((len(service),)) + service.encode() if service else b""
+    return {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}[
+        call_raw(channel, "/grpc.health.v1.Health/Check", data, timeout=10)
+    ]
+
+
+def test_probes_of_grpc_health_are_answered(channel, server):
+    services = ("", "inference.GRPCInferenceService", "any")
+    assert {check_health(channel, service) for service in services} == {"SERVING"}
+    server.router.not_ready.add("any")
+    try:
+        assert (check_health(channel), check_health(channel, "any")) == ("SERVING", "NOT_SERVING")
+        server.router.is_server_ready = False
+        assert check_health(channel) == "NOT_SERVING"
+    finally:
+        server.router.is_server_ready = True
+        server.router.not_ready.clear()
+    for path, data, code in (
+        ("Check", b"\x0a\x04nope", grpc.StatusCode.NOT_FOUND),
+        ("Check", b"\x0a\x04", grpc.StatusCode.INVALID_ARGUMENT),
+        ("Watch", b"", grpc.StatusCode.UNIMPLEMENTED),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call_raw(channel, f"/grpc.health.v1.Health/{path}", data, timeout=10)
+        assert caught.value.code() == code
+
+
 def test_unknown_models_are_not_ready(client):
     assert not client.is_model_ready("nope")
     assert not client.is_model_ready("any", "2")

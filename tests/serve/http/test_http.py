@@ -243,8 +243,16 @@ def test_timeout_of_a_microsecond_is_over_before_the_answer(client: httpx.Client
 
 @pytest.mark.parametrize(
     ("encoding", "pack"),
-    [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)],
-    ids=["gzip", "deflate", "upper-case"],
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("GZIP", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("identity", bytes),
+        ("gzip", lambda body: b"".join(gzip.compress(body[at : at + 7]) for at in range(0, len(body), 7))),
+        ("gzip", lambda body: gzip.compress(b"") + gzip.compress(body) + gzip.compress(b"")),
+    ],
+    ids=["gzip", "deflate", "upper-case", "old-name", "identity", "members", "empty-members"],
 )
 def test_packed_body_is_unpacked(client: httpx.Client, encoding: str, pack: Callable[[bytes], bytes]) -> None:
     answer = client.post(INFER, content=pack(BODY), headers={"Content-Encoding": encoding})
@@ -258,6 +266,25 @@ def test_packed_body_may_be_as_large_as_any(client: httpx.Client) -> None:
     answer = client.post(INFER, content=gzip.compress(padding + BODY + b" "), headers={"Content-Encoding": "gzip"})
     assert answer.status_code == 413
     assert answer.json()["error"].startswith(f"The body has more than {MAX_BODY_BYTES} bytes")
+    halves = gzip.compress(padding) + gzip.compress(BODY + b" ")
+    assert client.post(INFER, content=halves, headers={"Content-Encoding": "gzip"}).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed", "text"),
+    [
+        pytest.param("gzip", gzip.compress(BODY)[:-1], "it is cut", id="cut"),
+        pytest.param("gzip", gzip.compress(BODY) * 2 + gzip.compress(BODY)[:5], "it is cut", id="cut-member"),
+        pytest.param("gzip", gzip.compress(BODY) + b"x" * 20, "header", id="other-bytes"),
+        pytest.param("deflate", zlib.compress(BODY) * 2, "followed by other bytes", id="two-of-deflate"),
+        pytest.param("gzip", gzip.compress(b"") * 2000, "followed by other bytes", id="too-many-members"),
+        pytest.param("gzip", b"", "it is cut", id="empty"),
+        pytest.param("br", BODY, "known: deflate, gzip, identity", id="unknown"),
+    ],
+)
+def test_body_that_cannot_be_unpacked_is_refused(client: httpx.Client, encoding: str, packed: bytes, text: str) -> None:
+    answer = client.post(INFER, content=packed, headers={"Content-Encoding": encoding})
+    assert answer.status_code == 400 and text in answer.json()["error"], answer.text
 
 
 # the connection

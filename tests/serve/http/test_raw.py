@@ -71,6 +71,9 @@ class Model:
     def do_status(self, request, code="200"):
         return Response(b"" if code in ("204", "304") else b"said", status=int(code), headers={"X-Said": "yes"})
 
+    def do_cookies(self, request):
+        return Response(b"", headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Content-Type", "text/plain")])
+
     def do_headers(self, request, name, value="v"):
         return Response(b"body", headers={name: value})
 
@@ -242,6 +245,18 @@ def test_error_of_the_server_to_head_has_no_body(server: Server) -> None:
         for name in ("scale", "nobody"):
             assert http.head(f"{server.url}/v2/models/{name}/raw").status_code == 404
             assert http.get(f"{server.url}/v2/health/live").status_code == 200
+
+
+def test_header_that_stands_several_times_comes_whole(http: httpx.Client) -> None:
+    sent = [("X-Foo", "1"), ("x-foo", "2"), ("Cookie", "a=1"), ("X-Other", "o"), ("cookie", "b=2"), ("X-FOO", "")]
+    got = http.get("/describe", headers=sent).json()["headers"]
+    assert (got["x-foo"], got["cookie"], got["x-other"]) == ("1, 2, ", "a=1; b=2", "o")
+
+
+def test_answer_may_have_a_header_several_times(http: httpx.Client) -> None:
+    answer = http.get("/cookies")
+    assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
+    assert answer.headers.get_list("content-type") == ["text/plain"]
 
 
 @pytest.mark.parametrize("code", [200, 201, 204, 299, 304, 404, 418, 503, 599])

@@ -434,3 +434,17 @@ def test_neighbours_of_an_output_that_is_no_number_are_answered(client: httpx.Cl
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, [-1.0 if number % 4 == 0 else 1.0 for number in range(40)]))
     assert answers == [(500, None) if number % 4 == 0 else (200, [0.0, 0.0]) for number in range(40)]
+
+
+def test_optional_field_that_is_null_is_as_if_it_were_left_out(client: httpx.Client) -> None:
+    x = {"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": None}
+    plain = infer(client, "same-FP32", {**x, "data": [1, 2]})
+    for _ in range(3):
+        nulls = infer(client, "same-FP32", {**x, "data": [1, 2]}, id=None, parameters=None, outputs=None)
+        assert (nulls.status_code, nulls.json()) == (200, plain.json())
+    head = json.dumps({"id": None, "inputs": [{**x, "data": None, "parameters": {"binary_data_size": 8}}]}).encode()
+    body = head + np.array([1, 2], "<f4").tobytes()
+    answer = client.post("/same-FP32/infer", content=body, headers={HEADER: str(len(head))})
+    assert (answer.status_code, answer.json()) == (200, plain.json())
+    assert infer(client, "same-FP32", {**x, "data": None}).status_code == 400
+    assert infer(client, "same-FP32", {**x, "data": [1, 2]}, id=5).status_code == 400

@@ -78,6 +78,24 @@ def test_what_stands_around_the_numbers_counts(server: Server) -> None:
             assert status == 200 and found["outputs"][0]["data"] == [2.0]
 
 
+# %d stands where the cache looks for the numbers of an input whose own are [2].
+FOREIGN = {
+    "of an unknown key": b'{"data":[%d],"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data" :[2]}]}',
+    "written twice": b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":[%d],"data" :[2]}]}',
+    "before an escaped key": b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":[%d],"d\\u0061ta":[2]}]}',
+    "of a key that ends so": b'{"x\\"data":[%d],"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data" :[2]}]}',
+    "of an unknown object": b'{"meta":{"data":[%d]},"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data" :[2]}]}',
+}
+
+
+@pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
+def test_numbers_of_another_key_are_never_an_input(server: Server, body: bytes) -> None:
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        for number in (9, 9, 8, 7):
+            status, found = ask(client, "FP32", body % number)
+            assert status == 200 and found["outputs"][0]["data"] == [2.0]
+
+
 def test_many_kinds_of_requests_are_each_answered_with_their_own_numbers(server: Server) -> None:
     random = np.random.default_rng(0)
     with httpx.Client(base_url=server.url, timeout=20) as client:

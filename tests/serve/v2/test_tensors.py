@@ -8,7 +8,7 @@ import pytest
 from argosy.datatypes import DATATYPES
 from argosy.errors import InputError
 from argosy.serve.v2.tensors import MAX_BYTES_ELEMENTS, array_from_raw, check_tensor, count_elements, gather_inputs
-from argosy.signature import Signature, TensorSpec, pack_bytes
+from argosy.signature import Signature, TensorSpec, pack_bytes, unpack_bytes
 
 
 def make_lane(*specs, batched=True):
@@ -130,3 +130,18 @@ def test_shapes_seen_are_bounded():
     for length in range(3000):
         assert count_elements(LANE, check_tensor(LANE, "free", "INT8", (1, length)), (1, length)) == length
     assert len(LANE.cache["inputs"].sizes[spec.name]) <= 256
+
+
+@pytest.mark.parametrize("element", [5, None, 1.5, True, ["a"], "\ud800"], ids=repr)
+def test_element_that_is_neither_bytes_nor_text_is_not_packed(element):
+    array = np.empty(1, object)
+    array[0] = element
+    with pytest.raises(InputError) as caught:
+        pack_bytes(array, "x")
+    assert caught.value.key == "bad_value" and "'x'" in caught.value.message
+
+
+def test_text_and_buffers_are_packed_as_their_bytes():
+    array = np.empty(4, object)
+    array[:] = ["é", b"a\0", bytearray(b"b"), memoryview(b"c")]
+    assert unpack_bytes(pack_bytes(array), 4).tolist() == ["é".encode(), b"a\0", b"b", b"c"]

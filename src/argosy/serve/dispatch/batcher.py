@@ -375,7 +375,7 @@ class Batcher(Lane):
         Args:
             batch: what failed.
             detail: what was raised.
-            is_input_fault: preprocessing refused a row: the client is at fault, not the model.
+            is_input_fault: a row holds what cannot be computed with: the client is at fault, not the model.
         """
         calls = [call for call in batch.calls if not self._close_if_done(call)]
         if len(calls) == 1:

@@ -33,7 +33,7 @@ from argosy.serve.dispatch.admit import Admit
 from argosy.serve.dispatch.errands import Errand, Errands
 from argosy.serve.dispatch.router import Router
 from argosy.serve.grpc import messages
-from argosy.serve.grpc.models import METHODS, ErrandRequest, Method
+from argosy.serve.grpc.models import HEALTH, METHODS, SERVICE, ErrandRequest, Method
 from argosy.serve.grpc.replies import (
     ACCEPTED,
     NOT_GRPC,
@@ -57,10 +57,11 @@ from argosy.serve.v2.parameters import MAX_SHOWN
 __all__ = ["GrpcCall", "GrpcConnection", "GrpcHead", "make_grpc_protocol"]
 
 _IDENTITY: Final = b"identity"
-_SERVICE: Final = b"/inference.GRPCInferenceService/"
+_SERVICE: Final = f"/{SERVICE}/".encode()
 _INFER: Final = _SERVICE + b"ModelInfer"
 _STREAM: Final = _SERVICE + b"ModelStreamInfer"
-_METHODS: Final = {_SERVICE + name.encode(): method for name, method in METHODS.items()}
+_PATHS: Final = {f"/{SERVICE}/{name}": method for name, method in METHODS.items()} | HEALTH
+_METHODS: Final = {path.encode(): method for path, method in _PATHS.items()}
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
 _TIMEOUT_UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc(\+proto)?(;.*)?")

@@ -17,10 +17,22 @@ from argosy.serve.grpc.requests import MessageBytes, read_parameters
 from argosy.serve.grpc.server import GrpcServer
 from argosy.serve.v2.models import EXTENSIONS, describe_config, describe_lane, list_repository, list_stats
 
-__all__ = ["METHODS", "ErrandRequest", "Method"]
+__all__ = ["HEALTH", "METHODS", "SERVICE", "ErrandRequest", "Method"]
+
+SERVICE: Final = "inference.GRPCInferenceService"
+
 
 # Any: the classes of messages exist at run time only.
 Method = Callable[[GrpcServer, MessageBytes], Any]
+
+
+class _HealthReply(NamedTuple):
+    """HealthCheckResponse, whose one field is an enumeration with the number 1."""
+
+    is_serving: bool
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - as messages call it
+        return b"\x08\x01" if self.is_serving else b"\x08\x02"
 
 
 class ErrandRequest(NamedTuple):
@@ -40,8 +52,21 @@ def _server_live(server: GrpcServer, message: MessageBytes) -> Any:
 
 def _server_ready(server: GrpcServer, message: MessageBytes) -> Any:
     messages.ServerReadyRequest.FromString(message)
-    is_ready = server.router.is_server_ready and not server.is_draining
-    return messages.ServerReadyResponse(ready=is_ready)
+    return messages.ServerReadyResponse(ready=_is_ready(server))
+
+
+def _is_ready(server: GrpcServer) -> bool:
+    return server.router.is_server_ready and not server.is_draining
+
+
+def _check_health(server: GrpcServer, message: MessageBytes) -> Any:
+    """As load balancers and Kubernetes ask; a service is the server, or a deployment by its name."""
+    # HealthCheckRequest is another protocol's, and has one field: text with the number 1, as the name here.
+    service = messages.ModelReadyRequest.FromString(message).name
+    is_ready = _is_ready(server)
+    if service not in ("", SERVICE):
+        is_ready = server.router.is_ready(service) and is_ready
+    return _HealthReply(is_ready)
 
 
 def _model_ready(server: GrpcServer, message: MessageBytes) -> Any:
@@ -108,6 +133,9 @@ def _make_errand(op: str, request: Any, reply: Any) -> ErrandRequest:
     _refuse_repository(request)
     return ErrandRequest(op, request.model_name, read_parameters(request.parameters, request.parameters), reply)
 
+
+HEALTH: Final[dict[str, Method]] = {"/grpc.health.v1.Health/Check": _check_health}
+"""By path. Source: grpc/grpc, doc/health-checking.md; `Watch`, which a server need not have, is not offered."""
 
 METHODS: Final[dict[str, Method]] = {
     "ServerLive": _server_live,

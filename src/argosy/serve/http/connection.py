@@ -31,6 +31,8 @@ REQUEST_TIMEOUT_S: Final = 60.0
 """Time that a client may take to send a request it has begun, or to read an answer."""
 IDLE_TIMEOUT_S: Final = 600.0
 LINGER_S: Final = 5.0
+_OLD_NAMES: Final = {b"x-gzip": b"gzip"}
+"""Of encodings, as RFC 9110, 8.4.1.3, has them taken."""
 MAX_LINGER_BYTES: Final = 64 << 20
 """After an error that ends the connection: time for the client to read it, and what it may still send meanwhile."""
 
@@ -226,8 +228,11 @@ class HttpConnection(asyncio.Protocol):
         if b"content-encoding" not in headers:
             return body
         encoding = headers[b"content-encoding"].lower()
+        if encoding == b"identity":
+            return body
+        encoding = _OLD_NAMES.get(encoding, encoding)
         if encoding not in WINDOW_BITS:
-            known = list_choices(name.decode() for name in WINDOW_BITS)
+            known = list_choices(name.decode() for name in (b"identity", *WINDOW_BITS))
             raise InputError("unknown_choice", kind="Content-Encoding", got=_show(encoding), known=known)
         return inflate(body, encoding, self._admit.max_body_bytes)
 

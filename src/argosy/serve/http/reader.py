@@ -36,7 +36,7 @@ class Received(NamedTuple):
     method: bytes
     url: bytes
     headers: dict[bytes, bytes]
-    """By their names in lower case."""
+    """By their names in lower case; the values of one that stands several times are joined."""
     body: bytes | memoryview
     """A view where it is the body of an inference that is large."""
     keep_alive: bool
@@ -196,8 +196,12 @@ class HttpReader:
         if self._is_head_complete:
             return  # a trailer: it must not change how the body is read
         key = name.lower()
-        if key in self._headers and key in _SINGLE_HEADERS:
-            raise InputError("bad_http", detail=f"header {key.decode('ascii')} stands twice")
+        earlier = self._headers.get(key)
+        if earlier is not None:
+            if key in _SINGLE_HEADERS:
+                raise InputError("bad_http", detail=f"header {key.decode('ascii')} stands twice")
+            # RFC 9110, 5.3; RFC 6265, 5.4.
+            value = earlier + (b"; " if key == b"cookie" else b", ") + value
         self._headers[key] = value
 
     def on_headers_complete(self) -> None:

@@ -101,7 +101,7 @@ class HeaderBlocks:
 def check_request(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
     """Return a request's headers by name; None when RFC 9113, section 8, calls them malformed.
 
-    A name that stands several times has its values joined with commas.
+    A name that stands several times has its values joined with commas, cookies with semicolons.
     """
     headers: dict[bytes, bytes] = {}
     is_regular = False
@@ -114,7 +114,7 @@ def check_request(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes] |
             is_regular = True
             if not _is_regular(name, value):
                 return None
-            headers[name] = headers[name] + b"," + value if name in headers else value
+            headers[name] = headers[name] + (b"; " if name == b"cookie" else b",") + value if name in headers else value
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 18:
         return None

@@ -38,10 +38,13 @@ __all__ = [
     "encode_json",
     "encode_row",
     "encode_rows",
+    "list_data",
     "prepare_front",
 ]
 
 MAX_ROW_NUMBERS: Final = 256
+_NULL: Final = b"null"
+"""What many clients write for a field that they leave out."""
 _SCHEDULED: Final = frozenset(SCHEDULE)
 
 Parameters = dict[str, str | int | float | bool]
@@ -62,7 +65,7 @@ class _OutputJson(msgspec.Struct, gc=False):
 
 class _RequestJson(msgspec.Struct, gc=False):
     inputs: list[_InputJson]
-    id: str = ""
+    id: str | None = None
     parameters: Parameters | None = None
     outputs: list[_OutputJson] | None = None
 
@@ -148,7 +151,7 @@ def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None)
         else:
             if type(size) is not int or not 0 <= size <= len(tail) - pos:
                 raise InputError("bad_parameter", name="binary_data_size", got=shorten(size), expected=f"0 to {len(tail) - pos}")
-            if item.data:
+            if item.data and bytes(item.data) != _NULL:
                 raise InputError("bad_json", detail=f"input `{item.name}` has both data and binary_data_size")
             named[item.name] = array_from_raw(spec, item.shape, tail[pos : pos + size], lane)
             pos += size
@@ -159,7 +162,19 @@ def decode_request(lane: Lane, body: bytes | memoryview, json_bytes: int | None)
     if request.parameters and not _SCHEDULED.isdisjoint(request.parameters):
         timeout_s, priority = read_schedule(request.parameters)
     wanted = _read_outputs(lane, request) if request.outputs or request.parameters else None
-    return InferRequest(arrays, num_rows, request.id, timeout_s, wanted, form, priority)
+    return InferRequest(arrays, num_rows, request.id or "", timeout_s, wanted, form, priority)
+
+
+def list_data(body: bytes) -> list[bytes]:
+    """Give the data of each input of a body as it is written, as `decode_request` finds it.
+
+    Returns:
+        Nothing where the body is no request.
+    """
+    try:
+        return [bytes(item.data) for item in _decode_body(body).inputs]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
 
 
 def _array_from_json(lane: Lane, spec: TensorSpec, item: _InputJson) -> NDArray[Any]:

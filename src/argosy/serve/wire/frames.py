@@ -239,11 +239,10 @@ def read_elements(data: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def flatten_bytes(array_: NDArray[Any]) -> bytes:
-    """Serialise a BYTES tensor: each element is a 4-byte little-endian length and its bytes."""
+    """Serialise a BYTES tensor, whose elements are all `bytes`: each is a 4-byte little-endian length and its bytes."""
     parts: list[bytes] = []
     for item in array_.ravel().tolist():
-        raw = item.encode() if isinstance(item, str) else bytes(item)
-        parts += (len(raw).to_bytes(4, "little"), raw)
+        parts += (len(item).to_bytes(4, "little"), item)
     return b"".join(parts)
 
 

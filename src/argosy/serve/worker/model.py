@@ -16,6 +16,7 @@ from argosy.serve.wire.control_messages import Ready, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
 from argosy.serve.worker import cores, padding_proof, row_trials, runtime_trials, warmup
 from argosy.serve.worker.agreement import Measure, choose_measure
+from argosy.serve.worker.answers import Answers
 from argosy.serve.worker.watch import PERIOD_ROWS, Watch
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class LoadedModel:
         inputs: the tensors that it takes, as the signature has them.
         outputs: those that it gives.
         raw_names: what a client sends where the worker preprocesses, as `Signature.raw_inputs`.
+        answers: checks and converts what the runtime gives.
         watch: of rows that are joined, where nothing proves that they may be.
     """
 
@@ -53,6 +55,7 @@ class LoadedModel:
         if "BF16" in {tensor["datatype"] for tensor in self.inputs + self.outputs}:
             learn_bfloat16()
         self.names: list[str] = [tensor["name"] for tensor in self.inputs]
+        self.answers = Answers(self.outputs, is_batched=self.is_batched)
         steps: list[Message] = spec["signature"].get("preprocess", [])
         made = [name for step in steps for name in step["inputs"]]
         self.raw_names = [step["name"] for step in steps] + [name for name in self.names if name not in made]
@@ -184,7 +187,7 @@ class LoadedModel:
     def infer(self, inputs: Arrays) -> Arrays:
         """Run a batch, once the model is loaded."""
         assert self.runtime is not None
-        return self.runtime.infer(inputs)
+        return self.answers.convert(self.runtime.infer(inputs))
 
     def infer_form(self, inputs: Arrays, form: int) -> Arrays:
         """Run a batch of tensors (form 0), or of what tensors are made of first."""

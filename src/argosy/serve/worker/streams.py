@@ -243,12 +243,13 @@ def _start(request: Request, response: Response, first: Any) -> tuple[bytes, boo
 
 def _pack_head(response: Response, content_type: str, length: int | None) -> bytes:
     """What stands before the body; the front checks it, and writes it out."""
-    headers = list(response.headers.items())
-    given = {str(name).lower() for name, _ in headers}
+    given: Any = response.headers
+    headers: list[tuple[str, str]] = [*(given.items() if isinstance(given, Mapping) else given)]
+    names = {str(name).lower() for name, _ in headers}
     chosen = response.content_type or content_type
-    if "content-type" not in given:
+    if "content-type" not in names:
         headers.append(("content-type", chosen))
-    if chosen.startswith(EVENT_STREAM) and "cache-control" not in given:
+    if chosen.startswith(EVENT_STREAM) and "cache-control" not in names:
         headers.append(("cache-control", "no-cache"))
     head = json.dumps({"status": response.status, "headers": headers, "length": length}).encode()
     if len(head) > frames.MAX_HEAD_BYTES:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import CODES, DATATYPES, OBJECT
+from argosy.datatypes import CODES, OBJECT
 from argosy.runtimes.base import NUM_TOKENS, StreamRuntime
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
@@ -42,10 +42,6 @@ NUM_CREDITS: Final = 2
 
 Arrays = dict[str, NDArray[Any]]
 Message = dict[str, Any]
-
-
-class AnswerError(Exception):
-    """The model's answer is not what its signature promises."""
 
 
 class _LinkEnd:
@@ -70,8 +66,7 @@ class Worker:
         self.channel = channel
         self.spec = spec
         self.model = LoadedModel(spec)
-        self.output_dtypes = [DATATYPES[tensor["datatype"]] for tensor in self.model.outputs]
-        self.output_names: list[str] = [tensor["name"] for tensor in self.model.outputs]
+        self.answers = self.model.answers
         self.streams: StreamThreads | None = None
         self.poll = select.epoll()
         self.fronts: dict[int, _LinkEnd] = {}
@@ -172,61 +167,47 @@ class Worker:
         names = self.model.raw_names if form else self.model.names
         inputs = dict(zip(names, _read_inputs(arena, frame[frames.HEADER.size :]), strict=True))
         outputs = front.outputs[slot]
-        assert outputs is not None
+        runtime = self.model.runtime
+        assert outputs is not None and runtime is not None
         try:
             before = time.perf_counter_ns()
-            answer = self.model.infer_form(inputs, form) if form else self.model.infer(inputs)
+            answer = self.model.infer_form(inputs, form) if form else runtime.infer(inputs)
             nanoseconds = time.perf_counter_ns() - before
-            arrays = self._order(answer, form)
+            given = arrays = self.answers.order(answer)
+            if form == FORM_COUNTED:
+                arrays.append(answer[NUM_TOKENS])
             # All that the check depends on.
             key = (rows, *[(output.dtype, output.shape) for output in arrays])
             layout = outputs.layouts.get(key)
             if layout is None:
-                self._check(arrays, rows)
-        except Exception as error:  # the model's own code: whatever it raises belongs to this batch alone
+                arrays = self.answers.check(given, rows)
+        except BaseException as error:  # the model's own code: whatever it raises belongs to this batch alone
             self._send_failure(front, error, slot, sequence)
             return
         if layout is None:
-            self._reply_new(front, slot, rows, sequence, nanoseconds, arrays, key)
+            # What had to be converted is looked at each time.
+            self._reply_new(front, slot, rows, sequence, nanoseconds, arrays, key if arrays is given else None)
         else:
             for view, output in zip(layout.views, arrays, strict=True):
                 view[...] = output
             head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
             self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
         if self.watch is not None and rows > 1:
-            self.watch.note(inputs, dict(zip(self.output_names, arrays, strict=False)), form, rows)
+            self.watch.note(inputs, dict(zip(self.answers.names, arrays, strict=False)), form, rows)
 
-    def _send_failure(self, front: _LinkEnd, error: Exception, slot: int, sequence: int) -> None:
-        text = f"{type(error).__name__}: {error}"
-        flags = 0
-        if getattr(error, "is_input_fault", False):
-            # The client is told; the log is not for what clients send.
-            flags, text = frames.INPUT_FAULT, str(error)
-        else:
+    def _send_failure(self, front: _LinkEnd, error: BaseException, slot: int, sequence: int) -> None:
+        flags, text = 0, type(error).__name__
+        try:
+            text = f"{text}: {error}"
+            if getattr(error, "is_input_fault", False):
+                flags, text = frames.INPUT_FAULT, str(error)
+        except Exception as own:  # the model's own exception, which may fail at telling what it is
+            print(f"{text} cannot be shown: {type(own).__name__}", file=sys.stderr, flush=True)
+        # The client is told; the log is not for what clients send.
+        if not flags:
             traceback.print_exception(error)
         data = text.encode(errors="replace")[:MAX_ERROR_BYTES]
         self._send(front, frames.HEADER.pack(frames.Kind.ERROR, flags, slot, 0, sequence) + data)
-
-    def _order(self, answer: Arrays, form: int) -> list[NDArray[Any]]:
-        """Put the outputs in the signature's order."""
-        arrays = [output for name in self.output_names if (output := answer.get(name)) is not None]
-        if len(arrays) < len(self.output_names):
-            missing = next(name for name in self.output_names if answer.get(name) is None)
-            raise AnswerError(f"output {missing!r} is missing; got {', '.join(sorted(answer))}")
-        if form == FORM_COUNTED:
-            arrays.append(answer[NUM_TOKENS])
-        return arrays
-
-    def _check(self, arrays: list[NDArray[Any]], rows: int) -> None:
-        """Check datatypes, shapes and number of rows; what is counted beside the outputs is our own."""
-        for spec, dtype, got in zip(self.model.outputs, self.output_dtypes, arrays, strict=False):
-            name, shape = spec["name"], spec["shape"]
-            if got.dtype != dtype:
-                raise AnswerError(f"output {name!r} has type {got.dtype}, expected {dtype}")
-            if len(got.shape) != len(shape) or any(want not in (-1, dim) for want, dim in zip(shape, got.shape, strict=True)):
-                raise AnswerError(f"output {name!r} has shape {got.shape}, expected {tuple(shape)}")
-            if self.model.is_batched and got.shape[0] != rows:
-                raise AnswerError(f"output {name!r} has {got.shape[0]} rows for {rows}; the model must keep the first axis")
 
     def _reply_new(
         self,
@@ -236,9 +217,9 @@ class Worker:
         sequence: int,
         nanoseconds: int,
         arrays: list[NDArray[Any]],
-        key: Hashable,
+        key: Hashable | None,
     ) -> None:
-        """Reply with outputs of shapes that the slot has not had, or has forgotten."""
+        """Reply with outputs of shapes that the slot has not had, or has forgotten; None as a key: or must not keep."""
         codes = [CODES[output.dtype] for output in arrays]
         columns = [
             np.frombuffer(frames.flatten_bytes(output), np.uint8) if code == OBJECT else output
@@ -254,7 +235,7 @@ class Worker:
         layout = arena.view(tensors)
         for view, column in zip(layout.views, columns, strict=True):
             view[...] = column
-        if fd < 0 and OBJECT not in codes:
+        if fd < 0 and key is not None and OBJECT not in codes:
             arena.keep(key, layout)
         head = frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence)
         frame = head + frames.NANOSECONDS.pack(nanoseconds) + layout.described
