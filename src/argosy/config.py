@@ -47,6 +47,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Connections that one front holds, for each protocol."""
     memory_limit_bytes: int = 0
     """What all workers may use together; 0 stands for 90 % of the machine's (or the control group's) memory."""
+    drain_s: float = 5.0
+    """How long new connections are served after SIGTERM: time for proxies to ask elsewhere. Readiness says no meanwhile."""
     hang_timeout_s: float = 120.0
     """A worker that holds a batch for longer is killed and replaced."""
 
@@ -58,6 +60,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check("max_intake_bytes", self.max_intake_bytes, 1024, 1 << 40)
         _check("max_connections", self.max_connections, 1, 1 << 20)
         _check("memory_limit_bytes", self.memory_limit_bytes, 0, 1 << 50)
+        _check("drain_s", self.drain_s, 0.0, 3600.0)
         _check("hang_timeout_s", self.hang_timeout_s, 0.1, 86400.0)
 
 

@@ -414,6 +414,14 @@ MESSAGES: dict[str, Message] = {
     "no_server": Message("No server runs for this ARGOSY_HOME ({home})", "start one with: argosy serve"),
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
     "server_failed": Message("The server did not start: {detail}"),
+    "restart_other": Message(
+        "A restart keeps a server's address, ports and number of fronts: {setting} would become {got!r}, and is {expected!r}",
+        "stop the server and start it again to change that",
+    ),
+    "restart_failed": Message(
+        "The server (process {pid}) was told to restart, and its successor does not answer",
+        "it says why on its standard error; start it again with: argosy serve",
+    ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
     "rollout_running": Message(
         "Deployment {name!r} is being rolled out to version {version}", "wait for it to end, then try again"

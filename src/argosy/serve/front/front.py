@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -57,6 +58,9 @@ __all__ = ["Front", "main"]
 _EXPIRE_PERIOD_S: Final = 0.05
 _SWEEP_PERIOD_S: Final = 1.0
 _DRAIN_S: Final = 12.0
+"""For requests that are under way when nothing new is taken any more."""
+_SETTLE_S: Final = 0.5
+"""For a connection that has begun to be made: to be completed, and to bring its first request."""
 _MAX_REASON: Final = 300
 _DEATH_S: Final = 1.0
 """Within which the supervisor knows that a worker has died whose link has ended."""
@@ -73,9 +77,11 @@ class Front:
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
         self.loop = loop
         self.channel = channel
-        self.is_started = False
+        self.is_started = asyncio.Event()
+        """It accepts."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
+        self._sockets: dict[str, socket.socket] = {}
         self._hung: set[tuple[str, float]] = set()
         self._pids: dict[str, int] = {}
         """Of the workers that are linked."""
@@ -200,9 +206,9 @@ class Front:
 
     async def _listen(self) -> None:
         """Accept, once the first table is there: until then connections wait in the listeners' backlogs."""
-        if self.is_started:
+        if self.is_started.is_set():
             return
-        self.is_started = True
+        self.is_started.set()
         # What there is by now stays: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -219,8 +225,7 @@ class Front:
         self.loop.add_signal_handler(signal.SIGTERM, self.done.set)
         ticker = self.loop.create_task(self._tick())
         await self.done.wait()
-        if self.is_started:
-            await self._drain()
+        await self._drain()
         ticker.cancel()
 
     async def _tick(self) -> None:
@@ -228,7 +233,7 @@ class Front:
         next_sweep = 0.0
         while True:
             await asyncio.sleep(_EXPIRE_PERIOD_S)
-            if not self.is_started:
+            if not self.is_started.is_set():
                 continue
             now = time.monotonic()
             for lane in self.router.list_lanes():
@@ -259,12 +264,30 @@ class Front:
             self.channel.send(AskLink(peer))
 
     async def _drain(self) -> None:
+        """Serve on for a while, as not everybody knows yet that this server ends; then end what is under way.
+
+        Whoever connects after that is refused, or waits for the server's successor: see `Supervisor`.
+        """
+        if not self._sockets:
+            return
+        drain_s = self.config.drain_s
+        until_s = time.monotonic() + drain_s
+        settle_s = min(_SETTLE_S, drain_s)
+        self.http.is_draining = True
+        self._grpc_server.begin_drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                # Those that connected to a front which has no table yet wait as well.
+                await self.is_started.wait()
+        # By then the supervisor lets no further connection begin.
+        await asyncio.sleep(max(0.0, until_s - time.monotonic()) + settle_s)
         for server in self._servers:
             server.close()
-        self.http.drain()
+        await asyncio.sleep(settle_s)
         self._grpc_server.drain()
         deadline = time.monotonic() + _DRAIN_S
         while time.monotonic() < deadline:
+            self.http.close_idle()
             is_open = any(lane.num_open for lane in self.router.list_lanes())
             if not is_open and not self.http.connections and not self._grpc_server.connections:
                 return

@@ -28,7 +28,7 @@ class Http2Server:
         connections: those that are open.
         limits: for each of them.
         intake: the account of bodies that are not complete yet.
-        is_draining: no new connections or requests.
+        is_draining: the server is about to end, and says so on each connection soon after it was opened.
     """
 
     def __init__(self, limits: Limits, intake: Intake | None = None) -> None:
@@ -41,7 +41,16 @@ class Http2Server:
     def sweep(self, now: float) -> None:
         """Close what has been stuck for too long, and refill budgets; called every second with `time.monotonic()`."""
         for connection in list(self.connections):
+            if self.is_draining and connection.is_open:
+                connection.drain()
             _sweep(connection, now)
+
+    def begin_drain(self) -> None:
+        """Say goodbye on each connection, and go on answering; a new one is served until the next sweep, and told then."""
+        self.is_draining = True
+        for connection in list(self.connections):
+            if connection.is_open:
+                connection.drain()
 
     def drain(self) -> None:
         """Take no more requests, answer those that came, then close each connection; `connections` empties."""

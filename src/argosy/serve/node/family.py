@@ -48,8 +48,8 @@ class Family:
     ) -> None:
         self.children: dict[str, Child] = {}
         self.selector = selectors.DefaultSelector()
-        self.is_stopping = False
-        """Nobody is started again."""
+        self.is_draining = False
+        """No front is started again."""
         self._reap_s: float | None = None
         """When to look for dead processes that nobody here started."""
         self._logs = logs
@@ -153,11 +153,11 @@ class Family:
             self.kill(child)
 
     def drain(self) -> None:
-        """Have the fronts finish what they have begun; nobody is started again."""
-        self.is_stopping = True
+        """Have the fronts finish what they have begun; none is started again, unlike the workers, which they need."""
+        self.is_draining = True
         for child in self.children.values():
-            child.restart_s = None
             if child.kind == "front":
+                child.restart_s = None
                 self.kill(child, signal.SIGTERM)
 
     def stop_all(self) -> None:
@@ -184,7 +184,7 @@ class Family:
         if self._reap_s is not None and self._reap_s <= now:
             self._reap_strangers()
         for child in list(self.children.values()):
-            if child.restart_s is not None and child.restart_s <= now and not self.is_stopping:
+            if child.restart_s is not None and child.restart_s <= now:
                 child.restart_s = None
                 self.start(child)
             if child.kill_s is not None and child.kill_s <= now:
@@ -295,7 +295,7 @@ class Family:
         self._drop_channel(child)
 
     def _after_death(self, child: Child, how: str, code: int = 1, killed: bool = False) -> None:
-        if self.is_stopping:
+        if self.is_draining and child.kind == "front":
             return
         if time.monotonic() - child.started_s > STABLE_S:
             child.num_deaths = 0
