@@ -366,6 +366,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "deadline_passed": Message("The deadline of {timeout_s:.3f} s passed before the answer was there"),
     "no_replica": Message("Model {model!r} has no replica that is ready", "argosy status says why"),
+    "no_room": Message(
+        "The server has no room to hand this request to model {model!r} version {version}: {detail}",
+        "the limits of descriptors and of memory say what there is; fewer connections (max_connections) need fewer descriptors",
+    ),
     "starting": Message("The server is starting"),
     "draining": Message("The server is stopping"),
     "model_failed": Message("Model {model!r} version {version} failed on this request: {detail}"),

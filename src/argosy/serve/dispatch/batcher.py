@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import CODES
 from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, ModelError, PoisonError
-from argosy.serve.dispatch.call import Batch, Call, Clock, Lane, Replica
+from argosy.serve.dispatch.call import Batch, Call, Clock, Lane, OutputsError, Replica
 from argosy.serve.dispatch.lines import PLAIN, Lines
 from argosy.serve.dispatch.plan import QUICK_S
 from argosy.serve.dispatch.streams import StreamQueue
 from argosy.serve.wire.counters import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE, Counters
-from argosy.serve.wire.frames import FORM_COUNTED, FORM_TENSORS, LinkError, Tensor
+from argosy.serve.wire.frames import FORM_COUNTED, FORM_TENSORS, Tensor
 from argosy.serve.wire.table import LaneEntry, TableEntry
 
 __all__ = ["Batcher"]
@@ -315,21 +315,21 @@ class Batcher(Lane):
         """Check that a reply holds exactly the rows that were sent.
 
         Raises:
-            LinkError: a tensor is missing, or has another datatype, number of rows or ragged length.
+            OutputsError: a tensor is missing, or has another datatype, number of rows or ragged length.
         """
         codes = [tensor.code for tensor in tensors]
         if batch.form == FORM_COUNTED:
             if codes[-1:] != [_INT64] or tensors[-1].shape != (batch.num_rows,):
-                raise LinkError("reply does not count the tokens of each row")
+                raise OutputsError("its answer does not count the tokens of each row")
             del codes[-1]
         if codes != self._output_codes:
-            raise LinkError("reply has other outputs than the signature")
+            raise OutputsError("its outputs have other types, or are not those of the signature")
         is_batched = self.signature.is_batched
         for tensor, spec, cut in zip(tensors, self.signature.outputs, self._cuts, strict=False):
             if not spec.accepts(tensor.shape) or (is_batched and tensor.shape[0] != batch.num_rows):
-                raise LinkError("reply has other rows than were sent")
+                raise OutputsError("its outputs have other rows or dimensions than they should")
             if cut and batch.is_padded and tensor.shape[cut] != batch.length:
-                raise LinkError("reply has another length than was sent")
+                raise OutputsError("its outputs have another length than its inputs")
 
     def take_answers(self, batch: Batch, outputs: list[NDArray[Any]], service_s: float) -> None:
         """Give each request its rows."""
@@ -385,6 +385,13 @@ class Batcher(Lane):
             middle = len(calls) // 2
             for half in (calls[:middle], calls[middle:]):
                 self._resends.append(self._form_batch(half, ALONE))
+        self.flush()
+
+    def take_refusal(self, batch: Batch, error: ArgosyError) -> None:
+        """Fail each request of a batch that could not be handed over, or whose answer could not be taken."""
+        for call in batch.calls:
+            if not self._close_if_done(call):
+                self._fail(call, error)
         self.flush()
 
     def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:

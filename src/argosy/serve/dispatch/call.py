@@ -17,10 +17,14 @@ from argosy.serve.wire.counters import Series
 from argosy.serve.wire.frames import FORM_TENSORS, Tensor
 from argosy.signature import Signature
 
-__all__ = ["Batch", "Call", "Clock", "Lane", "Replica"]
+__all__ = ["Batch", "Call", "Clock", "Lane", "OutputsError", "Replica"]
 
 Clock = Callable[[], float]
 """Seconds that only grow: `time.monotonic` in a front, whatever a test or a simulation wants elsewhere."""
+
+
+class OutputsError(Exception):
+    """A reply is well-formed, and not what its batch asked for: the model's doing, which concerns this batch alone."""
 
 
 class Replica(Protocol):
@@ -130,7 +134,7 @@ class Lane:
         """Check that a reply holds exactly the rows that were sent.
 
         Raises:
-            LinkError: it does not.
+            OutputsError: it does not.
         """
         raise NotImplementedError
 
@@ -140,6 +144,10 @@ class Lane:
 
     def take_failure(self, batch: Batch, detail: str, *, is_input_fault: bool = False) -> None:
         """The model raised an error on a batch."""
+        raise NotImplementedError
+
+    def take_refusal(self, batch: Batch, error: ArgosyError) -> None:
+        """A batch could not be handed over, or its answer not be taken: nobody is at fault, and none of it is sent again."""
         raise NotImplementedError
 
     def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:

@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, OBJECT
-from argosy.serve.dispatch.call import Batch, Clock
+from argosy.errors import UnavailableError
+from argosy.serve.dispatch.call import Batch, Clock, OutputsError
 from argosy.serve.dispatch.streams import StreamPool
 from argosy.serve.wire.frames import (
     HEADER,
     INPUT_FAULT,
     NANOSECONDS,
+    NO_ROOM,
     NUM_SLOTS,
     Arena,
     Kind,
@@ -136,10 +138,22 @@ class Link:
         self.num_in_flight += 1
         try:
             self._send_frame(slot, batch)
-        except (OSError, LinkError) as error:
+        except ConnectionError:
             # The batch stays in its slot: going down gives it back to its lane.
-            self.fault = "" if isinstance(error, ConnectionError) else str(error)
             self._loop.call_soon(self.close)
+        except (OSError, LinkError, MemoryError) as error:
+            # No descriptor or memory is left, here: the worker has done nothing wrong, and has not got the batch.
+            self._loop.call_soon(self._refuse, slot, batch, str(error))
+
+    def _refuse(self, slot: _Slot, batch: Batch, detail: str) -> None:
+        """Fail a batch for which there is no room; the next one in its slot makes arenas anew."""
+        if slot.batch is not batch:
+            return  # the link went down meanwhile, and its lane has the batch again
+        slot.inputs = slot.outputs = None
+        slot.input_bytes = slot.output_bytes = 0
+        self._release(slot)
+        lane = batch.lane
+        lane.take_refusal(batch, UnavailableError("no_room", model=lane.name, version=lane.version, detail=detail))
 
     def _send_frame(self, slot: _Slot, batch: Batch) -> None:
         calls = batch.calls
@@ -226,19 +240,21 @@ class Link:
             # The worker died with frames unread. The kernel tells that first, and the loop calls only once:
             # the replies that the worker sent before are still there, and then the end.
             self._read_rest()
-        except (OSError, LinkError, struct.error) as error:
+        except Exception as error:  # the worker may say anything: whatever that leads to ends its link alone
             self._close_for(error)
 
     def _read_rest(self) -> None:
         try:
             while True:
                 self._read_one()
-        except (OSError, LinkError, struct.error) as error:
+        except Exception as error:  # as above
             self._close_for(error)
 
     def _close_for(self, error: Exception) -> None:
         if not isinstance(error, OSError):
-            self.fault = str(error)
+            self.fault = str(error) or type(error).__name__
+        if not isinstance(error, (OSError, LinkError, struct.error)):
+            self._loop.call_exception_handler({"message": f"the link to {self.worker} failed", "exception": error})
         self.close()
 
     def _read_one(self) -> None:
@@ -268,21 +284,27 @@ class Link:
         if batch is None or batch.sequence != sequence:
             raise LinkError("worker answered a batch that it does not have")
         if kind == Kind.ERROR:
+            detail = frame[HEADER.size :].decode(errors="replace")
+            if flags == NO_ROOM:
+                self._refuse(slot, batch, f"its worker has none ({detail})")
+                return
             self._release(slot)
-            batch.lane.take_failure(batch, frame[HEADER.size :].decode(errors="replace"), is_input_fault=flags == INPUT_FAULT)
+            batch.lane.take_failure(batch, detail, is_input_fault=flags == INPUT_FAULT)
             return
         if kind != Kind.REPLY:
             raise LinkError("worker sent an unknown frame")
         (nanoseconds,) = NANOSECONDS.unpack_from(frame, HEADER.size)
-        if flags:
-            arena = map_arena(fds.pop(), mmap.ACCESS_READ) if fds else None
-            if arena is None:
-                raise LinkError("worker sent no descriptor for a large output")
-            self._oversize_bytes = max(self._oversize_bytes, min(arena.num_bytes, MAX_LEARNT_BYTES))
-        else:
-            arena = slot.outputs
+        try:
+            arena = self._find_outputs(fds) if flags else slot.outputs
             assert arena is not None
-        outputs = self._read_outputs(batch, arena, frame[HEADER.size + NANOSECONDS.size :])
+            outputs = self._read_outputs(batch, arena, frame[HEADER.size + NANOSECONDS.size :])
+        except OutputsError as error:
+            self._release(slot)
+            batch.lane.take_failure(batch, str(error))
+            return
+        except (OSError, MemoryError) as error:
+            self._refuse(slot, batch, str(error))
+            return
         self.num_in_flight -= 1
         # The other slot's batch starts before these answers are written out.
         batch.lane.proceed()
@@ -290,6 +312,19 @@ class Link:
         slot.batch = None
         self._free.append(slot)
         batch.lane.proceed()
+
+    def _find_outputs(self, fds: list[int]) -> Arena:
+        """Map outputs that did not fit their arena.
+
+        Raises:
+            LinkError: it is no arena that can be read.
+            OSError: no descriptor or memory is left for it.
+        """
+        if not fds:
+            raise OSError("no descriptor is left for a large output")
+        arena = map_arena(fds.pop(), mmap.ACCESS_READ)
+        self._oversize_bytes = max(self._oversize_bytes, min(arena.num_bytes, MAX_LEARNT_BYTES))
+        return arena
 
     def _read_outputs(self, batch: Batch, arena: Arena, described: bytes) -> list[NDArray[Any]]:
         """Read a reply's tensors, which must hold exactly what the batch asked for."""
