@@ -25,13 +25,13 @@ __all__ = ["config", "restart", "serve"]
 @click.option("--num-fronts", type=int, help="Processes that accept requests.  [default: 1]")
 @click.option("--max-body-bytes", type=int, help="Largest request body.  [default: 64 MiB]")
 @click.option("--max-intake-bytes", type=int, help="Of all bodies that are not complete yet, in one front.  [default: 1 GiB]")
-@click.option("--max-connections", type=int, help="Connections that one front holds, for each protocol.  [default: 4096]")
+@click.option("--max-connections", type=int, help="Of one front, for each protocol.  [default: 4096, or what descriptors allow]")
 @click.option("--memory-limit-bytes", type=int, help="What all workers may use together.  [default: 90 % of the machine's]")
 @click.option("--drain-s", type=float, help="How long new connections are served after SIGTERM.  [default: 5]")
 @click.option(
     "--hang-timeout-s",
     type=float,
-    help="After this a worker hangs whose batches were never measured.  [default: 120]",
+    help="After this a worker hangs whose batches were never measured.  [default: 30]",
 )
 @click.option("--deploy", "references", multiple=True, metavar="NAME[@VERSION]", help="Deploy at the start; may be repeated.")
 def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:

@@ -70,6 +70,8 @@ class Batcher(Lane):
         """Of this front among those of the node."""
         self.workers: tuple[str, ...] = ()
         """That the table gives it, in one order in all fronts, so that each front finds another of its own."""
+        self.is_given_up = False
+        """The table says that no replica is to be expected."""
         self.streams = StreamQueue(self)
         """Raw requests that wait."""
         self.lines = Lines(lane.signature)
@@ -103,11 +105,18 @@ class Batcher(Lane):
         self.timeout_s = lane.timeout_s
         self.max_queue_rows = lane.max_queue_rows
         self.max_queue_bytes = lane.max_queue_bytes
-        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows // self.num_fronts)
+        self.is_given_up = lane.is_down
+        self.set_down(lane.is_down)
         self.streams.max_streams = lane.max_streams
         self.platform = lane.platform
         self.created_s = lane.created_s
         self.versions = [other.version for other in entry.lanes if not other.is_draining]
+
+    def set_down(self, is_down: bool) -> None:
+        """Say whether a replica is to be expected while there is none."""
+        self.is_down = is_down
+        # Without a free row each request is looked at more closely.
+        self.free_rows = 0 if is_down else min(self.max_batch_rows, self.max_queue_rows // self.num_fronts)
 
     # in
 

@@ -34,6 +34,8 @@ class Replica(Protocol):
     num_in_flight: int
     num_slots: int
     """Batches that it takes at a time; 0 until it has said so."""
+    is_late: bool
+    """It has worked on a batch for so long that it may hang."""
 
     @property
     def can_send(self) -> bool:
@@ -77,6 +79,7 @@ class Lane:
         rows_per_s: of one replica, lately.
         versions: of the deployment, those that take requests.
         repeats: what reads bodies that clients repeat; made by the protocol whose bodies they are.
+        is_down: no replica is to be expected soon where there is none now: a request is refused, and does not wait.
         cache: whatever else a protocol prepares once per lane.
     """
 
@@ -93,7 +96,7 @@ class Lane:
         self.free_axis = axes[0] if axes else None
         self.pads: list[tuple[int, float] | None] = [None] * len(signature.inputs)
         self.max_batch_rows = 1
-        self.can_join = False
+        self.can_join = self.is_down = False
         self.is_repeatable = False
         self.join_refusal = self.pad_refusal = ""
         self.timeout_s = 0.0
@@ -111,8 +114,8 @@ class Lane:
 
     @property
     def is_ready(self) -> bool:
-        """True when a warm replica answers."""
-        return bool(self.links)
+        """True when a warm replica answers: one that may hang does not."""
+        return any(not link.is_late for link in self.links)
 
     def put(self, call: Call) -> None:
         """Queue a request."""

@@ -14,7 +14,7 @@ import struct
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from argosy.datatypes import CODES, OBJECT
 from argosy.errors import UnavailableError
 from argosy.serve.dispatch.call import Batch, Clock, OutputsError
+from argosy.serve.dispatch.service import LATE_S
 from argosy.serve.dispatch.streams import StreamPool
 from argosy.serve.wire.frames import (
     HEADER,
@@ -43,11 +44,19 @@ from argosy.serve.wire.frames import (
 )
 from argosy.serve.wire.padding import fill_padded
 
-__all__ = ["Link"]
+__all__ = ["Held", "Link"]
 
 MIN_ARENA_BYTES: Final = 64 * 1024
 MAX_LEARNT_BYTES: Final = 1 << 28
 """Outputs above this size always travel in descriptors of their own."""
+
+
+class Held(NamedTuple):
+    """What a worker is at."""
+
+    held_s: float
+    is_given_up: bool
+    """It takes far longer than it should, and nobody waits for it any more."""
 
 
 class _Slot:
@@ -74,6 +83,7 @@ class Link:
         on_hello: called with this link once the worker can take batches.
         on_down: called with this link once, when the worker is gone or broke the protocol.
         clock: tells when batches are sent.
+        is_loaded: the worker has its model already, and takes batches as soon as it looks at this link.
     """
 
     def __init__(
@@ -84,11 +94,15 @@ class Link:
         on_hello: Callable[[Link], None],
         on_down: Callable[[Link], None],
         clock: Clock = time.monotonic,
+        *,
+        is_loaded: bool = False,
     ) -> None:
         self.worker = worker
         self.num_in_flight = 0
         self.num_slots = 0
         """Batches that the worker takes at a time; 0 until it has said so."""
+        self.is_late = False
+        """The worker has worked on a batch for so long that it may hang; as of the last `watch`."""
         self.fault = ""
         """Why the link is down, once it is; "" where the worker has ended."""
         self._loop = loop
@@ -99,6 +113,10 @@ class Link:
         self._slots = [_Slot(index) for index in range(NUM_SLOTS)]
         self._free: list[_Slot] = []
         self._sequence = 0
+        self._running: Batch | None = None
+        self._is_loaded = is_loaded
+        # Since when the worker runs what it does, and when that was looked at last.
+        self._running_s = self._watched_s = clock()
         self._oversize_bytes = 0
         self.streams = StreamPool(loop, worker, self._pass_streams, clock)
         sock.setblocking(False)
@@ -118,6 +136,34 @@ class Link:
     def oldest_sent_s(self) -> float:
         """When the oldest batch in flight was sent; infinite where there is none."""
         return min([batch.sent_s for batch in self.batches_in_flight], default=math.inf)
+
+    def watch(self, now: float, unknown_s: float) -> Held | None:
+        """Look whether the worker hangs; to be called every second.
+
+        Args:
+            now: by the clock.
+            unknown_s: what a batch hangs after of which nobody knows how long it takes.
+
+        Returns:
+            None where it does nothing.
+        """
+        running = min(self.batches_in_flight, key=lambda batch: batch.sequence, default=None)
+        if running is not self._running:
+            # When another one was looked at last, this one ran not yet, however long ago it was sent.
+            self._running, self._running_s = running, now if running is None else max(running.sent_s, self._watched_s)
+        self._watched_s = now
+        is_awaited, limit_s, held_s = False, unknown_s, now - self._running_s
+        if running is not None:
+            is_awaited = not all(call.is_done for call in running.calls)
+            limit_s = running.lane.plan.times(running.form).late_s(running.num_rows, running.length, unknown_s)
+        elif (stuck_s := self.streams.stuck_since_s) is not None:
+            held_s = now - stuck_s
+        elif self.num_slots or not self._is_loaded:
+            self.is_late = False
+            return None
+        # Else it does not even say that it takes batches: those of a front that has died may keep it from that.
+        self.is_late = held_s > limit_s or (held_s > LATE_S and not is_awaited and running is not None)
+        return Held(held_s, held_s > limit_s and not is_awaited)
 
     def _pass_streams(self, sock: socket.socket) -> None:
         """Give the worker its end of the socket on which streams are passed.

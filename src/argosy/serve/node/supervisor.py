@@ -39,8 +39,10 @@ from argosy.serve.wire.channel import Received
 from argosy.serve.wire.checked import refuse
 from argosy.serve.wire.control_messages import (
     Accuse,
+    Alive,
     AskLink,
     EndOfWorkers,
+    Held,
     Hello,
     Message,
     NewLink,
@@ -60,6 +62,8 @@ __all__ = ["SUCCESSOR_FILE", "Supervisor", "main"]
 
 DRAIN_S: Final = 15.0
 """For the fronts to end, after `drain_s`."""
+HEARD_S: Final = 2.5
+"""Within which each front that holds a batch of a worker has said so."""
 SUCCESSOR_FILE: Final = "restart.json"
 """In `run`: the job of a server's successor, which `argosy restart` writes."""
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -274,7 +278,8 @@ class Supervisor:
     def _link(self, front: Child, other: Child) -> None:
         """Connect a front with the control process (a stream) or with a worker (packets)."""
         kind = socket.SOCK_STREAM if other.kind == "control" else socket.SOCK_SEQPACKET
-        for_front, for_other = NewLink(other.name, other.kind, other.pid), NewLink(front.name, front.kind, front.pid)
+        is_loaded = isinstance(other.report, Ready)
+        for_front, for_other = NewLink(other.name, other.kind, other.pid, is_loaded), NewLink(front.name, front.kind, front.pid)
         try:
             left, right = socket.socketpair(socket.AF_UNIX, kind)
         except OSError:
@@ -316,6 +321,10 @@ class Supervisor:
                     self._tell_control(WorkerGone(name))
             case Accuse() as accusation:
                 self._judge(child, accusation)
+            case Held() as held:
+                self._weigh(held)
+            case Alive():
+                child.pulse.hear()
             case AskLink(peer):
                 for other in self.family.running("control", "worker"):
                     if other.name == peer:
@@ -330,6 +339,22 @@ class Supervisor:
         if isinstance(report, Refused):
             self.family.condemn(child, "it refused its model, and did not end", KILL_AFTER_S)
         self._tell_control(self._describe(child))
+
+    def _weigh(self, held: Held) -> None:
+        """End a worker that hangs: a front has given it up, and no other front has a batch there that may be what it works on."""
+        worker = self.family.children.get(held.name)
+        if worker is None or worker.kind != "worker" or not worker.pid or worker.pid != held.pid:
+            return  # it has ended meanwhile
+        now = time.monotonic()
+        if not held.is_given_up:
+            worker.awaited_s = now
+            return
+        if now - worker.doubted_s > HEARD_S:
+            worker.doubted_since_s = now
+        worker.doubted_s = now
+        # Other fronts are heard first.
+        if self.config["num_fronts"] == 1 or (now - worker.doubted_since_s > HEARD_S and now - worker.awaited_s > HEARD_S):
+            self.family.condemn(worker, f"it hangs: it has been at one batch for {held.held_s:.1f} s, and nobody waits for that")
 
     def _judge(self, child: Child, accusation: Accuse) -> None:
         """End whom a child accuses of what it does on their link."""
