@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -98,16 +99,16 @@ def restart_server(home: Path) -> dict[str, Any]:
         _write_private(home / "run" / SUCCESSOR_FILE, _build_job(config, old["given"], stop_with_stdin=old["stop_with_stdin"]))
         signal.pidfd_send_signal(pidfd, signal.SIGUSR2)
         deadline = time.monotonic() + config.drain_s + _RESTART_TIMEOUT_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not select.select([pidfd], [], [], _POLL_S)[0]:
+            # While it becomes another program, it is none that can be found.
             state = find_server(home)
             if state is None:
-                break
+                continue
             if state["token"] != old["token"] and _asks(server := Server(home, state), "/v2/health/live"):
                 # Its models take as long as they take.
-                while was_ready and find_server(home) is not None and not _asks(server, "/v2/health/ready"):
-                    time.sleep(_POLL_S)
+                while was_ready and not select.select([pidfd], [], [], _POLL_S)[0] and not _asks(server, "/v2/health/ready"):
+                    pass
                 return state
-            time.sleep(_POLL_S)
     raise FaultError("restart_failed", pid=pid)
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import grpc
 import numpy as np
@@ -30,6 +30,10 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4],
 
 def address(server: Server, name: str = "http_port") -> tuple[str, int]:
     return "127.0.0.1", read_state(server)[name]
+
+
+def connect(where: tuple[str, int]) -> closing[http.client.HTTPConnection]:
+    return closing(http.client.HTTPConnection(*where, timeout=20))
 
 
 def ask(connection: http.client.HTTPConnection, name: str = "scale") -> tuple[int, str]:
@@ -67,26 +71,28 @@ class Clients:
 
     def _run(self) -> None:
         while not self.stop.is_set():
-            connection = http.client.HTTPConnection(*self._where, timeout=20)
-            try:
-                connection.connect()
-            except ConnectionRefusedError:
-                # Who is refused has sent nothing, and asks elsewhere.
-                self.counts["refused"] += 1
-                time.sleep(0.02)
-                continue
-            num = 0
-            while not self.stop.is_set():
-                num += 1
+            with connect(self._where) as connection:
                 try:
-                    status, end = ask(connection)
-                except (OSError, http.client.HTTPException) as error:
-                    self.counts[f"lost: {error!r}"] += 1
-                    break
-                self.counts[str(status)] += 1
-                if end == "close" or num == self._each:
-                    break
-            connection.close()
+                    connection.connect()
+                except ConnectionRefusedError:
+                    # Who is refused has sent nothing, and asks elsewhere.
+                    self.counts["refused"] += 1
+                    time.sleep(0.02)
+                    continue
+                self._use(connection)
+
+    def _use(self, connection: http.client.HTTPConnection) -> None:
+        num = 0
+        while not self.stop.is_set():
+            num += 1
+            try:
+                status, end = ask(connection)
+            except (OSError, http.client.HTTPException) as error:
+                self.counts[f"lost: {error!r}"] += 1
+                return
+            self.counts[str(status)] += 1
+            if end == "close" or num == self._each:
+                return
 
 
 @pytest.mark.parametrize("requests_each", [0, 1], ids=["kept", "new"])
@@ -107,24 +113,22 @@ def test_who_connects_while_a_server_ends_is_answered_or_refused(home: Home, num
 def test_server_that_ends_says_so_and_answers_what_has_begun(home: Home) -> None:
     home.publish_code("time.sleep(float(x[0, 0]))\nreturn {'y': x}", "slow")
     home.publish_scale()
-    with home.serve("scale", drain_s=DRAIN_S) as server:
+    with home.serve("scale", drain_s=DRAIN_S) as server, ExitStack() as stack:
         server.deploy("slow", allow_code=True)
         where = address(server)
-        kept, idle, raw = (http.client.HTTPConnection(*where, timeout=10) for _ in range(3))
+        kept, idle, raw, slow, fresh = (stack.enter_context(connect(where)) for _ in range(5))
         assert [ask(kept), ask(idle)] == [(200, ""), (200, "")]
-        slow = http.client.HTTPConnection(*where, timeout=10)
         slow.request("POST", "/v2/models/slow/infer", BODY)
         raw.connect()
         # Two of which the second is cut.
         data = b"POST /v2/models/scale/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY.encode())
         raw.sock.sendall(data[:-9])
         os.kill(server.pid, signal.SIGTERM)
-        fresh = http.client.HTTPConnection(*where, timeout=10)
         assert wait_until(lambda: read_ready(where) == (503, "close"))
         assert ask(fresh) == (200, "close")
         assert ask(kept) == (200, "close")
         # Those that were sent together are all answered, and the last answer says that it is the last.
-        together = socket.create_connection(where, timeout=10)
+        together = stack.enter_context(socket.create_connection(where, timeout=10))
         together.sendall(data * 3)
         answers = read_all(together)
         assert answers.count(b"HTTP/1.1 200 OK") == 3
@@ -138,10 +142,10 @@ def test_server_that_ends_says_so_and_answers_what_has_begun(home: Home) -> None
 
 
 def read_ready(where: tuple[str, int]) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(*where, timeout=10)
-    connection.request("GET", "/v2/health/ready")
-    answer = connection.getresponse()
-    return answer.status, answer.headers.get("Connection", "")
+    with connect(where) as connection:
+        connection.request("GET", "/v2/health/ready")
+        answer = connection.getresponse()
+        return answer.status, answer.headers.get("Connection", "")
 
 
 def read_all(sock: socket.socket) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from argosy.errors import NotFoundError, UnavailableError, list_choices
 from argosy.serve.dispatch.batcher import Batcher
@@ -20,6 +21,10 @@ from argosy.serve.wire.counters import Counters
 from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry, merge_repository
 
 __all__ = ["Route", "Router"]
+
+
+MANY_LINKS: Final = 2
+"""A link that could not be made so often is not waited for."""
 
 
 class Route:
@@ -81,8 +86,8 @@ class Router:
         self._lanes: dict[tuple[str, str], Batcher] = {}
         self._links: dict[str, Link] = {}
         self._lane_of_worker: dict[str, Batcher] = {}
-        self._unlinked: set[str] = set()
-        """Workers that this process has had no room for a link to."""
+        self._unlinked: dict[str, int] = {}
+        """How often this process has had no room for a link to a worker that was to be made."""
 
     # requests
 
@@ -194,7 +199,7 @@ class Router:
 
     def _note_lost(self, lane: Batcher) -> None:
         """Refuse what waits in a lane that no replica is to be expected for, and what comes."""
-        is_lost = bool(lane.workers) and self._unlinked.issuperset(lane.workers)
+        is_lost = bool(lane.workers) and all(self._unlinked.get(worker, 0) >= MANY_LINKS for worker in lane.workers)
         lane.set_down(lane.is_given_up or is_lost)
         if lane.is_down and not lane.links:
             self._reroute(lane)
@@ -262,14 +267,14 @@ class Router:
 
     def lose_link(self, worker: str) -> None:
         """This process has no room for a link to a worker, and gets none for now."""
-        self._unlinked.add(worker)
+        self._unlinked[worker] = self._unlinked.get(worker, 0) + 1
         if (lane := self._lane_of_worker.get(worker)) is not None:
             self._note_lost(lane)
 
     def add_link(self, link: Link) -> None:
         """A worker can take batches."""
         self._links[link.worker] = link
-        self._unlinked.discard(link.worker)
+        self._unlinked.pop(link.worker, None)
         if (lane := self._lane_of_worker.get(link.worker)) is not None:
             self._connect(lane)
             self._note_lost(lane)
