@@ -47,6 +47,8 @@ from argosy.serve.wire.padding import fill_padded
 __all__ = ["Held", "Link"]
 
 MIN_ARENA_BYTES: Final = 64 * 1024
+DOUBT_S: Final = 5.0
+"""A batch of which nobody knows how long it takes leaves its worker ready for so long, though it may be right to take longer."""
 MAX_LEARNT_BYTES: Final = 1 << 28
 """Outputs above this size always travel in descriptors of their own."""
 
@@ -153,16 +155,18 @@ class Link:
             self._running, self._running_s = running, now if running is None else max(running.sent_s, self._watched_s)
         self._watched_s = now
         is_awaited, limit_s, held_s = False, unknown_s, now - self._running_s
+        doubt_s = min(unknown_s, DOUBT_S)
         if running is not None:
             is_awaited = not all(call.is_done for call in running.calls)
-            limit_s = running.lane.plan.times(running.form).late_s(running.num_rows, running.length, unknown_s)
+            times, size = running.lane.plan.times(running.form), (running.num_rows, running.length)
+            limit_s, doubt_s = times.late_s(*size, unknown_s), times.late_s(*size, doubt_s)
         elif (stuck_s := self.streams.stuck_since_s) is not None:
             held_s = now - stuck_s
         elif self.num_slots or not self._is_loaded:
             self.is_late = False
             return None
         # Else it does not even say that it takes batches: those of a front that has died may keep it from that.
-        self.is_late = held_s > limit_s or (held_s > LATE_S and not is_awaited and running is not None)
+        self.is_late = held_s > (doubt_s if is_awaited else min(doubt_s, LATE_S))
         return Held(held_s, held_s > limit_s and not is_awaited)
 
     def _pass_streams(self, sock: socket.socket) -> None:

@@ -29,13 +29,14 @@ class Http2Server:
         limits: for each of them.
         intake: the account of bodies that are not complete yet.
         is_draining: the server is about to end, and says so on each connection soon after it was opened.
+        is_over: no new connections or requests.
     """
 
     def __init__(self, limits: Limits, intake: Intake | None = None) -> None:
         self.limits = limits
         self.intake = intake or Intake()
         self.connections: set[Http2State] = set()
-        self.is_draining = False
+        self.is_draining = self.is_over = False
         self._dirty: list[Http2State] = []
 
     def sweep(self, now: float) -> None:
@@ -54,7 +55,7 @@ class Http2Server:
 
     def drain(self) -> None:
         """Take no more requests, answer those that came, then close each connection; `connections` empties."""
-        self.is_draining = True
+        self.is_draining = self.is_over = True
         for connection in list(self.connections):
             connection.drain()
 
