@@ -22,6 +22,7 @@ import pytest
 import argosy
 from argosy.errors import FaultError, PoisonError, UnavailableError
 from argosy.importers.python import publish_python
+from argosy.serve.front.front import count_connections
 from argosy.signature import Ragged, RaggedInput, Signature, TensorSpec
 from argosy.store.golden import Golden
 from tests.home import SIGNATURE, Home, golden_scale, row
@@ -138,7 +139,7 @@ def hang(server: argosy.Server) -> None:
         client.predict("code", {"x": row(77)}, timeout_s=0.3)
 
 
-@pytest.mark.parametrize("module", ["", "argosy.deploy.control", "argosy.serve.front.front"], ids=["alone", "control", "front"])
+@pytest.mark.parametrize("module", ["", "argosy.serve.front.front"], ids=["alone", "front"])
 def test_worker_that_hangs_is_replaced_whoever_dies_meanwhile(home: Home, module: str) -> None:
     home.publish_code(HANG, golden=golden_scale())
     with home.serve() as server:
@@ -213,7 +214,10 @@ class Model:
 """
 
 
-@pytest.mark.parametrize("fault", ["os._exit(9)", "raise ValueError('no')"], ids=["dies", "refuses"])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param("os._exit(9)", id="dies"), pytest.param("raise ValueError('no')", id="refuses", marks=pytest.mark.slow)],
+)
 def test_requests_are_refused_at_once_while_no_worker_can_load(home: Home, fault: str) -> None:
     flag = home.path / "flag"
     source = home.files / "model.py"
@@ -264,6 +268,14 @@ def test_answer_that_others_cannot_share_is_given_alone_and_leaves_the_worker(ho
         assert find_workers(server, "code") == [before]
 
 
+@pytest.mark.parametrize(
+    ("num_descriptors", "expected"),
+    [(-1, 4096), (1 << 20, 4096), (65536, 4096), (4096, 1792), (1024, 432), (256, 64), (64, 16), (1, 1)],
+)
+def test_limit_of_descriptors_bounds_the_connections_of_a_front(num_descriptors: int, expected: int) -> None:
+    assert count_connections(num_descriptors) == expected
+
+
 def test_worker_is_linked_where_idle_clients_have_used_up_the_descriptors(home: Home) -> None:
     home.publish_scale()
     with home.serve("scale") as server, ExitStack() as stack:
@@ -276,7 +288,7 @@ def test_worker_is_linked_where_idle_clients_have_used_up_the_descriptors(home: 
         np.testing.assert_array_equal(client.predict("scale", {"x": row(1)})["y"], row(2))
         state = read_state(server)
         for port in ("http_port", "grpc_port", "metrics_port"):
-            for _ in range(300):
+            for _ in range(150):
                 stack.enter_context(socket.create_connection(("127.0.0.1", state[port])))
         (worker,) = find_workers(server, "scale")
         os.kill(worker, signal.SIGKILL)

@@ -272,6 +272,14 @@ def test_process_that_says_rubbish_to_a_sibling_is_replaced_alone(server: Server
         stream.send(data)
 
 
+def test_control_process_that_closes_its_stream_to_a_front_is_replaced_alone(server: Server) -> None:
+    with (
+        is_replaced_alone(server, CONTROL, "killed: front-0 says: it closed its stream") as old,
+        take_socket(server, old, socket.SOCK_STREAM) as stream,
+    ):
+        stream.shutdown(socket.SHUT_RDWR)
+
+
 # what nobody hears
 
 

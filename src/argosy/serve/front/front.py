@@ -69,7 +69,7 @@ _MAX_CONNECTIONS: Final = 4096
 _RESERVED_DESCRIPTORS: Final = 160
 """For all but the connections of clients, where the limit is low; an eighth of one that is high."""
 _DEATH_S: Final = 1.0
-"""Within which the supervisor knows that a worker has died whose link has ended."""
+"""Within which the supervisor knows that a process has died whose link has ended."""
 
 
 class Front:
@@ -176,6 +176,8 @@ class Front:
             elif isinstance(message, Ask):
                 write_message(writer, self._answer(message))
             else:
+                # A control process that dies closes its stream; one that lives on without it would never be heard again.
+                self.loop.call_later(_DEATH_S, self._accuse, "control", pid, "it closed its stream")
                 break
         if self._control is writer:
             self._control = None
