@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo picture tree extras test test-all lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout soak-restart bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -99,6 +99,11 @@ bench-clients: setup
 ## Twenty rollouts and rollbacks under 32 clients.
 bench-rollout: setup
 	$(BIN)/python benchmarks/rollout.py
+
+## Two servers behind nginx, restarted in turn under 16 clients: nothing lost (needs nginx).
+soak-restart: setup
+	$(BIN)/python benchmarks/soak_restart.py
+	$(BIN)/python benchmarks/soak_restart.py --keepalive
 
 ## Kills of publishing processes at random moments.
 bench-publish: setup

@@ -43,12 +43,15 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest request body."""
     max_intake_bytes: int = 1 << 30
     """Bytes of all bodies that are not complete yet, in one front; beyond it all but the oldest wait."""
-    max_connections: int = 4096
-    """Connections that one front holds, for each protocol."""
+    max_connections: int = 0
+    """Connections that one front holds, for each protocol; 0 stands for 4096, or fewer where the limit of descriptors is low."""
     memory_limit_bytes: int = 0
     """What all workers may use together; 0 stands for 90 % of the machine's (or the control group's) memory."""
-    hang_timeout_s: float = 120.0
-    """A worker that holds a batch for longer is killed and replaced."""
+    drain_s: float = 5.0
+    """How long new connections are served after SIGTERM: time for proxies to ask elsewhere. Readiness says no meanwhile."""
+    hang_timeout_s: float = 30.0
+    """A worker hangs that is at a batch for longer, where nobody knows how long such a one takes; else after 20 times that, and
+    at least 2 s. It is replaced once nobody waits for the batch any more."""
 
     def __post_init__(self) -> None:
         for name in ("http_port", "grpc_port", "metrics_port", "admin_port"):
@@ -56,8 +59,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check("num_fronts", self.num_fronts, 1, 16)
         _check("max_body_bytes", self.max_body_bytes, 1024, 1 << 40)
         _check("max_intake_bytes", self.max_intake_bytes, 1024, 1 << 40)
-        _check("max_connections", self.max_connections, 1, 1 << 20)
+        _check("max_connections", self.max_connections, 0, 1 << 20)
         _check("memory_limit_bytes", self.memory_limit_bytes, 0, 1 << 50)
+        _check("drain_s", self.drain_s, 0.0, 3600.0)
         _check("hang_timeout_s", self.hang_timeout_s, 0.1, 86400.0)
 
 

@@ -378,6 +378,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "deadline_passed": Message("The deadline of {timeout_s:.3f} s passed before the answer was there"),
     "no_replica": Message("Model {model!r} has no replica that is ready", "argosy status says why"),
+    "no_room": Message(
+        "The server has no room to hand this request to model {model!r} version {version}: {detail}",
+        "the limits of descriptors and of memory say what there is; fewer connections (max_connections) need fewer descriptors",
+    ),
     "starting": Message("The server is starting"),
     "draining": Message("The server is stopping"),
     "model_failed": Message("Model {model!r} version {version} failed on this request: {detail}"),
@@ -426,6 +430,14 @@ MESSAGES: dict[str, Message] = {
     "no_server": Message("No server runs for this ARGOSY_HOME ({home})", "start one with: argosy serve"),
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
     "server_failed": Message("The server did not start: {detail}"),
+    "restart_other": Message(
+        "A restart keeps a server's address, ports and number of fronts: {setting} would become {got!r}, and is {expected!r}",
+        "stop the server and start it again to change that",
+    ),
+    "restart_failed": Message(
+        "The server (process {pid}) was told to restart, and its successor does not answer",
+        "it says why on its standard error; start it again with: argosy serve",
+    ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
     "rollout_running": Message(
         "Deployment {name!r} is being rolled out to version {version}", "wait for it to end, then try again"

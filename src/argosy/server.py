@@ -1,14 +1,15 @@
-"""Start a server: in place of this process (`argosy serve`), or beside it (notebooks, tests)."""
+"""Start a server: in place of this process (`argosy serve`), or beside it (notebooks, tests); and have one succeeded."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -16,23 +17,38 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgspec
 
 from argosy.config import ServeConfig, load_serve_config
-from argosy.errors import ConflictError, FaultError
+from argosy.errors import ConflictError, FaultError, UnavailableError
 from argosy.home import find_server
+from argosy.serve.node.supervisor import SUCCESSOR_FILE
 from argosy.serve.wire.counters import MEMORY_BYTES
 
 if TYPE_CHECKING:
     from argosy.client import AdminClient, AsyncClient, Client
 
-__all__ = ["Server", "exec_server", "serve"]
+__all__ = ["Server", "exec_server", "restart_server", "serve"]
 
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.01
+_RESTART_TIMEOUT_S: Final = 60.0
+"""Beyond `drain_s`: for requests that are under way, and for the successor to answer."""
+_KEPT: Final = ("host", "http_port", "grpc_port", "metrics_port", "admin_port", "num_fronts")
+"""What a successor has as its predecessor had it."""
 
 
-def _build_command(config: ServeConfig, *, stop_with_stdin: bool) -> list[str]:
-    job = {"config": msgspec.to_builtins(config), "counters_bytes": MEMORY_BYTES, "stop_with_stdin": stop_with_stdin}
-    return [sys.executable, "-P", "-m", "argosy.serve.node.supervisor", json.dumps(job)]
+def _build_job(config: ServeConfig, given: Mapping[str, object], *, stop_with_stdin: bool) -> str:
+    """What the supervisor is told."""
+    job = {
+        "config": msgspec.to_builtins(config),
+        "counters_bytes": MEMORY_BYTES,
+        "stop_with_stdin": stop_with_stdin,
+        "given": {name: value for name, value in given.items() if value is not None},
+    }
+    return json.dumps(job)
+
+
+def _build_command(job: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "argosy.serve.node.supervisor", job]
 
 
 def _refuse_second(config: ServeConfig) -> None:
@@ -41,15 +57,95 @@ def _refuse_second(config: ServeConfig) -> None:
         raise ConflictError("server_running", pid=state["pid"], home=config.home)
 
 
-def exec_server(config: ServeConfig) -> NoReturn:
+def exec_server(config: ServeConfig, given: Mapping[str, object]) -> NoReturn:
     """Become the server; this process is the supervisor from now on.
+
+    Args:
+        config: its settings.
+        given: those of them that stand neither in the environment nor in a file, for its successors.
 
     Raises:
         ConflictError: a server runs for this ARGOSY_HOME already.
     """
     _refuse_second(config)
-    command = _build_command(config, stop_with_stdin=False)
+    command = _build_command(_build_job(config, given, stop_with_stdin=False))
     os.execv(command[0], command)  # noqa: S606 - the command is ours
+
+
+def restart_server(home: Path) -> dict[str, Any]:
+    """Have the server of a home succeeded by itself, with the code and the settings that are on disk now.
+
+    Its process, its ports and its environment stay. Who connects meanwhile waits for the successor. Returns the state of that,
+    once it answers; and where the server was ready before, once it is again.
+
+    Raises:
+        UnavailableError: none runs.
+        InputError: the settings on disk cannot be used.
+        ConflictError: they are of another server: address, ports or number of fronts differ.
+        FaultError: the successor did not come up.
+    """
+    old = find_server(home)
+    if old is None:
+        raise UnavailableError("no_server", home=home)
+    pid: int = old["pid"]
+    with _open_pidfd(pid) as pidfd:
+        config, _ = load_serve_config(old["given"], home=home, environment=_read_environment(pid))
+        for name in _KEPT:
+            want = getattr(config, name)
+            # A port of 0 stands for whichever it has.
+            if want != old[name] and not (want == 0 and name.endswith("_port")):
+                raise ConflictError("restart_other", setting=name, got=want, expected=old[name])
+        was_ready = _asks(Server(home, old), "/v2/health/ready")
+        _write_private(home / "run" / SUCCESSOR_FILE, _build_job(config, old["given"], stop_with_stdin=old["stop_with_stdin"]))
+        signal.pidfd_send_signal(pidfd, signal.SIGUSR2)
+        deadline = time.monotonic() + config.drain_s + _RESTART_TIMEOUT_S
+        while time.monotonic() < deadline and not select.select([pidfd], [], [], _POLL_S)[0]:
+            # While it becomes another program, it is none that can be found.
+            state = find_server(home)
+            if state is None:
+                continue
+            if state["token"] != old["token"] and _asks(server := Server(home, state), "/v2/health/live"):
+                # Its models take as long as they take.
+                while was_ready and not select.select([pidfd], [], [], _POLL_S)[0] and not _asks(server, "/v2/health/ready"):
+                    pass
+                return state
+    raise FaultError("restart_failed", pid=pid)
+
+
+@contextmanager
+def _open_pidfd(pid: int) -> Generator[int, None, None]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read_environment(pid: int) -> dict[str, str]:
+    """The environment that a process was started with."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(os.fsdecode(pair).split("=", 1) for pair in pairs if b"=" in pair)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that no other user may read, at once."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _asks(server: Server, path: str) -> bool:
+    """Say whether the server answers 200 there; a front that has not begun to accept is waited for."""
+    import httpx
+
+    try:
+        # Not through a proxy that the environment may name.
+        with httpx.Client(trust_env=False, timeout=_START_TIMEOUT_S) as client:
+            return client.get(f"{server.url}{path}").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 class Server:
@@ -128,15 +224,16 @@ def serve(*references: str, home: Path | str | None = None, **settings: Any) -> 
         ConflictError: a server runs for this home already.
         FaultError: the server did not start, or a version could not be deployed.
     """
-    ports = dict.fromkeys(("http_port", "grpc_port", "metrics_port", "admin_port"), 0)
-    config, _ = load_serve_config({**ports, **settings}, home=home)
+    # Who else knows of these ports? At the end of the block nobody need be given time to find another server.
+    own = {**dict.fromkeys(("http_port", "grpc_port", "metrics_port", "admin_port"), 0), "drain_s": 0.0, **settings}
+    config, _ = load_serve_config(own, home=home)
     _refuse_second(config)
     folder = Path(config.home)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / "serve.log"
     with log.open("ab") as output:
         # The server stops when this process is gone, however it ends: its standard input closes then.
-        command = _build_command(config, stop_with_stdin=True)
+        command = _build_command(_build_job(config, own, stop_with_stdin=True))
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
     try:
         server = _await_start(process, folder, log)
@@ -144,12 +241,10 @@ def serve(*references: str, home: Path | str | None = None, **settings: Any) -> 
             server.deploy(reference)
         yield server
     finally:
-        _stop(process)
+        _stop(process, config.drain_s)
 
 
 def _await_start(process: subprocess.Popen[bytes], home: Path, log: Path) -> Server:
-    import httpx
-
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -157,22 +252,17 @@ def _await_start(process: subprocess.Popen[bytes], home: Path, log: Path) -> Ser
         state = find_server(home)
         if state is not None and state["pid"] == process.pid:
             server = Server(home, state)
-            try:
-                # Not through a proxy that the environment may name.
-                with httpx.Client(trust_env=False, timeout=_START_TIMEOUT_S) as client:
-                    if client.get(f"{server.url}/v2/health/live").status_code == 200:
-                        return server
-            except httpx.TransportError:
-                pass
+            if _asks(server, "/v2/health/live"):
+                return server
         time.sleep(_POLL_S)
     raise FaultError("server_failed", detail=log.read_text(errors="replace")[-1000:].strip() or "no output")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], drain_s: float) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(_STOP_TIMEOUT_S)
+            process.wait(drain_s + _STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -35,7 +35,7 @@ def served(site: Site) -> Iterator[Site]:
     """The site's server; `recorded` was deployed before it ran, `affine` by `serve` itself."""
     done = site.run("deploy", "affine@1", "--as", "recorded")
     assert done.stdout == "no server runs: recorded, the next `argosy serve` will deploy affine@1 as recorded\n"
-    site.start("--deploy", "affine@1")
+    site.start("--deploy", "affine@1", "--drain-s", "0.2")
     with Client(url_of(site)) as client:
         wait_until(lambda: client.is_ready("recorded") and client.is_ready("affine"))
     yield site
@@ -232,3 +232,16 @@ def test_pasted_python_needs_nothing_but_the_package(served: Site) -> None:
         [sys.executable, "-c", found["python"]], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert done.stdout.startswith("Prediction({'y': array([[") and "version='1'" in done.stdout
+
+
+def test_restart_runs_the_server_anew_and_status_says_so(served: Site) -> None:
+    before = find_server(served.home)
+    assert before is not None
+    done = served.run("restart", "--json")
+    assert json.loads(done.stdout) == {"pid": before["pid"], "url": url_of(served), "num_restarts": 1}
+    assert "restarted (1) at" in served.run("status").stdout
+    assert json.loads(served.run("status", "--json").stdout)["restarts"] == 1
+    # What its starter gave counts again.
+    after = find_server(served.home)
+    assert after is not None
+    assert (after["given"], after["http_port"]) == (before["given"], before["http_port"])

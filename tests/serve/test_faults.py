@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 
 import httpx
@@ -18,8 +20,11 @@ import numpy as np
 import pytest
 
 import argosy
-from argosy.errors import FaultError, PoisonError
-from argosy.signature import Signature, TensorSpec
+from argosy.errors import FaultError, PoisonError, UnavailableError
+from argosy.importers.python import publish_python
+from argosy.serve.front.front import count_connections
+from argosy.signature import Ragged, RaggedInput, Signature, TensorSpec
+from argosy.store.golden import Golden
 from tests.home import SIGNATURE, Home, golden_scale, row
 from tests.load import Load
 from tests.processes import find_child, find_workers, is_alive, list_children, read_state, wait_until
@@ -125,17 +130,170 @@ def test_model_that_answers_other_rows_than_it_got_is_refused(home: Home) -> Non
                 client.predict("code", {"x": row(99)})
 
 
-def test_worker_that_hangs_is_killed_and_replaced(home: Home) -> None:
-    home.publish_code("if (x == 77).any(): time.sleep(600)\nreturn {'y': x * 2}", golden=golden_scale())
-    with home.serve(hang_timeout_s=0.5) as server:
+HANG = "if (x == 77).any(): time.sleep(600)\nif (x == 55).any(): time.sleep(3.5)\nreturn {'y': x * 2}"
+
+
+def hang(server: argosy.Server) -> None:
+    """Send a request that is never answered; its client waits 0.3 s."""
+    with server.client() as client, pytest.raises(argosy.ArgosyError, match=r"0\.3"):
+        client.predict("code", {"x": row(77)}, timeout_s=0.3)
+
+
+@pytest.mark.parametrize("module", ["", "argosy.serve.front.front"], ids=["alone", "front"])
+def test_worker_that_hangs_is_replaced_whoever_dies_meanwhile(home: Home, module: str) -> None:
+    home.publish_code(HANG, golden=golden_scale())
+    with home.serve() as server:
         server.deploy("code", allow_code=True)
         (before,) = find_workers(server, "code")
-        with server.client() as client, pytest.raises(PoisonError):
-            client.predict("code", {"x": row(77)})
+        hang(server)
+        if module:
+            os.kill(find_child(server, module), signal.SIGKILL)
         with server.client() as client:
+            if not module:
+                wait_until(lambda: not client.is_ready("code"))
+            # It waits for the next worker.
             np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
-        (after,) = wait_until(lambda: find_workers(server, "code"))
-        assert after != before
+            assert client.is_ready("code")
+        assert not is_alive(before)
+
+
+def test_slow_request_runs_once_while_somebody_waits_for_it(home: Home) -> None:
+    home.publish_code(HANG, golden=golden_scale())
+    with home.serve(hang_timeout_s=1.0) as server:
+        server.deploy("code", allow_code=True)
+        (before,) = find_workers(server, "code")
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("code", {"x": row(55)})["y"], row(110))
+        assert find_workers(server, "code") == [before]
+
+
+@pytest.mark.slow
+def test_batch_that_one_front_has_given_up_does_not_end_what_another_waits_for(home: Home) -> None:
+    home.publish_code(HANG.replace("3.5", "9"), golden=golden_scale())
+    with home.serve(num_fronts=2) as server:
+        server.deploy("code", allow_code=True)
+        (before,) = find_workers(server, "code")
+        answers: list[object] = []
+        # Of so many connections each front has some; the worker runs a batch of one front while the other's waits.
+        waiting = [threading.Thread(target=lambda: answers.append(try_predict(server, 55.0))) for _ in range(2)]
+        for thread in waiting:
+            thread.start()
+        for _ in range(16):
+            with server.client() as client, pytest.raises(argosy.ArgosyError):
+                client.predict("code", {"x": row(3)}, timeout_s=0.2)
+        for thread in waiting:
+            thread.join()
+        assert [np.asarray(answer).tolist() for answer in answers] == [row(110).tolist()] * 2
+        assert is_alive(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["argosy.deploy.control", "argosy.serve.front.front", "worker"])
+def test_process_that_is_stopped_is_replaced(home: Home, module: str) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server:
+        stopped = find_workers(server, "scale")[0] if module == "worker" else find_child(server, module)
+        os.kill(stopped, signal.SIGSTOP)
+        wait_until(lambda: not is_alive(stopped), 10)
+        with server.client() as client:
+            np.testing.assert_array_equal(client.predict("scale", {"x": row(4)})["y"], row(8))
+        wait_until(lambda: find_workers(server, "scale"))
+
+
+LOADS = """
+import os
+
+
+class Model:
+    def load(self, folder):
+        if os.path.exists({flag!r}):
+            {fault}
+
+    def infer(self, inputs):
+        return {{"y": inputs["x"] * 2}}
+"""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param("os._exit(9)", id="dies"), pytest.param("raise ValueError('no')", id="refuses", marks=pytest.mark.slow)],
+)
+def test_requests_are_refused_at_once_while_no_worker_can_load(home: Home, fault: str) -> None:
+    flag = home.path / "flag"
+    source = home.files / "model.py"
+    source.write_text(LOADS.format(flag=str(flag), fault=fault))
+    publish_python(home.store, source, "code", signature=SIGNATURE, golden=golden_scale(), repeatable=True)
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        flag.touch()
+        os.kill(find_workers(server, "code")[0], signal.SIGKILL)
+        with server.client() as client:
+            # Those that wait for the worker are told as well.
+            for _ in range(3):
+                with pytest.raises(UnavailableError, match="no replica"):
+                    client.predict("code", {"x": row(1)}, timeout_s=20.0)
+        answer = httpx.post(f"{server.url}/v2/models/code/infer", json=as_json(1.0), trust_env=False)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        flag.unlink()
+        with server.client() as client:
+            wait_until(lambda: client.is_ready("code"))
+            np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
+
+
+def as_json(value: float) -> dict[str, object]:
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [value] * 4}]}
+
+
+def test_answer_that_others_cannot_share_is_given_alone_and_leaves_the_worker(home: Home) -> None:
+    spec = TensorSpec("x", "FP32", (-1, -1))
+    ragged = Signature((spec,), (TensorSpec("y", "FP32", (-1, -1)),), ragged=Ragged({"x": RaggedInput(1)}, {"y": 1}))
+    home.publish_code(
+        "return {'y': x[:, :-1] if (x == 77).any() else x * 2}",
+        golden=Golden({"x": np.ones((4, 6), np.float32)}, {"y": np.full((4, 6), 2, np.float32)}),
+        signature=ragged,
+    )
+    with home.serve() as server:
+        server.deploy("code", allow_code=True)
+        (before,) = find_workers(server, "code")
+        lengths = [3, 4, 5, 3, 6, 7] * 4
+        with ThreadPoolExecutor(24) as pool, server.client() as client:
+
+            def predict(index: int, length: int) -> object:
+                value = 77 if index % 6 == 4 else index
+                return client.predict("code", {"x": np.full((1, length), value, np.float32)})["y"].shape
+
+            answers = list(pool.map(predict, range(24), lengths))
+        # Joined, an output of another length than the inputs' fails; alone, it may have any.
+        assert answers == [(1, length - (index % 6 == 4)) for index, length in enumerate(lengths)]
+        assert find_workers(server, "code") == [before]
+
+
+@pytest.mark.parametrize(
+    ("num_descriptors", "expected"),
+    [(-1, 4096), (1 << 20, 4096), (65536, 4096), (4096, 1792), (1024, 432), (256, 64), (64, 16), (1, 1)],
+)
+def test_limit_of_descriptors_bounds_the_connections_of_a_front(num_descriptors: int, expected: int) -> None:
+    assert count_connections(num_descriptors) == expected
+
+
+def test_worker_is_linked_where_idle_clients_have_used_up_the_descriptors(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server, ExitStack() as stack:
+        # What the supervisor may have, its next front may have as well.
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (256, 256))
+        front = find_child(server, "argosy.serve.front.front")
+        os.kill(front, signal.SIGKILL)
+        wait_until(lambda: find_child(server, "argosy.serve.front.front") not in (0, front))
+        client = stack.enter_context(server.client())
+        np.testing.assert_array_equal(client.predict("scale", {"x": row(1)})["y"], row(2))
+        state = read_state(server)
+        for port in ("http_port", "grpc_port", "metrics_port"):
+            for _ in range(150):
+                stack.enter_context(socket.create_connection(("127.0.0.1", state[port])))
+        (worker,) = find_workers(server, "scale")
+        os.kill(worker, signal.SIGKILL)
+        np.testing.assert_array_equal(client.predict("scale", {"x": row(2)})["y"], row(4))
+        assert find_workers(server, "scale") != [worker]
 
 
 def test_killed_front_is_replaced(home: Home) -> None:

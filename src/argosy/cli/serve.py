@@ -1,4 +1,4 @@
-"""`argosy serve` and `argosy config show`."""
+"""`argosy serve`, `argosy restart` and `argosy config show`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from argosy.cli.shell import Shell, Table, command
 if TYPE_CHECKING:
     from argosy.deploy.ledger import Ledger
 
-__all__ = ["config", "serve"]
+__all__ = ["config", "restart", "serve"]
 
 
 @command("serve")
@@ -25,9 +25,14 @@ __all__ = ["config", "serve"]
 @click.option("--num-fronts", type=int, help="Processes that accept requests.  [default: 1]")
 @click.option("--max-body-bytes", type=int, help="Largest request body.  [default: 64 MiB]")
 @click.option("--max-intake-bytes", type=int, help="Of all bodies that are not complete yet, in one front.  [default: 1 GiB]")
-@click.option("--max-connections", type=int, help="Connections that one front holds, for each protocol.  [default: 4096]")
+@click.option("--max-connections", type=int, help="Of one front, for each protocol.  [default: 4096, or what descriptors allow]")
 @click.option("--memory-limit-bytes", type=int, help="What all workers may use together.  [default: 90 % of the machine's]")
-@click.option("--hang-timeout-s", type=float, help="A worker that holds a batch for longer is replaced.  [default: 120]")
+@click.option("--drain-s", type=float, help="How long new connections are served after SIGTERM.  [default: 5]")
+@click.option(
+    "--hang-timeout-s",
+    type=float,
+    help="After this a worker hangs whose batches were never measured.  [default: 30]",
+)
 @click.option("--deploy", "references", multiple=True, metavar="NAME[@VERSION]", help="Deploy at the start; may be repeated.")
 def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:
     """Serve the deployments of this ARGOSY_HOME until told to stop.
@@ -49,7 +54,7 @@ def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:
     shell.show({"pid": os.getpid(), "settings": chosen, "rollouts": [rollout for rollout in rollouts if rollout]})
     # What Python holds back is lost when this process becomes another.
     sys.stdout.flush()
-    exec_server(chosen)
+    exec_server(chosen, settings)
 
 
 def _request(ledger: Ledger, reference: str) -> object:
@@ -58,6 +63,23 @@ def _request(ledger: Ledger, reference: str) -> object:
     if any(deployment.is_live and deployment.spec == spec for deployment in ledger.list_deployments()):
         return None
     return ledger.request_rollout(spec)
+
+
+@command("restart")
+def restart(shell: Shell) -> None:
+    """Run the server anew in the same process, with the code and the settings that are on disk now.
+
+    Its ports stay open: requests under way are answered, for --drain-s new connections are served as before, and who connects
+    after that waits for the new server. Settings come from where `argosy serve` had them.
+    """
+    from argosy.server import Server, restart_server
+
+    state = restart_server(shell.home)
+    server = Server(shell.home, state)
+    shell.show(
+        {"pid": server.pid, "url": server.url, "num_restarts": state["num_restarts"]},
+        f"process {server.pid} runs anew: {server.url}",
+    )
 
 
 @click.group("config")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from argosy.cli.shell import Shell, Table, command, format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from argosy.client import AdminClient
 
 __all__ = ["stats", "status"]
 
@@ -19,13 +23,19 @@ def status(shell: Shell) -> None:
     rows = [row for deployment in found["deployments"] for row in _build_status_rows(deployment)]
     notes = [note for deployment in found["deployments"] for note in _list_notes(deployment)]
     columns = ("name", "model", "version", "ready", "traffic", "replicas", "memory", "runtime", "golden")
+    addresses = ", ".join(f"{name} {address}" for name, address in admin.addresses.items())
     shell.show(
-        {"pid": admin.pid, "addresses": admin.addresses, **found},
-        f"server: process {admin.pid}, " + ", ".join(f"{name} {address}" for name, address in admin.addresses.items()),
+        {"pid": admin.pid, "started_s": admin.started_s, "restarts": admin.num_restarts, "addresses": admin.addresses, **found},
+        f"server: process {admin.pid}, {_describe_start(admin)}, {addresses}",
         f"memory: {format_bytes(found['memory_free_bytes'])} free of {format_bytes(found['memory_limit_bytes'])}",
         Table(columns, rows) if rows else "nothing is deployed; argosy deploy NAME deploys a model",
         *notes,
     )
+
+
+def _describe_start(admin: AdminClient) -> str:
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(admin.started_s))
+    return f"restarted ({admin.num_restarts}) at {moment}" if admin.num_restarts else f"started at {moment}"
 
 
 def _build_status_rows(deployment: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -56,6 +56,8 @@ class AdminClient:
     Attributes:
         home: the server's ARGOSY_HOME.
         pid: of its supervisor.
+        started_s: when it was started, or restarted last, in seconds since 1970.
+        num_restarts: how often it was restarted by `argosy restart`.
         url: of its V2 API.
         addresses: of its listeners: `http`, `grpc`, `metrics`, `admin`.
 
@@ -74,6 +76,8 @@ class AdminClient:
         if state is None:
             raise UnavailableError("no_server", home=self.home)
         self.pid: int = state["pid"]
+        self.started_s: float = state["started_s"]
+        self.num_restarts: int = state["num_restarts"]
         self.url = _url_of(state["host"], state["http_port"])
         self._admin_url = _url_of("127.0.0.1", state["admin_port"])
         self.addresses = {

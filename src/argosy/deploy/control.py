@@ -27,6 +27,8 @@ from argosy.deploy.reconcile import Reconciler
 from argosy.deploy.repository import Repository
 from argosy.serve.wire.channel import Channel, follow, open_channel
 from argosy.serve.wire.control_messages import (
+    Alive,
+    Beat,
     EndOfWorkers,
     ErrandDone,
     LoadModel,
@@ -63,6 +65,8 @@ class Control:
         match message:
             case StartControl():
                 self._prepare(message, fds)
+            case Beat():
+                self.node.say(Alive())
             case NewLink():
                 self._linking.add(self._spawn(self.node.add_front(message.peer, message.pid, socket.socket(fileno=fds[0]))))
             case EndOfWorkers():

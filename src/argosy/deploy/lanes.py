@@ -51,6 +51,8 @@ class DesiredLane:
     """When its traffic was taken from it, on the event loop's clock."""
     is_held: bool = False
     """A swap is on its way, and decides when its workers start: nothing else starts them."""
+    is_ailing: bool = False
+    """Its workers could not be had, or not all load, since it last had all of them."""
     num_replicas: int = 0
     """How many it has; 0 while that is left open, and none has been measured."""
     workers: list[str] = field(default_factory=list[str])
@@ -106,6 +108,13 @@ class DesiredLane:
             return 0
         return num_lacking * (int(self.report.get("memory_bytes", 0)) or estimate_memory(self.spec, self.version))
 
+    def is_down(self, workers: Workers) -> bool:
+        """Say whether no worker of it is ready, and none is to be expected soon; while a swap is on its way, one is."""
+        own = [worker for name in self.workers if (worker := workers.get(name)) is not None]
+        if self.is_held or self.is_draining or any(worker.is_ready for worker in own):
+            return False
+        return self.is_ailing or not any(worker.is_expected for worker in own)
+
     def describe(self, workers: Workers, series: int, num_fronts: int) -> LaneEntry:
         """What fronts are told."""
         reports = [worker.report for name in self.workers if (worker := workers.get(name)) is not None and worker.is_ready]
@@ -133,6 +142,7 @@ class DesiredLane:
             max_queue_rows=self.spec.max_queue_rows,
             max_queue_bytes=self.spec.max_queue_bytes,
             created_s=int(datetime.fromisoformat(self.version.created).timestamp()),
+            is_down=self.is_down(workers),
             max_streams=max(1, self.spec.max_streams // num_fronts) if manifest.options.get("raw") else 0,
         )
 

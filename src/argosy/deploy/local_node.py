@@ -125,6 +125,10 @@ class LocalNode:
                 worker.is_stopping = True
                 self._send(StopWorker(name))
 
+    def say(self, message: WireMessage) -> None:
+        """Tell the supervisor something."""
+        self._send(message)
+
     def _send(self, message: WireMessage) -> None:
         """Tell the supervisor, which starts one worker after the other: what it has no room for yet waits here."""
         self._outbox.append(encode(message))
@@ -168,6 +172,7 @@ class LocalNode:
         worker.pid = 0
         worker.num_deaths += 1
         worker.num_seen_deaths += 1
+        worker.num_failed_loads = 0 if report is not None and report["state"] == "ready" else worker.num_failed_loads + 1
         worker.report = report if is_final else None
         worker.last_death = last_death
         self.workers.note(worker)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from argosy.deploy.table_log import TableLog
 from argosy.serve.wire.control_messages import ArrivalsAnswer, LaneStats
 
 __all__ = ["Asked", "Node", "WorkerHandle", "Workers"]
 
+MANY_LOADS: Final = 2
+"""A worker that died so often while it loaded is not waited for."""
 Message = dict[str, Any]
 Answer = TypeVar("Answer")
 
@@ -33,6 +35,8 @@ class WorkerHandle:
     """As its node counts: since it last ran for some time."""
     num_seen_deaths: int = 0
     """Since this control process has known it."""
+    num_failed_loads: int = 0
+    """How often it died while it loaded, since it last had its model."""
     last_death: str = ""
     """How it died last, with the end of its log."""
     is_stopping: bool = False
@@ -44,6 +48,11 @@ class WorkerHandle:
     def is_ready(self) -> bool:
         """True when it has loaded and verified its model."""
         return self.pid != 0 and self.report is not None and self.report["state"] == "ready"
+
+    @property
+    def is_expected(self) -> bool:
+        """True while it is likely to be ready soon."""
+        return not self.is_gone and not self.is_stopping and self.num_failed_loads < MANY_LOADS
 
     @property
     def memory_bytes(self) -> int:

@@ -194,6 +194,7 @@ class Reconciler:
             lane.workers = lanes.ensure_workers(lane)
         if name in self._ailing and all(self._node.workers[worker].is_ready for worker in lane.workers):
             self._ailing.discard(name)
+            lane.is_ailing = False
             lanes.clear_problem(name)
 
     def _note_escape(self, lane: DesiredLane) -> None:
@@ -239,6 +240,8 @@ class Reconciler:
     def _note_ailing(self, name: str, text: str) -> None:
         self._ailing.add(name)
         self._heal_at_s[name] = asyncio.get_running_loop().time() + _RETRY_S
+        if (lane := self._lanes.live_lane(name)) is not None:
+            lane.is_ailing = True
         self._lanes.note_problem(name, text)
 
     # rollouts

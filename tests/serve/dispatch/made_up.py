@@ -113,6 +113,7 @@ class Replica:
     def __init__(self, front: Front, worker: str, num_slots: int) -> None:
         self.front, self.worker, self.num_slots = front, worker, num_slots
         self.batches_in_flight: list[Batch] = []
+        self.is_late = False
         self._untaken: deque[Batch] = deque()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argosy.datatypes import OBJECT
-from argosy.errors import FaultError, ModelError, PoisonError
-from argosy.serve.wire.frames import HEADER, NANOSECONDS, Kind
+from argosy.errors import FaultError, ModelError, PoisonError, UnavailableError
+from argosy.serve.wire.frames import HEADER, NANOSECONDS, NO_ROOM, Kind
 from tests.serve.dispatch.played import Batch, Front, Played
 from tests.serve.wire.hostile import GROW, SEAL, SHRINK, U64, make_file
 
@@ -45,7 +46,7 @@ def test_rows_of_a_joined_batch_go_to_their_own_requests(front: Front) -> None:
 
 ROW = np.ones((1, 4), np.float32)
 NANS = NANOSECONDS.pack(1)
-LIES: dict[str, Callable[[Played, Batch], None]] = {
+BAD_OUTPUTS: dict[str, Callable[[Played, Batch], None]] = {
     "no_output": lambda w, b: w.reply(b, ROW, copies=0),
     "output_twice": lambda w, b: w.reply(b, ROW, copies=2),
     "output_256_times": lambda w, b: w.reply(b, ROW, copies=256),
@@ -56,6 +57,8 @@ LIES: dict[str, Callable[[Played, Batch], None]] = {
     "other_type": lambda w, b: w.reply(b, ROW.astype(np.float64)),
     "other_type_of_the_size": lambda w, b: w.reply(b, ROW.view(np.int32)),
     "text": lambda w, b: w.reply(b, ROW, code=OBJECT),
+}
+LIES: dict[str, Callable[[Played, Batch], None]] = {
     "unknown_type": lambda w, b: w.reply(b, ROW, code=200),
     "offset_past_the_arena": lambda w, b: w.reply(b, ROW, offset=1 << 40),
     "offset_wraps_around": lambda w, b: w.reply(b, ROW, offset=(1 << 64) - 8),
@@ -76,7 +79,6 @@ LIES: dict[str, Callable[[Played, Batch], None]] = {
     "kind_of_a_front": lambda w, b: w.reply(b, ROW, kind=Kind.BATCH),
     "arena_of_a_front": lambda w, b: w.reply(b, ROW, kind=Kind.ARENA),
     "error_of_an_unknown_batch": lambda w, b: w.say(HEADER.pack(Kind.ERROR, 0, b.slot, 0, b.sequence + 7) + b"text"),
-    "no_descriptor": lambda w, b: w.reply(b, ROW, flags=1),
     "unsealed_descriptor": lambda w, b: w.reply(b, ROW, flags=1, fds=[make_file(0)]),
     "empty_descriptor": lambda w, b: w.reply(b, ROW, flags=1, fds=[make_file(GROW | SHRINK, size=0)]),
     "short_descriptor": lambda w, b: w.reply(b, ROW, flags=1, fds=[make_file(GROW | SHRINK, size=15)]),
@@ -111,6 +113,75 @@ def test_worker_that_lies_loses_its_link_and_the_request_goes_to_another(
     assert front.lane.num_open == 0
 
 
+@pytest.mark.parametrize("reply", BAD_OUTPUTS.values(), ids=BAD_OUTPUTS)
+def test_outputs_that_were_not_asked_for_fail_their_batch_alone(front: Front, reply: Callable[[Played, Batch], None]) -> None:
+    played = Played(front, "w0")
+    (bad,) = front.ask(1)
+    batch = played.take()
+    (good,) = front.ask(2)
+    reply(played, batch)
+    assert [type(error) for error in bad.errors] == [ModelError]
+    batch = played.take()
+    played.reply(batch, batch.x * 2)
+    assert good.answers[0][0].tolist() == [[4.0] * 4]
+    assert not played.is_cut_off
+    assert front.lane.num_open == 0
+
+
+def test_of_joined_rows_the_one_with_bad_outputs_fails_alone(front: Front) -> None:
+    played = Played(front, "w0")
+    asked = front.ask(*range(8))
+    while front.lane.num_open:
+        batch = played.take()
+        played.reply(batch, np.ones((9, 4), np.float32) if 5 in batch.x else batch.x * 2)
+    assert [len(call.answers) for call in asked] == [1, 1, 1, 1, 1, 0, 1, 1]
+    assert [type(error) for error in asked[5].errors] == [ModelError]
+    assert not played.is_cut_off
+
+
+def test_output_whose_descriptor_did_not_arrive_is_refused_and_the_next_one_taken(front: Front) -> None:
+    played = Played(front, "w0")
+    (lost,) = front.ask(1)
+    played.reply(played.take(), ROW, flags=1)
+    assert [(type(error), error.status) for error in lost.errors] == [(UnavailableError, 503)]
+    (call,) = front.ask(2)
+    batch = played.take()
+    played.reply(batch, batch.x * 2)
+    assert call.answers[0][0].tolist() == [[4.0] * 4]
+    assert not played.is_cut_off
+
+
+def test_worker_without_room_for_an_arena_gets_it_anew_with_the_next_batch(front: Front) -> None:
+    played = Played(front, "w0")
+    (refused,) = front.ask(1)
+    batch = played.take()
+    del played.arenas[batch.slot]
+    played.say(HEADER.pack(Kind.ERROR, NO_ROOM, batch.slot, 0, batch.sequence) + b"no memory")
+    assert [error.status for error in refused.errors] == [503]
+    (call,) = front.ask(2)
+    batch = played.take()
+    played.reply(batch, batch.x * 2)
+    assert call.answers[0][0].tolist() == [[4.0] * 4]
+    assert front.lane.num_open == 0
+
+
+def test_batch_without_descriptors_for_its_arenas_is_refused_and_its_link_stays(front: Front) -> None:
+    played = Played(front, "w0")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count_descriptors(), hard))
+    try:
+        (refused,) = front.ask(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [(type(error), error.status) for error in refused.errors] == [(UnavailableError, 503)]
+    assert "Too many open files" in str(refused.errors[0])
+    (call,) = front.ask(2)
+    batch = played.take()
+    played.reply(batch, batch.x * 2)
+    assert call.answers[0][0].tolist() == [[4.0] * 4]
+    assert front.lane.num_open == 0
+
+
 @pytest.mark.parametrize("lie", [name for name in LIES if "descriptor" in name])
 def test_lies_leave_no_descriptor_behind(lie: str) -> None:
     gc.collect()  # a mapping holds a descriptor of its own
@@ -131,7 +202,7 @@ def test_request_that_two_workers_lied_about_is_refused(front: Front) -> None:
     (call,) = front.ask(7)
     for name in ("w0", "w1"):
         liar = Played(front, name)
-        liar.reply(liar.take(), np.ones((2, 4), np.float32))
+        liar.reply(liar.take(), ROW, offset=1 << 40)
     assert call.answers == []
     assert [type(error) for error in call.errors] == [PoisonError]
     assert front.lost == ["w0", "w1"]
@@ -142,7 +213,7 @@ def test_request_that_may_not_run_twice_is_refused_at_once() -> None:
     front = Front(is_repeatable=False)
     liar = Played(front, "w0")
     (call,) = front.ask(7)
-    liar.reply(liar.take(), np.ones((2, 4), np.float32))
+    liar.reply(liar.take(), ROW, offset=1 << 40)
     assert [type(error) for error in call.errors] == [FaultError]
     assert "not declared repeatable" in str(call.errors[0])
     assert front.lane.num_open == 0

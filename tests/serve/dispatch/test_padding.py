@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from argosy.errors import ModelError
 from argosy.serve.wire.frames import FORM_COUNTED, FORM_TENSORS, HEADER, Kind
 from tests.serve.dispatch.played import Asked, Front, Played
 from tests.serve.dispatch.samples import RAGGED, SERVICE, TEXT, make_rows, make_text
@@ -58,7 +59,7 @@ def make_front(open_fronts: list[Front]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "answer",
     [
         lambda y: [y],
         lambda y: [y, np.zeros(3, np.int64)],
@@ -70,13 +71,14 @@ def make_front(open_fronts: list[Front]) -> Any:
     ],
     ids=["no_count", "more_rows", "shape", "type", "count_alone", "nothing", "output_twice"],
 )
-def test_counted_answer_that_lacks_its_count_is_a_lie(make_front: Any, lie: Any) -> None:
+def test_counted_answer_that_lacks_its_count_fails_its_batch(make_front: Any, answer: Any) -> None:
     front = make_front(signature=TEXT, can_pad=True)
     put(front, call := Asked(front, make_text(b"a", b"b"), form=FORM_COUNTED))
     played = Played(front, "w0")
-    played.answer(played.take(), lie(np.zeros((2, 4), np.float32)))
-    assert front.lost == ["w0"]
+    played.answer(played.take(), answer(np.zeros((2, 4), np.float32)))
+    assert front.lost == []
     assert call.answers == []
+    assert [type(error) for error in call.errors] == [ModelError]
 
 
 def test_shorter_rows_are_padded_and_their_answers_cut(make_front: Any) -> None:
@@ -92,12 +94,16 @@ def test_shorter_rows_are_padded_and_their_answers_cut(make_front: Any) -> None:
     assert front.counters.summarize(0)["padding_share"] == pytest.approx(3 / 28)
 
 
-def test_reply_of_another_length_is_a_lie(make_front: Any) -> None:
+def test_reply_of_another_length_fails_its_batch(make_front: Any) -> None:
     front = make_front(signature=RAGGED, can_pad=True, service=SERVICE)
-    put(front, *(Asked(front, make_rows(1, length=length)) for length in (4, 5)))
+    put(front, *(asked := [Asked(front, make_rows(1, length=length)) for length in (4, 5)]))
     played = Played(front, "w0")
     played.answer(played.take(), [np.zeros((2, 4), np.float32)])
-    assert front.lost == ["w0"]
+    # Each runs again alone, and is answered.
+    answer_all(front, played)
+    for call, length in zip(asked, (4, 5), strict=True):
+        np.testing.assert_array_equal(call.answers[0][0], make_rows(2, length=length))
+    assert front.lost == []
 
 
 def test_one_long_row_does_not_blow_up_a_batch(make_front: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from argosy.errors import ArgosyError, DeadlineError, FaultError, UnavailableError
+from argosy.serve.dispatch.link import Held
 from argosy.serve.dispatch.streams import RawCall
 from argosy.serve.wire import frames
 from argosy.serve.wire.frames import HEADER, Kind
@@ -164,16 +165,18 @@ def test_worker_that_lets_no_stream_go_hangs(front: Front, threads: Threads) -> 
     stream = threads.accept()
     front.clock.now_s += TIMEOUT_S + 1.0
     front.router.expire_streams(front.clock())
-    cancelled_s = front.clock()
     front.clock.now_s += 3.0
-    assert front.router.find_hung(front.clock(), 4.0) == set()
-    assert front.router.find_hung(front.clock(), 2.0) == {("w0", cancelled_s)}
+    (link,) = [played.link for played in front.played]
+    assert link.watch(front.clock(), 4.0) == Held(3.0, is_given_up=False)
+    assert link.watch(front.clock(), 2.0) == Held(3.0, is_given_up=True)
+    assert not front.lane.is_ready
     # Nobody waits for the request any more, and the worker answers no other.
     other = put(front, Raw(front))
     assert (len(call.errors), other.stream) == (1, None)
     stream.close()
     front.spin()
-    assert front.router.find_hung(front.clock(), 2.0) == set()
+    assert link.watch(front.clock(), 2.0) is None
+    assert front.lane.is_ready
     assert other.stream is not None
 
 

@@ -333,9 +333,22 @@ def test_fault_of_ours_ends_the_connection_and_is_raised():
 
 
 @in_loop
+def test_client_of_a_server_that_ends_soon_is_served_and_told_at_the_next_sweep():
+    connection = connect(is_greeted=False)
+    connection.server.begin_drain()
+    connection.data_received(PREFACE + frame(4) + frame(1, 5, 1, b"\x83\x86\x84"))
+    goodbye = struct.pack(">IBIII", 8 << 8 | 7, 0, 0, (1 << 31) - 1, 0)
+    assert b"answer" in connection.transport.data
+    assert goodbye not in connection.transport.data
+    connection.server.sweep(0.0)
+    connection.flush()
+    assert goodbye in connection.transport.data
+
+
+@in_loop
 def test_client_that_greets_a_draining_server_is_told():
     connection = connect(is_greeted=False)
-    connection.server.is_draining = True
+    connection.server.is_over = True
     connection.data_received(PREFACE + frame(4) + frame(1, 5, 1, b"\x83\x86\x84"))
     assert struct.pack(">IBIII", 8 << 8 | 7, 0, 0, (1 << 31) - 1, 0) in connection.transport.data
     assert len(connection.requests) == 1

@@ -273,20 +273,28 @@ def test_process_that_says_rubbish_to_a_sibling_is_replaced_alone(server: Server
         stream.send(data)
 
 
+def test_control_process_that_closes_its_stream_to_a_front_is_replaced_alone(server: Server) -> None:
+    with (
+        is_replaced_alone(server, CONTROL, "killed: front-0 says: it closed its stream") as old,
+        take_socket(server, old, socket.SOCK_STREAM) as stream,
+    ):
+        stream.shutdown(socket.SHUT_RDWR)
+
+
 # what nobody hears
 
 
 def test_worker_that_hangs_is_replaced_while_the_control_process_is_away(home: Home) -> None:
     home.publish_code("if (x == 77).any(): time.sleep(600)\nreturn {'y': x * 2}", golden=golden_scale())
-    with home.serve(hang_timeout_s=0.5) as server:
+    with home.serve() as server:
         server.deploy("code", allow_code=True)
         control = find_child(server, CONTROL)
         os.kill(control, signal.SIGSTOP)
-        with pytest.raises(argosy.ArgosyError):
-            predict(server, "code", 77.0)
+        with server.client() as client, pytest.raises(argosy.ArgosyError):
+            client.predict("code", {"x": row(77)}, timeout_s=0.3)
         np.testing.assert_array_equal(predict(server, "code", 3.0), row(6.0))
         os.kill(control, signal.SIGCONT)
-        assert "killed: front-0 says: it has not answered for 0.5 s" in read_last_death(server, "code")
+        assert "killed: it hangs: it has been at one batch for" in read_last_death(server, "code")
 
 
 def test_processes_that_dead_workers_leave_behind_do_not_stay_as_zombies(home: Home) -> None:

@@ -61,6 +61,9 @@ class Front:
         with theirs:
             hosted.channel.send(NewLink("front-0", "front", os.getpid()), [theirs.fileno()])
         assert frames.read_frame(self.sock)[0][0] == Kind.HELLO
+        self.give_arenas(size)
+
+    def give_arenas(self, size: int = 4096) -> None:
         (input_fd, inputs), (output_fd, outputs) = frames.make_arena(size), frames.make_arena(size)
         self.inputs, self.outputs = inputs.memory, outputs.memory
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
@@ -151,7 +154,6 @@ BATCH = HEADER.pack(Kind.BATCH, 0, 0, 1, 5)
         bytes(range(256)),
         HEADER.pack(Kind.HELLO, 0, 0, 1, 0),
         HEADER.pack(Kind.BATCH, 0, 2, 1, 5),
-        HEADER.pack(Kind.ARENA, 0, 0, 0, 0),
         BATCH,
         BATCH + bytes(7),
         BATCH + frames.pack_tensors([Tensor(0, 16, 10, (1, 4))] * 2),
@@ -173,6 +175,17 @@ def test_worker_drops_a_front_that_makes_no_sense(
     assert front.sock.recv(100) == b""
     wait_until(lambda: hosted.worker.fronts == {})
     assert "link closed" in capfd.readouterr().err
+
+
+def test_worker_that_got_no_arenas_refuses_the_batch_and_takes_the_next_one(front: Front) -> None:
+    # As where this process had no descriptor left for what came with the frame.
+    front.sock.send(HEADER.pack(Kind.ARENA, 0, 0, 0, 0))
+    x = np.ones((1, 4), np.float32)
+    front.sock.send(BATCH + frames.pack_tensors([Tensor(0, x.nbytes, 10, x.shape)]))
+    kind, flags, slot, _, sequence = HEADER.unpack_from(front.sock.recv(frames.FRAME_BYTES))
+    assert (kind, flags, slot, sequence) == (Kind.ERROR, frames.NO_ROOM, 0, 5)
+    front.give_arenas()
+    assert front.ask(x, 6)[0] == Kind.REPLY
 
 
 def test_worker_whose_front_died_is_free_for_others(hosted: Hosted, front: Front) -> None:

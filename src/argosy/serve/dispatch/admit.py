@@ -43,7 +43,7 @@ class Admit:
         Raises:
             InputError: it has more rows than may ever wait.
             OverloadedError: the queue is full, or the deadline cannot be met.
-            UnavailableError: the server is stopping.
+            UnavailableError: no replica answers, and none is to be expected soon; or the server is stopping.
             DeadlineError: the deadline has passed already.
         """
         if self.watch is not None:
@@ -70,10 +70,13 @@ class Admit:
 
         Raises:
             OverloadedError: the queue is full.
-            UnavailableError: the server is stopping.
+            UnavailableError: as `submit`.
         """
         queue = call.queue
         lane = queue.lane
+        if lane.is_down and not lane.links:
+            lane.series.add_failure(UnavailableError.status)
+            raise UnavailableError("no_replica", model=lane.name, retry_after_s=1.0)
         waiting = lane.queued_rows + queue.num_waiting
         if self._has_others:
             lane.series.set_queued(waiting + 1)
@@ -92,6 +95,8 @@ class Admit:
     def _check(self, call: Call, lane: Lane) -> None:
         rows = call.num_rows
         waiting = lane.queued_rows
+        if lane.is_down and not lane.links:
+            raise UnavailableError("no_replica", model=lane.name, retry_after_s=1.0)
         if self._has_others:
             lane.series.set_queued(waiting + rows)
             waiting += int(self._counters.queued_elsewhere(lane.series.index))

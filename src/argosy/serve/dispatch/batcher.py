@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import CODES
 from argosy.errors import ArgosyError, DeadlineError, FaultError, InputError, ModelError, PoisonError
-from argosy.serve.dispatch.call import Batch, Call, Clock, Lane, Replica
+from argosy.serve.dispatch.call import Batch, Call, Clock, Lane, OutputsError, Replica
 from argosy.serve.dispatch.lines import PLAIN, Lines
 from argosy.serve.dispatch.plan import QUICK_S
 from argosy.serve.dispatch.streams import StreamQueue
 from argosy.serve.wire.counters import ALONE, BYTES, DEADLINE, IDLE, SHAPE, SINGLE, Counters
-from argosy.serve.wire.frames import FORM_COUNTED, FORM_TENSORS, LinkError, Tensor
+from argosy.serve.wire.frames import FORM_COUNTED, FORM_TENSORS, Tensor
 from argosy.serve.wire.table import LaneEntry, TableEntry
 
 __all__ = ["Batcher"]
@@ -70,6 +70,8 @@ class Batcher(Lane):
         """Of this front among those of the node."""
         self.workers: tuple[str, ...] = ()
         """That the table gives it, in one order in all fronts, so that each front finds another of its own."""
+        self.is_given_up = False
+        """The table says that no replica is to be expected."""
         self.streams = StreamQueue(self)
         """Raw requests that wait."""
         self.lines = Lines(lane.signature)
@@ -103,11 +105,18 @@ class Batcher(Lane):
         self.timeout_s = lane.timeout_s
         self.max_queue_rows = lane.max_queue_rows
         self.max_queue_bytes = lane.max_queue_bytes
-        self.free_rows = min(lane.max_batch_rows, lane.max_queue_rows // self.num_fronts)
+        self.is_given_up = lane.is_down
+        self.set_down(lane.is_down)
         self.streams.max_streams = lane.max_streams
         self.platform = lane.platform
         self.created_s = lane.created_s
         self.versions = [other.version for other in entry.lanes if not other.is_draining]
+
+    def set_down(self, is_down: bool) -> None:
+        """Say whether a replica is to be expected while there is none."""
+        self.is_down = is_down
+        # Without a free row each request is looked at more closely.
+        self.free_rows = 0 if is_down else min(self.max_batch_rows, self.max_queue_rows // self.num_fronts)
 
     # in
 
@@ -315,21 +324,21 @@ class Batcher(Lane):
         """Check that a reply holds exactly the rows that were sent.
 
         Raises:
-            LinkError: a tensor is missing, or has another datatype, number of rows or ragged length.
+            OutputsError: a tensor is missing, or has another datatype, number of rows or ragged length.
         """
         codes = [tensor.code for tensor in tensors]
         if batch.form == FORM_COUNTED:
             if codes[-1:] != [_INT64] or tensors[-1].shape != (batch.num_rows,):
-                raise LinkError("reply does not count the tokens of each row")
+                raise OutputsError("its answer does not count the tokens of each row")
             del codes[-1]
         if codes != self._output_codes:
-            raise LinkError("reply has other outputs than the signature")
+            raise OutputsError("its outputs have other types, or are not those of the signature")
         is_batched = self.signature.is_batched
         for tensor, spec, cut in zip(tensors, self.signature.outputs, self._cuts, strict=False):
             if not spec.accepts(tensor.shape) or (is_batched and tensor.shape[0] != batch.num_rows):
-                raise LinkError("reply has other rows than were sent")
+                raise OutputsError("its outputs have other rows or dimensions than they should")
             if cut and batch.is_padded and tensor.shape[cut] != batch.length:
-                raise LinkError("reply has another length than was sent")
+                raise OutputsError("its outputs have another length than its inputs")
 
     def take_answers(self, batch: Batch, outputs: list[NDArray[Any]], service_s: float) -> None:
         """Give each request its rows."""
@@ -385,6 +394,13 @@ class Batcher(Lane):
             middle = len(calls) // 2
             for half in (calls[:middle], calls[middle:]):
                 self._resends.append(self._form_batch(half, ALONE))
+        self.flush()
+
+    def take_refusal(self, batch: Batch, error: ArgosyError) -> None:
+        """Fail each request of a batch that could not be handed over, or whose answer could not be taken."""
+        for call in batch.calls:
+            if not self._close_if_done(call):
+                self._fail(call, error)
         self.flush()
 
     def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:

@@ -17,10 +17,14 @@ from argosy.serve.wire.counters import Series
 from argosy.serve.wire.frames import FORM_TENSORS, Tensor
 from argosy.signature import Signature
 
-__all__ = ["Batch", "Call", "Clock", "Lane", "Replica"]
+__all__ = ["Batch", "Call", "Clock", "Lane", "OutputsError", "Replica"]
 
 Clock = Callable[[], float]
 """Seconds that only grow: `time.monotonic` in a front, whatever a test or a simulation wants elsewhere."""
+
+
+class OutputsError(Exception):
+    """A reply is well-formed, and not what its batch asked for: the model's doing, which concerns this batch alone."""
 
 
 class Replica(Protocol):
@@ -30,6 +34,8 @@ class Replica(Protocol):
     num_in_flight: int
     num_slots: int
     """Batches that it takes at a time; 0 until it has said so."""
+    is_late: bool
+    """It has worked on a batch for so long that it may hang."""
 
     @property
     def can_send(self) -> bool:
@@ -73,6 +79,7 @@ class Lane:
         rows_per_s: of one replica, lately.
         versions: of the deployment, those that take requests.
         repeats: what reads bodies that clients repeat; made by the protocol whose bodies they are.
+        is_down: no replica is to be expected soon where there is none now: a request is refused, and does not wait.
         cache: whatever else a protocol prepares once per lane.
     """
 
@@ -89,7 +96,7 @@ class Lane:
         self.free_axis = axes[0] if axes else None
         self.pads: list[tuple[int, float] | None] = [None] * len(signature.inputs)
         self.max_batch_rows = 1
-        self.can_join = False
+        self.can_join = self.is_down = False
         self.is_repeatable = False
         self.join_refusal = self.joining = self.pad_refusal = ""
         self.timeout_s = 0.0
@@ -107,8 +114,8 @@ class Lane:
 
     @property
     def is_ready(self) -> bool:
-        """True when a warm replica answers."""
-        return bool(self.links)
+        """True when a warm replica answers: one that may hang does not."""
+        return any(not link.is_late for link in self.links)
 
     def put(self, call: Call) -> None:
         """Queue a request."""
@@ -130,7 +137,7 @@ class Lane:
         """Check that a reply holds exactly the rows that were sent.
 
         Raises:
-            LinkError: it does not.
+            OutputsError: it does not.
         """
         raise NotImplementedError
 
@@ -140,6 +147,10 @@ class Lane:
 
     def take_failure(self, batch: Batch, detail: str, *, is_input_fault: bool = False) -> None:
         """The model raised an error on a batch."""
+        raise NotImplementedError
+
+    def take_refusal(self, batch: Batch, error: ArgosyError) -> None:
+        """A batch could not be handed over, or its answer not be taken: nobody is at fault, and none of it is sent again."""
         raise NotImplementedError
 
     def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:

@@ -14,18 +14,21 @@ import struct
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, OBJECT
-from argosy.serve.dispatch.call import Batch, Clock
+from argosy.errors import UnavailableError
+from argosy.serve.dispatch.call import Batch, Clock, OutputsError
+from argosy.serve.dispatch.service import LATE_S
 from argosy.serve.dispatch.streams import StreamPool
 from argosy.serve.wire.frames import (
     HEADER,
     INPUT_FAULT,
     NANOSECONDS,
+    NO_ROOM,
     NUM_SLOTS,
     Arena,
     Kind,
@@ -41,11 +44,21 @@ from argosy.serve.wire.frames import (
 )
 from argosy.serve.wire.padding import fill_padded
 
-__all__ = ["Link"]
+__all__ = ["Held", "Link"]
 
 MIN_ARENA_BYTES: Final = 64 * 1024
+DOUBT_S: Final = 5.0
+"""A batch of which nobody knows how long it takes leaves its worker ready for so long, though it may be right to take longer."""
 MAX_LEARNT_BYTES: Final = 1 << 28
 """Outputs above this size always travel in descriptors of their own."""
+
+
+class Held(NamedTuple):
+    """What a worker is at."""
+
+    held_s: float
+    is_given_up: bool
+    """It takes far longer than it should, and nobody waits for it any more."""
 
 
 class _Slot:
@@ -72,6 +85,7 @@ class Link:
         on_hello: called with this link once the worker can take batches.
         on_down: called with this link once, when the worker is gone or broke the protocol.
         clock: tells when batches are sent.
+        is_loaded: the worker has its model already, and takes batches as soon as it looks at this link.
     """
 
     def __init__(
@@ -82,11 +96,15 @@ class Link:
         on_hello: Callable[[Link], None],
         on_down: Callable[[Link], None],
         clock: Clock = time.monotonic,
+        *,
+        is_loaded: bool = False,
     ) -> None:
         self.worker = worker
         self.num_in_flight = 0
         self.num_slots = 0
         """Batches that the worker takes at a time; 0 until it has said so."""
+        self.is_late = False
+        """The worker has worked on a batch for so long that it may hang; as of the last `watch`."""
         self.fault = ""
         """Why the link is down, once it is; "" where the worker has ended."""
         self._loop = loop
@@ -97,6 +115,10 @@ class Link:
         self._slots = [_Slot(index) for index in range(NUM_SLOTS)]
         self._free: list[_Slot] = []
         self._sequence = 0
+        self._running: Batch | None = None
+        self._is_loaded = is_loaded
+        # Since when the worker runs what it does, and when that was looked at last.
+        self._running_s = self._watched_s = clock()
         self._oversize_bytes = 0
         self.streams = StreamPool(loop, worker, self._pass_streams, clock)
         sock.setblocking(False)
@@ -117,6 +139,36 @@ class Link:
         """When the oldest batch in flight was sent; infinite where there is none."""
         return min([batch.sent_s for batch in self.batches_in_flight], default=math.inf)
 
+    def watch(self, now: float, unknown_s: float) -> Held | None:
+        """Look whether the worker hangs; to be called every second.
+
+        Args:
+            now: by the clock.
+            unknown_s: what a batch hangs after of which nobody knows how long it takes.
+
+        Returns:
+            None where it does nothing.
+        """
+        running = min(self.batches_in_flight, key=lambda batch: batch.sequence, default=None)
+        if running is not self._running:
+            # When another one was looked at last, this one ran not yet, however long ago it was sent.
+            self._running, self._running_s = running, now if running is None else max(running.sent_s, self._watched_s)
+        self._watched_s = now
+        is_awaited, limit_s, held_s = False, unknown_s, now - self._running_s
+        doubt_s = min(unknown_s, DOUBT_S)
+        if running is not None:
+            is_awaited = not all(call.is_done for call in running.calls)
+            times, size = running.lane.plan.times(running.form), (running.num_rows, running.length)
+            limit_s, doubt_s = times.late_s(*size, unknown_s), times.late_s(*size, doubt_s)
+        elif (stuck_s := self.streams.stuck_since_s) is not None:
+            held_s = now - stuck_s
+        elif self.num_slots or not self._is_loaded:
+            self.is_late = False
+            return None
+        # Else it does not even say that it takes batches: those of a front that has died may keep it from that.
+        self.is_late = held_s > (doubt_s if is_awaited else min(doubt_s, LATE_S))
+        return Held(held_s, held_s > limit_s and not is_awaited)
+
     def _pass_streams(self, sock: socket.socket) -> None:
         """Give the worker its end of the socket on which streams are passed.
 
@@ -136,10 +188,22 @@ class Link:
         self.num_in_flight += 1
         try:
             self._send_frame(slot, batch)
-        except (OSError, LinkError) as error:
+        except ConnectionError:
             # The batch stays in its slot: going down gives it back to its lane.
-            self.fault = "" if isinstance(error, ConnectionError) else str(error)
             self._loop.call_soon(self.close)
+        except (OSError, LinkError, MemoryError) as error:
+            # No descriptor or memory is left, here: the worker has done nothing wrong, and has not got the batch.
+            self._loop.call_soon(self._refuse, slot, batch, str(error))
+
+    def _refuse(self, slot: _Slot, batch: Batch, detail: str) -> None:
+        """Fail a batch for which there is no room; the next one in its slot makes arenas anew."""
+        if slot.batch is not batch:
+            return  # the link went down meanwhile, and its lane has the batch again
+        slot.inputs = slot.outputs = None
+        slot.input_bytes = slot.output_bytes = 0
+        self._release(slot)
+        lane = batch.lane
+        lane.take_refusal(batch, UnavailableError("no_room", model=lane.name, version=lane.version, detail=detail))
 
     def _send_frame(self, slot: _Slot, batch: Batch) -> None:
         calls = batch.calls
@@ -226,19 +290,21 @@ class Link:
             # The worker died with frames unread. The kernel tells that first, and the loop calls only once:
             # the replies that the worker sent before are still there, and then the end.
             self._read_rest()
-        except (OSError, LinkError, struct.error) as error:
+        except Exception as error:  # the worker may say anything: whatever that leads to ends its link alone
             self._close_for(error)
 
     def _read_rest(self) -> None:
         try:
             while True:
                 self._read_one()
-        except (OSError, LinkError, struct.error) as error:
+        except Exception as error:  # as above
             self._close_for(error)
 
     def _close_for(self, error: Exception) -> None:
         if not isinstance(error, OSError):
-            self.fault = str(error)
+            self.fault = str(error) or type(error).__name__
+        if not isinstance(error, (OSError, LinkError, struct.error)):
+            self._loop.call_exception_handler({"message": f"the link to {self.worker} failed", "exception": error})
         self.close()
 
     def _read_one(self) -> None:
@@ -268,21 +334,27 @@ class Link:
         if batch is None or batch.sequence != sequence:
             raise LinkError("worker answered a batch that it does not have")
         if kind == Kind.ERROR:
+            detail = frame[HEADER.size :].decode(errors="replace")
+            if flags == NO_ROOM:
+                self._refuse(slot, batch, f"its worker has none ({detail})")
+                return
             self._release(slot)
-            batch.lane.take_failure(batch, frame[HEADER.size :].decode(errors="replace"), is_input_fault=flags == INPUT_FAULT)
+            batch.lane.take_failure(batch, detail, is_input_fault=flags == INPUT_FAULT)
             return
         if kind != Kind.REPLY:
             raise LinkError("worker sent an unknown frame")
         (nanoseconds,) = NANOSECONDS.unpack_from(frame, HEADER.size)
-        if flags:
-            arena = map_arena(fds.pop(), mmap.ACCESS_READ) if fds else None
-            if arena is None:
-                raise LinkError("worker sent no descriptor for a large output")
-            self._oversize_bytes = max(self._oversize_bytes, min(arena.num_bytes, MAX_LEARNT_BYTES))
-        else:
-            arena = slot.outputs
+        try:
+            arena = self._find_outputs(fds) if flags else slot.outputs
             assert arena is not None
-        outputs = self._read_outputs(batch, arena, frame[HEADER.size + NANOSECONDS.size :])
+            outputs = self._read_outputs(batch, arena, frame[HEADER.size + NANOSECONDS.size :])
+        except OutputsError as error:
+            self._release(slot)
+            batch.lane.take_failure(batch, str(error))
+            return
+        except (OSError, MemoryError) as error:
+            self._refuse(slot, batch, str(error))
+            return
         self.num_in_flight -= 1
         # The other slot's batch starts before these answers are written out.
         batch.lane.proceed()
@@ -290,6 +362,19 @@ class Link:
         slot.batch = None
         self._free.append(slot)
         batch.lane.proceed()
+
+    def _find_outputs(self, fds: list[int]) -> Arena:
+        """Map outputs that did not fit their arena.
+
+        Raises:
+            LinkError: it is no arena that can be read.
+            OSError: no descriptor or memory is left for it.
+        """
+        if not fds:
+            raise OSError("no descriptor is left for a large output")
+        arena = map_arena(fds.pop(), mmap.ACCESS_READ)
+        self._oversize_bytes = max(self._oversize_bytes, min(arena.num_bytes, MAX_LEARNT_BYTES))
+        return arena
 
     def _read_outputs(self, batch: Batch, arena: Arena, described: bytes) -> list[NDArray[Any]]:
         """Read a reply's tensors, which must hold exactly what the batch asked for."""

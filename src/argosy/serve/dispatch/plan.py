@@ -63,6 +63,10 @@ class Plan:
         """The times of batches of this form; lengths are in bytes where the worker makes the tensors."""
         return self._raw_times if form else self._times
 
+    def late_s(self, unknown_s: float) -> float:
+        """What a batch hangs after, however many rows of those that pay it has; `unknown_s` while nothing is known."""
+        return self._times.late_s(self.limit, self._last_length, unknown_s)
+
     def learn(self, form: int, rows: int, length: int, seconds: float) -> None:
         """Take what a batch took."""
         self.times(form).update(rows, length, seconds)

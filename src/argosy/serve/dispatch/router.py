@@ -7,10 +7,10 @@ outlive tables: a lane that the table drains answers what it holds, then reports
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from argosy.errors import NotFoundError, UnavailableError, list_choices
 from argosy.serve.dispatch.batcher import Batcher
@@ -21,6 +21,10 @@ from argosy.serve.wire.counters import Counters
 from argosy.serve.wire.table import RepositoryEntry, Table, TableEntry, merge_repository
 
 __all__ = ["Route", "Router"]
+
+
+MANY_LINKS: Final = 2
+"""A link that could not be made so often is not waited for."""
 
 
 class Route:
@@ -82,6 +86,8 @@ class Router:
         self._lanes: dict[tuple[str, str], Batcher] = {}
         self._links: dict[str, Link] = {}
         self._lane_of_worker: dict[str, Batcher] = {}
+        self._unlinked: dict[str, int] = {}
+        """How often this process has had no room for a link to a worker that was to be made."""
 
     # requests
 
@@ -150,6 +156,8 @@ class Router:
             if not lane.links:
                 self._reroute(lane)
         for lane in lanes:
+            self._note_lost(lane)
+        for lane in lanes:
             lane.flush()
             lane.streams.flush()
         for callback in self.on_change:
@@ -188,6 +196,13 @@ class Router:
                     draining.append(lane)
             self.deployments[entry.name] = Route(entry, lanes)
         return known, draining
+
+    def _note_lost(self, lane: Batcher) -> None:
+        """Refuse what waits in a lane that no replica is to be expected for, and what comes."""
+        is_lost = bool(lane.workers) and all(self._unlinked.get(worker, 0) >= MANY_LINKS for worker in lane.workers)
+        lane.set_down(lane.is_given_up or is_lost)
+        if lane.is_down and not lane.links:
+            self._reroute(lane)
 
     def _connect(self, lane: Batcher) -> None:
         """Give a lane the links of its workers, in one order in all fronts, so that each finds another of its own."""
@@ -250,11 +265,19 @@ class Router:
 
     # workers
 
+    def lose_link(self, worker: str) -> None:
+        """This process has no room for a link to a worker, and gets none for now."""
+        self._unlinked[worker] = self._unlinked.get(worker, 0) + 1
+        if (lane := self._lane_of_worker.get(worker)) is not None:
+            self._note_lost(lane)
+
     def add_link(self, link: Link) -> None:
         """A worker can take batches."""
         self._links[link.worker] = link
+        self._unlinked.pop(link.worker, None)
         if (lane := self._lane_of_worker.get(link.worker)) is not None:
             self._connect(lane)
+            self._note_lost(lane)
             lane.flush()
             lane.streams.flush()
 
@@ -279,8 +302,7 @@ class Router:
             else:
                 self._reroute_streams(queue)
 
-    def find_hung(self, now: float, limit_s: float) -> set[tuple[str, float]]:
-        """Workers that have held a batch for longer than `limit_s`, and since when."""
-        held = {(worker, sent_s) for worker, link in self._links.items() if (sent_s := link.oldest_sent_s) < math.inf}
-        held |= {(worker, since_s) for worker, link in self._links.items() if (since_s := link.streams.stuck_since_s) is not None}
-        return {(worker, sent_s) for worker, sent_s in held if now - sent_s > limit_s}
+    def find_late_s(self, worker: str, unknown_s: float) -> float:
+        """What a batch of a worker hangs after, however large it is; `unknown_s` while nobody knows how long they take."""
+        lane = self._lane_of_worker.get(worker)
+        return unknown_s if lane is None else lane.plan.late_s(unknown_s)

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["BATCH_S", "ServiceTimes"]
+__all__ = ["BATCH_S", "LATE_S", "ServiceTimes"]
 
 BATCH_S: Final = 50e-6
 """What a batch costs beside the time in the runtime: frames, wake-ups and the copy of its rows, as measured on a small model."""
 
+LATE_S: Final = 2.0
+"""No batch that took less than this hangs, whatever was measured."""
+_LATE_TIMES: Final = 20.0
 _SMOOTHING: Final = 0.2
 _GAIN: Final = 0.03
 """More rows pay if they raise rows/s by more than this; less is within what measurements differ by."""
@@ -99,6 +102,10 @@ class ServiceTimes:
     def estimate(self, rows: int, length: int = 0) -> float:
         """Seconds in the runtime of a batch; 0 while nothing is known."""
         return sum([weight * self._point(key) for key, weight in self._weigh(rows, length)])
+
+    def late_s(self, rows: int, length: int, unknown_s: float) -> float:
+        """What a batch hangs after: far longer than such a one ever takes; `unknown_s` while nothing is known."""
+        return max(LATE_S, _LATE_TIMES * self.estimate(rows, length)) if self.is_known else unknown_s
 
     def update(self, rows: int, length: int, seconds: float) -> None:
         """Take what a batch took."""

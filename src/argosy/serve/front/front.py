@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 import sys
 import time
-from functools import partial
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +31,7 @@ from argosy.serve.v2.json_body import prepare_front
 from argosy.serve.wire.channel import Channel, follow, open_channel, read_message, write_message
 from argosy.serve.wire.control_messages import (
     Accuse,
+    Alive,
     Answer,
     ArrivalsAnswer,
     Ask,
@@ -37,8 +39,10 @@ from argosy.serve.wire.control_messages import (
     AskBusy,
     AskLink,
     AskStats,
+    Beat,
     BusyAnswer,
     ErrandDone,
+    Held,
     LaneStats,
     Message,
     NewLink,
@@ -52,14 +56,20 @@ from argosy.serve.wire.counters import CLOSED, Counters
 from argosy.serve.wire.table import Table
 from argosy.version import __version__
 
-__all__ = ["Front", "main"]
+__all__ = ["Front", "count_connections", "main"]
 
 _EXPIRE_PERIOD_S: Final = 0.05
 _SWEEP_PERIOD_S: Final = 1.0
 _DRAIN_S: Final = 12.0
+"""For requests that are under way when nothing new is taken any more."""
+_SETTLE_S: Final = 0.5
+"""For a connection that has begun to be made: to be completed, and to bring its first request."""
 _MAX_REASON: Final = 300
+_MAX_CONNECTIONS: Final = 4096
+_RESERVED_DESCRIPTORS: Final = 160
+"""For all but the connections of clients, where the limit is low; an eighth of one that is high."""
 _DEATH_S: Final = 1.0
-"""Within which the supervisor knows that a worker has died whose link has ended."""
+"""Within which the supervisor knows that a process has died whose link has ended."""
 
 
 class Front:
@@ -73,12 +83,13 @@ class Front:
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
         self.loop = loop
         self.channel = channel
-        self.is_started = False
+        self.is_started = asyncio.Event()
+        """It accepts."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
-        self._hung: set[tuple[str, float]] = set()
-        self._pids: dict[str, int] = {}
-        """Of the workers that are linked."""
+        self._sockets: dict[str, socket.socket] = {}
+        self._links: dict[Link, int] = {}
+        """With the process ids of their workers; also those whose worker has not said anything yet."""
         self._lost_links: set[str] = set()
         """Siblings to which a link came without its descriptor, as this process had too many."""
         self._control: asyncio.StreamWriter | None = None
@@ -89,21 +100,24 @@ class Front:
         match message:
             case StartFront():
                 self._prepare(message, fds)
+            case Beat():
+                self.channel.send(Alive())
             case NewLink() if not fds:
                 self._lost_links.add(message.peer)
+                self.router.lose_link(message.peer)
             case NewLink(kind="control"):
                 self._spawn(self._follow_control(socket.socket(fileno=fds[0]), message.pid))
             case NewLink():
-                self._pids[message.peer] = message.pid
-                on_down = partial(self._lose_worker, message.pid)
-                Link(self.loop, socket.socket(fileno=fds[0]), message.peer, self.router.add_link, on_down)
+                sock = socket.socket(fileno=fds[0])
+                is_loaded = message.is_loaded
+                link = Link(self.loop, sock, message.peer, self.router.add_link, self._lose_worker, is_loaded=is_loaded)
+                self._links[link] = message.pid
             case _:
                 pass
 
-    def _lose_worker(self, pid: int, link: Link) -> None:
+    def _lose_worker(self, link: Link) -> None:
+        pid = self._links.pop(link)
         self.router.remove_link(link)
-        if self._pids.get(link.worker) == pid:
-            del self._pids[link.worker]
         if link.fault:
             self._accuse(link.worker, pid, link.fault)
         else:
@@ -131,9 +145,10 @@ class Front:
         self.admit = Admit(self.counters, config.max_body_bytes, config.num_fronts, config.max_intake_bytes)
         self.recorder = Recorder(self.admit)
         self.errands = Errands()
-        self.http = HttpServer(self.router, self.admit, self.errands, __version__, config.max_connections)
+        max_connections = config.max_connections or count_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self.http = HttpServer(self.router, self.admit, self.errands, __version__, max_connections)
         self.grpc, self._grpc_server = make_grpc_protocol(
-            self.router, self.admit, self.errands, version=__version__, max_connections=config.max_connections
+            self.router, self.admit, self.errands, version=__version__, max_connections=max_connections
         )
         self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message.listeners, listeners, strict=True)}
 
@@ -161,6 +176,8 @@ class Front:
             elif isinstance(message, Ask):
                 write_message(writer, self._answer(message))
             else:
+                # A control process that dies closes its stream; one that lives on without it would never be heard again.
+                self.loop.call_later(_DEATH_S, self._accuse, "control", pid, "it closed its stream")
                 break
         if self._control is writer:
             self._control = None
@@ -201,9 +218,9 @@ class Front:
 
     async def _listen(self) -> None:
         """Accept, once the first table is there: until then connections wait in the listeners' backlogs."""
-        if self.is_started:
+        if self.is_started.is_set():
             return
-        self.is_started = True
+        self.is_started.set()
         # What there is by now stays: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -220,8 +237,7 @@ class Front:
         self.loop.add_signal_handler(signal.SIGTERM, self.done.set)
         ticker = self.loop.create_task(self._tick())
         await self.done.wait()
-        if self.is_started:
-            await self._drain()
+        await self._drain()
         ticker.cancel()
 
     async def _tick(self) -> None:
@@ -229,7 +245,7 @@ class Front:
         next_sweep = 0.0
         while True:
             await asyncio.sleep(_EXPIRE_PERIOD_S)
-            if not self.is_started:
+            if not self.is_started.is_set():
                 continue
             now = time.monotonic()
             for lane in self.router.list_lanes():
@@ -245,14 +261,17 @@ class Front:
             self.http.sweep(now)
             self._grpc_server.sweep(now)
             self.recorder.expire(now)
-            self._report_hung()
+            self._report_held(now)
             self._ask_links()
 
-    def _report_hung(self) -> None:
-        hung = self.router.find_hung(time.monotonic(), self.config.hang_timeout_s)
-        for worker, _ in hung - self._hung:
-            self._accuse(worker, self._pids[worker], f"it has not answered for {self.config.hang_timeout_s:g} s")
-        self._hung = hung
+    def _report_held(self, now: float) -> None:
+        """Tell the supervisor which workers have been at something for a while; where there is one front, which hang."""
+        for link, pid in self._links.items():
+            unknown_s = self.config.hang_timeout_s
+            held = link.watch(now, unknown_s if link.num_slots else self.router.find_late_s(link.worker, unknown_s))
+            if held is not None and (held.is_given_up or (self.config.num_fronts > 1 and held.held_s > _SWEEP_PERIOD_S)):
+                with suppress(OSError):  # the supervisor is gone, and the kernel ends this process as well
+                    self.channel.send(Held(link.worker, pid, held.is_given_up, held.held_s))
 
     def _ask_links(self) -> None:
         lost, self._lost_links = self._lost_links, set()
@@ -260,16 +279,46 @@ class Front:
             self.channel.send(AskLink(peer))
 
     async def _drain(self) -> None:
+        """Serve on for a while, as not everybody knows yet that this server ends; then end what is under way.
+
+        Whoever connects after that is refused, or waits for the server's successor: see `Supervisor`.
+        """
+        if not self._sockets:
+            return
+        drain_s = self.config.drain_s
+        until_s = time.monotonic() + drain_s
+        settle_s = min(_SETTLE_S, drain_s)
+        self.http.is_draining = True
+        self._grpc_server.begin_drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                # Those that connected to a front which has no table yet wait as well.
+                await self.is_started.wait()
+        # By then the supervisor lets no further connection begin.
+        await asyncio.sleep(max(0.0, until_s - time.monotonic()) + settle_s)
         for server in self._servers:
             server.close()
-        self.http.drain()
+        await asyncio.sleep(settle_s)
         self._grpc_server.drain()
         deadline = time.monotonic() + _DRAIN_S
         while time.monotonic() < deadline:
+            self.http.close_idle()
             is_open = any(lane.num_open for lane in self.router.list_lanes())
             if not is_open and not self.http.connections and not self._grpc_server.connections:
                 return
             await asyncio.sleep(0.02)
+
+
+def count_connections(num_descriptors: int) -> int:
+    """How many connections of each protocol leave descriptors for links, arenas, streams and metrics.
+
+    Args:
+        num_descriptors: that this process may have; -1 for any number.
+    """
+    if num_descriptors == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    reserved = min(num_descriptors // 2, max(num_descriptors // 8, _RESERVED_DESCRIPTORS))
+    return max(1, min(_MAX_CONNECTIONS, (num_descriptors - reserved) // 2))
 
 
 async def _serve() -> None:

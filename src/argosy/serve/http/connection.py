@@ -145,7 +145,7 @@ class HttpConnection(asyncio.Protocol):
             known = self._server.heads.get(data[:end]) if end > 0 else None
             if known is not None and len(data) == end + 4 + known.length:
                 self.is_busy = True
-                self._keep_alive = not self._server.is_draining
+                self._keep_alive = True
                 try:
                     self._submit(known.route.pick(), data[end + 4 :], known.json_bytes)
                 except ArgosyError as error:
@@ -167,7 +167,7 @@ class HttpConnection(asyncio.Protocol):
             self._pace()
             return
         self.is_busy = True
-        self._keep_alive = request.keep_alive and not self._server.is_draining
+        self._keep_alive = request.keep_alive
         if request.head:
             self._server.remember_head(request.head, request.url, request.headers)
         self._handle(request.method, request.url, request.headers, request.body)
@@ -266,12 +266,13 @@ class HttpConnection(asyncio.Protocol):
 
     def send(self, status: int, body: bytes, headers: bytes = b"", *, has_body: bool = True) -> None:
         """Answer the current request, and go on with the next one that waits."""
+        self.settle_end()
         self._transport.write(encode_reply(status, body, headers, keep_alive=self._keep_alive, has_body=has_body))
         self._finish()
 
     def send_json(self, body: bytes) -> None:
         """Answer with JSON: `send(200, body)`, without what only other answers need."""
-        if not self._keep_alive or self._waiting:
+        if not self._keep_alive or self._waiting or self._server.is_draining:
             self.send(200, body)
             return
         self._transport.write(b"%b%d\r\n\r\n%b" % (OK_HEAD, len(body), body))
@@ -280,8 +281,21 @@ class HttpConnection(asyncio.Protocol):
 
     def send_binary(self, head: bytes, tail: list[bytes]) -> None:
         """Answer with JSON and the binary tensors that follow it."""
+        self.settle_end()
         self._transport.writelines([encode_binary_head(head, tail, keep_alive=self._keep_alive), head, *tail])
         self._finish()
+
+    def settle_end(self) -> None:
+        """Decide, where the head of an answer is written, whether the connection ends with it.
+
+        While the server drains it does, unless its client has sent more requests already.
+        """
+        if self._server.is_draining and not self._waiting:
+            self._keep_alive = False
+
+    def end_with_answer(self) -> None:
+        """Close the connection after the current answer."""
+        self._keep_alive = False
 
     def send_error(self, error: ArgosyError) -> None:
         """Answer with an error body, as V2 has it."""
@@ -356,7 +370,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting_bytes -= len(request.body)
         self.note_body(self._coming_bytes)
         self._pace()
-        self._keep_alive = request.keep_alive and not self._server.is_draining
+        self._keep_alive = request.keep_alive
         self._handle(request.method, request.url, request.headers, request.body)
 
     def refuse(self, error: ArgosyError) -> None:
@@ -387,11 +401,9 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._transport.close()
 
-    def close_when_idle(self) -> None:
-        """Close now, or after the answer that is due."""
-        if self.is_busy:
-            self._keep_alive = False
-        else:
+    def close_if_idle(self) -> None:
+        """Close, unless a request is being received or answered: its answer ends the connection, as the server drains."""
+        if not self.is_busy and not self._reader.is_receiving:
             self._transport.close()
 
 

@@ -103,7 +103,11 @@ class RawSender(Protocol):
         """Answer with an error, for nothing of an answer is written."""
         ...
 
-    def close_when_idle(self) -> None:
+    def settle_end(self) -> None:
+        """Decide whether the connection ends with the answer whose head is written now."""
+        ...
+
+    def end_with_answer(self) -> None:
         """Close after the current answer."""
         ...
 
@@ -190,10 +194,11 @@ class HttpRawCall(RawCall):
             self._left = head.length
             lines.append(f"Content-Length: {head.length}\r\n")
         elif sender.is_http_1_0:
-            sender.close_when_idle()  # the end of the connection is the end of the body
+            sender.end_with_answer()  # the end of the connection is the end of the body
         else:
             self._is_chunked = True
             lines.append("Transfer-Encoding: chunked\r\n")
+        sender.settle_end()
         if not sender.keep_alive:
             lines.append("Connection: close\r\n")
         self.has_begun = True
@@ -257,7 +262,7 @@ class HttpRawCall(RawCall):
             sender.refuse_raw(error, has_body=self._has_body)
             return
         transport = sender.transport
-        sender.close_when_idle()
+        sender.end_with_answer()
         if sender.is_http_1_0 or transport.get_write_buffer_size():
             # An end like any other would look like the body's; or its client takes nothing, not even that.
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -50,8 +50,8 @@ class OpenConnection(Protocol):
         """Close it if its client has been silent for too long."""
         ...
 
-    def close_when_idle(self) -> None:
-        """Close it now, or after the answer that is due."""
+    def close_if_idle(self) -> None:
+        """Close it, unless a request is being received or answered."""
         ...
 
 
@@ -64,6 +64,9 @@ class HttpServer:
         errands: of this front.
         version: of Argosy, for the server's metadata.
         max_connections: more are closed at once.
+
+    Attributes:
+        is_draining: the server is about to end: readiness says no, and connections end with their next answer.
     """
 
     def __init__(self, router: Router, admit: Admit, errands: Errands, version: str, max_connections: int) -> None:
@@ -191,11 +194,10 @@ class HttpServer:
         for connection in list(self.connections):
             connection.check_idle(now)
 
-    def drain(self) -> None:
-        """Close idle connections, and the others after their answer."""
-        self.is_draining = True
+    def close_idle(self) -> None:
+        """Close the connections on which nothing is asked or answered."""
         for connection in list(self.connections):
-            connection.close_when_idle()
+            connection.close_if_idle()
 
 
 def refuse_method(method: str, url: bytes) -> InputError:

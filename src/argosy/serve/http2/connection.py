@@ -108,7 +108,7 @@ class Http2Connection(Http2State, asyncio.Protocol):
         # What `create_server` gives is one that reads and writes; uvloop's do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         server = self._server
-        if server.is_draining or len(server.connections) >= self.limits.max_connections:
+        if server.is_over or len(server.connections) >= self.limits.max_connections:
             self.is_dead = True
             self._transport.abort()
             return
@@ -169,6 +169,6 @@ class Http2Connection(Http2State, asyncio.Protocol):
         settings = (3, limits.max_streams, 4, self.uploads.first_window, 6, limits.max_header_bytes)
         self.send_frame(SETTINGS, 0, 0, struct.pack(">HIHIHI", *settings))
         self.send_credit(0, CONNECTION_WINDOW - DEFAULT_WINDOW)
-        if self._server.is_draining:
+        if self._server.is_over:
             self.drain()
         return read_frames(self, data, len(PREFACE))

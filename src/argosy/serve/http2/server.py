@@ -28,24 +28,34 @@ class Http2Server:
         connections: those that are open.
         limits: for each of them.
         intake: the account of bodies that are not complete yet.
-        is_draining: no new connections or requests.
+        is_draining: the server is about to end, and says so on each connection soon after it was opened.
+        is_over: no new connections or requests.
     """
 
     def __init__(self, limits: Limits, intake: Intake | None = None) -> None:
         self.limits = limits
         self.intake = intake or Intake()
         self.connections: set[Http2State] = set()
-        self.is_draining = False
+        self.is_draining = self.is_over = False
         self._dirty: list[Http2State] = []
 
     def sweep(self, now: float) -> None:
         """Close what has been stuck for too long, and refill budgets; called every second with `time.monotonic()`."""
         for connection in list(self.connections):
+            if self.is_draining and connection.is_open:
+                connection.drain()
             _sweep(connection, now)
+
+    def begin_drain(self) -> None:
+        """Say goodbye on each connection, and go on answering; a new one is served until the next sweep, and told then."""
+        self.is_draining = True
+        for connection in list(self.connections):
+            if connection.is_open:
+                connection.drain()
 
     def drain(self) -> None:
         """Take no more requests, answer those that came, then close each connection; `connections` empties."""
-        self.is_draining = True
+        self.is_draining = self.is_over = True
         for connection in list(self.connections):
             connection.drain()
 

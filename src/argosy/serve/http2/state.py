@@ -322,6 +322,11 @@ class Http2State:
         """A preface, frame or header block was begun and not ended."""
         return bool(self._rest or self.expected)
 
+    @property
+    def is_open(self) -> bool:
+        """The client's preface has come."""
+        return self._is_open
+
     def drain(self) -> None:
         """Take no new requests, and close when all are answered.
 

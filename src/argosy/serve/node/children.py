@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from argosy.serve.node.pulse import Pulse
 from argosy.serve.wire.channel import CHANNEL_VARIABLE, RUNTIME_VARIABLE, SUPERVISOR_VARIABLE, Channel
 from argosy.serve.wire.control_messages import Message, Process, Report, encode
 
@@ -108,6 +109,9 @@ class Child:
         kill_s: when to kill it, if it has not ended by then as it should; `suspicion` says why, then.
         fault: why it was killed.
         report: what a worker said of its model.
+        pulse: whether it is there.
+        awaited_s: when a front last said that it holds a batch of this worker which is not given up.
+        doubted_s: when a front last said that it has given this worker up, and `doubted_since_s`: since when it says so.
     """
 
     def __init__(self, name: str, kind: Process, spec: dict[str, Any]) -> None:
@@ -125,6 +129,8 @@ class Child:
         self.fault = ""
         self.is_stopping = False
         self.report: Report | None = None
+        self.pulse = Pulse()
+        self.awaited_s = self.doubted_s = self.doubted_since_s = 0.0
 
     @property
     def stuck_s(self) -> float | None:

@@ -14,9 +14,10 @@ from typing import Final
 
 from argosy.errors import MessageError
 from argosy.serve.node.children import Child, ChildChannel, describe_template, open_log, spawn
+from argosy.serve.node.pulse import BEAT_S, Pulse
 from argosy.serve.wire.channel import Received
 from argosy.serve.wire.checked import refuse
-from argosy.serve.wire.control_messages import EXIT_REFUSED, ForkWorker, Message
+from argosy.serve.wire.control_messages import EXIT_REFUSED, Beat, ForkWorker, Message
 
 __all__ = ["KILL_AFTER_S", "Family"]
 
@@ -48,8 +49,10 @@ class Family:
     ) -> None:
         self.children: dict[str, Child] = {}
         self.selector = selectors.DefaultSelector()
-        self.is_stopping = False
-        """Nobody is started again."""
+        self.is_draining = False
+        """No front is started again."""
+        self._beat_s = 0.0
+        """When to look whether all children are there."""
         self._reap_s: float | None = None
         """When to look for dead processes that nobody here started."""
         self._logs = logs
@@ -67,7 +70,7 @@ class Family:
         """Start a child, now and whenever it has died."""
         self.children[child.name] = child
         child.started_s = time.monotonic()
-        child.report, child.suspicion, child.fault = None, "", ""
+        child.report, child.suspicion, child.fault, child.pulse = None, "", "", Pulse()
         try:
             channel = child.channel = ChildChannel(child.kind)
             with channel.theirs, open_log(self.log_path(child.name)) as log:
@@ -153,11 +156,11 @@ class Family:
             self.kill(child)
 
     def drain(self) -> None:
-        """Have the fronts finish what they have begun; nobody is started again."""
-        self.is_stopping = True
+        """Have the fronts finish what they have begun; none is started again, unlike the workers, which they need."""
+        self.is_draining = True
         for child in self.children.values():
-            child.restart_s = None
             if child.kind == "front":
+                child.restart_s = None
                 self.kill(child, signal.SIGTERM)
 
     def stop_all(self) -> None:
@@ -177,14 +180,16 @@ class Family:
     def turn(self, stop_s: float | None) -> None:
         """Wait until something happens, at most until `stop_s`, and deal with it."""
         due = [t for child in self.children.values() for t in (child.restart_s, child.kill_s, child.stuck_s) if t is not None]
-        due += [at_s for at_s in (stop_s, self._reap_s) if at_s is not None]
+        due += [at_s for at_s in (stop_s, self._reap_s, self._beat_s) if at_s is not None]
         for key, _ in self.selector.select(max(0.0, min(due) - time.monotonic()) if due else None):
             key.data()
         now = time.monotonic()
         if self._reap_s is not None and self._reap_s <= now:
             self._reap_strangers()
+        if self._beat_s <= now:
+            self._beat(now)
         for child in list(self.children.values()):
-            if child.restart_s is not None and child.restart_s <= now and not self.is_stopping:
+            if child.restart_s is not None and child.restart_s <= now:
                 child.restart_s = None
                 self.start(child)
             if child.kill_s is not None and child.kill_s <= now:
@@ -192,6 +197,17 @@ class Family:
                 self.condemn(child, child.suspicion)
             if child.stuck_s is not None and child.stuck_s <= now:
                 self._give_up(child, "it does not read its channel")
+
+    def _beat(self, now: float) -> None:
+        """Give up children that are stopped or do not answer, and ask them again."""
+        is_late, self._beat_s = now - self._beat_s > BEAT_S, now + BEAT_S
+        if is_late:
+            return  # this process itself was kept from running, and so may all others have been
+        for child in self.running("control", "front", "template", "worker"):
+            if fault := child.pulse.beat(child.pid):
+                self.condemn(child, fault)
+            elif child.kind in ("control", "front"):
+                self.send(child, Beat())
 
     def note_death(self) -> None:
         """A process below the supervisor has ended, a child or one that it does not know."""
@@ -295,7 +311,7 @@ class Family:
         self._drop_channel(child)
 
     def _after_death(self, child: Child, how: str, code: int = 1, killed: bool = False) -> None:
-        if self.is_stopping:
+        if self.is_draining and child.kind == "front":
             return
         if time.monotonic() - child.started_s > STABLE_S:
             child.num_deaths = 0

@@ -1,17 +1,30 @@
-"""The ports of a server, opened by the supervisor and held as long as it lives. Standard library only."""
+"""The ports of a server, opened by the supervisor and held as long as it takes connections. Standard library only."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import socket
+import struct
 import sys
 from typing import Any, Final, NoReturn
 
-__all__ = ["LISTENERS", "fail", "open_listeners"]
+__all__ = ["LISTENERS", "fail", "inherit_listeners", "open_listeners", "refuse_connects"]
 
 LISTENERS: Final = ("http", "grpc", "metrics")
 """What fronts listen on; the control process has `admin`."""
 _BACKLOG: Final = 1024
 _EXIT_USAGE: Final = 2
+_SO_ATTACH_FILTER: Final = 26
+_FLAGS_OFFSET: Final = 13
+_SYN: Final = 2
+# A filter of the kernel (BPF): code, jumps and operand of each step.
+_NO_SYN: Final = (
+    (0x30, 0, 0, _FLAGS_OFFSET),  # load the flags of the TCP header,
+    (0x45, 0, 1, _SYN),  # and where they hold SYN,
+    (0x06, 0, 0, 0),  # drop the packet;
+    (0x06, 0, 0, 0xFFFFFFFF),  # take any other
+)
 
 
 def open_listeners(config: dict[str, Any]) -> dict[str, list[socket.socket]]:
@@ -38,6 +51,26 @@ def _listen(host: str, port: int, *, is_shared: bool) -> socket.socket:
     except OSError as error:
         fail(f"Port {port} of {host} cannot be used: {error.strerror or error}")
     return sock
+
+
+def inherit_listeners(descriptors: dict[str, list[int]]) -> dict[str, list[socket.socket]]:
+    """Take the listeners over that this process held before it became the program that it is now."""
+    for fds in descriptors.values():
+        for fd in fds:
+            os.set_inheritable(fd, False)
+    return {name: [socket.socket(fileno=fd) for fd in fds] for name, fds in descriptors.items()}
+
+
+def refuse_connects(listener: socket.socket) -> None:
+    """Let no connection begin any more; those that have begun are completed, and can be accepted.
+
+    A listener that is closed resets what it has not accepted, and a connection may complete between the last accept and the
+    close. After this call none does: who connects is heard once the listener is closed, and refused before it has sent
+    anything.
+    """
+    steps = b"".join(struct.pack("=HBBI", *step) for step in _NO_SYN)
+    code = ctypes.create_string_buffer(steps)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_NO_SYN), ctypes.addressof(code)))
 
 
 def fail(text: str) -> NoReturn:

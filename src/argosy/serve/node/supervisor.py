@@ -10,6 +10,10 @@ crash on. If it dies, the kernel kills the rest (`die_with_parent`).
 
 Each child has a channel to the supervisor. Fronts are linked with the control process and with every
 worker by socket pairs that the supervisor makes anew whenever either side starts.
+
+SIGTERM ends the server: fronts serve new connections for `drain_s` more, then the listeners are closed so that nothing is reset.
+SIGUSR2 has it succeeded (`argosy restart`): once the fronts have ended in the same way, this process becomes the program anew
+by exec, with the listeners and the lock, and who has connected meanwhile is served by the successor.
 """
 
 from __future__ import annotations
@@ -26,17 +30,19 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, NoReturn, TextIO
 
 from argosy.serve.node.children import Child, read_tail
 from argosy.serve.node.family import KILL_AFTER_S, Family
-from argosy.serve.node.listeners import LISTENERS, fail, open_listeners
+from argosy.serve.node.listeners import LISTENERS, fail, inherit_listeners, open_listeners, refuse_connects
 from argosy.serve.wire.channel import Received
 from argosy.serve.wire.checked import refuse
 from argosy.serve.wire.control_messages import (
     Accuse,
+    Alive,
     AskLink,
     EndOfWorkers,
+    Held,
     Hello,
     JoinEnded,
     Message,
@@ -53,10 +59,17 @@ from argosy.serve.wire.control_messages import (
     fit_text,
 )
 
-__all__ = ["Supervisor", "main"]
+__all__ = ["SUCCESSOR_FILE", "Supervisor", "main"]
 
 DRAIN_S: Final = 15.0
+"""For the fronts to end, after `drain_s`."""
+HEARD_S: Final = 2.5
+"""Within which each front that holds a batch of a worker has said so."""
+SUCCESSOR_FILE: Final = "restart.json"
+"""In `run`: the job of a server's successor, which `argosy restart` writes."""
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_TOLD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""Signals that tell the server something."""
 
 
 class Supervisor:
@@ -64,7 +77,8 @@ class Supervisor:
 
     Args:
         job: `config`, the server's settings as `argosy.config.ServeConfig` writes them; `counters_bytes`, the size of the
-            counters' memory; `stop_with_stdin`, whether the end of standard input stops the server.
+            counters' memory; `stop_with_stdin`, whether the end of standard input stops the server; `given`, the settings that
+            its starter gave, for successors. Of a successor `inherited` as well: the descriptors that it goes on with.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -77,6 +91,11 @@ class Supervisor:
         """When to end, once told to."""
         self.listeners: dict[str, list[socket.socket]] = {}
         self.counters_fd = -1
+        self._close_s: float | None = None
+        """When to close the listeners, once told to end for good."""
+        self._successor: dict[str, Any] | None = None
+        """The job that this process goes on with when the fronts have ended."""
+        self._inherited: dict[str, Any] | None = job.pop("inherited", None)
         self._lock: TextIO | None = None
 
     # start and end
@@ -84,20 +103,26 @@ class Supervisor:
     def start(self) -> None:
         """Take the lock, open the listeners, start the control process and the fronts."""
         (self.run / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = (self.run / "serve.lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f"A server runs already for this ARGOSY_HOME ({self.config['home']})")
+        inherited = self._inherited
+        if inherited is None:
+            self._lock = (self.run / "serve.lock").open("a")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fail(f"A server runs already for this ARGOSY_HOME ({self.config['home']})")
+        else:
+            os.set_inheritable(inherited["lock"], False)
+            self._lock = os.fdopen(inherited["lock"], "a")
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         # The soft limit of 1,024 descriptors is for programs that use select(); fronts hold a socket a client.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        self.listeners = open_listeners(self.config)
+        self.listeners = open_listeners(self.config) if inherited is None else inherit_listeners(inherited["listeners"])
         self.counters_fd = os.memfd_create("argosy-counters", os.MFD_CLOEXEC)
         os.ftruncate(self.counters_fd, self.job["counters_bytes"])
-        self._write_state()
+        # Before anybody knows of this process: signals that it does not take would end it.
         self._watch_signals()
+        self._write_state()
         self.family.start(Child("control", "control", {"module": "argosy.deploy.control"}))
         for index in range(self.config["num_fronts"]):
             self.family.start(Child(f"front-{index}", "front", {"module": "argosy.serve.front.front", "index": index}))
@@ -113,6 +138,11 @@ class Supervisor:
             "pid": os.getpid(),
             "host": self.config["host"],
             "token": os.urandom(32).hex(),
+            "started_s": time.time(),
+            "num_restarts": 0 if self._inherited is None else self._inherited["num_restarts"],
+            "num_fronts": self.config["num_fronts"],
+            "given": self.job["given"],
+            "stop_with_stdin": self.job["stop_with_stdin"],
             **{f"{name}_port": self._port(name) for name in self.listeners},
         }
         temporary = self.run / "serve.json.new"
@@ -127,9 +157,10 @@ class Supervisor:
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno())
         self._signal_pair = (reader, writer)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD):
             signal.signal(number, _ignore)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD)
         self.family.selector.register(reader, selectors.EVENT_READ, self._take_signals)
         if self.job["stop_with_stdin"]:
             self.family.selector.register(0, selectors.EVENT_READ, self._take_stdin)
@@ -145,24 +176,76 @@ class Supervisor:
             self.family.note_death()
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._begin_stop()
+        elif signal.SIGUSR2 in numbers:
+            self._begin_restart()
 
     def _begin_stop(self) -> None:
-        if self.stop_s is not None:
+        if self.stop_s is not None and self._successor is None:
             # Asked a second time: do not wait for requests.
             self.stop_s = 0.0
             return
-        self.stop_s = time.monotonic() + DRAIN_S
-        self.family.say("stopping")
+        self._successor = None
+        self._drain("stopping")
+        self._close_s = time.monotonic() + self.config["drain_s"]
+
+    def _begin_restart(self) -> None:
+        """Read what this process is to go on with, and end the fronts."""
+        if self.stop_s is not None:
+            return
+        path = self.run / SUCCESSOR_FILE
+        try:
+            job: dict[str, Any] = json.loads(path.read_text())
+            path.unlink()
+            kept = {name: self.config[name] for name in ("home", "num_fronts")}
+            if {name: job["config"][name] for name in kept} != kept:
+                raise ValueError("it is for another server")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.family.say(f"no restart: {path} cannot be used ({error!r})")
+            return
+        self._successor = job
+        self._drain("restarting")
+
+    def _drain(self, what: str) -> None:
+        drain_s: float = self.config["drain_s"]
+        self.stop_s = time.monotonic() + drain_s + DRAIN_S
+        self.family.say(f"{what}; new connections are served for {drain_s:g} s more")
         self.family.drain()
 
+    def _close_listeners(self) -> None:
+        """Let nobody connect any more. Fronts take those that have, and close their copies."""
+        self._close_s = None
+        for name in LISTENERS:
+            for sock in self.listeners.pop(name):
+                with sock, contextlib.suppress(OSError):  # without the filter one that connects now may be reset
+                    refuse_connects(sock)
+
     def run_forever(self) -> int:
-        """Serve until told to stop; returns the exit code."""
+        """Serve until told to stop; returns the exit code. Where it is succeeded, it does not return."""
         while self.stop_s is None or (time.monotonic() < self.stop_s and self.family.running("front")):
-            self.family.turn(self.stop_s)
+            self.family.turn(self.stop_s if self._close_s is None else self._close_s)
+            if self._close_s is not None and self._close_s <= time.monotonic():
+                self._close_listeners()
         self.family.stop_all()
+        if self._successor is not None:
+            self._become(self._successor)
         with contextlib.suppress(FileNotFoundError):
             (self.run / "serve.json").unlink()
         return 0
+
+    def _become(self, job: dict[str, Any]) -> NoReturn:
+        """Run the program anew in this process, as it is on disk by now, with the ports and the lock of this server."""
+        assert self._lock is not None
+        listeners = {name: [sock.fileno() for sock in sockets] for name, sockets in self.listeners.items()}
+        num_restarts = 1 if self._inherited is None else self._inherited["num_restarts"] + 1
+        job["inherited"] = {"lock": self._lock.fileno(), "listeners": listeners, "num_restarts": num_restarts}
+        for fd in (self._lock.fileno(), *(fd for fds in listeners.values() for fd in fds)):
+            os.set_inheritable(fd, True)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        # Kept by the kernel until the successor is ready to hear of them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "argosy.serve.node.supervisor", json.dumps(job)])  # noqa: S606
 
     # what children are told
 
@@ -196,7 +279,8 @@ class Supervisor:
     def _link(self, front: Child, other: Child) -> None:
         """Connect a front with the control process (a stream) or with a worker (packets)."""
         kind = socket.SOCK_STREAM if other.kind == "control" else socket.SOCK_SEQPACKET
-        for_front, for_other = NewLink(other.name, other.kind, other.pid), NewLink(front.name, front.kind, front.pid)
+        is_loaded = isinstance(other.report, Ready)
+        for_front, for_other = NewLink(other.name, other.kind, other.pid, is_loaded), NewLink(front.name, front.kind, front.pid)
         try:
             left, right = socket.socketpair(socket.AF_UNIX, kind)
         except OSError:
@@ -240,6 +324,10 @@ class Supervisor:
                     self._tell_control(WorkerGone(name))
             case Accuse() as accusation:
                 self._judge(child, accusation)
+            case Held() as held:
+                self._weigh(held)
+            case Alive():
+                child.pulse.hear()
             case AskLink(peer):
                 for other in self.family.running("control", "worker"):
                     if other.name == peer:
@@ -262,6 +350,22 @@ class Supervisor:
         fields: dict[str, Any] = {**vars(report), "join_refusal": end.reason, "escape": end.difference}
         child.report = Ready(**fields)
         self._tell_control(self._describe(child))
+
+    def _weigh(self, held: Held) -> None:
+        """End a worker that hangs: a front has given it up, and no other front has a batch there that may be what it works on."""
+        worker = self.family.children.get(held.name)
+        if worker is None or worker.kind != "worker" or not worker.pid or worker.pid != held.pid:
+            return  # it has ended meanwhile
+        now = time.monotonic()
+        if not held.is_given_up:
+            worker.awaited_s = now
+            return
+        if now - worker.doubted_s > HEARD_S:
+            worker.doubted_since_s = now
+        worker.doubted_s = now
+        # Other fronts are heard first.
+        if self.config["num_fronts"] == 1 or (now - worker.doubted_since_s > HEARD_S and now - worker.awaited_s > HEARD_S):
+            self.family.condemn(worker, f"it hangs: it has been at one batch for {held.held_s:.1f} s, and nobody waits for that")
 
     def _judge(self, child: Child, accusation: Accuse) -> None:
         """End whom a child accuses of what it does on their link."""

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "TABLE",
     "Accuse",
+    "Alive",
     "Answer",
     "ArrivalsAnswer",
     "Ask",
@@ -30,10 +31,12 @@ __all__ = [
     "AskBusy",
     "AskLink",
     "AskStats",
+    "Beat",
     "BusyAnswer",
     "EndOfWorkers",
     "ErrandDone",
     "ForkWorker",
+    "Held",
     "Hello",
     "JoinEnded",
     "LaneStats",
@@ -131,6 +134,25 @@ class Accuse(Message):
     pid: int
     """Of the accused, as `NewLink` gave it: another may have its name by now."""
     reason: str
+
+
+class Held(Message):
+    """A worker of this front is at something for a while; said every second, as long as that is so."""
+
+    name: str
+    pid: int
+    """As in `Accuse`."""
+    is_given_up: bool
+    """Far longer than it should take, and nobody waits for it."""
+    held_s: float
+
+
+class Beat(Message):
+    """Are you there?"""
+
+
+class Alive(Message):
+    """To `Beat`."""
 
 
 class Ready(Message):
@@ -239,6 +261,8 @@ class NewLink(Message):
     peer: str
     kind: str
     pid: int
+    is_loaded: bool = False
+    """It is a worker that has loaded its model."""
 
 
 class AskLink(Message):
@@ -410,6 +434,9 @@ TABLE: Final[dict[str, Way]] = {
     "refused": Way(Refused, ("worker",), ("supervisor",), max_bytes=_MAX_REPORT_BYTES),
     "start_worker": Way(StartWorker, ("control",), ("supervisor",), max_bytes=_MAX_SPEC_BYTES),
     "stop_worker": Way(StopWorker, ("control",), ("supervisor",)),
+    "held": Way(Held, ("front",), ("supervisor",)),
+    "beat": Way(Beat, ("supervisor",), ("control", "front")),
+    "alive": Way(Alive, ("control", "front"), ("supervisor",)),
     "accuse": Way(Accuse, ("control", "front"), ("supervisor",)),
     "table": Way(PutTable, ("control",), ("front",), max_bytes=_MAX_TABLE_BYTES),
     "table_taken": Way(TableTaken, ("front",), ("control",)),

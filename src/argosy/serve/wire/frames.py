@@ -10,6 +10,9 @@ arena for inputs and one for outputs. An output that does not fit comes in a des
                       REPLY  slot, rows, sequence, nanoseconds in the runtime, output tensors
                       ERROR  flags, slot, sequence, text    (the batch failed, the worker lives)
 
+Who has no descriptor or memory left for an arena fails that batch alone, and the next one brings arenas anew: of the link itself
+nothing depends on them.
+
 STREAMS passes one end of a socket pair, once: raw requests travel as `stream_frames.py` says.
 
 NumPy and the standard library only: any interpreter can host a worker.
@@ -43,6 +46,7 @@ __all__ = [
     "MAX_EMPTY_PRODUCT",
     "MAX_TENSORS",
     "NANOSECONDS",
+    "NO_ROOM",
     "NUM_SLOTS",
     "Arena",
     "Kind",
@@ -82,6 +86,8 @@ FORM_COUNTED: Final = 2
 """As FORM_RAW; the answer then ends with one more output, the tokens of each row, INT64."""
 INPUT_FAULT: Final = 1
 """Flag of ERROR: a row of the batch is not what the version takes, and its sender is at fault."""
+NO_ROOM: Final = 2
+"""Flag of ERROR: the worker has no descriptor or memory left for the batch's arenas, and keeps none for its slot."""
 
 
 class Kind:
@@ -248,10 +254,19 @@ def flatten_bytes(array_: NDArray[Any]) -> bytes:
 
 def make_arena(size_bytes: int) -> tuple[int, Arena]:
     """Make a sealed anonymous memory file and map it; returns its descriptor and the arena."""
-    fd = os.memfd_create("argosy-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    return _make_memory("argosy-arena", size_bytes)
+
+
+def make_output(size_bytes: int) -> tuple[int, Arena]:
+    """A memory file for an output that does not fit the arena; sealed, so that it cannot shrink under the front."""
+    return _make_memory("argosy-output", size_bytes)
+
+
+def _make_memory(name: str, size_bytes: int) -> tuple[int, Arena]:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size_bytes)
-        # Unsealed, a worker that truncates the file would kill the front with SIGBUS.
+        # Unsealed, a process that truncates the file would kill the other one with SIGBUS.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _RESIZE_SEALS | fcntl.F_SEAL_SEAL)
         return fd, Arena(mmap.mmap(fd, size_bytes))
     except BaseException:
@@ -259,29 +274,23 @@ def make_arena(size_bytes: int) -> tuple[int, Arena]:
         raise
 
 
-def make_output(size_bytes: int) -> tuple[int, Arena]:
-    """A memory file for an output that does not fit the arena; sealed, so that it cannot shrink under the front."""
-    fd = os.memfd_create("argosy-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size_bytes)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd, Arena(mmap.mmap(fd, size_bytes))
-
-
 def map_arena(fd: int, access: int = mmap.ACCESS_WRITE) -> Arena:
     """Map an arena that the peer sent, and close its descriptor.
 
     Raises:
         LinkError: it can still be resized, or is empty.
+        OSError: there is no memory for it.
     """
     try:
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _RESIZE_SEALS != _RESIZE_SEALS:
+        try:
+            seals, size_bytes = fcntl.fcntl(fd, fcntl.F_GET_SEALS), os.fstat(fd).st_size
+        except OSError as error:
+            raise LinkError(f"arena is no memory file: {error}") from error
+        if seals & _RESIZE_SEALS != _RESIZE_SEALS:
             raise LinkError("arena is not sealed")
-        size_bytes = os.fstat(fd).st_size
         if size_bytes == 0:
             raise LinkError("arena is empty")
         return Arena(mmap.mmap(fd, size_bytes, access=access))
-    except OSError as error:
-        raise LinkError(f"arena cannot be mapped: {error}") from error
     finally:
         os.close(fd)
 

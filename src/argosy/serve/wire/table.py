@@ -39,6 +39,8 @@ class LaneEntry(msgspec.Struct, frozen=True):
     """Why only rows of equal lengths are joined, where the signature is ragged."""
     service: tuple[tuple[int, int, float], ...] = ()
     """Rows, length (0 where not ragged) and seconds of the batches that a worker measured at its warm-up."""
+    is_down: bool = False
+    """None of its workers is to be expected soon: none is there, or those that are fail to load again and again."""
     max_streams: int = 0
     """Raw requests that a replica answers at once for each front; 0 where the version has no raw endpoint."""
 

@@ -52,6 +52,23 @@ class _LinkEnd:
         self.inputs: list[frames.Arena | None] = [None] * frames.NUM_SLOTS
         self.outputs: list[frames.Arena | None] = [None] * frames.NUM_SLOTS
 
+    def take_arenas(self, slot: int, fds: list[int]) -> None:
+        """Map a slot's arenas, and close their descriptors; where there is no room for them, the slot has none.
+
+        Raises:
+            LinkError: they are none that can be used.
+        """
+        self.inputs[slot] = self.outputs[slot] = None
+        arenas: list[frames.Arena] = []
+        for fd in fds:
+            try:
+                arenas.append(frames.map_arena(fd))
+            except OSError as error:
+                print(f"an arena cannot be mapped: {error}", file=sys.stderr, flush=True)
+        # Descriptors that this process has no room for have not come.
+        if len(arenas) == 2:
+            self.inputs[slot], self.outputs[slot] = arenas
+
 
 class Worker:
     """One replica.
@@ -127,7 +144,7 @@ class Worker:
             if slot >= frames.NUM_SLOTS:
                 raise frames.LinkError("unknown slot")
             if kind == frames.Kind.ARENA:
-                front.inputs[slot], front.outputs[slot] = (frames.map_arena(fd) for fd in fds)
+                front.take_arenas(slot, fds)
             elif kind == frames.Kind.BATCH:
                 self._run(front, frame, flags, slot, rows, sequence)
             elif kind == frames.Kind.STREAMS and len(fds) == 1:
@@ -152,23 +169,31 @@ class Worker:
             self.poll.unregister(front.sock.fileno())
             front.sock.close()
 
-    def _send(self, front: _LinkEnd, frame: bytes) -> None:
+    def _send(self, front: _LinkEnd, frame: bytes, fd: int = -1) -> None:
+        """Send a frame, and with it a descriptor, which is closed."""
         try:
-            front.sock.send(frame, socket.MSG_NOSIGNAL)
+            if fd < 0:
+                front.sock.send(frame, socket.MSG_NOSIGNAL)
+            else:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                front.sock.sendmsg([frame], rights, socket.MSG_NOSIGNAL)
         except OSError:
             self._drop(front)
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _run(self, front: _LinkEnd, frame: bytes, form: int, slot: int, rows: int, sequence: int) -> None:
-        arena = front.inputs[slot]
-        if arena is None:
-            raise frames.LinkError("a batch came before its arena")
+        arena, outputs = front.inputs[slot], front.outputs[slot]
+        if arena is None or outputs is None:
+            self._send_no_room(front, "its arenas could not be mapped", slot, sequence)
+            return
         if form and (self.model.preprocessor is None or form > FORM_COUNTED):
             raise frames.LinkError("unknown form")
         names = self.model.raw_names if form else self.model.names
         inputs = dict(zip(names, _read_inputs(arena, frame[frames.HEADER.size :]), strict=True))
-        outputs = front.outputs[slot]
         runtime = self.model.runtime
-        assert outputs is not None and runtime is not None
+        assert runtime is not None
         try:
             before = time.perf_counter_ns()
             answer = self.model.infer_form(inputs, form) if form else runtime.infer(inputs)
@@ -184,14 +209,22 @@ class Worker:
         except BaseException as error:  # the model's own code: whatever it raises belongs to this batch alone
             self._send_failure(front, error, slot, sequence)
             return
+        fd = -1
         if layout is None:
             # What had to be converted is looked at each time.
-            self._reply_new(front, slot, rows, sequence, nanoseconds, arrays, key if arrays is given else None)
+            try:
+                fd, layout = _place_outputs(outputs, arrays, key if arrays is given else None)
+            except (OSError, MemoryError) as error:
+                self._send_no_room(front, str(error), slot, sequence)
+                return
+            except Exception as error:  # what the model gave cannot be sent, and that belongs to this batch alone
+                self._send_failure(front, error, slot, sequence)
+                return
         else:
             for view, output in zip(layout.views, arrays, strict=True):
                 view[...] = output
-            head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
-            self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
+        head = frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence)
+        self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described, fd)
         if self.watch is not None and rows > 1:
             self.watch.note(inputs, dict(zip(self.answers.names, arrays, strict=False)), form, rows)
 
@@ -209,45 +242,44 @@ class Worker:
         data = text.encode(errors="replace")[:MAX_ERROR_BYTES]
         self._send(front, frames.HEADER.pack(frames.Kind.ERROR, flags, slot, 0, sequence) + data)
 
-    def _reply_new(
-        self,
-        front: _LinkEnd,
-        slot: int,
-        rows: int,
-        sequence: int,
-        nanoseconds: int,
-        arrays: list[NDArray[Any]],
-        key: Hashable | None,
-    ) -> None:
-        """Reply with outputs of shapes that the slot has not had, or has forgotten; None as a key: or must not keep."""
-        codes = [CODES[output.dtype] for output in arrays]
-        columns = [
-            np.frombuffer(frames.flatten_bytes(output), np.uint8) if code == OBJECT else output
-            for code, output in zip(codes, arrays, strict=True)
-        ]
-        kinds = [(column.nbytes, code, output.shape) for column, code, output in zip(columns, codes, arrays, strict=True)]
-        tensors, num_bytes = frames.place_tensors(kinds)
-        arena = front.outputs[slot]
-        assert arena is not None
-        fd = -1
-        if num_bytes > arena.num_bytes:
-            fd, arena = frames.make_output(num_bytes)
+    def _send_no_room(self, front: _LinkEnd, text: str, slot: int, sequence: int) -> None:
+        """Fail a batch for which there is no descriptor or memory left; its slot begins anew."""
+        print(f"no room for a batch: {text}", file=sys.stderr, flush=True)
+        front.inputs[slot] = front.outputs[slot] = None
+        head = frames.HEADER.pack(frames.Kind.ERROR, frames.NO_ROOM, slot, 0, sequence)
+        self._send(front, head + text.encode(errors="replace")[:MAX_ERROR_BYTES])
+
+
+def _place_outputs(arena: frames.Arena, arrays: list[NDArray[Any]], key: Hashable | None) -> tuple[int, frames.Layout]:
+    """Write outputs of shapes that their arena has not had, or has forgotten.
+
+    Returns:
+        The descriptor of an arena of their own where they do not fit, else -1; and where they stand.
+
+    Raises:
+        OSError: there is no descriptor or memory for that.
+    """
+    codes = [CODES[output.dtype] for output in arrays]
+    columns = [
+        np.frombuffer(frames.flatten_bytes(output), np.uint8) if code == OBJECT else output
+        for code, output in zip(codes, arrays, strict=True)
+    ]
+    kinds = [(column.nbytes, code, output.shape) for column, code, output in zip(columns, codes, arrays, strict=True)]
+    tensors, num_bytes = frames.place_tensors(kinds)
+    fd = -1
+    if num_bytes > arena.num_bytes:
+        fd, arena = frames.make_output(num_bytes)
+    try:
         layout = arena.view(tensors)
         for view, column in zip(layout.views, columns, strict=True):
             view[...] = column
-        if fd < 0 and key is not None and OBJECT not in codes:
-            arena.keep(key, layout)
-        head = frames.HEADER.pack(frames.Kind.REPLY, fd >= 0, slot, rows, sequence)
-        frame = head + frames.NANOSECONDS.pack(nanoseconds) + layout.described
-        if fd < 0:
-            self._send(front, frame)
-            return
-        try:
-            front.sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))], socket.MSG_NOSIGNAL)
-        except OSError:
-            self._drop(front)
-        finally:
+    except BaseException:
+        if fd >= 0:
             os.close(fd)
+        raise
+    if fd < 0 and key is not None and OBJECT not in codes:
+        arena.keep(key, layout)
+    return fd, layout
 
 
 def _read_inputs(arena: frames.Arena, described: bytes) -> list[NDArray[Any]]:
