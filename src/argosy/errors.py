@@ -148,6 +148,10 @@ MESSAGES: dict[str, Message] = {
         "The store's database {path} has schema {got}, this Argosy knows them up to {known}",
         "use the newer Argosy that wrote it",
     ),
+    "missing_database": Message(
+        "The store's database {path} is missing or empty, while the store holds versions",
+        "restore it from a backup; what runs goes on, and commands work again once it is there",
+    ),
     "damaged_database": Message("The store's database {path} is damaged: {detail}", "restore ARGOSY_HOME from a backup"),
     "bad_manifest": Message("The description of {what} cannot be used: {detail}"),
     "bad_file_name": Message("File name {got!r} is not valid in an artifact: {detail}", "use a plain name, such as model.onnx"),

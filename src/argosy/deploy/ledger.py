@@ -72,6 +72,11 @@ class Standing(NamedTuple):
     """Version of the model of this name."""
 
 
+def _name_of(statement: str) -> str:
+    """Of what a statement of the schema creates."""
+    return statement.split("IF NOT EXISTS ")[1].split()[0]
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -89,9 +94,13 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        with self.store.transaction() as db:
-            for statement in _SCHEMA:
-                db.execute(statement)
+        # Written only where something is missing: what can be read is read on a full disk, too.
+        with store.snapshot() as db:
+            known = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        if missing := [statement for statement in _SCHEMA if _name_of(statement) not in known]:
+            with store.transaction() as db:
+                for statement in missing:
+                    db.execute(statement)
 
     # what has changed
 
