@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import shutil
 import tempfile
 import time
@@ -21,12 +22,13 @@ from starlette.routing import Route
 
 from argosy.deploy.lanes import DesiredLane, Lanes
 from argosy.deploy.spec import DeploymentSpec, Rollout
-from argosy.errors import ArgosyError, AuthError, InputError, NotFoundError, list_choices
+from argosy.errors import ArgosyError, AuthError, FaultError, InputError, NotFoundError, list_choices
 from argosy.serve.dispatch.recorder import unpack_arrivals
 from argosy.serve.wire.counters import Counters
 from argosy.signature import check_name
+from argosy.store.temporary import explain_write
 
-__all__ = ["build_admin"]
+__all__ = ["Admin", "build_admin"]
 
 _NUM_ROLLOUTS: Final = 5
 _MAX_WAIT_S: Final = 30.0
@@ -54,7 +56,6 @@ class Admin:
         self.logs = home / "run" / "logs"
         self.uploads = home / "run" / "uploads"
         shutil.rmtree(self.uploads, ignore_errors=True)
-        self.uploads.mkdir(mode=0o700)
 
     async def get_status(self, request: Request) -> Any:
         """Deployments with their lanes, workers, latest rollouts and problems."""
@@ -189,8 +190,10 @@ class Admin:
         if name not in names:
             raise NotFoundError("unknown_choice", kind="log", got=name[:200], known=list_choices(names))
         size = int(min(_read_number(request, "max_bytes", 16384), _MAX_LOG_BYTES))
-        data = (self.logs / f"{name}.log").read_bytes()
-        return {"name": name, "text": data[max(0, len(data) - size) :].decode(errors="replace")}
+        with (self.logs / f"{name}.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            data = file.read(size)
+        return {"name": name, "text": data.decode(errors="replace")}
 
     async def post_version(self, request: Request) -> Any:
         """Publish the ONNX file that is the body as the next version of a model."""
@@ -198,12 +201,16 @@ class Admin:
 
         name = check_name(request.path_params["name"])
         # On disk, so that a large body does not fill the memory; what a killed process left goes at the next start.
-        with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
-            path = Path(folder) / "model.onnx"
-            with path.open("wb") as file:
-                async for chunk in request.stream():
-                    await asyncio.to_thread(file.write, chunk)
-            version = await asyncio.to_thread(import_onnx, self.ledger.store, path, name)
+        try:
+            self.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
+                path = Path(folder) / "model.onnx"
+                with path.open("wb") as file:
+                    async for chunk in request.stream():
+                        await asyncio.to_thread(file.write, chunk)
+                version = await asyncio.to_thread(import_onnx, self.ledger.store, path, name)
+        except OSError as error:
+            raise explain_write(self.uploads, error) from error
         return {"name": version.name, "version": version.number, "digest": version.digest}
 
 
@@ -233,16 +240,13 @@ _ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
 )
 
 
-def build_admin(lanes: Lanes, counters: Counters, home: Path, token: str) -> Starlette:
+def build_admin(find: Callable[[], Admin], token: str) -> Starlette:
     """The application that the admin listener serves.
 
     Args:
-        lanes: of the node; who keeps them carries out what is asked.
-        counters: the node's counters.
-        home: ARGOSY_HOME.
+        find: gives the handlers; raises an ArgosyError while there are none, which is the answer then.
         token: what a caller must show.
     """
-    admin = Admin(lanes, counters, home)
     expected = f"Bearer {token}".encode()
 
     class Guard(BaseHTTPMiddleware):
@@ -257,12 +261,15 @@ def build_admin(lanes: Lanes, counters: Counters, home: Path, token: str) -> Sta
     def wrap(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             try:
-                return Response(msgspec.json.encode(await handler(admin, request)), media_type="application/json")
+                return Response(msgspec.json.encode(await handler(find(), request)), media_type="application/json")
             except ArgosyError as error:
                 return _answer_error(error)
             except ClientDisconnect:
                 # Nobody reads this answer.
                 return _answer_error(InputError("bad_http", detail="the client left before its request was complete"))
+            except OSError as error:
+                # The machine has no descriptor left, or a log has gone.
+                return _answer_error(FaultError("internal", detail=str(error)))
 
         return endpoint
 

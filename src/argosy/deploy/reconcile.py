@@ -68,7 +68,7 @@ class Reconciler:
             try:
                 await self.reconcile()
                 fault = ""
-            except ArgosyError as error:
+            except (ArgosyError, OSError) as error:
                 if str(error) != fault:
                     fault = str(error)
                     self._lanes.log(f"reconcile: {fault}")

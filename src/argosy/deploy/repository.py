@@ -20,7 +20,7 @@ from argosy.serve.wire.control_messages import ErrandDone, LoadModel, UnloadMode
 from argosy.serve.wire.table import RepositoryEntry
 from argosy.signature import check_name
 
-__all__ = ["Repository", "describe_name"]
+__all__ = ["Repository", "describe_failure", "describe_name"]
 
 _POLL_S: Final = 0.02
 _MAX_REASON: Final = 300
@@ -54,6 +54,11 @@ def _last_word(ledger: Ledger, rollout: Rollout) -> str:
     return events[-1].detail if events and events[-1].step == "failed" else "its rollout was ended before it was done"
 
 
+def describe_failure(message: LoadModel | UnloadModel, error: ArgosyError) -> ErrandDone:
+    """The answer to what was asked for and could not be done."""
+    return ErrandDone(message.errand, type(error).__name__, fit_text(error.message), fit_text(error.hint))
+
+
 class Repository:
     """Carries out what clients ask for through fronts.
 
@@ -78,7 +83,7 @@ class Repository:
             else:
                 await self._unload(name)
         except ArgosyError as error:
-            return ErrandDone(message.errand, type(error).__name__, fit_text(error.message), fit_text(error.hint))
+            return describe_failure(message, error)
         except Exception as error:  # the edge of a task: the client must be told, and the control process go on
             traceback.print_exc()
             return ErrandDone(message.errand, "FaultError", f"Internal error: {type(error).__name__}")
@@ -125,11 +130,15 @@ class Repository:
             NotFoundError: there is none of this name.
         """
         self._ledger.remove_deployment(name)
+        # Those that it had: a load that comes meanwhile makes others of the same name.
+        leaving = self._lanes.list_lanes(name)
         self._lanes.wake.set()
-        # Before that, a deployment that was there at the start may have no lane yet.
-        await self._lanes.settled.wait()
+        if not self._lanes.settled.is_set():
+            # A deployment that was there at the start may have no lane yet.
+            await self._lanes.settled.wait()
+            leaving = self._lanes.list_lanes(name)
         while True:
-            if not self._lanes.list_lanes(name):
+            if not any(lane in leaving and not lane.is_draining for lane in self._lanes.list_lanes(name)):
                 break
             await asyncio.sleep(_POLL_S)
         await self._lanes.publish(name)
