@@ -416,11 +416,16 @@ MESSAGES: dict[str, Message] = {
     "needs_names": Message("Model {model!r} has {got} inputs: {known}", "give a dict of input name to array"),
     # deployments
     "no_server": Message("No server runs for this ARGOSY_HOME ({home})", "start one with: argosy serve"),
+    "server_hidden": Message(
+        "A server (process {pid}) runs for this ARGOSY_HOME ({home}), but {path}, which says where it is, is missing or damaged",
+        "the server writes it anew within 10 s, if the disk takes it: try again then",
+    ),
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
     "server_failed": Message("The server did not start: {detail}"),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
-    "rollout_running": Message(
-        "Deployment {name!r} is being rolled out to version {version}", "wait for it to end, then try again"
+    "signature_changes": Message(
+        "Version {version} has another signature than {live}, which is live as {name!r}: {differences}",
+        "clients of the live version would fail; if they are ready, say so with --allow-signature-change",
     ),
     "rollout_failed": Message("Rollout of {name!r} to version {version} failed at step {step}: {detail}"),
     "does_not_fit": Message("Version {version} of {name!r} needs about {needed} of memory, {free} of the limit {limit} are free"),

@@ -105,17 +105,19 @@ def test_python_code_needs_an_opt_in(home: Home) -> None:
             np.testing.assert_array_equal(client.predict("code", {"x": row(1)})["y"], row(2))
 
 
-def test_rollback_goes_to_the_version_that_last_held_the_traffic(two_versions: Home) -> None:
+def test_rollbacks_go_back_through_what_was_live(two_versions: Home) -> None:
     two_versions.publish_scale(factor=4.0)
     with two_versions.serve("scale@1") as server, server.admin() as admin, server.client() as client:
         with pytest.raises(ConflictError, match="nothing to roll back"):
             admin.rollback("scale")
         server.deploy("scale@2")
         server.deploy("scale@3")
-        for expected in ("2", "3"):
+        for expected in ("2", "1"):
             rollout = admin.rollback("scale")
             assert [event.step for event in admin.follow(rollout.id)][-1] == "done"
             assert client.predict("scale", {"x": row(1)}).version == expected
+        with pytest.raises(ConflictError, match="nothing to roll back"):
+            admin.rollback("scale")
 
 
 def test_replicas_grow_and_shrink_without_loss(two_versions: Home) -> None:

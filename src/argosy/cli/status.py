@@ -22,6 +22,7 @@ def status(shell: Shell) -> None:
     shell.show(
         {"pid": admin.pid, "addresses": admin.addresses, **found},
         f"server: process {admin.pid}, " + ", ".join(f"{name} {address}" for name, address in admin.addresses.items()),
+        f"ready: {'yes' if found['is_ready'] else 'no'}",
         f"memory: {format_bytes(found['memory_free_bytes'])} free of {format_bytes(found['memory_limit_bytes'])}",
         Table(columns, rows) if rows else "nothing is deployed; argosy deploy NAME deploys a model",
         *notes,
@@ -51,7 +52,9 @@ def _build_status_rows(deployment: dict[str, Any]) -> list[tuple[str, ...]]:
 def _list_notes(deployment: dict[str, Any]) -> list[str]:
     """What a table has no column for: problems, deaths, why rows are not joined, rollouts under way or failed."""
     name = deployment["spec"]["name"]
-    notes = [f"{name}: {deployment['problem']}"] if deployment["problem"] else []
+    notes = [f"{name} is not ready: {deployment['reason']}"] if not deployment["is_ready"] else []
+    if deployment["problem"] and deployment["problem"] != deployment["reason"]:
+        notes.append(f"{name}: {deployment['problem']}")
     for lane in deployment["lanes"]:
         if lane["join_refusal"]:
             notes.append(f"{name} version {lane['version']}: rows are not joined: {lane['join_refusal']}")

@@ -21,7 +21,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from argosy.deploy.lanes import DesiredLane, Lanes
-from argosy.deploy.spec import DeploymentSpec, Rollout
+from argosy.deploy.repository import describe_name, explain_unready
+from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, FaultError, InputError, NotFoundError, list_choices
 from argosy.serve.dispatch.recorder import unpack_arrivals
 from argosy.serve.wire.counters import Counters
@@ -34,6 +35,7 @@ _NUM_ROLLOUTS: Final = 5
 _MAX_WAIT_S: Final = 30.0
 _POLL_S: Final = 0.02
 _MAX_LOG_BYTES: Final = 1 << 20
+_SIGNATURE_FLAG: Final = "allow_signature_change"
 _MAX_ID_DIGITS: Final = 18  # the database's integers have 63 bits
 
 Handler = Callable[["Admin", Request], Awaitable[Any]]
@@ -66,24 +68,36 @@ class Admin:
                 ready.setdefault((lane.name, lane.version), []).append(lane.replicas)
         rollouts = self.ledger.list_latest_rollouts(_NUM_ROLLOUTS)
         deployments = [
-            self._describe(d.spec, d.is_live, ready, rollouts.get(d.spec.name, [])) for d in self.ledger.list_deployments()
+            self._describe(deployment, ready, rollouts.get(deployment.spec.name, []))
+            for deployment in self.ledger.list_deployments()
         ]
-        free = self.node.free_memory_bytes()
-        limit = self.node.memory_limit_bytes
-        return {"fronts": sorted(answers), "memory_limit_bytes": limit, "memory_free_bytes": free, "deployments": deployments}
-
-    def _describe(
-        self, spec: DeploymentSpec, is_live: bool, ready: dict[tuple[str, str], list[int]], rollouts: list[Rollout]
-    ) -> Any:
-        lanes = [self._describe_lane(lane, ready) for lane in self.lanes.list_lanes(spec.name)]
         return {
-            "spec": msgspec.to_builtins(spec),
-            "is_live": is_live,
-            "is_ready": any(lane["ready_replicas"] and not lane["is_draining"] for lane in lanes),
-            "problem": self.lanes.problems.get(spec.name, ""),
+            "is_ready": all(deployment["is_ready"] for deployment in deployments),
+            "fronts": sorted(answers),
+            "memory_limit_bytes": self.node.memory_limit_bytes,
+            "memory_free_bytes": self.node.free_memory_bytes(),
+            "deployments": deployments,
+        }
+
+    def _describe(self, deployment: Deployment, ready: dict[tuple[str, str], list[int]], rollouts: list[Rollout]) -> Any:
+        name = deployment.spec.name
+        lanes = [self._describe_lane(lane, ready) for lane in self.lanes.list_lanes(name)]
+        is_ready = any(lane["ready_replicas"] and not lane["is_draining"] for lane in lanes)
+        return {
+            "spec": msgspec.to_builtins(deployment.spec),
+            "is_live": deployment.is_live,
+            "is_ready": is_ready,
+            "reason": "" if is_ready else self._explain(deployment),
+            "problem": self.lanes.problems.get(name, ""),
             "lanes": lanes,
             "rollouts": [msgspec.to_builtins(rollout) for rollout in rollouts],
         }
+
+    def _explain(self, deployment: Deployment) -> str:
+        """Why a deployment is not ready."""
+        name = deployment.spec.name
+        known = describe_name(self.ledger, name, self.ledger.read_standings([name])[name], self.lanes.problems.get(name, ""))
+        return (known.reason if known is not None else "") or explain_unready(self.node.workers.of(name))
 
     def _describe_lane(self, lane: DesiredLane, ready: dict[tuple[str, str], list[int]]) -> dict[str, Any]:
         workers = [worker for name in lane.workers if (worker := self.node.workers.get(name)) is not None]
@@ -122,7 +136,7 @@ class Admin:
             raise InputError("bad_json", detail=str(error)) from None
         if spec.name != request.path_params["name"]:
             raise InputError("bad_option", option="name", got=spec.name, expected=request.path_params["name"])
-        return self._accept(self.ledger.request_rollout(spec))
+        return self._accept(self.ledger.request_rollout(spec, allow_signature_change=_read_flag(request)))
 
     async def delete_deployment(self, request: Request) -> Any:
         """Forget a deployment and stop its workers."""
@@ -131,8 +145,9 @@ class Admin:
         return {"removed": request.path_params["name"]}
 
     async def post_rollback(self, request: Request) -> Any:
-        """Roll back to the version that last held all of the traffic."""
-        return self._accept(self.ledger.request_rollback(request.path_params["name"]))
+        """Roll back to the version that held all of the traffic before."""
+        name = request.path_params["name"]
+        return self._accept(self.ledger.request_rollback(name, allow_signature_change=_read_flag(request)))
 
     def _accept(self, rollout: Rollout) -> Any:
         self.lanes.wake.set()
@@ -212,6 +227,14 @@ class Admin:
         except OSError as error:
             raise explain_write(self.uploads, error) from error
         return {"name": version.name, "version": version.number, "digest": version.digest}
+
+
+def _read_flag(request: Request) -> bool:
+    """Whether a rollout may change the signature."""
+    text = request.query_params.get(_SIGNATURE_FLAG, "false")
+    if text not in ("true", "false"):
+        raise InputError("bad_parameter", name=_SIGNATURE_FLAG, got=text[:40], expected="true or false")
+    return text == "true"
 
 
 def _read_number(request: Request, name: str, default: float) -> float:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import traceback
+from collections.abc import Iterable
 from typing import Final
 
 from argosy.deploy.lanes import Lanes
 from argosy.deploy.ledger import Ledger, Standing
+from argosy.deploy.node import WorkerHandle
 from argosy.deploy.spec import DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, FaultError, NotAllowedError
 from argosy.runtimes.base import CODE_RUNTIMES
@@ -20,7 +22,7 @@ from argosy.serve.wire.control_messages import ErrandDone, LoadModel, UnloadMode
 from argosy.serve.wire.table import RepositoryEntry
 from argosy.signature import check_name
 
-__all__ = ["Repository", "describe_failure", "describe_name"]
+__all__ = ["Repository", "describe_failure", "describe_name", "explain_unready"]
 
 _POLL_S: Final = 0.02
 _MAX_REASON: Final = 300
@@ -41,7 +43,18 @@ def describe_name(ledger: Ledger, name: str, standing: Standing, problem: str) -
     reason = problem
     if not reason and not deployment.is_live:
         reason = "it is being loaded" if standing.rollout is not None else _explain_absence(ledger, name)
-    return RepositoryEntry(name, str(deployment.spec.version), reason[:_MAX_REASON])
+    return RepositoryEntry(name, str(deployment.spec.version), reason[:_MAX_REASON], is_wanted=True)
+
+
+def explain_unready(workers: Iterable[WorkerHandle]) -> str:
+    """Say why a version that holds the traffic has no replica that is ready, as far as nothing else is known."""
+    known = list(workers)
+    for worker in known:
+        if worker.num_deaths:
+            return (
+                f"worker {worker.name} has died {worker.num_deaths} times, last: {worker.last_death or 'before this was noted'}"
+            )
+    return f"worker {known[0].name} is loading" if known else "no worker has been started yet"
 
 
 def _explain_absence(ledger: Ledger, name: str) -> str:
@@ -94,8 +107,7 @@ class Repository:
 
         Raises:
             NotFoundError: no such model or version.
-            NotAllowedError: it may run code, and the deployment does not allow that.
-            ConflictError: the deployment is being rolled out to another version.
+            NotAllowedError: it may run code, and the deployment does not allow that; or its signature is another one.
             FaultError: it could not be loaded.
         """
         deployment = self._ledger.read_standings([name])[name].deployment
