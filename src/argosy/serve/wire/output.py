@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -14,15 +15,24 @@ if TYPE_CHECKING:
 __all__ = ["guard_output"]
 
 
+_PIPE_BYTES: Final = 4096
+"""A pipe that has room takes so much at once without waiting for its reader."""
+
+
 class _Lossy(io.FileIO):
-    """A descriptor whose reader may have gone, and whose disk may be full."""
+    """A descriptor whose reader may have gone or may read no more, and whose disk may be full."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._room = select.poll()
+        self._room.register(fd, select.POLLOUT)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        written = None
+        view = memoryview(data).cast("B")
         with contextlib.suppress(OSError):
-            written = super().write(data)
-        # Neither does one wait that does not block.
-        return len(memoryview(data).cast("B")) if written is None else written
+            if self._room.poll(0):
+                return super().write(view[:_PIPE_BYTES]) or len(view)
+        return len(view)
 
 
 def guard_output() -> None:
@@ -40,5 +50,5 @@ def guard_output() -> None:
 
 
 def _open(fd: int, *, is_line_buffered: bool) -> io.TextIOWrapper:
-    raw = io.BufferedWriter(_Lossy(fd, "w", closefd=False))
+    raw = io.BufferedWriter(_Lossy(fd))
     return io.TextIOWrapper(raw, "utf-8", "backslashreplace", line_buffering=is_line_buffered)
