@@ -263,7 +263,7 @@ _ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
 )
 
 
-def build_admin(find: Callable[[], Admin], token: str) -> Starlette:
+def build_admin(find: Callable[[], Awaitable[Admin]], token: str) -> Starlette:
     """The application that the admin listener serves.
 
     Args:
@@ -284,7 +284,7 @@ def build_admin(find: Callable[[], Admin], token: str) -> Starlette:
     def wrap(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             try:
-                return Response(msgspec.json.encode(await handler(find(), request)), media_type="application/json")
+                return Response(msgspec.json.encode(await handler(await find(), request)), media_type="application/json")
             except ArgosyError as error:
                 return _answer_error(error)
             except ClientDisconnect:

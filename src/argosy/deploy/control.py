@@ -63,6 +63,8 @@ class Control:
         self._admin: Admin | None = None
         self._repository: Repository | None = None
         self._fault: ArgosyError = UnavailableError("starting", retry_after_s=_RETRY_S)
+        self._is_tried = asyncio.Event()
+        """It was tried to open the store: callers wait for that, and no longer."""
         # What the supervisor has no room for yet waits here, and holds nothing else up.
         channel.sock.setblocking(False)
         loop.add_reader(channel.fileno(), follow, channel, self._take_message)
@@ -88,6 +90,7 @@ class Control:
         lanes = self._lanes = Lanes(ledger, self.node, self.counters.name_series, self._config.num_fronts)
         self._admin = Admin(lanes, self.counters, Path(self._config.home))
         self._repository = Repository(lanes, self._token)
+        self._is_tried.set()
         await Reconciler(lanes).run_forever()
 
     async def _open_ledger(self) -> Ledger:
@@ -106,6 +109,7 @@ class Control:
         if str(fault) != str(self._fault):
             print(f"the store cannot be opened, and is tried again: {fault}", file=sys.stderr, flush=True)
         self._fault = fault
+        self._is_tried.set()
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)
@@ -131,11 +135,13 @@ class Control:
         self._admin_socket = socket.socket(fileno=admin_fd)
 
     async def _on_errand(self, message: LoadModel | UnloadModel) -> ErrandDone:
+        await self._is_tried.wait()
         if self._repository is None:
             return describe_failure(message, self._fault)
         return await self._repository.answer(message)
 
-    def _find_admin(self) -> Admin:
+    async def _find_admin(self) -> Admin:
+        await self._is_tried.wait()
         if self._admin is None:
             raise self._fault
         return self._admin
