@@ -257,6 +257,8 @@ class Reconciler:
             finally:
                 del self._running[name]
                 self._ended.add(name)
+                # What ailed the version that was live need not ail the one that is now.
+                self._heal_at_s.pop(name, None)
                 self._lanes.touch(name)
 
         self._running[name] = _Running(rollout.id, self._spawn(run()))
