@@ -194,7 +194,9 @@ def test_full_disk_is_read_and_all_heals_when_it_has_room_again(refusing: Server
 # its own files
 
 
-@pytest.mark.parametrize("damage", ["gone", "empty", "a folder"])
+@pytest.mark.parametrize(
+    "damage", ["gone", pytest.param("empty", marks=pytest.mark.slow), pytest.param("a folder", marks=pytest.mark.slow)]
+)
 def test_database_that_is_gone_stops_nothing_is_told_and_may_come_back(home: Home, damage: str) -> None:
     home.publish_scale()
     with home.serve("scale") as server:
