@@ -47,6 +47,11 @@ _allow_signature_change = click.option(
 @click.option("--runtime", help="What runs the version, such as openvino for an ONNX file.  [default: the version's own]")
 @click.option("--precision", help="What openvino computes in: float32 or bfloat16.  [default: float32]")
 @_allow_signature_change
+@click.option(
+    "--exact/--no-exact",
+    default=None,
+    help="Answers are equal to the bit to those of a request alone: rows of several are not joined.  [default: no]",
+)
 @click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
 def deploy(
     shell: Shell, reference: str, name: str | None, is_waiting: bool, allow_signature_change: bool, **settings: Any
