@@ -151,6 +151,10 @@ MESSAGES: dict[str, Message] = {
         "The store's database {path} has schema {got}, this Argosy knows them up to {known}",
         "use the newer Argosy that wrote it",
     ),
+    "missing_database": Message(
+        "The store's database {path} is missing or empty, while the store holds versions",
+        "restore it from a backup; what runs goes on, and commands work again once it is there",
+    ),
     "damaged_database": Message("The store's database {path} is damaged: {detail}", "restore ARGOSY_HOME from a backup"),
     "bad_manifest": Message("The description of {what} cannot be used: {detail}"),
     "bad_file_name": Message("File name {got!r} is not valid in an artifact: {detail}", "use a plain name, such as model.onnx"),
@@ -428,6 +432,10 @@ MESSAGES: dict[str, Message] = {
     "needs_names": Message("Model {model!r} has {got} inputs: {known}", "give a dict of input name to array"),
     # deployments
     "no_server": Message("No server runs for this ARGOSY_HOME ({home})", "start one with: argosy serve"),
+    "server_hidden": Message(
+        "A server (process {pid}) runs for this ARGOSY_HOME ({home}), but {path}, which says where it is, is missing or damaged",
+        "the server writes it anew within 10 s, if the disk takes it: try again then",
+    ),
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
     "server_failed": Message("The server did not start: {detail}"),
     "restart_other": Message(
@@ -439,8 +447,9 @@ MESSAGES: dict[str, Message] = {
         "it says why on its standard error; start it again with: argosy serve",
     ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
-    "rollout_running": Message(
-        "Deployment {name!r} is being rolled out to version {version}", "wait for it to end, then try again"
+    "signature_changes": Message(
+        "Version {version} has another signature than {live}, which is live as {name!r}: {differences}",
+        "clients of the live version would fail; if they are ready, say so with --allow-signature-change",
     ),
     "rollout_failed": Message("Rollout of {name!r} to version {version} failed at step {step}: {detail}"),
     "does_not_fit": Message("Version {version} of {name!r} needs about {needed} of memory, {free} of the limit {limit} are free"),

@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["find_home", "find_server"]
+__all__ = ["find_holder", "find_home", "find_server"]
+
+_SUPERVISOR: Final = b"argosy.serve.node.supervisor"
 
 
 def find_home(home: Path | str | None = None, environment: Mapping[str, str] | None = None) -> Path:
@@ -22,8 +24,26 @@ def find_server(home: Path) -> dict[str, Any] | None:
     """The state of the server that runs for an ARGOSY_HOME: pid, ports, token; None when none does."""
     try:
         state = json.loads((home / "run" / "serve.json").read_text())
-        command = Path(f"/proc/{state['pid']}/cmdline").read_bytes()
-    except (OSError, ValueError, KeyError):
+        # A server that was killed leaves its file, and its number may be another process' by now.
+        return state if _is_supervisor(state["pid"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    # A server that was killed leaves its file, and its number may be another process' by now.
-    return state if b"argosy.serve.node.supervisor" in command else None
+
+
+def find_holder(home: Path) -> int | None:
+    """The process of the server that holds an ARGOSY_HOME, by its lock, whatever its file says; None where none does."""
+    try:
+        inode = (home / "run" / "serve.lock").stat().st_ino
+        # Asked of the kernel: whoever took the lock to see whether it is free would keep a server from starting.
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return None
+    holders = [int(words[4]) for words in locks if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode)]
+    return next((pid for pid in holders if _is_supervisor(pid)), None)
+
+
+def _is_supervisor(pid: int) -> bool:
+    try:
+        return _SUPERVISOR in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -18,7 +18,7 @@ import msgspec
 
 from argosy.config import ServeConfig, load_serve_config
 from argosy.errors import ConflictError, FaultError, UnavailableError
-from argosy.home import find_server
+from argosy.home import find_holder, find_server
 from argosy.serve.node.supervisor import SUCCESSOR_FILE
 from argosy.serve.wire.counters import MEMORY_BYTES
 
@@ -52,9 +52,9 @@ def _build_command(job: str) -> list[str]:
 
 
 def _refuse_second(config: ServeConfig) -> None:
-    state = find_server(Path(config.home))
-    if state is not None:
-        raise ConflictError("server_running", pid=state["pid"], home=config.home)
+    pid = find_holder(Path(config.home))
+    if pid is not None:
+        raise ConflictError("server_running", pid=pid, home=config.home)
 
 
 def exec_server(config: ServeConfig, given: Mapping[str, object]) -> NoReturn:
@@ -190,16 +190,18 @@ class Server:
 
         return AdminClient(self.home)
 
-    def deploy(self, reference: str, *, name: str | None = None, **settings: Any) -> None:
+    def deploy(self, reference: str, *, name: str | None = None, allow_signature_change: bool = False, **settings: Any) -> None:
         """Deploy or roll out a version, and wait until it holds all of the traffic.
 
         Args:
             reference: NAME, NAME@VERSION or NAME@ALIAS.
             name: of the deployment; default: the model's.
+            allow_signature_change: the version may take and give other tensors than the live one does.
             settings: fields of `argosy.DeploymentSpec`; those not given keep an existing deployment's values.
 
         Raises:
             NotFoundError: no such version.
+            NotAllowedError: `signature_changes`, with what differs.
             FaultError: the rollout failed; the version that was live still is.
         """
         from argosy.deploy.ledger import Ledger
@@ -208,7 +210,7 @@ class Server:
         ledger = Ledger(Store(self.home))
         spec = ledger.plan(reference, name=name, **settings)
         with self.admin() as admin:
-            admin.wait(admin.deploy(spec).id)
+            admin.wait(admin.deploy(spec, allow_signature_change=allow_signature_change).id)
 
 
 @contextmanager

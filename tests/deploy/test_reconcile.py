@@ -180,7 +180,7 @@ def test_database_that_goes_away_and_comes_back_stops_no_worker() -> None:
         world.control.lanes.wake.set()
         await asyncio.sleep(20.0)
         assert world.machine.ask("m").worker
-        assert sum("unable to open" in line for line in world.log) == 1
+        assert sum("is missing" in line for line in world.log) == 1
         assert not path.exists()
         for suffix in ("", "-wal", "-shm"):
             if (source := away.with_name(away.name + suffix)).exists():

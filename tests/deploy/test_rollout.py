@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 import argosy
+from argosy.deploy.ledger import Ledger
 from argosy.errors import ConflictError, FaultError, NotAllowedError, NotFoundError
 from argosy.importers.python import publish_python
+from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
 from tests.home import SIGNATURE, Home, golden_scale, row
 from tests.load import Load
-from tests.processes import find_workers, wait_until
+from tests.processes import find_workers, read_state, wait_until
 
 
 def is_scaled(value: float, answer: np.ndarray, version: str) -> bool:
@@ -105,17 +109,19 @@ def test_python_code_needs_an_opt_in(home: Home) -> None:
             np.testing.assert_array_equal(client.predict("code", {"x": row(1)})["y"], row(2))
 
 
-def test_rollback_goes_to_the_version_that_last_held_the_traffic(two_versions: Home) -> None:
+def test_rollbacks_go_back_through_what_was_live(two_versions: Home) -> None:
     two_versions.publish_scale(factor=4.0)
     with two_versions.serve("scale@1") as server, server.admin() as admin, server.client() as client:
         with pytest.raises(ConflictError, match="nothing to roll back"):
             admin.rollback("scale")
         server.deploy("scale@2")
         server.deploy("scale@3")
-        for expected in ("2", "3"):
+        for expected in ("2", "1"):
             rollout = admin.rollback("scale")
             assert [event.step for event in admin.follow(rollout.id)][-1] == "done"
             assert client.predict("scale", {"x": row(1)}).version == expected
+        with pytest.raises(ConflictError, match="nothing to roll back"):
+            admin.rollback("scale")
 
 
 def test_replicas_grow_and_shrink_without_loss(two_versions: Home) -> None:
@@ -241,3 +247,35 @@ def test_rows_are_joined_again_after_a_worker_was_replaced(home: Home) -> None:
         with server.admin() as admin:
             lanes = {lane["name"]: lane for lanes in admin.stats()["fronts"].values() for lane in lanes}
         assert lanes["slow"]["can_join"] is True
+
+
+def test_another_signature_needs_consent_for_this_rollout_alone(home: Home) -> None:
+    home.publish_scale()
+    wider = Signature(
+        (TensorSpec("x", "FP64", (-1, 4)), TensorSpec("mask", "BOOL", (-1, 4))), (TensorSpec("y", "FP32", (-1, 4)),)
+    )
+    home.publish_code("return {'y': x.astype('f4') * 3}", "scale", signature=wider)
+    differences = "input `mask` is new, BOOL [-1, 4]; input `x` is FP64 [-1, 4], was FP32 [-1, 4]"
+    with home.serve("scale@1") as server, server.admin() as admin, server.client() as client:
+        workers = find_workers(server, "scale")
+        spec = Ledger(home.store).plan("scale@2", allow_code=True)
+        with pytest.raises(NotAllowedError, match=re.escape(differences)):
+            admin.deploy(spec)
+        with pytest.raises(NotAllowedError, match="--allow-signature-change"):
+            server.deploy("scale@2", allow_code=True)
+        answer = httpx.post(
+            f"{server.url}/v2/repository/models/scale/load",
+            headers={"Authorization": f"Bearer {read_state(server)['token']}"},
+            trust_env=False,
+        )
+        assert answer.status_code == 403
+        assert (find_workers(server, "scale"), admin.status()["deployments"][0]["rollouts"][0]["id"]) == (workers, 1)
+        server.deploy("scale@2", allow_code=True, allow_signature_change=True)
+        # The same settings once more are no consent; another deployment asks for none.
+        with pytest.raises(NotAllowedError, match=r"input `mask` is gone; input `x` is FP32"):
+            server.deploy("scale@1")
+        server.deploy("scale@1", name="other")
+        with pytest.raises(NotAllowedError, match="mask"):
+            admin.rollback("scale")
+        admin.wait(admin.rollback("scale", allow_signature_change=True).id)
+        assert client.predict("scale", {"x": row(1)}).version == "1"

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["deploy", "roll_out", "rollback", "undeploy"]
 
+_allow_signature_change = click.option(
+    "--allow-signature-change",
+    is_flag=True,
+    help="Let the version take and give other tensors than the live one does; holds for this rollout alone.",
+)
+
 
 @command("deploy")
 @click.argument("reference", metavar="NAME[@VERSION|@ALIAS]")
@@ -40,19 +46,22 @@ __all__ = ["deploy", "roll_out", "rollback", "undeploy"]
 @click.option("--max-streams", type=int, help="Raw requests that a replica answers at once.  [default: 16]")
 @click.option("--runtime", help="What runs the version, such as openvino for an ONNX file.  [default: the version's own]")
 @click.option("--precision", help="What openvino computes in: float32 or bfloat16.  [default: float32]")
+@_allow_signature_change
 @click.option(
     "--exact/--no-exact",
     default=None,
     help="Answers are equal to the bit to those of a request alone: rows of several are not joined.  [default: no]",
 )
 @click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
-def deploy(shell: Shell, reference: str, name: str | None, is_waiting: bool, **settings: Any) -> None:
+def deploy(
+    shell: Shell, reference: str, name: str | None, is_waiting: bool, allow_signature_change: bool, **settings: Any
+) -> None:
     """Deploy a version, or roll a deployment out to another one.
 
     Settings that are not given stay as the deployment has them. Without a running server this records what the
     next argosy serve will do.
     """
-    roll_out(shell, reference, name, is_waiting, **settings)
+    roll_out(shell, reference, name, is_waiting, allow_signature_change=allow_signature_change, **settings)
 
 
 def roll_out(
@@ -62,6 +71,7 @@ def roll_out(
     is_waiting: bool = True,
     *,
     made: dict[str, Any] | None = None,
+    allow_signature_change: bool = False,
     **settings: Any,
 ) -> None:
     """Deploy a version and show how that goes, and how to call it; `made` is a version to show with it in JSON."""
@@ -72,10 +82,10 @@ def roll_out(
     spec = ledger.plan(reference, name=name, **settings)
     admin = shell.find_admin()
     if admin is None:
-        _show_recorded(shell, ledger.request_rollout(spec), known)
+        _show_recorded(shell, ledger.request_rollout(spec, allow_signature_change=allow_signature_change), known)
         return
     with admin:
-        rollout = admin.deploy(spec)
+        rollout = admin.deploy(spec, allow_signature_change=allow_signature_change)
         if not is_waiting:
             _show_begun(shell, rollout, known)
             return
@@ -103,15 +113,19 @@ def undeploy(shell: Shell, name: str) -> None:
 
 @command("rollback")
 @click.argument("name")
+@_allow_signature_change
 @click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
-def rollback(shell: Shell, name: str, is_waiting: bool) -> None:
-    """Roll a deployment back to the version that last held all of its traffic."""
+def rollback(shell: Shell, name: str, is_waiting: bool, allow_signature_change: bool) -> None:
+    """Roll a deployment back to the version that held all of its traffic before the live one.
+
+    Again, it goes back to the one before that. A rollout that has not ended is taken back instead: the live version stays.
+    """
     admin = shell.find_admin()
     if admin is None:
-        _show_recorded(shell, shell.open_ledger().request_rollback(name))
+        _show_recorded(shell, shell.open_ledger().request_rollback(name, allow_signature_change=allow_signature_change))
         return
     with admin:
-        rollout = admin.rollback(name)
+        rollout = admin.rollback(name, allow_signature_change=allow_signature_change)
         if not is_waiting:
             _show_begun(shell, rollout)
             return

@@ -42,15 +42,18 @@ def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:
     """
     from argosy.config import load_serve_config
     from argosy.errors import ConflictError
-    from argosy.home import find_server
+    from argosy.home import find_holder
+    from argosy.serve.wire.output import guard_output
     from argosy.server import exec_server
 
     chosen, _ = load_serve_config(settings, home=shell.given_home)
-    running = find_server(shell.home)
+    running = find_holder(shell.home)
     if running is not None:
-        raise ConflictError("server_running", pid=running["pid"], home=shell.home)
+        raise ConflictError("server_running", pid=running, home=shell.home)
     ledger = shell.open_ledger()
     rollouts = [_request(ledger, reference) for reference in references]
+    # A server serves, whether somebody reads what it says or not.
+    guard_output()
     shell.show({"pid": os.getpid(), "settings": chosen, "rollouts": [rollout for rollout in rollouts if rollout]})
     # What Python holds back is lost when this process becomes another.
     sys.stdout.flush()

@@ -65,13 +65,19 @@ class Shell:
         return Ledger(self.open_store())
 
     def find_admin(self) -> AdminClient | None:
-        """A client of the server that runs for the home; None when none does."""
+        """A client of the server that runs for the home; None when none does.
+
+        Raises:
+            UnavailableError: `server_hidden`.
+        """
         from argosy.client import AdminClient
         from argosy.errors import UnavailableError
 
         try:
             return AdminClient(self.home)
-        except UnavailableError:
+        except UnavailableError as error:
+            if error.key != "no_server":
+                raise
             return None
 
     def show(self, data: object, *parts: str | Table) -> None:

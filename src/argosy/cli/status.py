@@ -27,6 +27,7 @@ def status(shell: Shell) -> None:
     shell.show(
         {"pid": admin.pid, "started_s": admin.started_s, "restarts": admin.num_restarts, "addresses": admin.addresses, **found},
         f"server: process {admin.pid}, {_describe_start(admin)}, {addresses}",
+        f"ready: {'yes' if found['is_ready'] else 'no'}",
         f"memory: {format_bytes(found['memory_free_bytes'])} free of {format_bytes(found['memory_limit_bytes'])}",
         Table(columns, rows) if rows else "nothing is deployed; argosy deploy NAME deploys a model",
         *notes,
@@ -61,7 +62,9 @@ def _build_status_rows(deployment: dict[str, Any]) -> list[tuple[str, ...]]:
 def _list_notes(deployment: dict[str, Any]) -> list[str]:
     """What a table has no column for: problems, deaths, why rows are not joined, rollouts under way or failed."""
     name = deployment["spec"]["name"]
-    notes = [f"{name}: {deployment['problem']}"] if deployment["problem"] else []
+    notes = [f"{name} is not ready: {deployment['reason']}"] if not deployment["is_ready"] else []
+    if deployment["problem"] and deployment["problem"] != deployment["reason"]:
+        notes.append(f"{name}: {deployment['problem']}")
     for lane in deployment["lanes"]:
         if lane["join_refusal"]:
             notes.append(f"{name} version {lane['version']}: rows are not joined: {lane['join_refusal']}")

@@ -65,7 +65,7 @@ class AdminClient:
         home: default: ARGOSY_HOME.
 
     Raises:
-        UnavailableError: `no_server`, none runs.
+        UnavailableError: `no_server`, none runs; `server_hidden`, one does, but the file that says where is damaged.
     """
 
     def __init__(self, home: Path | str | None = None) -> None:
@@ -74,7 +74,7 @@ class AdminClient:
         self.home = find_home(home)
         state = self._find_server()
         if state is None:
-            raise UnavailableError("no_server", home=self.home)
+            raise self._explain_absence()
         self.pid: int = state["pid"]
         self.started_s: float = state["started_s"]
         self.num_restarts: int = state["num_restarts"]
@@ -95,6 +95,14 @@ class AdminClient:
         from argosy.home import find_server
 
         return find_server(self.home)
+
+    def _explain_absence(self) -> UnavailableError:
+        from argosy.home import find_holder
+
+        pid = find_holder(self.home)
+        if pid is None:
+            return UnavailableError("no_server", home=self.home)
+        return UnavailableError("server_hidden", pid=pid, home=self.home, path=self.home / "run" / "serve.json")
 
     # what runs
 
@@ -122,16 +130,23 @@ class AdminClient:
 
     # changes
 
-    def deploy(self, spec: DeploymentSpec) -> Rollout:
+    def deploy(self, spec: DeploymentSpec, *, allow_signature_change: bool = False) -> Rollout:
         """Make a deployment, or roll it out to another version; `follow` and `wait` tell how it goes.
+
+        It takes the place of a rollout of this deployment that has not ended.
+
+        Args:
+            spec: of the deployment.
+            allow_signature_change: the version may take and give other tensors than the live one does.
 
         Raises:
             InputError: a setting is out of range.
             NotFoundError: no such version.
-            ConflictError: another rollout of this deployment has not ended.
+            NotAllowedError: `signature_changes`, with what differs.
         """
-        body = msgspec.json.encode(spec)
-        return _read_rollout(self._ask("PUT", f"/v1/deployments/{quote(spec.name, safe='')}", content=body)["rollout"])
+        path = f"/v1/deployments/{quote(spec.name, safe='')}"
+        asked = self._ask("PUT", path, content=msgspec.json.encode(spec), params=_write_flag(allow_signature_change))
+        return _read_rollout(asked["rollout"])
 
     def undeploy(self, name: str) -> None:
         """Forget a deployment and stop its workers.
@@ -141,14 +156,22 @@ class AdminClient:
         """
         self._ask("DELETE", f"/v1/deployments/{quote(name, safe='')}")
 
-    def rollback(self, name: str) -> Rollout:
-        """Roll back to the version that last held all of the traffic.
+    def rollback(self, name: str, *, allow_signature_change: bool = False) -> Rollout:
+        """Roll back to the version that held all of the traffic before the live one; again, to the one before that.
+
+        A rollout that has not ended is taken back instead, and the live version stays.
+
+        Args:
+            name: of the deployment.
+            allow_signature_change: as `deploy`.
 
         Raises:
             NotFoundError: no such deployment.
-            ConflictError: no other version ever held it, or a rollout has not ended.
+            ConflictError: `no_rollback`, no other version held it before.
+            NotAllowedError: `signature_changes`, with what differs.
         """
-        return _read_rollout(self._ask("POST", f"/v1/deployments/{quote(name, safe='')}/rollback")["rollout"])
+        path = f"/v1/deployments/{quote(name, safe='')}/rollback"
+        return _read_rollout(self._ask("POST", path, params=_write_flag(allow_signature_change))["rollout"])
 
     def publish(self, name: str, path: Path) -> dict[str, Any]:
         """Publish an ONNX file, without external data, as the next version of a model.
@@ -285,6 +308,10 @@ class AdminClient:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _write_flag(allow_signature_change: bool) -> dict[str, str]:
+    return {"allow_signature_change": "true"} if allow_signature_change else {}
 
 
 def _read_rollout(found: Any) -> Rollout:

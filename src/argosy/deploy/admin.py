@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import shutil
 import tempfile
 import time
@@ -20,18 +21,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from argosy.deploy.lanes import DesiredLane, Lanes
-from argosy.deploy.spec import DeploymentSpec, Rollout
-from argosy.errors import ArgosyError, AuthError, InputError, NotFoundError, list_choices
+from argosy.deploy.repository import describe_name, explain_unready
+from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout
+from argosy.errors import ArgosyError, AuthError, FaultError, InputError, NotFoundError, list_choices
 from argosy.serve.dispatch.recorder import unpack_arrivals
 from argosy.serve.wire.counters import Counters
 from argosy.signature import check_name
+from argosy.store.temporary import explain_write
 
-__all__ = ["build_admin"]
+__all__ = ["Admin", "build_admin"]
 
 _NUM_ROLLOUTS: Final = 5
 _MAX_WAIT_S: Final = 30.0
 _POLL_S: Final = 0.02
 _MAX_LOG_BYTES: Final = 1 << 20
+_SIGNATURE_FLAG: Final = "allow_signature_change"
 _MAX_ID_DIGITS: Final = 18  # the database's integers have 63 bits
 
 Handler = Callable[["Admin", Request], Awaitable[Any]]
@@ -54,7 +58,6 @@ class Admin:
         self.logs = home / "run" / "logs"
         self.uploads = home / "run" / "uploads"
         shutil.rmtree(self.uploads, ignore_errors=True)
-        self.uploads.mkdir(mode=0o700)
 
     async def get_status(self, request: Request) -> Any:
         """Deployments with their lanes, workers, latest rollouts and problems."""
@@ -65,24 +68,36 @@ class Admin:
                 ready.setdefault((lane.name, lane.version), []).append(lane.replicas)
         rollouts = self.ledger.list_latest_rollouts(_NUM_ROLLOUTS)
         deployments = [
-            self._describe(d.spec, d.is_live, ready, rollouts.get(d.spec.name, [])) for d in self.ledger.list_deployments()
+            self._describe(deployment, ready, rollouts.get(deployment.spec.name, []))
+            for deployment in self.ledger.list_deployments()
         ]
-        free = self.node.free_memory_bytes()
-        limit = self.node.memory_limit_bytes
-        return {"fronts": sorted(answers), "memory_limit_bytes": limit, "memory_free_bytes": free, "deployments": deployments}
-
-    def _describe(
-        self, spec: DeploymentSpec, is_live: bool, ready: dict[tuple[str, str], list[int]], rollouts: list[Rollout]
-    ) -> Any:
-        lanes = [self._describe_lane(lane, ready) for lane in self.lanes.list_lanes(spec.name)]
         return {
-            "spec": msgspec.to_builtins(spec),
-            "is_live": is_live,
-            "is_ready": any(lane["ready_replicas"] and not lane["is_draining"] for lane in lanes),
-            "problem": self.lanes.problems.get(spec.name, ""),
+            "is_ready": all(deployment["is_ready"] for deployment in deployments),
+            "fronts": sorted(answers),
+            "memory_limit_bytes": self.node.memory_limit_bytes,
+            "memory_free_bytes": self.node.free_memory_bytes(),
+            "deployments": deployments,
+        }
+
+    def _describe(self, deployment: Deployment, ready: dict[tuple[str, str], list[int]], rollouts: list[Rollout]) -> Any:
+        name = deployment.spec.name
+        lanes = [self._describe_lane(lane, ready) for lane in self.lanes.list_lanes(name)]
+        is_ready = any(lane["ready_replicas"] and not lane["is_draining"] for lane in lanes)
+        return {
+            "spec": msgspec.to_builtins(deployment.spec),
+            "is_live": deployment.is_live,
+            "is_ready": is_ready,
+            "reason": "" if is_ready else self._explain(deployment),
+            "problem": self.lanes.problems.get(name, ""),
             "lanes": lanes,
             "rollouts": [msgspec.to_builtins(rollout) for rollout in rollouts],
         }
+
+    def _explain(self, deployment: Deployment) -> str:
+        """Why a deployment is not ready."""
+        name = deployment.spec.name
+        known = describe_name(self.ledger, name, self.ledger.read_standings([name])[name], self.lanes.problems.get(name, ""))
+        return (known.reason if known is not None else "") or explain_unready(self.node.workers.of(name))
 
     def _describe_lane(self, lane: DesiredLane, ready: dict[tuple[str, str], list[int]]) -> dict[str, Any]:
         workers = [worker for name in lane.workers if (worker := self.node.workers.get(name)) is not None]
@@ -122,7 +137,7 @@ class Admin:
             raise InputError("bad_json", detail=str(error)) from None
         if spec.name != request.path_params["name"]:
             raise InputError("bad_option", option="name", got=spec.name, expected=request.path_params["name"])
-        return self._accept(self.ledger.request_rollout(spec))
+        return self._accept(self.ledger.request_rollout(spec, allow_signature_change=_read_flag(request)))
 
     async def delete_deployment(self, request: Request) -> Any:
         """Forget a deployment and stop its workers."""
@@ -131,8 +146,9 @@ class Admin:
         return {"removed": request.path_params["name"]}
 
     async def post_rollback(self, request: Request) -> Any:
-        """Roll back to the version that last held all of the traffic."""
-        return self._accept(self.ledger.request_rollback(request.path_params["name"]))
+        """Roll back to the version that held all of the traffic before."""
+        name = request.path_params["name"]
+        return self._accept(self.ledger.request_rollback(name, allow_signature_change=_read_flag(request)))
 
     def _accept(self, rollout: Rollout) -> Any:
         self.lanes.wake.set()
@@ -190,8 +206,10 @@ class Admin:
         if name not in names:
             raise NotFoundError("unknown_choice", kind="log", got=name[:200], known=list_choices(names))
         size = int(min(_read_number(request, "max_bytes", 16384), _MAX_LOG_BYTES))
-        data = (self.logs / f"{name}.log").read_bytes()
-        return {"name": name, "text": data[max(0, len(data) - size) :].decode(errors="replace")}
+        with (self.logs / f"{name}.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            data = file.read(size)
+        return {"name": name, "text": data.decode(errors="replace")}
 
     async def post_version(self, request: Request) -> Any:
         """Publish the ONNX file that is the body as the next version of a model."""
@@ -199,13 +217,25 @@ class Admin:
 
         name = check_name(request.path_params["name"])
         # On disk, so that a large body does not fill the memory; what a killed process left goes at the next start.
-        with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
-            path = Path(folder) / "model.onnx"
-            with path.open("wb") as file:
-                async for chunk in request.stream():
-                    await asyncio.to_thread(file.write, chunk)
-            version = await asyncio.to_thread(import_onnx, self.ledger.store, path, name)
+        try:
+            self.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
+                path = Path(folder) / "model.onnx"
+                with path.open("wb") as file:
+                    async for chunk in request.stream():
+                        await asyncio.to_thread(file.write, chunk)
+                version = await asyncio.to_thread(import_onnx, self.ledger.store, path, name)
+        except OSError as error:
+            raise explain_write(self.uploads, error) from error
         return {"name": version.name, "version": version.number, "digest": version.digest}
+
+
+def _read_flag(request: Request) -> bool:
+    """Whether a rollout may change the signature."""
+    text = request.query_params.get(_SIGNATURE_FLAG, "false")
+    if text not in ("true", "false"):
+        raise InputError("bad_parameter", name=_SIGNATURE_FLAG, got=text[:40], expected="true or false")
+    return text == "true"
 
 
 def _read_number(request: Request, name: str, default: float) -> float:
@@ -234,16 +264,13 @@ _ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
 )
 
 
-def build_admin(lanes: Lanes, counters: Counters, home: Path, token: str) -> Starlette:
+def build_admin(find: Callable[[], Awaitable[Admin]], token: str) -> Starlette:
     """The application that the admin listener serves.
 
     Args:
-        lanes: of the node; who keeps them carries out what is asked.
-        counters: the node's counters.
-        home: ARGOSY_HOME.
+        find: gives the handlers; raises an ArgosyError while there are none, which is the answer then.
         token: what a caller must show.
     """
-    admin = Admin(lanes, counters, home)
     expected = f"Bearer {token}".encode()
 
     class Guard(BaseHTTPMiddleware):
@@ -258,12 +285,15 @@ def build_admin(lanes: Lanes, counters: Counters, home: Path, token: str) -> Sta
     def wrap(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             try:
-                return Response(msgspec.json.encode(await handler(admin, request)), media_type="application/json")
+                return Response(msgspec.json.encode(await handler(await find(), request)), media_type="application/json")
             except ArgosyError as error:
                 return _answer_error(error)
             except ClientDisconnect:
                 # Nobody reads this answer.
                 return _answer_error(InputError("bad_http", detail="the client left before its request was complete"))
+            except OSError as error:
+                # The machine has no descriptor left, or a log has gone.
+                return _answer_error(FaultError("internal", detail=str(error)))
 
         return endpoint
 

@@ -10,45 +10,18 @@ import datetime
 import json
 import sqlite3
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from argosy.deploy.ledger_tables import make_tables
+from argosy.deploy.signature_change import check_signatures
 from argosy.deploy.spec import Deployment, DeploymentSpec, Rollout, RolloutEvent, choose_runtime
 from argosy.errors import ConflictError, FaultError, InputError, NotFoundError, list_choices
 from argosy.store.local import Store
+from argosy.store.manifest import Version
 
 __all__ = ["Ledger", "Mark", "Standing"]
-
-_SCHEMA: Final = (
-    """CREATE TABLE IF NOT EXISTS deployments (
-        name TEXT PRIMARY KEY, spec TEXT NOT NULL, is_live INTEGER NOT NULL DEFAULT 0, created TEXT NOT NULL)""",
-    """CREATE TABLE IF NOT EXISTS rollouts (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, spec TEXT NOT NULL, from_version INTEGER,
-        state TEXT NOT NULL, created TEXT NOT NULL, ended TEXT)""",
-    """CREATE TABLE IF NOT EXISTS rollout_events (
-        rollout INTEGER NOT NULL, number INTEGER NOT NULL, at TEXT NOT NULL, step TEXT NOT NULL, detail TEXT NOT NULL,
-        PRIMARY KEY (rollout, number))""",
-    """CREATE TABLE IF NOT EXISTS held (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, spec TEXT NOT NULL, at TEXT NOT NULL)""",
-    "CREATE INDEX IF NOT EXISTS rollouts_by_name ON rollouts (name, id)",
-    "CREATE INDEX IF NOT EXISTS rollouts_open ON rollouts (name) WHERE state IN ('pending', 'running')",
-    "CREATE INDEX IF NOT EXISTS held_by_name ON held (name, id)",
-    # One row for each deployment that ever was, whose number is new whenever something about it was written.
-    """CREATE TABLE IF NOT EXISTS deployment_changes (
-        number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE)""",
-    *(
-        f"""CREATE TRIGGER IF NOT EXISTS {table}_{event.lower()} AFTER {event} ON {table} BEGIN
-            INSERT OR REPLACE INTO deployment_changes (name) VALUES ({row}.name); END"""  # noqa: S608 - constants
-        for table, event, row in (
-            ("deployments", "INSERT", "NEW"),
-            ("deployments", "UPDATE", "NEW"),
-            ("deployments", "DELETE", "OLD"),
-            ("rollouts", "INSERT", "NEW"),
-            ("rollouts", "UPDATE", "NEW"),
-        )
-    ),
-)
 
 
 class Mark(NamedTuple):
@@ -89,9 +62,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        with self.store.transaction() as db:
-            for statement in _SCHEMA:
-                db.execute(statement)
+        make_tables(store)
 
     # what has changed
 
@@ -203,56 +174,98 @@ class Ledger:
         # A version's own runtime is not written down, so that a later version of another framework can follow it.
         return spec if choose_runtime(spec, own) != own else msgspec.structs.replace(spec, runtime=None)
 
-    def request_rollout(self, spec: DeploymentSpec) -> Rollout:
+    def request_rollout(self, spec: DeploymentSpec, *, allow_signature_change: bool = False) -> Rollout:
         """Ask that a deployment becomes `spec`; whoever runs it takes it from here.
+
+        A rollout that has not ended gives way to the newer wish, and is that rollout where it is the same.
+
+        Args:
+            spec: of the deployment.
+            allow_signature_change: it may take and give other tensors than the live version does.
 
         Raises:
             NotFoundError: no such version.
             InputError: `bad_option`, as `choose_runtime`.
-            ConflictError: another rollout of this deployment has not ended.
+            NotAllowedError: `signature_changes`.
         """
-        choose_runtime(spec, self.store.get_version(f"{spec.model}@{spec.version}").manifest.runtime)
+        return self._request(spec, allow_signature_change, held=None)
+
+    def _request(self, spec: DeploymentSpec, allow_signature_change: bool, held: int | None) -> Rollout:
+        version = self.store.get_version(f"{spec.model}@{spec.version}")
+        choose_runtime(spec, version.manifest.runtime)
         with self.store.transaction() as db:
-            running = db.execute(
-                "SELECT spec FROM rollouts WHERE name = ? AND state = 'running' ORDER BY id DESC", (spec.name,)
-            ).fetchone()
-            if running is not None:
-                raise ConflictError("rollout_running", name=spec.name, version=_read_spec(running[0]).version)
-            # One that nobody has begun yet is replaced by the newer wish.
-            db.execute(
-                "UPDATE rollouts SET state = 'failed', ended = ? WHERE name = ? AND state = 'pending'", (_now(), spec.name)
-            )
-            current = db.execute("SELECT spec, is_live FROM deployments WHERE name = ?", (spec.name,)).fetchone()
-            from_version = _read_spec(current[0]).version if current is not None and current[1] else None
+            current = _read_current(db, spec.name)
+            live = current.spec if current is not None and current.is_live else None
+            if live is not None and not allow_signature_change:
+                self._check_signatures(live, version, spec.name)
+            if (same := self._end_open(db, spec, live)) is not None:
+                return same
             if current is None:
                 db.execute(
                     "INSERT INTO deployments (name, spec, is_live, created) VALUES (?, ?, 0, ?)",
                     (spec.name, _write_spec(spec), _now()),
                 )
-            elif not current[1]:
+            elif live is None:
                 db.execute("UPDATE deployments SET spec = ? WHERE name = ?", (_write_spec(spec), spec.name))
             cursor = db.execute(
                 "INSERT INTO rollouts (name, spec, from_version, state, created) VALUES (?, ?, ?, 'pending', ?)",
-                (spec.name, _write_spec(spec), from_version, _now()),
+                (spec.name, _write_spec(spec), live.version if live is not None else None, _now()),
             )
             identifier = cursor.lastrowid
             assert identifier is not None
+            if held is not None:
+                db.execute("INSERT INTO rollbacks (rollout, held) VALUES (?, ?)", (identifier, held))
         return self.find_rollout(identifier)
 
-    def request_rollback(self, name: str) -> Rollout:
-        """Ask for the version that last held all of the traffic before the present one.
+    def _check_signatures(self, live: DeploymentSpec, version: Version, name: str) -> None:
+        try:
+            known = self.store.get_version(f"{live.model}@{live.version}")
+        except NotFoundError:
+            return  # nobody can say what its clients know
+        check_signatures(name, known, version)
+
+    def _end_open(self, db: sqlite3.Connection, spec: DeploymentSpec, live: DeploymentSpec | None) -> Rollout | None:
+        """End the rollout of a deployment that has not ended, for a newer wish; or give it, if that is what is carried out."""
+        for row in db.execute(
+            "SELECT * FROM rollouts WHERE name = ? AND state IN ('pending', 'running')", (spec.name,)
+        ).fetchall():
+            rollout = _read_rollout(row)
+            if rollout.state == "running" and rollout.spec == spec and live != spec:
+                return rollout
+            # One whose version holds the traffic has done what it was for; another must not do so any more.
+            state = "done" if rollout.state == "running" and rollout.spec == live else "failed"
+            if state == "failed":
+                detail = f"a newer rollout, to version {spec.version}, took its place"
+                version = rollout.spec.version
+                reason = FaultError("rollout_failed", name=spec.name, version=version, step=rollout.state, detail=detail)
+                _insert_event(db, rollout, "failed", str(reason))
+            db.execute("UPDATE rollouts SET state = ?, ended = ? WHERE id = ?", (state, _now(), rollout.id))
+        return None
+
+    def request_rollback(self, name: str, *, allow_signature_change: bool = False) -> Rollout:
+        """Ask for the version that held all of the traffic before the live one did; again and again, for ever earlier ones.
+
+        While a rollout is on its way to another version, it is that one which is taken back: the live version stays.
+
+        Args:
+            name: of the deployment.
+            allow_signature_change: as `request_rollout`.
 
         Raises:
             NotFoundError: no such deployment.
-            ConflictError: no other version ever held it, or a rollout has not ended.
+            ConflictError: `no_rollback`, no other version held it before.
+            NotAllowedError: `signature_changes`.
         """
-        deployment = self.find_deployment(name)
+        deployment, rollout, _ = self.read_standings([name])[name]
+        live = self.find_deployment(name).spec if deployment is None else deployment.spec
+        if deployment is not None and deployment.is_live and rollout is not None and rollout.spec != live:
+            return self.request_rollout(live)
         with self.store.snapshot() as db:
-            rows = db.execute("SELECT spec FROM held WHERE name = ? ORDER BY id DESC", (name,)).fetchall()
-        for (text,) in rows:
+            rows = db.execute("SELECT id, spec FROM held WHERE name = ? ORDER BY id DESC", (name,)).fetchall()
+        for held, text in rows:
             spec = _read_spec(text)
-            if (spec.model, spec.version) != (deployment.spec.model, deployment.spec.version):
-                return self.request_rollout(spec)
+            if (spec.model, spec.version) != (live.model, live.version):
+                return self._request(spec, allow_signature_change, held)
         raise ConflictError("no_rollback", name=name)
 
     def find_rollout(self, identifier: int) -> Rollout:
@@ -303,11 +316,13 @@ class Ledger:
         text = _write_spec(rollout.spec)
         with self.store.transaction() as db:
             if not _is_open(db, rollout):
-                detail = "the deployment was removed meanwhile"
+                detail = "the deployment was removed meanwhile, or a newer rollout took its place"
                 raise FaultError(
                     "rollout_failed", name=rollout.spec.name, version=rollout.spec.version, step="shift", detail=detail
                 )
             db.execute("UPDATE deployments SET spec = ?, is_live = 1 WHERE name = ?", (text, rollout.spec.name))
+            for (held,) in db.execute("SELECT held FROM rollbacks WHERE rollout = ?", (rollout.id,)).fetchall():
+                db.execute("DELETE FROM held WHERE name = ? AND id > ?", (rollout.spec.name, held))
             last = db.execute("SELECT spec FROM held WHERE name = ? ORDER BY id DESC LIMIT 1", (rollout.spec.name,)).fetchone()
             if last is None or last[0] != text:
                 db.execute("INSERT INTO held (name, spec, at) VALUES (?, ?, ?)", (rollout.spec.name, text, _now()))
@@ -323,11 +338,7 @@ class Ledger:
     def add_event(self, rollout: Rollout, step: str, detail: str) -> None:
         """Record a step."""
         with self.store.transaction() as db:
-            db.execute(
-                """INSERT INTO rollout_events (rollout, number, at, step, detail)
-                   SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM rollout_events WHERE rollout = ?""",
-                (rollout.id, _now(), step, detail, rollout.id),
-            )
+            _insert_event(db, rollout, step, detail)
 
     def list_events(self, identifier: int, after: int = 0) -> list[RolloutEvent]:
         """The steps of a rollout after number `after`."""
@@ -351,10 +362,22 @@ def _read_rollout(row: sqlite3.Row) -> Rollout:
     return Rollout(row["id"], _read_spec(row["spec"]), row["from_version"], row["state"], row["created"], row["ended"])
 
 
-def _find_deployment(db: sqlite3.Connection, name: str) -> Deployment:
+def _insert_event(db: sqlite3.Connection, rollout: Rollout, step: str, detail: str) -> None:
+    db.execute(
+        """INSERT INTO rollout_events (rollout, number, at, step, detail)
+           SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM rollout_events WHERE rollout = ?""",
+        (rollout.id, _now(), step, detail, rollout.id),
+    )
+
+
+def _read_current(db: sqlite3.Connection, name: str) -> Deployment | None:
     row = db.execute("SELECT * FROM deployments WHERE name = ?", (name,)).fetchone()
-    if row is not None:
-        return _read_deployment(row)
+    return _read_deployment(row) if row is not None else None
+
+
+def _find_deployment(db: sqlite3.Connection, name: str) -> Deployment:
+    if (deployment := _read_current(db, name)) is not None:
+        return deployment
     known = list_choices(other for (other,) in db.execute("SELECT name FROM deployments"))
     raise NotFoundError("unknown_deployment", name=name[:128], known=known)
 

@@ -51,6 +51,8 @@ class Reconciler:
         self._mark: Mark | None = None
         self._standings: dict[str, Standing] = {}
         self._running: dict[str, _Running] = {}
+        self._ended: set[str] = set()
+        """Deployments of which a rollout has ended since the ledger was read."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: set[str] = set()
         self._ailing: set[str] = set()
@@ -60,6 +62,7 @@ class Reconciler:
         self._begin_at_s: dict[str, float] = {}
         self._builds: set[str] = set()
         self._sweeps: dict[str, asyncio.Task[None]] = {}
+        self._endings: dict[str, asyncio.Task[None]] = {}
 
     async def run_forever(self) -> None:
         """Reconcile whenever something changed, and every second."""
@@ -69,7 +72,7 @@ class Reconciler:
             try:
                 await self.reconcile()
                 fault = ""
-            except ArgosyError as error:
+            except (ArgosyError, OSError) as error:
                 if str(error) != fault:
                     fault = str(error)
                     self._lanes.log(f"reconcile: {fault}")
@@ -104,6 +107,7 @@ class Reconciler:
                 del pauses[name]
                 self._pending.add(name)
         self._pending |= self._lanes.take_touched() | self._node.workers.take_changed()
+        self._ended.clear()
         self._mark, changed = self._read_ledger()
         names = self._pending | changed
         self._pending = set()
@@ -137,17 +141,21 @@ class Reconciler:
         lanes = self._lanes
         deployment, rollout, _ = self._standings.get(name, _NOTHING)
         running = self._running.get(name)
+        if name in self._ended:
+            return  # the next pass knows what came of it
         if running is not None and (rollout is None or rollout.id != running.identifier):
-            # The deployment was removed. When the task has ended, this name is looked at again.
+            # The deployment was removed, or there is a newer wish. When the task has ended, this name is looked at again.
             running.task.cancel()
             return
         if running is None:
             if deployment is None or not deployment.is_live:
-                if lanes.forget(name) or deployment is None:
+                if lanes.list_lanes(name) or deployment is None:
+                    self._end_lanes(name)
                     self._ailing.discard(name)
                     lanes.clear_problem(name)
                 return
-            if lanes.live_lane(name) is None and name not in self._heal_at_s:
+            live = lanes.live_lane(name)
+            if (live is None and name not in self._heal_at_s) or (live is not None and live.spec != deployment.spec):
                 # What may be there was left by a rollout that broke off.
                 lanes.forget(name)
                 await self._add_live(name, deployment)
@@ -264,6 +272,9 @@ class Reconciler:
                 self._pause_rollout(name, f"Internal error: {type(error).__name__}: {error}")
             finally:
                 del self._running[name]
+                self._ended.add(name)
+                # What ailed the version that was live need not ail the one that is now.
+                self._heal_at_s.pop(name, None)
                 self._lanes.touch(name)
 
         self._running[name] = _Running(rollout.id, self._spawn(run()))
@@ -272,7 +283,29 @@ class Reconciler:
         self._begin_at_s[name] = asyncio.get_running_loop().time() + _RETRY_S
         self._lanes.note_problem(name, text)
 
-    # workers that nobody needs
+    # what nobody needs
+
+    def _end_lanes(self, name: str) -> None:
+        """Have the lanes of a deployment that is no more answer what waits in them, and take nothing further."""
+        for lane in self._lanes.list_lanes(name):
+            lane.drain(asyncio.get_running_loop().time())
+        if self._lanes.list_lanes(name) and name not in self._endings:
+            self._endings[name] = self._spawn(self._retire(name))
+
+    async def _retire(self, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            # A rollout of a deployment that was made anew does the same, first of all.
+            while name not in self._running and (leaving := [lane for lane in self._lanes.list_lanes(name) if lane.is_draining]):
+                asked = await self._node.ask_busy([(name, str(lane.version.number)) for lane in leaving], [])
+                is_idle = not asked.silent and not any(asked.answers.values())
+                for lane in leaving:
+                    if is_idle or loop.time() > lane.drained_by_s:
+                        self._lanes.drop_lane(lane)
+                await asyncio.sleep(_POLL_S)
+        finally:
+            del self._endings[name]
+            self._lanes.touch(name)
 
     def _sweep(self, name: str) -> None:
         """End a deployment's workers that no lane uses, once they hold no batch."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import traceback
+from collections.abc import Iterable
 from typing import Final
 
 from argosy.deploy.lanes import Lanes
 from argosy.deploy.ledger import Ledger, Standing
+from argosy.deploy.node import WorkerHandle
 from argosy.deploy.spec import DeploymentSpec, Rollout
 from argosy.errors import ArgosyError, AuthError, FaultError, NotAllowedError
 from argosy.runtimes.base import CODE_RUNTIMES
@@ -20,7 +22,7 @@ from argosy.serve.wire.control_messages import ErrandDone, LoadModel, UnloadMode
 from argosy.serve.wire.table import RepositoryEntry
 from argosy.signature import check_name
 
-__all__ = ["Repository", "describe_name"]
+__all__ = ["Repository", "describe_failure", "describe_name", "explain_unready"]
 
 _POLL_S: Final = 0.02
 _MAX_REASON: Final = 300
@@ -41,7 +43,18 @@ def describe_name(ledger: Ledger, name: str, standing: Standing, problem: str) -
     reason = problem
     if not reason and not deployment.is_live:
         reason = "it is being loaded" if standing.rollout is not None else _explain_absence(ledger, name)
-    return RepositoryEntry(name, str(deployment.spec.version), reason[:_MAX_REASON])
+    return RepositoryEntry(name, str(deployment.spec.version), reason[:_MAX_REASON], is_wanted=True)
+
+
+def explain_unready(workers: Iterable[WorkerHandle]) -> str:
+    """Say why a version that holds the traffic has no replica that is ready, as far as nothing else is known."""
+    known = list(workers)
+    for worker in known:
+        if worker.num_deaths:
+            return (
+                f"worker {worker.name} has died {worker.num_deaths} times, last: {worker.last_death or 'before this was noted'}"
+            )
+    return f"worker {known[0].name} is loading" if known else "no worker has been started yet"
 
 
 def _explain_absence(ledger: Ledger, name: str) -> str:
@@ -52,6 +65,11 @@ def _explain_absence(ledger: Ledger, name: str) -> str:
 def _last_word(ledger: Ledger, rollout: Rollout) -> str:
     events = ledger.list_events(rollout.id)
     return events[-1].detail if events and events[-1].step == "failed" else "its rollout was ended before it was done"
+
+
+def describe_failure(message: LoadModel | UnloadModel, error: ArgosyError) -> ErrandDone:
+    """The answer to what was asked for and could not be done."""
+    return ErrandDone(message.errand, type(error).__name__, fit_text(error.message), fit_text(error.hint))
 
 
 class Repository:
@@ -78,7 +96,7 @@ class Repository:
             else:
                 await self._unload(name)
         except ArgosyError as error:
-            return ErrandDone(message.errand, type(error).__name__, fit_text(error.message), fit_text(error.hint))
+            return describe_failure(message, error)
         except Exception as error:  # the edge of a task: the client must be told, and the control process go on
             traceback.print_exc()
             return ErrandDone(message.errand, "FaultError", f"Internal error: {type(error).__name__}")
@@ -89,8 +107,7 @@ class Repository:
 
         Raises:
             NotFoundError: no such model or version.
-            NotAllowedError: it may run code, and the deployment does not allow that.
-            ConflictError: the deployment is being rolled out to another version.
+            NotAllowedError: it may run code, and the deployment does not allow that; or its signature is another one.
             FaultError: it could not be loaded.
         """
         deployment = self._ledger.read_standings([name])[name].deployment
@@ -125,11 +142,15 @@ class Repository:
             NotFoundError: there is none of this name.
         """
         self._ledger.remove_deployment(name)
+        # Those that it had: a load that comes meanwhile makes others of the same name.
+        leaving = self._lanes.list_lanes(name)
         self._lanes.wake.set()
-        # Before that, a deployment that was there at the start may have no lane yet.
-        await self._lanes.settled.wait()
+        if not self._lanes.settled.is_set():
+            # A deployment that was there at the start may have no lane yet.
+            await self._lanes.settled.wait()
+            leaving = self._lanes.list_lanes(name)
         while True:
-            if not self._lanes.list_lanes(name):
+            if not any(lane in leaving and not lane.is_draining for lane in self._lanes.list_lanes(name)):
                 break
             await asyncio.sleep(_POLL_S)
         await self._lanes.publish(name)

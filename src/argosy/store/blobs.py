@@ -10,6 +10,7 @@ double 2 GB. Nothing here believes a file: whatever is given out was hashed in t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -57,6 +58,10 @@ class Blobs:
         # Last, since its presence says that the rest is there.
         self.replace("oci-layout", _LAYOUT)
 
+    def is_empty(self) -> bool:
+        """Say whether no version was ever published here."""
+        return not any(_DIGEST.fullmatch(f"sha256:{path.name}") for path in self._blobs.iterdir())
+
     def sweep(self, take_back: Callable[[set[str]], bool]) -> None:
         """Remove what dead writers left under temporary names.
 
@@ -64,13 +69,15 @@ class Blobs:
             take_back: removes blobs that no version needs, if it can; called with a blob that a writer gave its
                 name before it died, perhaps before it committed.
         """
-        for path in list_dead(self._unpacked):
-            remove(path)
-        for path in list_dead(self._blobs):
-            digest = digest_of_temp(path)
-            # Its name stays when the blob could not be removed, so that the next one to open the store tries again.
-            if not digest or not self._is_same(digest, path) or take_back({digest}):
+        # What cannot be removed, as on a disk that is read-only now, is there for the next one.
+        with contextlib.suppress(OSError):
+            for path in list_dead(self._unpacked):
                 remove(path)
+            for path in list_dead(self._blobs):
+                digest = digest_of_temp(path)
+                # Its name stays when the blob could not be removed, so that the next one to open the store tries again.
+                if not digest or not self._is_same(digest, path) or take_back({digest}):
+                    remove(path)
 
     def lock(self) -> AbstractContextManager[None]:
         """Give the lock of this layout, for all threads and processes."""

@@ -6,6 +6,7 @@ nothing crosses a fork, which SQLite does not survive.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Generator
@@ -74,6 +75,7 @@ CREATE TRIGGER history_no_delete BEFORE DELETE ON history BEGIN SELECT RAISE(ABO
 """
 
 _WRITE_FAULTS: Final = frozenset({"SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"})
+_FULL: Final = "SQLITE_FULL"
 _BUSY_FAULTS: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED"})
 _DAMAGES: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 
@@ -86,18 +88,26 @@ class Database:
         self._uri = path.absolute().as_uri()
         self._thread = threading.local()
 
-    def create(self) -> bool:
+    def create(self, *, is_new: bool) -> bool:
         """Make the tables if they are not there. The caller holds the store's lock. Returns whether it made them.
 
+        Args:
+            is_new: the store holds nothing yet. A database that is not there is made for such a store alone: for another, an
+                empty one would say that there never was a version.
+
         Raises:
-            StoreError: `store_too_new`, `damaged_database`, or the disk refuses.
+            StoreError: `store_too_new`, `missing_database`, `damaged_database`, or the disk refuses.
         """
-        with self._connect("rwc") as connection:
-            (got,) = connection.execute("PRAGMA user_version").fetchone()
+        if self.path.exists():
+            with self.snapshot() as connection:
+                (got,) = connection.execute("PRAGMA user_version").fetchone()
             if got > SCHEMA_VERSION:
                 raise StoreError("store_too_new", path=self.path, got=got, known=SCHEMA_VERSION)
             if got == SCHEMA_VERSION:
                 return False
+        if not is_new:
+            raise StoreError("missing_database", path=self.path)
+        with self._connect("rwc") as connection:
             # The journal's mode stays with the file; the script commits whole or not at all.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
@@ -124,15 +134,54 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Generator[sqlite3.Connection, None, None]:
-        """Give a connection that sees one moment of the database, for reading only."""
-        with self._connect() as connection:
+        """Give a connection that sees one moment of the database, for reading only.
+
+        Also while the disk is full or read-only, where SQLite cannot make the shared memory that stands beside the file.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._read("rw"))
+            except StoreError as error:
+                if error.key not in ("disk_full", "write_failed"):
+                    raise
+                connection = stack.enter_context(self._read_in_need(error))
+            yield connection
+
+    @contextmanager
+    def _read(self, mode: str, *, is_alone: bool = False) -> Generator[sqlite3.Connection, None, None]:
+        with self._connect(mode) as connection:
+            if is_alone:
+                # One that has the file for itself keeps in its own memory what it would share with others.
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA query_only = ON")
             connection.execute("BEGIN")
+            # What cannot be read is known here, before anybody relies on it.
+            connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             yield connection
+
+    @contextmanager
+    def _read_in_need(self, fault: StoreError) -> Generator[sqlite3.Connection, None, None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._read("rw", is_alone=True))
+            except StoreError:
+                # A file that nobody can lock, for nobody can write it. What is not in the file itself yet would be missed.
+                if self._has_journal():
+                    raise fault from None
+                connection = stack.enter_context(self._read("ro&immutable=1"))
+            yield connection
+
+    def _has_journal(self) -> bool:
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def _connect(self, mode: str = "rw") -> Generator[sqlite3.Connection, None, None]:
         # A file that has gone is told, and not made anew: an empty one would say that there never was a version.
+        if mode != "rwc" and not self.path.exists():
+            raise StoreError("missing_database", path=self.path)
         try:
             connection = sqlite3.connect(f"{self._uri}?mode={mode}", timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
             try:
@@ -150,11 +199,14 @@ class Database:
         """Turn faults of the machine into StoreError; a wrong statement or a broken constraint stays as it is."""
         name = str(getattr(error, "sqlite_errorname", ""))
         fault = "_".join(name.split("_")[:2])
-        if fault == "SQLITE_FULL" or fault in _WRITE_FAULTS:
-            key = "disk_full" if fault == "SQLITE_FULL" else "write_failed"
+        if fault == _FULL or fault in _WRITE_FAULTS:
+            key = "disk_full" if fault == _FULL else "write_failed"
             return StoreError(key, what=self.path, detail=f"{error} ({name})")
         if fault in _BUSY_FAULTS:
             return StoreError("store_busy", path=self.path, timeout_s=BUSY_TIMEOUT_S)
         if fault in _DAMAGES:
             return StoreError("damaged_database", path=self.path, detail=f"{error} ({name})")
+        if str(error).startswith("no such table"):
+            # Something else has been put in its place.
+            return StoreError("damaged_database", path=self.path, detail=str(error))
         return error

@@ -67,7 +67,7 @@ class Store:
             home: default: the environment's ARGOSY_HOME, else `~/.argosy`.
 
         Raises:
-            StoreError: `disk_full`, `write_failed`, `damaged_database`, `store_too_new`, `store_busy`.
+            StoreError: `disk_full`, `write_failed`, `missing_database`, `damaged_database`, `store_too_new`, `store_busy`.
         """
         self.home = find_home(home)
         folder = self.home / "store"
@@ -80,7 +80,7 @@ class Store:
             raise explain_write(self.home, error) from error
         with self._blobs.lock():
             self._blobs.create()
-            if self._database.create():
+            if self._database.create(is_new=self._blobs.is_empty()):
                 fsync_folder(self.home)
         self._blobs.sweep(self._take_back)
         if not self._is_index_current():

@@ -60,7 +60,7 @@ def hold_lock(path: Path) -> Generator[None, None, None]:
         StoreError: `disk_full`, `write_failed`: it cannot be opened.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = _open_lock(path)
     except OSError as error:
         raise explain_write(path, error) from error
     try:
@@ -68,6 +68,16 @@ def hold_lock(path: Path) -> Generator[None, None, None]:
         yield
     finally:
         os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    # Of what can be read only, a lock that is there already.
+    return os.open(path, os.O_RDONLY)
 
 
 def try_lock(path: Path) -> int | None:

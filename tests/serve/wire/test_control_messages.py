@@ -87,7 +87,7 @@ LANE = LaneStats("mnist", "3", 1, 0, 2, 1234.5, True, "", "independent", "", 64,
 
 # One of each, with something in every field.
 EXAMPLES: list[Message] = [
-    StartControl({"home": "/home/\udcff", "num_fronts": 2}),
+    StartControl({"home": "/home/\udcff", "num_fronts": 2}, "f00d"),
     WorkerState(NAME, 77, SPEC, 3, READY, False),
     EndOfWorkers(),
     WorkerDied(NAME, "signal SIGSEGV", "the end\n", True, REFUSED),

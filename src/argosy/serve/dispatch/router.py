@@ -36,6 +36,8 @@ class Route:
         self._targets = [lanes[lane.version] for lane in entry.lanes if lane.weight > 0]
         self._weights = [lane.weight for lane in entry.lanes if lane.weight > 0]
         self._served = {lane.version: lanes[lane.version] for lane in entry.lanes if not lane.is_draining}
+        self.is_gone = not self._served
+        """It answers what it holds, and takes nothing further: it was removed."""
         self._only = self._targets[0] if len(self._targets) == 1 else None
 
     def pick(self) -> Batcher:
@@ -80,6 +82,8 @@ class Router:
         self._num_fronts = num_fronts
         self.epoch = 0
         self.repository: tuple[RepositoryEntry, ...] = ()
+        self._wanted: frozenset[str] = frozenset()
+        """Deployments, also those of which no version has loaded yet."""
         self.on_change: list[Callable[[], None]] = []
         self._loop = loop
         self._clock = clock
@@ -93,8 +97,11 @@ class Router:
 
     @property
     def is_server_ready(self) -> bool:
-        """True when a table has come and every deployment has a lane that is ready."""
-        return self.epoch > 0 and all(any(lane.is_ready for lane in dep.lanes.values()) for dep in self.deployments.values())
+        """True when a table has come, and everything that should run has a lane that is ready."""
+        if not self.epoch or not self._wanted <= self.deployments.keys():
+            return False
+        routes = (route for route in self.deployments.values() if not route.is_gone)
+        return all(any(lane.is_ready for lane in route.lanes.values()) for route in routes)
 
     def find(self, name: str, version: str = "") -> Batcher:
         """The lane that takes the next request for this deployment.
@@ -104,10 +111,13 @@ class Router:
             UnavailableError: the deployment takes no requests now.
         """
         deployment = self.deployments.get(name)
-        if deployment is None:
+        if deployment is None or deployment.is_gone:
             if not self.epoch:
                 raise UnavailableError("starting", retry_after_s=1.0)
-            raise NotFoundError("unknown_deployment", name=name[:128], known=list_choices(self.deployments))
+            if name in self._wanted:
+                raise UnavailableError("no_replica", model=name, retry_after_s=1.0)
+            known = (name for name, route in self.deployments.items() if not route.is_gone)
+            raise NotFoundError("unknown_deployment", name=name[:128], known=list_choices(known))
         return deployment.pick_version(version) if version else deployment.pick()
 
     describe = find
@@ -138,7 +148,9 @@ class Router:
         if table.base not in (0, self.epoch):
             return
         self.epoch = table.epoch
-        self.repository = merge_repository(self.repository, table)
+        self.repository = merge_repository(known := self.repository, table)
+        if self.repository is not known:
+            self._wanted = frozenset(entry.name for entry in self.repository if entry.is_wanted)
         present = {entry.name for entry in table.deployments}
         removed = table.removed if table.base else [name for name in self.deployments if name not in present]
         old = self._take_out([*present, *removed])

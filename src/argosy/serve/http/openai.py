@@ -205,7 +205,8 @@ def _read_dimensions(lane: Lane, plan: _EmbeddingPlan, asked: int | None) -> int
 
 
 def _describe_models(server: HttpServer) -> dict[str, object]:
-    lanes = [lane for deployment in server.router.deployments.values() for lane in list(deployment.lanes.values())[-1:]]
+    served = [route for route in server.router.deployments.values() if not route.is_gone]
+    lanes = [lane for route in served for lane in list(route.lanes.values())[-1:]]
     return {"object": "list", "data": [_describe_lane(lane) for lane in lanes if _plan(lane) is not None]}
 
 

@@ -82,7 +82,8 @@ class HttpServer:
         router.on_change.append(self._build_routes)
 
     def _build_routes(self) -> None:
-        self._infer_routes = {f"/v2/models/{name}/infer".encode(): route for name, route in self.router.deployments.items()}
+        served = {name: route for name, route in self.router.deployments.items() if not route.is_gone}
+        self._infer_routes = {f"/v2/models/{name}/infer".encode(): route for name, route in served.items()}
         for lane in self.router.list_lanes():
             if lane.repeats is None:
                 lane.repeats = Repeats(lane)

@@ -66,19 +66,23 @@ class ChildChannel(Channel):
                 return
             except BlockingIOError:
                 self._since_s = time.monotonic()
-        self._waiting_bytes += len(data) + _WAITING_BYTES
-        if self._waiting_bytes > MAX_WAITING_BYTES:
+        if self._waiting_bytes + len(data) + _WAITING_BYTES > MAX_WAITING_BYTES:
             raise OSError("it does not read its channel")
-        self._waiting.append((data, [os.dup(fd) for fd in fds]))
+        self._waiting.append((data, _copy(fds)))
+        self._waiting_bytes += len(data) + _WAITING_BYTES
 
     def flush(self) -> None:
-        """Send what waits, as far as the child takes it."""
+        """Send what waits, as far as the child takes it.
+
+        Raises:
+            OSError: the kernel refuses to.
+        """
         while self._waiting:
             try:
                 self.send_bytes(*self._waiting[0])
             except BlockingIOError:
                 return
-            except OSError:
+            except ConnectionError:
                 pass  # it is gone, as reading tells
             self._since_s = time.monotonic()
             self._forget_first()
@@ -94,6 +98,18 @@ class ChildChannel(Channel):
         super().close()
         while self._waiting:
             self._forget_first()
+
+
+def _copy(fds: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        for fd in copies:
+            os.close(fd)
+        raise
+    return copies
 
 
 class Child:
@@ -138,10 +154,28 @@ class Child:
         return None if self.channel is None else self.channel.stuck_s
 
 
-def open_log(path: Path) -> BinaryIO:
-    """Open a log to append to; one that has grown large is put aside first."""
-    if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
-        path.replace(path.with_suffix(".log.old"))
+def open_log(path: Path) -> tuple[BinaryIO, str]:
+    """Open a log to append to, or nothing where it cannot be opened: a process is worth more than its log.
+
+    One that has grown large is put aside first.
+
+    Returns:
+        The log, and why it is none; "" where it is one.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+    try:
+        # Whoever cleans up may take the folder, too.
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
+            path.replace(path.with_suffix(".log.old"))
+        return _open_to_append(path), ""
+    except OSError as error:
+        return _open_to_append(Path(os.devnull)), str(error)
+
+
+def _open_to_append(path: Path) -> BinaryIO:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab", buffering=0)  # noqa: PTH123
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +30,8 @@ CLOSED_S: Final = 1.0
 # Pauses before a child that dies again and again is started again; a child that lived longer than the last starts anew.
 BACKOFF_S: Final = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 STABLE_S: Final = 10.0
+_REFUSED_S: Final = 0.05
+"""Pause after what the kernel refused, for the event that asked for it may come again at once."""
 
 
 class Family:
@@ -73,19 +77,36 @@ class Family:
         child.report, child.suspicion, child.fault, child.pulse = None, "", "", Pulse()
         try:
             channel = child.channel = ChildChannel(child.kind)
-            with channel.theirs, open_log(self.log_path(child.name)) as log:
-                if child.kind == "worker":
-                    self._fork_worker(child, channel.theirs.fileno(), log.fileno())
-                else:
-                    self._watch_process(child, spawn(child, channel.theirs.fileno(), log.fileno()))
+            with channel.theirs:
+                log, fault = open_log(self.log_path(child.name))
+                with log:
+                    if child.kind == "worker":
+                        self._fork_worker(child, channel.theirs.fileno(), log.fileno())
+                    else:
+                        self._spawn(child, channel.theirs.fileno(), log.fileno())
+            self.selector.register(channel, selectors.EVENT_READ, lambda: self._take_turn(child, channel))
         except OSError as error:
             # Its interpreter has gone, or the machine has no process or descriptor left for it.
+            fault = f"it cannot be started ({error})"
+            if child.pid:
+                self._give_up(child, fault)
+                return
             self._drop_channel(child)
-            self._after_death(child, f"it cannot be started ({error})")
+            self._after_death(child, fault)
             return
-        self.selector.register(channel, selectors.EVENT_READ, lambda: self._take_turn(child, channel))
+        if fault:
+            self.say(f"{child.name} has no log: {fault}")
         if child.pid:
             self._greet(child)
+
+    def _spawn(self, child: Child, theirs: int, log: int) -> None:
+        pid = spawn(child, theirs, log)
+        try:
+            self._watch_process(child, pid)
+        except OSError:
+            # One that cannot be watched would be there twice when it is started again.
+            os.kill(pid, signal.SIGKILL)
+            raise
 
     def _fork_worker(self, child: Child, theirs: int, log: int) -> None:
         template = describe_template(child.spec)
@@ -123,11 +144,11 @@ class Family:
         pidfd = os.pidfd_open(pid)
         try:
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            self.selector.register(pidfd, selectors.EVENT_READ, lambda: self._take_death(child))
         except OSError:
             os.close(pidfd)
             raise
         child.pid, child.pidfd = pid, pidfd
-        self.selector.register(pidfd, selectors.EVENT_READ, lambda: self._take_death(child))
 
     def stop(self, child: Child) -> bool:
         """End a child, and do not start it again; False where it was not running, and is forgotten now."""
@@ -143,7 +164,8 @@ class Family:
     def kill(self, child: Child, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a child a signal, if it runs."""
         if child.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
+            # It has ended, or is another user's by now.
+            with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(child.pidfd, number)
 
     def condemn(self, child: Child, fault: str, after_s: float = 0.0) -> None:
@@ -170,10 +192,11 @@ class Family:
         deadline = time.monotonic() + KILL_AFTER_S
         for child in self.children.values():
             if child.pid:
-                with selectors.DefaultSelector() as waiter:
-                    waiter.register(child.pidfd, selectors.EVENT_READ)
-                    if not waiter.select(max(0.0, deadline - time.monotonic())):
-                        self.kill(child)
+                # Needs no descriptor, as there may be none.
+                waiter = select.poll()
+                waiter.register(child.pidfd, select.POLLIN)
+                if not waiter.poll(max(0.0, deadline - time.monotonic()) * 1e3):
+                    self.kill(child)
 
     # the loop
 
@@ -182,21 +205,33 @@ class Family:
         due = [t for child in self.children.values() for t in (child.restart_s, child.kill_s, child.stuck_s) if t is not None]
         due += [at_s for at_s in (stop_s, self._reap_s, self._beat_s) if at_s is not None]
         for key, _ in self.selector.select(max(0.0, min(due) - time.monotonic()) if due else None):
-            key.data()
+            self._bear(key.data)
         now = time.monotonic()
         if self._reap_s is not None and self._reap_s <= now:
             self._reap_strangers()
         if self._beat_s <= now:
             self._beat(now)
         for child in list(self.children.values()):
-            if child.restart_s is not None and child.restart_s <= now:
-                child.restart_s = None
-                self.start(child)
-            if child.kill_s is not None and child.kill_s <= now:
-                child.kill_s = None
-                self.condemn(child, child.suspicion)
-            if child.stuck_s is not None and child.stuck_s <= now:
-                self._give_up(child, "it does not read its channel")
+            self._bear(partial(self._look_at, child, now))
+
+    def _look_at(self, child: Child, now: float) -> None:
+        """Do what is due."""
+        if child.restart_s is not None and child.restart_s <= now:
+            child.restart_s = None
+            self.start(child)
+        if child.kill_s is not None and child.kill_s <= now:
+            child.kill_s = None
+            self.condemn(child, child.suspicion)
+        if child.stuck_s is not None and child.stuck_s <= now:
+            self._give_up(child, "it does not read its channel")
+
+    def _bear(self, work: Callable[[], None]) -> None:
+        """Whatever the kernel refuses costs what it was for, and never this process."""
+        try:
+            work()
+        except OSError as error:
+            self.say(f"the machine refuses: {error}")
+            time.sleep(_REFUSED_S)
 
     def _beat(self, now: float) -> None:
         """Give up children that are stopped or do not answer, and ask them again."""
@@ -251,9 +286,10 @@ class Family:
         if child.channel is not channel:
             # Closed by an event that was handled before this one in the same turn.
             return
-        channel.flush()
-        self._watch(channel)
+        received: Received | None = None
         try:
+            channel.flush()
+            self._watch(channel)
             received = channel.receive()
             if received is not None:
                 self._obey(child, received)
@@ -264,7 +300,8 @@ class Family:
             self._give_up(child, error.message)
             return
         except OSError:
-            pass
+            if received is not None:
+                raise  # not of the channel, but of what was to be done
         self._drop_channel(child)
         if child.pid:
             self.condemn(child, "it closed its channel", CLOSED_S)

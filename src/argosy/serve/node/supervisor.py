@@ -58,6 +58,7 @@ from argosy.serve.wire.control_messages import (
     WorkerState,
     fit_text,
 )
+from argosy.serve.wire.output import guard_output
 
 __all__ = ["SUCCESSOR_FILE", "Supervisor", "main"]
 
@@ -67,6 +68,8 @@ HEARD_S: Final = 2.5
 """Within which each front that holds a batch of a worker has said so."""
 SUCCESSOR_FILE: Final = "restart.json"
 """In `run`: the job of a server's successor, which `argosy restart` writes."""
+STATE_S: Final = 10.0
+"""The file that tells commands of this server is written anew within this, if it goes or could not be written."""
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _TOLD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """Signals that tell the server something."""
@@ -97,60 +100,115 @@ class Supervisor:
         """The job that this process goes on with when the fronts have ended."""
         self._inherited: dict[str, Any] | None = job.pop("inherited", None)
         self._lock: TextIO | None = None
+        self._token = os.urandom(32).hex()
+        self._started_s = time.time()
+        self._state = b""
+        """What stands in `serve.json`."""
+        self._state_s = 0.0
+        """When to look whether it does."""
+        self._state_fault = ""
 
     # start and end
 
     def start(self) -> None:
-        """Take the lock, open the listeners, start the control process and the fronts."""
-        (self.run / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Take the lock, open the listeners, start the control process and the fronts.
+
+        What can be had later is not needed for it: the file that tells commands of this server, and logs.
+        """
         inherited = self._inherited
-        if inherited is None:
-            self._lock = (self.run / "serve.lock").open("a")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fail(f"A server runs already for this ARGOSY_HOME ({self.config['home']})")
-        else:
-            os.set_inheritable(inherited["lock"], False)
-            self._lock = os.fdopen(inherited["lock"], "a")
+        try:
+            self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._take_lock()
+        except BlockingIOError:
+            fail(f"A server runs already for this ARGOSY_HOME ({self.config['home']})")
+        except OSError as error:
+            fail(f"{self.run} cannot be used: {error.strerror or error}")
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         # The soft limit of 1,024 descriptors is for programs that use select(); fronts hold a socket a client.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.listeners = open_listeners(self.config) if inherited is None else inherit_listeners(inherited["listeners"])
-        self.counters_fd = os.memfd_create("argosy-counters", os.MFD_CLOEXEC)
-        os.ftruncate(self.counters_fd, self.job["counters_bytes"])
-        # Before anybody knows of this process: signals that it does not take would end it.
-        self._watch_signals()
-        self._write_state()
+        try:
+            self.counters_fd = os.memfd_create("argosy-counters", os.MFD_CLOEXEC)
+            os.ftruncate(self.counters_fd, self.job["counters_bytes"])
+            # Before anybody knows of this process: signals that it does not take would end it.
+            self._watch_signals()
+        except OSError as error:
+            fail(f"The machine refuses what a server needs: {error}")
+        self._keep_state()
         self.family.start(Child("control", "control", {"module": "argosy.deploy.control"}))
         for index in range(self.config["num_fronts"]):
             self.family.start(Child(f"front-{index}", "front", {"module": "argosy.serve.front.front", "index": index}))
         addresses = ", ".join(f"{name} {self.config['host']}:{self._port(name)}" for name in LISTENERS)
         self.family.say(f"serving: {addresses}; admin 127.0.0.1:{self._port('admin')}")
 
+    def _take_lock(self) -> None:
+        """Be the one server of this home, or go on being it.
+
+        Raises:
+            BlockingIOError: another one is.
+            OSError: the file cannot be used.
+        """
+        if self._inherited is None:
+            self._lock = (self.run / "serve.lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            os.set_inheritable(self._inherited["lock"], False)
+            self._lock = os.fdopen(self._inherited["lock"], "a")
+
     def _port(self, name: str) -> int:
         return self.listeners[name][0].getsockname()[1]
 
+    def _keep_state(self) -> None:
+        """Tell other commands where this server is, and again if the file that says so goes or is damaged."""
+        self._state_s = time.monotonic() + STATE_S
+        try:
+            if not self._is_state_written():
+                self._write_state()
+            self._state_fault = ""
+        except OSError as error:
+            fault = (
+                f"{self.run / 'serve.json'} cannot be written, and commands do not find this server: {error.strerror or error}"
+            )
+            if fault != self._state_fault:
+                self._state_fault = fault
+                self.family.say(fault)
+
+    def _is_state_written(self) -> bool:
+        try:
+            return (self.run / "serve.json").read_bytes() == self._state
+        except FileNotFoundError:
+            return False
+
     def _write_state(self) -> None:
-        """Tell other commands where this server is; only this user may read it."""
+        """Only this user may read it. One whose lock has gone from its place says nothing: another server may be there."""
+        assert self._lock is not None
+        if not os.path.samestat(os.fstat(self._lock.fileno()), (self.run / "serve.lock").stat()):
+            raise OSError("serve.lock is another server's")
         state = {
             "pid": os.getpid(),
             "host": self.config["host"],
-            "token": os.urandom(32).hex(),
-            "started_s": time.time(),
+            "token": self._token,
+            "started_s": self._started_s,
             "num_restarts": 0 if self._inherited is None else self._inherited["num_restarts"],
             "num_fronts": self.config["num_fronts"],
             "given": self.job["given"],
             "stop_with_stdin": self.job["stop_with_stdin"],
             **{f"{name}_port": self._port(name) for name in self.listeners},
         }
+        self._state = json.dumps(state).encode()
         temporary = self.run / "serve.json.new"
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(state, file)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(self._state)
         temporary.replace(self.run / "serve.json")
+
+    def _remove_state(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._is_state_written():
+                (self.run / "serve.json").unlink()
 
     def _watch_signals(self) -> None:
         reader, writer = socket.socketpair()
@@ -166,7 +224,11 @@ class Supervisor:
             self.family.selector.register(0, selectors.EVENT_READ, self._take_stdin)
 
     def _take_stdin(self) -> None:
-        if not os.read(0, 4096):
+        try:
+            is_open = bool(os.read(0, 4096))
+        except OSError:
+            is_open = False
+        if not is_open:
             self.family.selector.unregister(0)
             self._begin_stop()
 
@@ -222,14 +284,17 @@ class Supervisor:
     def run_forever(self) -> int:
         """Serve until told to stop; returns the exit code. Where it is succeeded, it does not return."""
         while self.stop_s is None or (time.monotonic() < self.stop_s and self.family.running("front")):
-            self.family.turn(self.stop_s if self._close_s is None else self._close_s)
-            if self._close_s is not None and self._close_s <= time.monotonic():
+            due_s = self._state_s if self.stop_s is None else self.stop_s
+            self.family.turn(due_s if self._close_s is None else self._close_s)
+            now = time.monotonic()
+            if self.stop_s is None and self._state_s <= now:
+                self._keep_state()
+            if self._close_s is not None and self._close_s <= now:
                 self._close_listeners()
         self.family.stop_all()
         if self._successor is not None:
             self._become(self._successor)
-        with contextlib.suppress(FileNotFoundError):
-            (self.run / "serve.json").unlink()
+        self._remove_state()
         return 0
 
     def _become(self, job: dict[str, Any]) -> NoReturn:
@@ -260,7 +325,7 @@ class Supervisor:
                 self._link(child, other)
         elif child.kind == "control":
             fds = [self.counters_fd, self.listeners["admin"][0].fileno()]
-            self.family.send(child, StartControl(self.config), fds)
+            self.family.send(child, StartControl(self.config, self._token), fds)
             for other in list(self.family.children.values()):
                 if other.kind == "worker":
                     self.family.send(child, self._describe(other))
@@ -383,6 +448,7 @@ def _ignore(number: int, frame: object) -> None:
 
 def main() -> None:
     """Run as `python -m argosy.serve.node.supervisor CONFIG`, where CONFIG is one JSON object."""
+    guard_output()
     supervisor = Supervisor(json.loads(sys.argv[1]))
     supervisor.start()
     sys.exit(supervisor.run_forever())

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from argosy.serve.wire.checked import refuse
 from argosy.serve.wire.control_messages import MAX_MESSAGE_BYTES, Message, Process, decode, encode, longest
+from argosy.serve.wire.output import guard_output
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
@@ -146,7 +147,11 @@ def die_with_parent(parent: int) -> None:
 
 
 def open_channel(own: Process) -> Channel:
-    """Open the channel that the supervisor gave this process, and tie its life to the supervisor's."""
+    """Open the channel that the supervisor gave this process, and tie its life to the supervisor's.
+
+    What the process prints fails nothing from now on: its log may stand on a disk that is full.
+    """
+    guard_output()
     die_with_parent(int(os.environ[SUPERVISOR_VARIABLE]))
     return Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL_VARIABLE))), own, "supervisor")
 

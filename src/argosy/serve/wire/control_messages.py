@@ -105,6 +105,8 @@ class StartControl(Message):
 
     config: Json
     """`argosy.config.ServeConfig`."""
+    token: str
+    """What callers of the admin API must show."""
 
 
 class StartWorker(Message):

@@ -61,6 +61,8 @@ class RepositoryEntry(msgspec.Struct, frozen=True):
     """Of the deployment, or the newest."""
     reason: str
     """Why no requests are taken for it, as far as that is known; whether they are, each front sees for itself."""
+    is_wanted: bool = False
+    """It is a deployment: the server is not ready before it is."""
 
 
 class Table(msgspec.Struct, frozen=True):
