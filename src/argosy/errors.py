@@ -263,7 +263,8 @@ MESSAGES: dict[str, Message] = {
     "run_active": Message("Another run writes its checkpoints to {folder} now", "wait for it, or name another folder"),
     "bad_data": Message("Training data is not usable: {detail}"),
     "export_differs": Message(
-        "The exported model answers differently from the trained one: largest difference {got:.3g}, allowed {allowed:.3g}"
+        "The exported model answers differently from the trained one on {rows} rows: largest difference {got:.3g}, "
+        "allowed {allowed:.3g}"
     ),
     "export_failed": Message(
         "The model cannot be exported to ONNX: {detail}",

@@ -98,7 +98,7 @@ def native_files() -> Any:
     for name, (model, rows) in list_models().items():
         folder = FOLDER / "native" / name
         folder.mkdir(parents=True)
-        entry = FRAMEWORK.save_native(model, rows, folder)
+        entry = FRAMEWORK.save_native(model, rows, folder).entry
         found[name] = [entry, sorted(path.name for path in folder.iterdir())]
         np.savez(FOLDER / "native" / f"{name}.npz", rows=rows, answers=FRAMEWORK.predict(model, rows))
     return found

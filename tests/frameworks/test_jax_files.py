@@ -63,7 +63,7 @@ def test_model_that_cannot_be_traced_is_not_exported(tmp_path):
 
 
 def load_saved(model, rows, folder):
-    entry = FRAMEWORK.save_native(model, rows, folder)
+    entry = FRAMEWORK.save_native(model, rows, folder).entry
     runtime = JaxRuntime()
     runtime.load(folder, entry, NAMES)
     return runtime
@@ -137,7 +137,7 @@ def test_runtime_refuses_a_program_that_calls_out_of_itself(tmp_path):
 
 def test_runtime_refuses_damaged_programs_and_weights(tmp_path):
     model, x = make_mlp(), make_rows(2, 4)
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     program, weights = tmp_path / entry, tmp_path / f"{entry}{WEIGHTS_SUFFIX}"
     whole, arrays = program.read_bytes(), list(FRAMEWORK.get_weights(model).values())
     for content in (b"", b"\x00" * 64, whole[: len(whole) // 2]):

@@ -425,7 +425,7 @@ def test_runtime_answers_as_the_model(kind, tmp_path):
     make, x = MODELS[kind]
     model = make()
     model.compile("adam")
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     assert {path.name for path in tmp_path.iterdir()} == {entry, BACKEND_FILE}
     runtime = KerasRuntime()
     runtime.open(tmp_path, entry, ["rows"], ["answers"])
@@ -440,7 +440,7 @@ def test_runtime_answers_as_the_model(kind, tmp_path):
 @pytest.mark.backend
 def test_runtime_begins_in_a_process_of_its_own(tmp_path):
     model, x = make_mlp(), make_rows(3, 4)
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     code = f"""
 import numpy as np, sys
 from pathlib import Path

@@ -373,14 +373,14 @@ def test_operator_that_onnx_has_not_is_named(tmp_path):
         FRAMEWORK.export_onnx(
             Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path / "x.onnx", input_name="a", output_name="b"
         )
-    assert FRAMEWORK.save_native(Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path) == "saved_model.pb"
+    assert FRAMEWORK.save_native(Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path).entry == "saved_model.pb"
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_runtime_answers_as_the_model(kind, tmp_path):
     make, x = MODELS[kind]
     model = make()
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     assert all(path.is_file() for path in tmp_path.iterdir())
     runtime = TensorFlowRuntime()
     runtime.open(tmp_path, entry, ["rows"], ["answers"])
@@ -394,7 +394,7 @@ def test_runtime_answers_as_the_model(kind, tmp_path):
 
 def test_runtime_serves_from_a_forked_process_of_its_own(tmp_path):
     model, x = Mlp(), make_rows(3, 4)
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     np.save(tmp_path / "rows.npy", x)
     # As a worker does it: forked from a process that has only imported the runtime.
     code = f"""
