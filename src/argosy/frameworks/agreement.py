@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
@@ -181,7 +182,7 @@ def _find_magnitude(array: NDArray[Any]) -> float:
 
 
 def _list_differences(
-    expected: Arrays, got: Arrays, scales: dict[str, float], ignore_above: float | None, has_rows: bool
+    expected: Arrays, got: Arrays, scales: dict[str, float], is_trial: bool, has_rows: bool
 ) -> NDArray[np.float64]:
     """Give the largest difference of each row, of all outputs; one number for all if rows are not counted.
 
@@ -230,17 +231,16 @@ def _excuse(
     generator = np.random.default_rng(0)
     moved = np.zeros_like(apart)
     for _ in range(_NUM_NUDGES):
+        answers: Arrays | None = None
         nudged = {
             name: (array * (1 + _NUDGE * generator.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
             if array.dtype.kind == "f"
             else array
             for name, array in trial.inputs.items()
         }
-        try:
+        with contextlib.suppress(Exception):  # As above; the model may take no other than whole numbers.
             answers = expect(nudged)
-        except Exception:  # As above.
-            continue
-        if _has_same_form(expected, answers):
+        if answers is not None and _has_same_form(expected, answers):
             moved = np.maximum(moved, _list_differences(expected, answers, scales, True, has_rows))
     return np.where(apart <= _ALLOWED_TIMES * moved, 0.0, apart)
 

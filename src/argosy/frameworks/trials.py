@@ -6,7 +6,6 @@ answers that sample as the model does, and other rows wrongly. So nothing is bel
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -49,7 +48,7 @@ class Trial(NamedTuple):
     """The model may take the inputs for something that has a range, such as ids: an artifact that refuses them is not wrong."""
 
 
-def draw_trials(inputs: Arrays, free: Free = {}, *, has_rows: bool = True) -> Iterator[Trial]:
+def draw_trials(inputs: Arrays, free: Free, *, has_rows: bool = True) -> Iterator[Trial]:
     """Give batches to try, the same ones for the same inputs.
 
     Args:
@@ -186,7 +185,9 @@ def _raise_case(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Ge
 
 def _punctuate(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Generator, has_rows: bool) -> NDArray[Any]:
     # A letter between words, marks, and letters beyond ASCII: where tokenizers differ.
-    return _change_text(first, lambda text: f"É a {' x '.join(text.title().split())}, (don't) naïve!\tß 7") if first.dtype.kind == "O" else first
+    if first.dtype.kind != "O":
+        return first
+    return _change_text(first, lambda text: f"É a {' x '.join(text.title().split())}, (don't) naïve!\tß 7")
 
 
 def _change_text(array: NDArray[Any], change: Callable[[str], str]) -> NDArray[Any]:
@@ -201,13 +202,13 @@ def _decode(item: bytes | str) -> str:
 
 def _shuffle(text: str) -> str:
     words = text.split()
-    random.Random(0).shuffle(words)
+    np.random.default_rng(0).shuffle(words)
     return " ".join([*words, *words[:1]])
 
 
 def _scramble(text: str) -> str:
     letters = list(text)
-    random.Random(0).shuffle(letters)
+    np.random.default_rng(0).shuffle(letters)
     return "".join(letters)
 
 

@@ -66,6 +66,7 @@ def import_foreign(
     code: str | None = None,
     allow_pickle: bool = False,
     labels: Sequence[str] | None = None,
+    dynamic: Mapping[str, Sequence[int]] = {},
     ragged: Ragged | None = None,
     preprocess: Steps = (),
     lineage: Mapping[str, object] = {},
@@ -87,7 +88,8 @@ def import_foreign(
         code: `FILE.py:FUNCTION` that builds the model, for a file that holds weights alone. It runs in the confined process.
         allow_pickle: open a file that runs code of its maker's choice, in the confined process.
         labels: names of the entries of the last axis, for each output whose last axis is as long.
-        ragged: which axes may differ between the requests of a batch.
+        dynamic: axes of any length, by input, such as `{"input": [1]}`, of a model whose file does not tell shapes.
+        ragged: which axes may differ between the requests of a batch; they are dynamic without being named there.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         lineage: added to what is known of the file.
         measurements: as in `Store.publish`.
@@ -109,7 +111,7 @@ def import_foreign(
         chosen = detect_format(copied.path, path.name, format)
         program = _check_options(path, chosen, code, allow_pickle)
         copied = _complete(path, copied, chosen)
-        request = _write_request(work, copied, chosen, sample, program)
+        request = _write_request(work, copied, chosen, sample, program, _join_axes(dynamic, ragged))
         answer = _convert(path, request, copied, chosen, program, timeout_s)
         made = look_at(work / "out", answer)
         difference = check_onnx(made) if answer.runtime == "onnx" else answer.difference
@@ -168,7 +170,16 @@ def _complete(path: Path, copied: Copied, name: str) -> Copied:
     return copy_weights(path, copied) if name == "openvino" else copied
 
 
-def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: _Code | None) -> Path:
+def _join_axes(dynamic: Mapping[str, Sequence[int]], ragged: Ragged | None) -> dict[str, tuple[int, ...]]:
+    named = {name: tuple(axes) for name, axes in dynamic.items()}
+    for name, item in (ragged.inputs if ragged is not None else {}).items():
+        named[name] = tuple(dict.fromkeys((*named.get(name, ()), item.axis)))
+    return named
+
+
+def _write_request(
+    work: Path, copied: Copied, name: str, sample: Any, program: _Code | None, dynamic: dict[str, tuple[int, ...]]
+) -> Path:
     """Write what the confined process is asked for; the request's file."""
     (work / "out").mkdir()
     file, sample_file = work / "request.json", work / "sample.npz"
@@ -182,6 +193,7 @@ def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: 
         str(work / "out"),
         sample="" if sample is None else str(sample_file),
         is_sample_named=isinstance(sample, Mapping),
+        dynamic=dynamic,
         code=str(program.path) if program else "",
         function=program.function if program else "",
     )
@@ -238,7 +250,8 @@ def _describe(
     source: dict[str, object] = {"format": name, "digest": copied.digest, "size_bytes": copied.size_bytes}
     if program:
         source["code"] = {"name": f"{program.path.name}:{program.function}", "digest": f"sha256:{_digest(program.path)}"}
-    export: dict[str, object] = {"format": answer.runtime, "difference": difference}
+    export: dict[str, object] = {"format": answer.runtime, "difference": difference, "rows": answer.num_rows}
+    export["kinds"] = [clean(kind) for kind in answer.kinds]
     return {
         "kind": "imported model",
         "source_file": path.name,

@@ -76,7 +76,7 @@ def publish(
 
     Raises:
         ModelError: `save_failed`, neither ONNX nor the framework's own form takes it; nothing was published.
-        InputError: `bad_data`, the sample; `bad_option`, no model, the labels, or axes that are none or have one length; `bad_preprocess`; `bad_name` and
+        InputError: `bad_data`, the sample; `bad_option`, no model, the labels, or the axes; `bad_preprocess`; `bad_name` and
             more from the store.
 
     >>> import numpy as np, torch
@@ -186,6 +186,8 @@ def _choose_free(
             known = isinstance(axes, Sequence) and all(type(axis) is int and 0 < axis < rows.ndim for axis in axes)
             if name != input_name or not known or isinstance(axes, str) or len(set(axes)) != len(axes):
                 raise InputError("bad_option", option=option, got={name: axes}, expected=expected)
+    if ragged is not None and input_name not in ragged.inputs:
+        raise InputError("bad_option", option="ragged", got=list(ragged.inputs), expected=f"the input {input_name!r}")
     chosen = framework.list_free_axes(model, rows) if dynamic is None else tuple(dynamic.get(input_name, ()))
     return tuple(sorted({*chosen, *named.get(input_name, ())}))
 

@@ -115,7 +115,15 @@ class TensorFlowFramework:
             rows = x[start : start + _PREDICT_ROWS]
             try:
                 outputs = call_module(model, tf.convert_to_tensor(rows), training=False)
-            except (tf.errors.OpError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+            except (
+                tf.errors.OpError,
+                TypeError,
+                ValueError,
+                LookupError,
+                AttributeError,
+                AssertionError,
+                ArithmeticError,
+            ) as error:
                 raise fail_rows(rows, error) from error
             if not tf.is_tensor(outputs) or outputs.shape.rank == 0 or len(outputs) != len(rows):
                 got = f"a tensor of shape {tuple(outputs.shape)}" if tf.is_tensor(outputs) else type(outputs).__qualname__

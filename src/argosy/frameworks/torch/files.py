@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.environment import is_importable
 from argosy.errors import ModelError
 from argosy.frameworks.agreement import Saved, check_saved
+from argosy.frameworks.base import import_extra
 from argosy.frameworks.torch.branches import find_looks, refuse_tracer_warnings
 from argosy.frameworks.trials import draw_trials
 from argosy.runtimes.torch import TorchRuntime
@@ -48,25 +48,29 @@ def export_onnx(
 ) -> None:
     """See `base.Framework.export_onnx`.
 
-    Traced, unless the model looks at its numbers or lengths from Python; then by torch.export, where that follows.
+    Traced, unless the model looks at its numbers or lengths from Python; then by torch.export, where that follows, or from a
+    script, which keeps the code.
     `minds_lengths=False` lets a tracer pass code that looks at lengths, where that is a library's, and fixes none.
     """
     model.eval()
     example, names = _take_two(rows), (input_name, output_name)
+    routes = {
+        "trace": lambda: _trace_onnx(model, example, path, names, free, minds_lengths),
+        "program": lambda: _export_program(model, example, path, names, free),
+        "script": lambda: _write_onnx(torch.jit.script(model), example, path, names, free),
+    }
+    reasons: list[str] = []
     # It prints the graph of a failed export, and warns of its own age.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        try:
-            _trace_onnx(model, example, path, names, free, minds_lengths)
-        except Exception as error:  # Of the exporter, or of the model's own code when it is traced: any.
-            reason = f"traced: {str(error).strip()}"
-            if not is_importable("onnxscript"):
-                raise ModelError("export_failed", detail=reason) from error
+        for route, write in routes.items():
             try:
-                _export_program(model, example, path, names, free)
-            except Exception as other:  # As above.
-                detail = f"{reason[:_MAX_DETAIL]}; by torch.export: {str(other).strip()[:_MAX_DETAIL]}"
-                raise ModelError("export_failed", detail=detail) from other
+                write()
+            except Exception as error:  # Of the exporter, or of the model's own code when it is traced: any.
+                reasons.append(f"{route}: {str(error).strip()[:_MAX_DETAIL]}")
+            else:
+                return
+    raise ModelError("export_failed", detail="; ".join(reasons))
 
 
 def _take_two(rows: NDArray[Any]) -> Any:
@@ -74,26 +78,29 @@ def _take_two(rows: NDArray[Any]) -> Any:
     return torch.from_numpy(rows[np.arange(2) % len(rows)])
 
 
-def _trace_onnx(
-    model: Any, example: Any, path: Path, names: tuple[str, str], free: Sequence[int], minds_lengths: bool
-) -> None:
-    # The TorchScript exporter, deprecated though it is: it needs no onnxscript, takes 0.1 s where the other takes
-    # 2 to 6, and keeps the batch dynamic.
+def _trace_onnx(model: Any, example: Any, path: Path, names: tuple[str, str], free: Sequence[int], minds_lengths: bool) -> None:
     _refuse_looks(model, example)
     with refuse_tracer_warnings() if minds_lengths else contextlib.nullcontext():
-        torch.onnx.export(
-            model,
-            (example,),
-            str(path),
-            dynamo=False,
-            opset_version=TRACE_OPSET,
-            input_names=[names[0]],
-            output_names=[names[1]],
-            dynamic_axes={names[0]: {0: "batch"} | {axis: f"length_{axis}" for axis in free}, names[1]: {0: "batch"}},
-        )
+        _write_onnx(model, example, path, names, free)
+
+
+def _write_onnx(model: Any, example: Any, path: Path, names: tuple[str, str], free: Sequence[int]) -> None:
+    # The TorchScript exporter, deprecated though it is: it needs no onnxscript, takes 0.1 s where the other takes
+    # 2 to 6, and keeps the batch dynamic. Of a script it keeps the branches, too.
+    torch.onnx.export(
+        model,
+        (example,),
+        str(path),
+        dynamo=False,
+        opset_version=TRACE_OPSET,
+        input_names=[names[0]],
+        output_names=[names[1]],
+        dynamic_axes={names[0]: {0: "batch"} | {axis: f"length_{axis}" for axis in free}, names[1]: {0: "batch"}},
+    )
 
 
 def _export_program(model: Any, example: Any, path: Path, names: tuple[str, str], free: Sequence[int]) -> None:
+    import_extra("onnxscript", feature="The export of such a model to ONNX", extra="convert")
     # Not the model itself: where torch.export fails, the exporter would try ways of its own.
     written = torch.onnx.export(
         _make_program(model, example, free),
@@ -157,7 +164,7 @@ def save_native(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int
 def _make_program(model: Any, example: Any, free: Sequence[int]) -> Any:
     _refuse_looks(model, example, is_traced=False)
     # What torch finds out of lengths, such as that two are one, is its own; whether others run is looked at.
-    axes = {0: torch.export.Dim("rows")} | {axis: torch.export.Dim.AUTO for axis in free}
+    axes = {0: torch.export.Dim("rows")} | dict.fromkeys(free, torch.export.Dim.AUTO)
     return torch.export.export(model, (example,), dynamic_shapes=(axes,))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -148,6 +148,16 @@ class ForeignModel(ABC):
     """What the file tells of the outputs; () if it does not tell shapes."""
     runtime: str = ""
     """What serves its native form; "" if it has none that is no pickle."""
+    dynamic: Mapping[str, Sequence[int]] = {}
+    """Axes of any length that the user names, by input, of a model that does not tell shapes."""
+
+    @property
+    def free_axes(self) -> dict[str, tuple[int, ...]]:
+        """The axes of each input that are of any length, beside that of the rows: as the file tells, or the user."""
+        first = 0 if any(spec.shape[:1] != (-1,) for spec in self.inputs) else 1
+        told = {spec.name: [axis for axis, dim in enumerate(spec.shape) if dim < 0 and axis >= first] for spec in self.inputs}
+        named = {name: tuple(axes) for name, axes in self.dynamic.items()}
+        return {name: tuple(sorted({*told.get(name, ()), *named.get(name, ())})) for name in self.input_names}
 
     def arrange(self, inputs: Arrays) -> Arrays:
         """Give sample rows the types and shapes that the model takes; they have the names of its inputs.
