@@ -183,8 +183,8 @@ def _choose_free(
     for option, wanted in (("dynamic", dynamic or {}), ("ragged", named)):
         expected = f"axes of the input {input_name!r} by its name, from 1 to {rows.ndim - 1}, such as {{{input_name!r}: [1]}}"
         for name, axes in wanted.items():
-            known = isinstance(axes, Sequence) and all(type(axis) is int and 0 < axis < rows.ndim for axis in axes)
-            if name != input_name or not known or isinstance(axes, str) or len(set(axes)) != len(axes):
+            known = isinstance(axes, list | tuple) and all(type(axis) is int and 0 < axis < rows.ndim for axis in axes)
+            if name != input_name or not known or len(set(axes)) != len(axes):
                 raise InputError("bad_option", option=option, got={name: axes}, expected=expected)
     if ragged is not None and input_name not in ragged.inputs:
         raise InputError("bad_option", option="ragged", got=list(ragged.inputs), expected=f"the input {input_name!r}")
@@ -217,8 +217,9 @@ def _check_ragged(signature: Signature, predict: Callable[[NDArray[Any]], NDArra
     for name, axis in signature.ragged.outputs.items():
         for spec in signature.inputs:
             along = signature.ragged.inputs[spec.name].axis
-            for length in (rows.shape[along], rows.shape[along] + 1):
-                answer = predict(np.take(rows, np.arange(length) % rows.shape[along], axis=along))
+            size = rows.shape[along]
+            for length in (size, size + 1):
+                answer = predict(np.take(rows, [place % size for place in range(length)], axis=along))
                 if answer.shape[axis] != length:
                     expected = f"an axis {axis} as long as that of the input, {length}; the model gives {answer.shape[axis]}"
                     raise InputError("bad_option", option="ragged", got=name, expected=expected)
