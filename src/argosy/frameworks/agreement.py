@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -72,7 +72,8 @@ class Differs(Exception):
 def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: float, *, has_rows: bool = True) -> Evidence:
     """Compare an artifact's answers with the model's on every trial that the model itself answers.
 
-    A difference counts unless the model's own answer to that row moves by a sixteenth of it if the row is only rounded.
+    A difference counts unless the model's own answer to that row moves by a sixteenth of it if the row is only rounded, or
+    summed in float64.
 
     Args:
         answer: the artifact.
@@ -228,21 +229,27 @@ def _excuse(
     has_rows: bool,
 ) -> NDArray[np.float64]:
     """Take away the differences of rows where the model itself is as undecided."""
-    generator = np.random.default_rng(0)
     moved = np.zeros_like(apart)
-    for _ in range(_NUM_NUDGES):
+    for inputs in _nudge(trial.inputs):
         answers: Arrays | None = None
-        nudged = {
-            name: (array * (1 + _NUDGE * generator.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
-            if array.dtype.kind == "f"
-            else array
-            for name, array in trial.inputs.items()
-        }
-        with contextlib.suppress(Exception):  # As above; the model may take no other than whole numbers.
-            answers = expect(nudged)
+        with contextlib.suppress(Exception):  # As above; the model may take no other than whole numbers, or no float64.
+            answers = expect(inputs)
         if answers is not None and _has_same_form(expected, answers):
             moved = np.maximum(moved, _list_differences(expected, answers, scales, True, has_rows))
     return np.where(apart <= _ALLOWED_TIMES * moved, 0.0, apart)
+
+
+def _nudge(inputs: Arrays) -> Iterator[Arrays]:
+    """Give inputs as rounding might leave them; and in float64, which shows how far the model's own float32 sums are off."""
+    generator = np.random.default_rng(0)
+    for _ in range(_NUM_NUDGES):
+        yield {
+            name: (array * (1 + _NUDGE * generator.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in inputs.items()
+        }
+    yield {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in inputs.items()}
 
 
 def _join_shapes(shapes: dict[str, tuple[int, ...]], answers: Arrays, has_rows: bool) -> dict[str, tuple[int, ...]]:

@@ -187,7 +187,7 @@ def _punctuate(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Gen
     # A letter between words, marks, and letters beyond ASCII: where tokenizers differ.
     if first.dtype.kind != "O":
         return first
-    return _change_text(first, lambda text: f"É a {' x '.join(text.title().split())}, (don't) naïve!\tß 7")
+    return _change_text(first, lambda text: f"É a {' the '.join(text.title().split())}  x, (don't) naïve!\tß 7")
 
 
 def _change_text(array: NDArray[Any], change: Callable[[str], str]) -> NDArray[Any]:

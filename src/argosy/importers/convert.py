@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from argosy.errors import ArgosyError, InputError, ModelError
 from argosy.frameworks.agreement import Differs, Evidence, Fails, hold_against, measure_difference
 from argosy.frameworks.onnx import declare_shapes
-from argosy.frameworks.trials import draw_trials
+from argosy.frameworks.trials import Trial, draw_trials
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, load, refuse
 from argosy.importers.formats.sample import count_rows, is_batched, name_sample, synthesise
 from argosy.runtimes.base import Runtime, load_runtime_class
@@ -150,7 +151,7 @@ def _convert(request: ConvertRequest) -> ConvertAnswer:
     _check_dynamic(model, inputs)
     reason, runtime, entry = "", "onnx", ONNX_FILE
     try:
-        answer, evidence = _make_onnx(model, inputs, folder / runtime)
+        answer, evidence, inputs, reason = _make_any_onnx(model, inputs, folder / runtime)
     except ModelError as error:
         reason, runtime = error.message, model.runtime
         if not runtime:
@@ -217,8 +218,27 @@ def _check_dynamic(model: ForeignModel, inputs: Arrays) -> None:
             raise InputError("bad_option", option="dynamic", got=f"{name}={list(axes)}", expected=expected)
 
 
+def _make_any_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence, Arrays, str]:
+    """Make an ONNX file for inputs of these types, or else of those that the model can be narrowed to; and say why the latter.
+
+    Raises:
+        ModelError: as `_make_onnx`, of the first.
+    """
+    try:
+        return *_make_onnx(model, inputs, folder), inputs, ""
+    except ModelError as error:
+        narrowed = model.narrow(inputs)
+        if narrowed is None:
+            raise
+        if math.isinf(measure_difference(model.predict(inputs), model.predict(narrowed))):
+            detail = f"{error.message}; and in float32 the model itself gives other labels to the sample"
+            raise ModelError("export_failed", detail=detail) from error
+        (folder / ONNX_FILE).unlink(missing_ok=True)
+        return *_make_onnx(model, narrowed, folder), narrowed, f"Not in float64: {error.message}"
+
+
 def _make_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence]:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     model.export_onnx(inputs, folder / ONNX_FILE)
     answer, evidence = _open("onnx", folder, ONNX_FILE, model, inputs)
     if is_batched(model):
@@ -245,7 +265,10 @@ def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arra
         runtime.load(folder, entry, {"inputs": list(inputs), "outputs": list(model.predict(inputs))})
     except Exception as error:  # The edge of a runtime: it may raise anything.
         raise ModelError(key, detail=f"what was written does not load: {error}") from error
-    trials = draw_trials(inputs, model.free_axes, has_rows=has_rows)
+    edges = model.draw_edges(inputs)
+    trials = itertools.chain(
+        draw_trials(inputs, model.free_axes, has_rows=has_rows), [] if edges is None else [Trial("edges", edges)]
+    )
     try:
         return runtime.infer, hold_against(runtime.infer, model.predict, trials, TOLERANCE, has_rows=has_rows)
     except Fails as error:

@@ -148,6 +148,8 @@ class ForeignModel(ABC):
     """What the file tells of the outputs; () if it does not tell shapes."""
     runtime: str = ""
     """What serves its native form; "" if it has none that is no pickle."""
+    words: tuple[str, ...] = ()
+    """Some that the model knows, for random texts."""
     dynamic: Mapping[str, Sequence[int]] = {}
     """Axes of any length that the user names, by input, of a model that does not tell shapes."""
 
@@ -166,6 +168,14 @@ class ForeignModel(ABC):
             InputError: `bad_sample`, they do not fit.
         """
         return fit_to_specs(inputs, self.inputs) if self.inputs else inputs
+
+    def narrow(self, inputs: Arrays) -> Arrays | None:
+        """Give inputs in types that more converters take, if there are some; by default there are none."""
+        return None
+
+    def draw_edges(self, inputs: Arrays) -> Arrays | None:
+        """Give rows at and beside numbers where the model switches, if it tells any, beside real rows."""
+        return None
 
     @abstractmethod
     def predict(self, inputs: Arrays) -> Arrays:

@@ -18,6 +18,8 @@ ML_OPSET: Final = 3
 
 _IR_VERSION: Final = 8
 _ML_DOMAIN: Final = "ai.onnx.ml"
+_PROBABILITIES: Final = "probabilities"
+"""The output that is clipped to [0, 1]."""
 _PREFIX: Final = "argosy."
 """Of the names inside a graph, so that they are no input's or output's."""
 
@@ -83,6 +85,13 @@ def finish_outputs(model: Any, outputs: dict[str, Output]) -> None:
             # What converters declare and what they compute is not always of one type.
             graph.node.append(helper.make_node("Cast", [source], [f"{_PREFIX}cast_of_{name}"], to=element))
             source = f"{_PREFIX}cast_of_{name}"
+        if name == _PROBABILITIES:
+            # A sum of hundreds of float32 shares passes 1 by a few units of its last place.
+            for kind, bound in (("Max", 0), ("Min", 1)):
+                limit = numpy_helper.from_array(np.array(bound, output.dtype), f"{_PREFIX}{bound}_of_{name}")
+                graph.initializer.append(limit)
+                graph.node.append(helper.make_node(kind, [source, limit.name], [f"{_PREFIX}{kind}_of_{name}"]))
+                source = f"{_PREFIX}{kind}_of_{name}"
         graph.node.append(helper.make_node("Reshape", [source, shape.name], [name]))
         graph.output.append(helper.make_tensor_value_info(name, element, [None, *output.row_shape]))
 
