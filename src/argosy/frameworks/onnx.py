@@ -78,7 +78,7 @@ def check_export(
     try:
         return hold_against(model.run, lambda inputs: {made: predict(inputs[given])}, trials, EXPORT_TOLERANCE)
     except Differs as error:
-        raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=EXPORT_TOLERANCE) from error
+        raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
     except Fails as error:
         raise ModelError("export_failed", detail=f"of what was written, {error}") from error
 

@@ -44,6 +44,8 @@ class Trial(NamedTuple):
     kind: str
     """In a word or two, for lineage and messages."""
     inputs: Arrays
+    is_far: bool = False
+    """Rows are unlike the sample's."""
     may_fail: bool = False
     """The model may take the inputs for something that has a range, such as ids: an artifact that refuses them is not wrong."""
 
@@ -66,9 +68,9 @@ def draw_trials(inputs: Arrays, free: Free, *, has_rows: bool = True) -> Iterato
     generator = np.random.default_rng(0)
     for kind, change in _CHANGES.items():
         changed = {name: change(first[name], inputs[name], generator, has_rows) for name in inputs}
-        is_own = kind in _OWN
+        is_far = kind in _FAR
         if any(not _is_same(first[name], array) for name, array in changed.items()):
-            yield from _with_one(kind, changed, has_rows, may_fail and not is_own)
+            yield from _with_one(Trial(kind, changed, is_far, may_fail and is_far), has_rows)
     for number, step in enumerate(_STEPS):
         for together in (True, False) if any(len(axes) > 1 for axes in free.values()) else (True,):
             stretched = {
@@ -88,11 +90,11 @@ def _repeat_sample(first: Arrays, has_rows: bool) -> Iterator[Trial]:
         yield Trial(SAMPLE, {name: array[picked] for name, array in first.items()})
 
 
-def _with_one(kind: str, changed: Arrays, has_rows: bool, may_fail: bool) -> Iterator[Trial]:
+def _with_one(trial: Trial, has_rows: bool) -> Iterator[Trial]:
     """Give the batch, and one row of it alone, whose fate no other row shares."""
-    yield Trial(kind, changed, may_fail)
-    if has_rows and len(next(iter(changed.values()))) > 1:
-        yield Trial(kind, {name: array[-1:] for name, array in changed.items()}, may_fail)
+    yield trial
+    if has_rows and len(next(iter(trial.inputs.values()))) > 1:
+        yield trial._replace(inputs={name: array[-1:] for name, array in trial.inputs.items()})
 
 
 def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
@@ -212,8 +214,8 @@ def _scramble(text: str) -> str:
     return "".join(letters)
 
 
-_OWN: Final = ("spread", "ends", "permuted")
-"""Kinds that have the sample's own values."""
+_FAR: Final = ("sign", "small", "large", "zero", "ones", "random")
+"""Kinds whose numbers are not the sample's own."""
 
 _CHANGES: Final[dict[str, _Change]] = {
     "spread": _mix,

@@ -95,6 +95,8 @@ class ConvertAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sample rows are random."""
     difference: float
     """Of the artifact's answers from the framework's, as for `TOLERANCE`."""
+    far_difference: float
+    """The same, of rows that are unlike the sample."""
     num_rows: int
     """That it was measured on."""
     kinds: tuple[str, ...]
@@ -166,6 +168,7 @@ def _convert(request: ConvertRequest) -> ConvertAnswer:
         signature=_describe_tensors(model, inputs, evidence),
         is_synthetic=sample is None,
         difference=evidence.difference,
+        far_difference=evidence.far_difference,
         num_rows=evidence.num_rows,
         kinds=evidence.kinds,
         framework=model.framework,
@@ -219,22 +222,23 @@ def _check_dynamic(model: ForeignModel, inputs: Arrays) -> None:
 
 
 def _make_any_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence, Arrays, str]:
-    """Make an ONNX file for inputs of these types, or else of those that the model can be narrowed to; and say why the latter.
+    """Make an ONNX file for inputs of these types, or else of others that the model takes; and say why the latter.
 
     Raises:
         ModelError: as `_make_onnx`, of the first.
     """
-    try:
-        return *_make_onnx(model, inputs, folder), inputs, ""
-    except ModelError as error:
-        narrowed = model.narrow(inputs)
-        if narrowed is None:
-            raise
-        if math.isinf(measure_difference(model.predict(inputs), model.predict(narrowed))):
-            detail = f"{error.message}; and in float32 the model itself gives other labels to the sample"
-            raise ModelError("export_failed", detail=detail) from error
-        (folder / ONNX_FILE).unlink(missing_ok=True)
-        return *_make_onnx(model, narrowed, folder), narrowed, f"Not in float64: {error.message}"
+    first: ModelError | None = None
+    for form in (inputs, *model.list_forms(inputs)):
+        if first is not None and math.isinf(measure_difference(model.predict(inputs), model.predict(form))):
+            detail = f"{first.message}; and rounded to float32 the model itself gives other labels to the sample"
+            raise ModelError("export_failed", detail=detail)
+        try:
+            return *_make_onnx(model, form, folder), form, first.message if first is not None else ""
+        except ModelError as error:
+            first = first or error
+            (folder / ONNX_FILE).unlink(missing_ok=True)
+    assert first is not None
+    raise first
 
 
 def _make_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence]:
@@ -274,7 +278,7 @@ def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arra
     except Fails as error:
         raise ModelError(key, detail=f"of what was written, {error}") from error
     except Differs as error:
-        raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=TOLERANCE) from error
+        raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
 
 
 def answer_alone(answer: _Run, inputs: Arrays, *, has_rows: bool) -> Golden:

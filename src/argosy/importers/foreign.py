@@ -250,8 +250,8 @@ def _describe(
     source: dict[str, object] = {"format": name, "digest": copied.digest, "size_bytes": copied.size_bytes}
     if program:
         source["code"] = {"name": f"{program.path.name}:{program.function}", "digest": f"sha256:{_digest(program.path)}"}
-    export: dict[str, object] = {"format": answer.runtime, "difference": difference, "rows": answer.num_rows}
-    export["kinds"] = [clean(kind) for kind in answer.kinds]
+    export: dict[str, object] = {"format": answer.runtime, "difference": difference}
+    export |= {"far_difference": answer.far_difference, "rows": answer.num_rows, "kinds": [clean(kind) for kind in answer.kinds]}
     return {
         "kind": "imported model",
         "source_file": path.name,

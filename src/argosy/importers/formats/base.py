@@ -169,9 +169,9 @@ class ForeignModel(ABC):
         """
         return fit_to_specs(inputs, self.inputs) if self.inputs else inputs
 
-    def narrow(self, inputs: Arrays) -> Arrays | None:
-        """Give inputs in types that more converters take, if there are some; by default there are none."""
-        return None
+    def list_forms(self, inputs: Arrays) -> list[Arrays]:
+        """Give the same inputs in other types that the model takes, to be tried in order; by default there are none."""
+        return []
 
     def draw_edges(self, inputs: Arrays) -> Arrays | None:
         """Give rows at and beside numbers where the model switches, if it tells any, beside real rows."""

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ML_OPSET", "OPSET", "Graph", "Output", "finish_outputs"]
+__all__ = ["ML_DOMAIN", "ML_OPSET", "OPSET", "Graph", "Output", "finish_outputs"]
 
 OPSET: Final = 17
 """Read by every ONNX Runtime that Argosy knows."""
@@ -17,7 +17,7 @@ ML_OPSET: Final = 3
 """Of the domain ai.onnx.ml: the one with `TreeEnsembleRegressor` in doubles."""
 
 _IR_VERSION: Final = 8
-_ML_DOMAIN: Final = "ai.onnx.ml"
+ML_DOMAIN: Final = "ai.onnx.ml"
 _PROBABILITIES: Final = "probabilities"
 """The output that is clipped to [0, 1]."""
 _PREFIX: Final = "argosy."
@@ -45,7 +45,7 @@ class Graph:
     def add(self, kind: str, *inputs: str, is_ml: bool = False, **attributes: object) -> str:
         """Add an operator with one output."""
         name = f"{_PREFIX}{kind}_{len(self.nodes)}"
-        domain = _ML_DOMAIN if is_ml else None
+        domain = ML_DOMAIN if is_ml else None
         self.nodes.append(self._helper.make_node(kind, inputs, [name], domain=domain, **attributes))
         return name
 
@@ -60,7 +60,7 @@ class Graph:
         """Write the graph as a model whose one input has shape (-1, width)."""
         helper = self._helper
         given = helper.make_tensor_value_info(input_name, helper.np_dtype_to_tensor_dtype(dtype), [None, width])
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_ML_DOMAIN, ML_OPSET)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML_DOMAIN, ML_OPSET)]
         model = helper.make_model(helper.make_graph([], "model", [given], []), opset_imports=opsets, ir_version=_IR_VERSION)
         model.graph.node.extend(self.nodes)
         model.graph.initializer.extend(self.weights)

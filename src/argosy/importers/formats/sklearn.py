@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.base import import_extra, name_kind
 from argosy.importers.formats.base import ForeignModel, Source, fit_to_specs, refuse
-from argosy.importers.formats.graph import ML_OPSET, OPSET, Output, finish_outputs
+from argosy.importers.formats.graph import ML_DOMAIN, ML_OPSET, OPSET, Output, finish_outputs
 from argosy.importers.formats.sklearn_text import choose_text_options, list_words, takes_text
-from argosy.importers.formats.sklearn_trees import check_thresholds, draw_edges, floor_thresholds
+from argosy.importers.formats.sklearn_trees import draw_edges, floor_thresholds, widen_thresholds
 from argosy.importers.formats.trees import INPUT
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["SklearnModel", "load"]
 
-_ML_DOMAIN: Final = "ai.onnx.ml"
 _TYPES: Final = {
     "FP32": "FloatTensorType",
     "FP64": "DoubleTensorType",
@@ -83,9 +82,11 @@ class SklearnModel(ForeignModel):
                 )
         return columns
 
-    def narrow(self, inputs: Arrays) -> Arrays | None:
-        narrowed = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in inputs.items()}
-        return None if all(narrowed[name] is array for name, array in inputs.items()) else narrowed
+    def list_forms(self, inputs: Arrays) -> list[Arrays]:
+        # What does not convert in doubles may in floats, and what loses too much in floats does not in doubles.
+        other = {np.dtype(np.float64): np.float32, np.dtype(np.float32): np.float64}
+        changed = {name: array.astype(other.get(array.dtype, array.dtype)) for name, array in inputs.items()}
+        return [changed] if any(changed[name].dtype != array.dtype for name, array in inputs.items()) else []
 
     def draw_edges(self, inputs: Arrays) -> Arrays | None:
         edges = None if self._is_by_column or self._is_of_text else draw_edges(self._estimator, inputs[INPUT])
@@ -115,7 +116,7 @@ class SklearnModel(ForeignModel):
         except Exception as error:  # Each converter raises what it likes.
             raise ModelError("export_failed", detail=f"skl2onnx says: {str(error).strip() or type(error).__name__}") from error
         if is_double:
-            check_thresholds(model.graph)
+            widen_thresholds(model, self._estimator)
         sources = [output.name for output in model.graph.output]
         if len(sources) < len(expected):
             raise ModelError("export_failed", detail=f"skl2onnx gives {list_choices(sources)}, expected {list_choices(expected)}")
@@ -222,19 +223,19 @@ def _convert(skl2onnx: Any, estimator: Any, inputs: Arrays, text_options: dict[i
     declared = [
         (name, getattr(types, _TYPES[datatype_of(array.dtype)])([None, *array.shape[1:]])) for name, array in inputs.items()
     ]
-    opsets = {"": OPSET, _ML_DOMAIN: ML_OPSET}
+    opsets = {"": OPSET, ML_DOMAIN: ML_OPSET}
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
     if hasattr(last, "flatten_transform"):
         # It changes nothing of what a vote predicts, and skl2onnx does not know the default.
         last.flatten_transform = False
     # Otherwise probabilities would be a list of dictionaries. Not everything has the option, nor can do without any.
     tried: list[dict[int, dict[str, object]]] = [{id(estimator): {"zipmap": False}}, {}, {id(last): {"raw_scores": True}}]
-    for number, options in enumerate(tried):
-        with contextlib.suppress(NameError if number < len(tried) - 1 else ()):
+    for options in tried[:-1]:
+        with contextlib.suppress(NameError):
             return skl2onnx.convert_sklearn(
                 estimator, initial_types=declared, target_opset=opsets, options=options | text_options
             )
-    raise AssertionError
+    return skl2onnx.convert_sklearn(estimator, initial_types=declared, target_opset=opsets, options=tried[-1] | text_options)
 
 
 def _simplify(answer: Any) -> NDArray[Any]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ModelError
+from argosy.importers.formats.graph import ML_DOMAIN, ML_OPSET
 
-__all__ = ["check_thresholds", "draw_edges", "floor_thresholds"]
+__all__ = ["draw_edges", "floor_thresholds", "widen_thresholds"]
 
+_NUMBERS: Final = ("base_values", "class_weights", "nodes_hitrates", "nodes_values", "target_weights")
+"""Attributes of an ensemble of trees that are of the type of its rows."""
 _MAX_EDGES: Final = 64
 """Thresholds that are tried: enough to meet one that was rounded to the wrong side, few enough to run in milliseconds."""
 
@@ -39,17 +43,35 @@ def floor_thresholds(estimator: Any) -> Generator[None]:
             predictor.nodes = nodes
 
 
-def check_thresholds(graph: Any) -> None:
-    """See that trees which take float64 have thresholds in float64; some converters leave them in float32.
+def widen_thresholds(model: Any, estimator: Any) -> None:
+    """Give trees that take float64 their thresholds in float64: the converter leaves them in float32.
 
     Raises:
-        ModelError: `export_failed`.
+        ModelError: `export_failed`, they are not known: those of other trees than histogram boosting's are made for float32.
     """
-    for node in graph.node:
-        if node.op_type.startswith("TreeEnsemble") and any(attribute.name == "nodes_values" for attribute in node.attribute):
+    helper: Any = importlib.import_module("onnx.numpy_helper")
+    narrow = [node for node in model.graph.node if any(attribute.name == "nodes_values" for attribute in node.attribute)]
+    exact = [value for predictor in _find_predictors(estimator) for value in _list_values(predictor.nodes)]
+    for opset in model.opset_import if narrow else ():
+        # The first with thresholds in doubles; what older ones have is the same in it.
+        opset.version = max(opset.version, ML_OPSET) if opset.domain == ML_DOMAIN else opset.version
+    for node in narrow:
+        floats = {attribute.name: attribute for attribute in node.attribute if attribute.name in _NUMBERS and attribute.floats}
+        if len(narrow) != 1 or len(exact) != len(floats["nodes_values"].floats):
             raise ModelError(
                 "export_failed", detail="skl2onnx writes the thresholds of its trees in float32, for rows in float64"
             )
+        for name, attribute in floats.items():
+            values = np.array(exact if name == "nodes_values" else list(attribute.floats), np.float64)
+            node.attribute.remove(attribute)
+            # The hit rates say nothing, and would have to be of one type with the rest.
+            if name != "nodes_hitrates":
+                added = node.attribute.add(name=f"{name}_as_tensor", type=attribute.TENSOR)
+                added.t.CopyFrom(helper.from_array(values))
+
+
+def _list_values(nodes: NDArray[Any]) -> list[float]:
+    return np.where(nodes["is_leaf"] == 1, 0.0, nodes["num_threshold"]).tolist()
 
 
 def draw_edges(estimator: Any, rows: NDArray[Any]) -> NDArray[Any] | None:
@@ -84,7 +106,7 @@ def _list_parts(estimator: Any) -> Iterator[Any]:
     for name in ("steps", "transformer_list", "transformers_"):
         for part in getattr(estimator, name, ()):
             yield part[1]
-    yield from cast("list[Any]", np.ravel(getattr(estimator, "estimators_", [])).tolist())
+    yield from np.ravel(getattr(estimator, "estimators_", [])).tolist()
 
 
 def _list_thresholds(estimator: Any) -> Iterator[tuple[int, float]]:
