@@ -46,6 +46,12 @@ _CREATED_LENGTH: Final = len("2025-01-31T12:00")
 @click.option(
     "--ragged-output", "ragged_outputs", metavar="OUTPUT=AXIS", multiple=True, help="An output that is as long along an axis."
 )
+@click.option(
+    "--dynamic",
+    metavar="INPUT=AXIS",
+    multiple=True,
+    help="An axis of any length, of a model whose file tells no shapes; repeatable.",
+)
 @click.option("--signature", type=click.Path(path_type=Path), help=f"JSON file with the tensors of a Python model: {_EXAMPLE}")
 @click.option("--repeatable", is_flag=True, help="A Python model may run twice for one request, after a crash.")
 def import_model(
@@ -70,6 +76,7 @@ def import_model(
     from argosy.store.preprocess import read_steps
 
     is_named = foreign["format_name"] is not None
+    foreign["dynamic"] = _parse_dynamic(foreign["dynamic"])
     given: dict[str, Any] = {"preprocess": () if preprocess is None else read_steps(preprocess)}
     told: dict[str, Any] = {"labels": _read_labels(labels), "ragged": _parse_ragged(ragged_inputs, ragged_outputs)}
     if path.suffix == ".py" and not is_named:
@@ -86,6 +93,16 @@ def import_model(
 
 def _list_given(**options: object) -> list[str]:
     return [f"--{name.replace('_', '-').removesuffix('-name')}" for name, value in options.items() if value]
+
+
+def _parse_dynamic(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    axes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        words = _RAGGED_PATTERN.fullmatch(text)
+        if words is None or words["pad"] is not None:
+            raise click.UsageError(f"--dynamic is {text!r}, expected INPUT=AXIS, such as ids=1.")
+        axes[words["name"]] = (*axes.get(words["name"], ()), int(words["axis"]))
+    return axes
 
 
 def _parse_ragged(inputs: Sequence[str], outputs: Sequence[str]) -> Ragged | None:

@@ -138,6 +138,7 @@ def _permute(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Gener
     flat = first.reshape(len(first), -1) if has_rows else first.reshape(1, -1)
     # The same order in each input, so that what belongs together stays so where inputs are as long.
     order = np.random.default_rng(1).permutation(flat.shape[1])
+    order = order[::-1] if np.array_equal(order, np.arange(len(order))) else order
     return np.ascontiguousarray(flat[:, order].reshape(first.shape))
 
 

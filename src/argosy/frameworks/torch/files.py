@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Generator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,9 +61,7 @@ def export_onnx(
         "script": lambda: _write_onnx(torch.jit.script(model), example, path, names, free),
     }
     reasons: list[str] = []
-    # It prints the graph of a failed export, and warns of its own age.
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with _keep_quiet():
         for route, write in routes.items():
             try:
                 write()
@@ -71,6 +70,20 @@ def export_onnx(
             else:
                 return
     raise ModelError("export_failed", detail="; ".join(reasons))
+
+
+@contextlib.contextmanager
+def _keep_quiet() -> Generator[None]:
+    """Keep torch from printing the graph of each route that fails, and from warning of its own age."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _take_two(rows: NDArray[Any]) -> Any:
@@ -147,9 +160,7 @@ def save_native(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int
     for name, write in (("model.pt2", _write_program), ("model.ts", _write_script), ("model.ts", _write_trace)):
         path = folder / name
         try:
-            with warnings.catch_warnings():
-                # Of TorchScript's age.
-                warnings.simplefilter("ignore")
+            with _keep_quiet():
                 write(model, example, path, free)
             saved = _check(model, rows, folder, name, free)
         except Exception as error:  # The compilers are made of passes that raise anything.
