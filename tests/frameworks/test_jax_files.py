@@ -53,6 +53,18 @@ def test_onnx_file_answers_as_the_model(make, rows, tmp_path):
     assert exported.run({"const_0": rows})["the out_0"].dtype == expected.dtype
 
 
+def test_length_that_is_free_is_taken_in_both_forms(tmp_path):
+    model, rows = Embedding(), make_labels(20, 50).reshape(5, 4)
+    FRAMEWORK.export_onnx(model, rows, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
+    check_export(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, model), rows, (1,))
+    saved = FRAMEWORK.save_native(model, rows, tmp_path, (1,))
+    assert any(kind.startswith("lengths") for kind in saved.evidence.kinds)
+    runtime = JaxRuntime()
+    runtime.load(tmp_path, saved.entry, NAMES)
+    with pytest.raises(ValueError, match="expected at least one row of shape"):
+        runtime.infer({"x": rows[:, :, None]})
+
+
 def test_model_that_cannot_be_traced_is_not_exported(tmp_path):
     for save in (
         lambda: FRAMEWORK.export_onnx(Branching(), make_rows(2, 4), tmp_path / "m.onnx", input_name="x", output_name="y"),

@@ -351,6 +351,45 @@ def test_exported_model_answers_as_the_model(kind, tmp_path):
     assert exported.run({"pixels in": x})["dense/out:0"].dtype == expected.dtype
 
 
+class Choice(tf.Module):
+    def __call__(self, x):
+        if tf.reduce_mean(x) > 0.5:
+            return x * 2.0
+        return x * 3.0
+
+
+def test_exported_model_answers_other_rows_as_itself(tmp_path):
+    x = 0.3 * np.abs(make_rows(8, 4))
+    FRAMEWORK.export_onnx(Choice(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
+    exported = OnnxModel(tmp_path / "model.onnx")
+    for rows in (x, x + 1, -x):
+        np.testing.assert_allclose(exported.run({"x": rows})["y"], FRAMEWORK.predict(Choice(), rows), rtol=1e-6)
+
+
+def test_graph_that_computes_otherwise_than_the_model_is_found(tmp_path):
+    class Other(tf.Module):
+        def __call__(self, x):
+            return tf.abs(x) if tf.executing_eagerly() else x
+
+    x = np.abs(make_rows(8, 4))
+    FRAMEWORK.export_onnx(Other(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
+    with pytest.raises(ModelError, match="on sign rows"):
+        check_export(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, Other()), x)
+    with pytest.raises(ModelError, match="on sign rows"):
+        FRAMEWORK.save_native(Other(), x, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "embedding"])
+def test_length_that_is_free_is_taken_in_both_forms(kind, tmp_path):
+    make, x = MODELS[kind]
+    model = make()
+    FRAMEWORK.export_onnx(model, x, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
+    exported = OnnxModel(tmp_path / "model.onnx")
+    check_export(exported, partial(FRAMEWORK.predict, model), x, (1,))
+    saved = FRAMEWORK.save_native(model, x, tmp_path, (1,))
+    assert {"lengths 1", "lengths 15"} <= set(saved.evidence.kinds)
+
+
 @pytest.mark.parametrize("names", [("x", "Identity:0"), ("Identity:0", "x"), ("same__0", "MatMul")])
 def test_names_may_be_those_of_other_tensors_of_the_graph(names, tmp_path):
     model, x = Affine(4, 2), make_rows(3, 4)

@@ -159,7 +159,11 @@ def _make_native(
     reason: str,
 ) -> _Made:
     folder.mkdir()
-    entry, evidence = framework.save_native(model, given, folder, free)
+    try:
+        entry, evidence = framework.save_native(model, given, folder, free)
+    except ModelError as error:
+        # Two ways are closed, and either may be the one to open.
+        raise ModelError("save_failed", detail=f"{error.fields.get('detail', error.message)}. {reason}") from error
     answers = np.concatenate([framework.predict(model, row[None]) for row in given[:NUM_GOLDEN]])
     (output_shape,) = evidence.shapes.values()
     export: dict[str, object] = {"format": framework.name, "reason": reason, **evidence.describe()}

@@ -71,7 +71,8 @@ def _choose(vectorizer: Any) -> dict[str, object]:
             raise _fail(name, f"lowercase=True with words such as {changed!r}, which ONNX lower-cases otherwise")
     # What is not ASCII has no small form that is, so that it is in no word of an ASCII vocabulary, whatever its case.
     options: dict[str, object] = {"locale": _ASCII_LOCALE if all(map(str.isascii, words)) else _UNICODE_LOCALE}
-    if is_of_words:
+    # A tokenizer of the user's own has no pattern, and the converter refuses it.
+    if is_of_words and vectorizer.token_pattern is not None:
         options["tokenexp"] = _translate(vectorizer.token_pattern)
     return options
 
