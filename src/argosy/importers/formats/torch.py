@@ -140,8 +140,11 @@ class TorchFile(ForeignModel):
             opset_version=_OPSET,
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_axes={} if is_fixed else {name: {0: "rows"} for name in (*inputs, *outputs)},
+            dynamic_axes={} if is_fixed else {name: {0: "rows"} for name in outputs} | self._name_axes(),
         )
+
+    def _name_axes(self) -> dict[str, dict[int, str]]:
+        return {name: {0: "rows"} | {axis: f"{name}_{axis}" for axis in axes} for name, axes in self.free_axes.items()}
 
 
 def _export_program(program: Any, inputs: list[str], outputs: list[str], path: Path) -> None:
