@@ -162,6 +162,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "bad_golden": Message("The golden examples of model {model!r} are not usable: {detail}"),
     "no_golden": Message("Version {version} of model {name!r} has no golden examples: {detail}"),
+    "example_fails": Message(
+        "Version {version} of model {name!r} ran none of the examples that were made for it at its import: {detail}",
+        "import it again with --sample and a few real rows; --no-rows where its first axes do not count rows",
+    ),
     "code_not_allowed": Message(
         "Model {name!r} version {version} may run code of its maker (runtime {runtime}), which was not allowed",
         "deploy it with --allow-code if you trust its publisher",

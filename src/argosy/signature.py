@@ -1,14 +1,14 @@
 """What goes into a model and what comes out: names, datatypes, shapes.
 
-A shape's -1 stands for any length. Where the first axis of every input and output is -1, the first
-axis counts rows and requests may be joined (`Signature.is_batched`).
+A shape's -1 stands for any length. Where the first axis of every input and output is -1, the first axis counts rows, unless the
+signature says that it does not (`Signature.is_batched`). Whether rows of several requests may be joined, a `JoinVerdict` says.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from argosy.errors import InputError, list_choices
 __all__ = [
     "PREPROCESS_KINDS",
     "Arrays",
+    "JoinVerdict",
     "Preprocess",
     "Ragged",
     "RaggedInput",
@@ -132,6 +133,14 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
             raise InputError("unknown_choice", kind="preprocessing", got=self.kind, known=list_choices(PREPROCESS_KINDS))
 
 
+class JoinVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Whether the answer to a row may depend on the rows that share its batch, as far as the version itself tells."""
+
+    kind: Literal["independent", "dependent", "unknown"] = "unknown"
+    """`dependent` rows are never joined; `unknown` ones where trials find no difference, and are watched then."""
+    reason: str = "there is no graph to look into"
+
+
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The input and output tensors of a version."""
 
@@ -139,6 +148,8 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     outputs: tuple[TensorSpec, ...]
     ragged: Ragged | None = None
     preprocess: tuple[Preprocess, ...] = ()
+    has_rows: bool = True
+    """False where first axes of any length do not count rows, but boxes of a detector, nodes of a graph, samples of a sound."""
 
     def __post_init__(self) -> None:
         for specs in (self.inputs, self.outputs):
@@ -184,7 +195,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     def is_batched(self) -> bool:
         """True when the first axis of every tensor counts rows, so that requests can be joined."""
         specs = self.inputs + self.outputs
-        return bool(self.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in specs)
+        return self.has_rows and bool(self.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in specs)
 
     @property
     def free_axes(self) -> dict[str, list[int]]:

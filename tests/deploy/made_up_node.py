@@ -235,6 +235,7 @@ class Machine:
                 "load_s": behaviour.load_s,
                 "threads": 1,
                 "join_refusal": behaviour.join_refusal,
+                "joining": "independent",
                 "memory_bytes": behaviour.memory_bytes,
                 "service_s": behaviour.service_s,
                 "service": [],

@@ -41,7 +41,7 @@ from tests.deploy.driven_loop import run
 
 PID = 4711
 """Of every front."""
-LANE = LaneStats("m", "1", 1, 0, 0, 1234.5, True, "", "", 64, "full", 0.002)
+LANE = LaneStats("m", "1", 1, 0, 0, 1234.5, True, "", "independent", "", 64, "full", 0.002)
 
 
 class PlayedFront:
@@ -341,7 +341,7 @@ def test_front_that_says_what_it_may_not_is_accused_and_heard_no_more() -> None:
 
 
 SPEC: Json = {"deployment": "m", "runtime": "onnx", "key": "k", "filler": "x" * 2000}
-READY = Ready(0.25, 0.5, 1, 5, None, "", None, ((1, 0.001),), ())
+READY = Ready(0.25, 0.5, 1, 5, None, "", "independent", None, ((1, 0.001),), ())
 
 
 def test_supervisor_that_has_no_room_gets_everything_later_and_in_order() -> None:

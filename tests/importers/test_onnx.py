@@ -13,10 +13,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from argosy.errors import ArgosyError, InputError
+from argosy.errors import ArgosyError, FaultError, InputError
 from argosy.importers.onnx import import_onnx
 from argosy.signature import TensorSpec
 from argosy.store.local import Store
+from tests.home import Home
 
 MakeOnnx = Callable[..., Path]
 
@@ -160,10 +161,8 @@ def test_masks_of_synthetic_examples_are_zeros_and_ones(store: Store, make_onnx:
 @pytest.mark.parametrize(
     ("nodes", "shape", "text"),
     [
-        pytest.param([helper.make_node("Reshape", ["x", "shape"], ["y"])], ["N", 7], "Reshape", id="operator refuses"),
         pytest.param([helper.make_node("RandomNormalLike", ["x"], ["y"])], ["N", 4], "differs between two runs", id="random"),
         pytest.param([helper.make_node("Log", ["x"], ["y"])], ["N", 4], "NaN", id="not a number"),
-        pytest.param([helper.make_node("Concat", ["x", "x"], ["y"], axis=0)], ["M", 4], "(2, 4) for one example", id="more rows"),
     ],
 )
 def test_version_without_synthetic_examples_is_published_and_says_why(
@@ -173,6 +172,15 @@ def test_version_without_synthetic_examples_is_published_and_says_why(
     version = import_onnx(store, path, "odd")
     assert (version.manifest.num_golden, version.manifest.golden_is_synthetic) == (0, False)
     assert text in version.manifest.lineage["golden_error"]
+
+
+def test_version_that_runs_no_example_says_so_and_is_not_deployed(home: Home, make_onnx: MakeOnnx) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    path = make_onnx(nodes, outputs=[info("y", TensorProto.FLOAT, ["N", 7])], weights={"shape": np.array([-1, 7])})
+    version = import_onnx(home.store, path, "odd")
+    assert "Reshape" in version.manifest.lineage["example_error"]
+    with home.serve() as server, pytest.raises(FaultError, match="ran none of the examples that were made for it at its import"):
+        server.deploy("odd")
 
 
 def test_labels_go_to_the_output_they_fit(store: Store, make_onnx: MakeOnnx) -> None:

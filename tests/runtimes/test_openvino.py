@@ -164,16 +164,37 @@ def test_datatype_that_openvino_lacks_is_refused_by_name(home: Home, kind: int, 
 
 
 def test_integer_that_would_be_cut_fails_alone(home: Home) -> None:
-    tensor = (TensorProto.INT64, ["N", 2])
-    nodes = [helper.make_node("Add", ["n", "n"], ["twice"])]
-    import_onnx(home.store, save_graph(home.files / "n.onnx", nodes, {"n": tensor}, {"twice": tensor}, {}), "n")
+    counts, shares = (TensorProto.INT64, ["N", 2]), (TensorProto.FLOAT, ["N", 2])
+    nodes = [helper.make_node("Cast", ["n"], ["y"], to=TensorProto.FLOAT)]
+    import_onnx(home.store, save_graph(home.files / "n.onnx", nodes, {"n": counts}, {"y": shares}, {}), "n")
     with home.serve() as server, server.client() as client:
         server.deploy("n", runtime="openvino")
         good = np.array([[1, -(2**30)]])
-        np.testing.assert_array_equal(client.predict("n", {"n": good})["twice"], 2 * good)
+        np.testing.assert_array_equal(client.predict("n", {"n": good})["y"], good)
         with pytest.raises(FaultError, match="an integer lies beyond -2147483648 to 2147483647"):
             client.predict("n", {"n": np.array([[1, 2**40]])})
-        np.testing.assert_array_equal(client.predict("n", {"n": good})["twice"], 2 * good)
+        np.testing.assert_array_equal(client.predict("n", {"n": good})["y"], good)
+
+
+@pytest.mark.parametrize(
+    ("op", "weight"),
+    [
+        pytest.param("Mul", 1_000_003, id="product"),
+        pytest.param("Add", 2**31 - 5, id="sum"),
+        pytest.param("Sub", 2**31 - 5, id="difference"),
+    ],
+)
+def test_model_that_needs_64_bits_is_refused_by_a_runtime_of_32(home: Home, op: str, weight: int) -> None:
+    tensor = (TensorProto.INT64, ["N", 2])
+    path = save_graph(
+        home.files / "n.onnx", [helper.make_node(op, ["n", "w"], ["y"])], {"n": tensor}, {"y": tensor}, {"w": np.array(weight)}
+    )
+    import_onnx(home.store, path, "n", golden_inputs={"n": np.array([[1, 2], [3, 4]])})
+    with home.serve("n") as server, server.client() as client:
+        with pytest.raises(FaultError, match=r"does not compute what the version's own does: for .* values output 'y' differs"):
+            server.deploy("n", runtime="openvino")
+        expected = {"Mul": 3000 * weight, "Add": 3000 + weight, "Sub": 3000 - weight}[op]
+        assert client.predict("n", {"n": np.array([[3000, 3000]])})["y"].tolist() == [[expected] * 2]
 
 
 def test_own_files_are_imported_and_served(home: Home) -> None:

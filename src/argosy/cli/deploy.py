@@ -40,6 +40,11 @@ __all__ = ["deploy", "roll_out", "rollback", "undeploy"]
 @click.option("--max-streams", type=int, help="Raw requests that a replica answers at once.  [default: 16]")
 @click.option("--runtime", help="What runs the version, such as openvino for an ONNX file.  [default: the version's own]")
 @click.option("--precision", help="What openvino computes in: float32 or bfloat16.  [default: float32]")
+@click.option(
+    "--exact/--no-exact",
+    default=None,
+    help="Answers are equal to the bit to those of a request alone: rows of several are not joined.  [default: no]",
+)
 @click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait until the version takes requests.  [default: wait]")
 def deploy(shell: Shell, reference: str, name: str | None, is_waiting: bool, **settings: Any) -> None:
     """Deploy a version, or roll a deployment out to another one.

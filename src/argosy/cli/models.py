@@ -52,6 +52,12 @@ _CREATED_LENGTH: Final = len("2025-01-31T12:00")
     multiple=True,
     help="An axis of any length, of a model whose file tells no shapes; repeatable.",
 )
+@click.option(
+    "--rows/--no-rows",
+    "has_rows",
+    default=None,
+    help="First axes of any length count rows, or do not: then each request runs by itself.  [default: as an ONNX graph shows]",
+)
 @click.option("--signature", type=click.Path(path_type=Path), help=f"JSON file with the tensors of a Python model: {_EXAMPLE}")
 @click.option("--repeatable", is_flag=True, help="A Python model may run twice for one request, after a crash.")
 def import_model(
@@ -65,6 +71,7 @@ def import_model(
     preprocess: Path | None,
     ragged_inputs: Sequence[str],
     ragged_outputs: Sequence[str],
+    has_rows: bool | None,
     **foreign: Any,
 ) -> None:
     """Publish a model that was trained elsewhere as the next version of a model.
@@ -81,13 +88,13 @@ def import_model(
     told: dict[str, Any] = {"labels": _read_labels(labels), "ragged": _parse_ragged(ragged_inputs, ragged_outputs)}
     if path.suffix == ".py" and not is_named:
         other = _list_given(sample=sample, **told, **foreign)
-        version = _import_python(shell, path, name, signature, other, repeatable=repeatable, **given)
+        version = _import_python(shell, path, name, signature, other, repeatable=repeatable, has_rows=has_rows, **given)
     elif signature is not None or repeatable:
         raise click.UsageError("--signature and --repeatable are for .py files: other files tell their tensors.")
     elif path.suffix == ".onnx" and not is_named:
-        version = _import_onnx(shell, path, name, sample, _list_given(**foreign), **told, **given)
+        version = _import_onnx(shell, path, name, sample, _list_given(**foreign), has_rows=has_rows, **told, **given)
     else:
-        version = _import_foreign(shell, path, name, sample, **told, **foreign, **given)
+        version = _import_foreign(shell, path, name, sample, has_rows=has_rows, **told, **foreign, **given)
     show_version(shell, version)
 
 

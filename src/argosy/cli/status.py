@@ -108,6 +108,13 @@ _CLOSED: Final = {
 }
 
 
+_JOINING: Final = (
+    ("join_refusal", "rows are not joined"),
+    ("joining", "rows are joined"),
+    ("pad_refusal", "rows of different lengths are not joined"),
+)
+
+
 def _explain_batches(found: dict[str, Any]) -> list[str]:
     """Why batches have the size that they have, for each version that ran any."""
     notes: list[str] = []
@@ -123,8 +130,8 @@ def _explain_batches(found: dict[str, Any]) -> list[str]:
         f"{lane['name']} version {lane['version']}: {what}: {lane[key]}"
         for lanes in found["fronts"].values()
         for lane in lanes
-        for key, what in (("join_refusal", "rows are not joined"), ("pad_refusal", "rows of different lengths are not joined"))
-        if lane[key] and not (key == "pad_refusal" and lane["join_refusal"])
+        for key, what in _JOINING
+        if lane[key] and not (key != "join_refusal" and lane["join_refusal"])
     }
     return notes + sorted(refused)
 

@@ -14,6 +14,9 @@ __all__ = ["describe_version", "format_head", "show_version"]
 
 def show_version(shell: Shell, version: Version) -> None:
     """Write a version that was just made, and what is known of it."""
+    if (failure := version.manifest.lineage.get("example_error")) is not None:
+        shell.say(f"warning: {version.name}@{version.number} cannot be deployed: it ran none of the examples that were tried")
+        shell.say(f"  {failure}\n  import it again with --sample and a few real rows")
     rows = [(name, format_measurement(name, value)) for name, value in version.measurements.items()]
     shell.show(describe_version(version), format_head(version), *([Table(("measurement", "value"), rows)] if rows else []))
 

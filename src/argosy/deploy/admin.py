@@ -98,6 +98,7 @@ class Admin:
             "golden_is_synthetic": lane.version.manifest.golden_is_synthetic,
             "num_golden": lane.version.manifest.num_golden,
             "join_refusal": reports[0].get("join_refusal", "") if reports else "not known yet",
+            "joining": reports[0].get("joining", "") if reports else "",
             "pad_refusal": reports[0].get("pad_refusal", "") if reports else "",
             "workers": [
                 {

@@ -56,6 +56,8 @@ class DesiredLane:
     workers: list[str] = field(default_factory=list[str])
     report: Message = field(default_factory=dict[str, Any])
     """What a worker that loaded last has shown; kept while one is being replaced."""
+    has_escaped: bool = False
+    """It is recorded that its rows influence one another, which trials had not shown."""
     timeout_s: float = 0.0
     """The longest deadline that it ever gave a request."""
 
@@ -123,6 +125,7 @@ class DesiredLane:
             can_join=bool(self.report) and not self.report["join_refusal"],
             can_pad=self.report.get("pad_refusal") == "",
             join_refusal=self.report.get("join_refusal", ""),
+            joining=self.report.get("joining", ""),
             pad_refusal=self.report.get("pad_refusal", ""),
             service=tuple((rows, length, seconds) for rows, length, seconds in self.report.get("service", ())),
             is_repeatable=manifest.repeatable,

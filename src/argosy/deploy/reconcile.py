@@ -17,6 +17,7 @@ from argosy.deploy.ledger import Mark, Standing
 from argosy.deploy.repository import describe_name
 from argosy.deploy.rollout import roll_out
 from argosy.deploy.spec import Deployment
+from argosy.deploy.worker_spec import ESCAPE
 from argosy.errors import ArgosyError
 from argosy.store.manifest import Version
 
@@ -187,12 +188,24 @@ class Reconciler:
             if not await self._can_start(lane) or lane is not lanes.live_lane(name):
                 return
             lane.workers = lanes.ensure_workers(lane)
+        self._note_escape(lane)
         if not lane.num_replicas and self._node.workers[lane.workers[0]].is_ready:
             lanes.log(f"deployment {name}: {lanes.settle_replicas(lane)}")
             lane.workers = lanes.ensure_workers(lane)
         if name in self._ailing and all(self._node.workers[worker].is_ready for worker in lane.workers):
             self._ailing.discard(name)
             lanes.clear_problem(name)
+
+    def _note_escape(self, lane: DesiredLane) -> None:
+        """Keep with a version that its rows do influence one another, as a worker has found while it served."""
+        reports = [worker.report for name in lane.workers if (worker := self._node.workers.get(name)) is not None]
+        found = [report["escape"] for report in reports if report is not None and "escape" in report]
+        if found and not lane.has_escaped:
+            lane.has_escaped = True
+            self._lanes.log(
+                f"deployment {lane.name}: rows of version {lane.version.number} influence one another, and are not joined"
+            )
+            self._ledger.store.add_measurements(lane.version, {ESCAPE: max(found)})
 
     async def _can_start(self, lane: DesiredLane) -> bool:
         """Say whether what a lane lacks can be started now; an environment that it needs first begins to be built.

@@ -124,6 +124,8 @@ class _Work:
         version = await asyncio.to_thread(store.get_version, f"{spec.model}@{spec.version}")
         if version.manifest.runtime in CODE_RUNTIMES and not spec.allow_code:
             raise NotAllowedError("code_not_allowed", name=version.name, version=version.number, runtime=version.manifest.runtime)
+        if (failure := version.manifest.lineage.get("example_error")) is not None:
+            raise ConflictError("example_fails", name=version.name, version=version.number, detail=failure)
         await self._prepare(choose_runtime(spec, version.manifest.runtime))
         before_s = self._loop.time()
         folder = await asyncio.to_thread(store.open_artifact, version)
@@ -389,7 +391,8 @@ def _describe_report(lane: DesiredLane, report: Message) -> str:
         golden += " (1 - cosine)" if lane.spec.precision == "bfloat16" else ""
     else:
         golden = "no golden examples, nothing verified"
-    joining = f"rows are not joined: {report['join_refusal']}" if report["join_refusal"] else "rows are joined"
+    refusal = report["join_refusal"]
+    joining = f"rows are not joined: {refusal}" if refusal else f"rows are joined: {report['joining']}"
     if report.get("pad_refusal") and not report["join_refusal"]:
         joining += f", those of different lengths not: {report['pad_refusal']}"
     runtime = " ".join(filter(None, (lane.runtime, lane.spec.precision)))

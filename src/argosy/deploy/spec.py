@@ -45,6 +45,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What runs the version in place of its own runtime: `openvino` for one of `onnx`."""
     max_streams: int = 16
     """Raw requests that a replica answers at once, each in a thread; further ones wait."""
+    exact: bool = False
+    """Answers are equal to the bit to those of the request alone: rows of several requests are not joined."""
     precision: str | None = None
     """What the runtime computes in: `float32` or `bfloat16` with `openvino`. None stands for float32, or what the file says."""
 

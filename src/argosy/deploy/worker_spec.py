@@ -16,11 +16,14 @@ from argosy.serve.worker.cores import count_cores
 from argosy.store.manifest import GOLDEN_FILE, OWN_FILES, Version
 from argosy.store.preprocess import list_step_files
 
-__all__ = ["build_worker_spec", "estimate_memory", "name_setting"]
+__all__ = ["ESCAPE", "build_worker_spec", "estimate_memory", "name_setting"]
 
 # A session holds its weights once more while it optimises them; the rest is the runtime itself.
 _LOAD_FACTOR: Final = 1.6
 _RUNTIME_BYTES: Final = 24 << 20
+
+ESCAPE: Final = "joined_row_difference"
+"""Measurement of a version: by how much a row has moved that was joined."""
 
 Message = dict[str, Any]
 
@@ -39,10 +42,13 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
         "version": version.number,
         "digest": version.digest,
         "runtime": runtime,
+        "own_runtime": manifest.runtime,
         "precision": spec.precision or "",
         "folder": str(folder),
         "entry": manifest.entry,
         "signature": _strip_signature(msgspec.to_builtins(manifest.signature)),
+        "exact": spec.exact,
+        "repeatable": manifest.repeatable,
         "golden": GOLDEN_FILE if manifest.num_golden else "",
         "options": {
             **manifest.options,
@@ -55,9 +61,19 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
         "num_fronts": num_fronts,
     }
     worker["key"] = hashlib.sha256(json.dumps(worker, sort_keys=True).encode()).hexdigest()[:16]
+    # What workers found out is no reason to replace those that run.
+    worker["joining"] = _judge(version)
     # For whoever has to end it later, and may know no more of the deployment.
     worker["timeout_s"] = spec.timeout_s
     return worker
+
+
+def _judge(version: Version) -> Message:
+    """What is known of the version's rows, with what workers have found out since it was published."""
+    verdict = version.manifest.joining
+    if (difference := version.measurements.get(ESCAPE)) is not None:
+        return {"kind": "dependent", "reason": f"a joined row has moved by {difference:.3g} while it was served"}
+    return {"kind": verdict.kind, "reason": verdict.reason}
 
 
 def _shares_weights(spec: DeploymentSpec, version: Version, folder: Path) -> bool:

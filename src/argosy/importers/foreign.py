@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
+import numpy as np
 from numpy.typing import ArrayLike
 
 from argosy.confine.confine import remove_hostile_folder, run_confined
@@ -54,6 +55,7 @@ class _Given(NamedTuple):
     labels: Sequence[str] | None
     ragged: Ragged | None
     preprocess: Steps
+    has_rows: bool | None
 
 
 def import_foreign(
@@ -69,6 +71,7 @@ def import_foreign(
     dynamic: Mapping[str, Sequence[int]] = {},
     ragged: Ragged | None = None,
     preprocess: Steps = (),
+    has_rows: bool | None = None,
     lineage: Mapping[str, object] = {},
     measurements: Mapping[str, float] = {},
     timeout_s: float = 600.0,
@@ -91,6 +94,7 @@ def import_foreign(
         dynamic: axes of any length, by input, such as `{"input": [1]}`, of a model whose file does not tell shapes.
         ragged: which axes may differ between the requests of a batch; they are dynamic without being named there.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
+        has_rows: first axes of any length count rows; None tells it by the graph, or by the framework.
         lineage: added to what is known of the file.
         measurements: as in `Store.publish`.
         timeout_s: how long the confined process may take.
@@ -117,7 +121,7 @@ def import_foreign(
         difference = check_onnx(made) if answer.runtime == "onnx" else answer.difference
         known = _describe(path, copied, chosen, answer, program, difference) | dict(lineage)
         publish = _publish_onnx if answer.runtime == "onnx" else _publish_native
-        return publish(store, name, made, _Given(known, measurements, labels, ragged, preprocess))
+        return publish(store, name, made, _Given(known, measurements, labels, ragged, preprocess, has_rows))
 
 
 @contextmanager
@@ -279,6 +283,14 @@ def _publish_onnx(store: Store, name: str, made: Made, given: _Given) -> Version
 def _publish_native(store: Store, name: str, made: Made, given: _Given) -> Version:
     """Publish a framework's own form. Its golden examples are what the runtime answered in the confined process."""
     signature = msgspec.structs.replace(add_labels(made.answer.signature, given.labels), ragged=given.ragged)
+    examples = made.examples
+    if signature.is_batched and given.has_rows is False:
+        signature = msgspec.structs.replace(signature, has_rows=False)
+        # Each row is a whole request from now on.
+        inputs, outputs = (
+            {name: array[:, np.newaxis] for name, array in side.items()} for side in (examples.inputs, examples.outputs)
+        )
+        examples = Golden(inputs, outputs)
     signature, step_files = add_steps(signature, given.preprocess)
     return store.publish(
         name,
@@ -286,7 +298,7 @@ def _publish_native(store: Store, name: str, made: Made, given: _Given) -> Versi
         signature=signature,
         runtime=made.answer.runtime,
         entry=made.answer.entry,
-        golden=made.examples,
+        golden=examples,
         golden_is_synthetic=made.answer.is_synthetic,
         lineage=given.lineage,
         measurements=given.measurements,

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import is_float, widen
-from argosy.errors import InputError, ModelError, list_choices
+from argosy.errors import InputError, list_choices
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 
-__all__ = ["NUM_SYNTHETIC", "open_session", "record_golden", "record_synthetic", "shapes_of_outputs", "to_array"]
+__all__ = ["NUM_SYNTHETIC", "counts_rows", "open_session", "record_golden", "record_synthetic", "shapes_of_outputs", "to_array"]
 
 NUM_SYNTHETIC: Final = 8
 """Enough rows that a batch of them mixes values; few enough that a large model answers in seconds."""
@@ -76,44 +76,78 @@ def record_golden(session: Any, inputs: Mapping[str, NDArray[Any]], signature: S
     """
     arrays = {spec.name: _as_array(inputs, spec, model) for spec in signature.inputs}
     unknown = set(inputs) - set(arrays)
+    if not signature.is_batched and all(arrays[spec.name].ndim == len(spec.shape) > 0 for spec in signature.inputs):
+        # One whole request, and no axis that counts examples.
+        arrays = {name: array[np.newaxis] for name, array in arrays.items()}
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if unknown or len(set(lengths.values())) != 1 or not min(lengths.values()):
         detail = f"examples are {lengths}, expected one number above 0 for each of {list_choices(arrays)} and no other"
         raise InputError("bad_golden", model=model, detail=f"{detail}; unknown: {list_choices(unknown)}")
     try:
-        return Golden(arrays, _run_each(session, arrays, signature))
-    except ModelError as error:
-        raise InputError("bad_golden", model=model, detail=error.fields["detail"]) from error
+        return _run_each(session, arrays, signature)
+    except _NoExampleError as error:
+        raise InputError("bad_golden", model=model, detail=error) from error
 
 
-def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple[Golden | None, str]:
+def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple[Golden | None, dict[str, str]]:
     """Run random examples and record the answers.
 
     Returns:
-        The examples and "", or None and why there are none: the model refuses all that was tried, answers NaN,
-        or answers the same example differently.
+        The examples, and nothing; or None and what the lineage says of it: `golden_error`, why there are none (the model refuses
+        all that was tried, answers NaN, or answers the same example differently), or `example_error`, why it cannot run at all.
     """
     axes = [dim for spec in signature.inputs for dim in (spec.shape[1:] if signature.is_batched else spec.shape)]
     has_integers = any(spec.dtype.kind in "iu" for spec in signature.inputs)
     # Attempts that this signature cannot tell apart count once.
     attempts = dict.fromkeys((length if -1 in axes else 0, bound if has_integers else 0) for length, bound in _ATTEMPTS)
-    first_error = ""
+    errors: list[_NoExampleError] = []
     for free_length, bound in attempts:
         generator = np.random.default_rng(seed)
         try:
             inputs = {spec.name: _synthesise(spec, signature, generator, free_length, bound) for spec in signature.inputs}
-            outputs = _run_each(session, inputs, signature)
-            for name, array in outputs.items():
+            golden = _run_each(session, inputs, signature)
+            for name, array in golden.outputs.items():
                 if is_float(array.dtype) and np.isnan(widen(array)).any():
-                    raise _failed(f"output {name!r} is NaN on random inputs")
-            return Golden(inputs, outputs), ""
-        except ModelError as error:
-            first_error = first_error or str(error.fields["detail"])
-    return None, first_error
+                    raise _NoExampleError(f"output {name!r} is NaN on random inputs")
+            return golden, {}
+        except _NoExampleError as error:
+            errors.append(error)
+    answered = [error for error in errors if not error.is_refusal]
+    return None, {"golden_error": str(answered[0])} if answered else {"example_error": str(errors[0])}
 
 
-def _failed(detail: object) -> ModelError:
-    return ModelError("model_failed", model="?", version="?", detail=str(detail)[:500])
+def counts_rows(session: Any, inputs: Arrays, signature: Signature) -> bool:
+    """Say whether the outputs have a row for each row of the inputs, where the model runs several examples at once.
+
+    Args:
+        session: of `open_session`.
+        inputs: examples; the first axis counts them.
+        signature: of the file; first axes may count rows.
+    """
+    run = importlib.import_module("argosy.runtimes.onnx").run_session
+    total = min(len(array) for array in inputs.values())
+    for count in dict.fromkeys(min(count, total) for count in (2, 3, total)):
+        rows = {name: array[:count] for name, array in inputs.items()}
+        try:
+            answers = run(session, [spec.name for spec in signature.outputs], rows)
+        except Exception:  # one that takes a single row has no other number of them
+            return True
+        if any(np.shape(answer)[:1] != (count,) for answer in answers):
+            return False
+    return True
+
+
+class _NoExampleError(Exception):
+    """Why something does not become a golden example.
+
+    Args:
+        detail: for the user.
+        is_refusal: the model did not run.
+    """
+
+    def __init__(self, detail: object, *, is_refusal: bool = False) -> None:
+        super().__init__(str(detail)[:500])
+        self.is_refusal = is_refusal
 
 
 def _as_array(inputs: Mapping[str, NDArray[Any]], spec: TensorSpec, model: str) -> NDArray[Any]:
@@ -136,20 +170,28 @@ def _map_elements(array: NDArray[Any], function: Callable[[Any], bytes | str]) -
     return out
 
 
-def _run_each(session: Any, inputs: Arrays, signature: Signature) -> Arrays:
-    """Run the examples one by one, and the first one again, for a model that samples has no golden answers."""
+def _run_each(session: Any, inputs: Arrays, signature: Signature) -> Golden:
+    """Run the examples one by one, and the first one again, for a model that samples has no golden answers.
+
+    Of whole requests, whose answers may differ in shape, those are kept that have the shapes of the first one's.
+    """
     golden = Golden(inputs, {})
     answers = [_run_one(session, golden, index, signature) for index in range(golden.num_examples)]
     again = _run_one(session, golden, 0, signature)
+    kept = list(range(len(answers)))
+    if not signature.is_batched:
+        shapes = [[array.shape for array in answer.values()] for answer in answers]
+        kept = [index for index in kept if shapes[index] == shapes[0]]
+        inputs = {name: array[kept] for name, array in inputs.items()}
     outputs: Arrays = {}
     for spec in signature.outputs:
-        rows = [answer[spec.name] for answer in answers]
+        rows = [answers[index][spec.name] for index in kept]
         if not _is_close(rows[0], again[spec.name]):
-            raise _failed(f"output {spec.name!r} differs between two runs of the same example")
+            raise _NoExampleError(f"output {spec.name!r} differs between two runs of the same example")
         if any(row.shape != rows[0].shape for row in rows):
-            raise _failed(f"output {spec.name!r} has another shape for each example")
+            raise _NoExampleError(f"output {spec.name!r} has another shape for each example")
         outputs[spec.name] = np.concatenate(rows) if signature.is_batched else np.stack(rows)
-    return outputs
+    return Golden(inputs, outputs)
 
 
 def _run_one(session: Any, golden: Golden, index: int, signature: Signature) -> Arrays:
@@ -158,12 +200,12 @@ def _run_one(session: Any, golden: Golden, index: int, signature: Signature) -> 
     try:
         answers = importlib.import_module("argosy.runtimes.onnx").run_session(session, names, example.inputs)
     except Exception as error:  # whatever the model's operators raise is about this example
-        raise _failed(error) from error
+        raise _NoExampleError(error, is_refusal=True) from error
     outputs: Arrays = {}
     for spec, answer in zip(signature.outputs, answers, strict=True):
         array = np.asarray(answer)
         if not spec.accepts(array.shape) or (signature.is_batched and len(array) != 1):
-            raise _failed(f"output {spec.name!r} has shape {array.shape} for one example, declared is {spec.shape}")
+            raise _NoExampleError(f"output {spec.name!r} has shape {array.shape} for one example, declared is {spec.shape}")
         outputs[spec.name] = array
     return outputs
 
@@ -188,7 +230,7 @@ def _synthesise(
     axes = spec.shape[1:] if signature.is_batched else spec.shape
     shape = (NUM_SYNTHETIC, *(free_length if dim == -1 else dim for dim in axes))
     if math.prod(shape) > _MAX_ELEMENTS:
-        raise _failed(f"random examples of input {spec.name!r} would have shape {shape}")
+        raise _NoExampleError(f"random examples of input {spec.name!r} would have shape {shape}")
     kind = spec.dtype.kind
     if is_float(spec.dtype):
         return generator.standard_normal(shape).astype(spec.dtype)

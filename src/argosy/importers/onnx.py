@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import DATATYPES
 from argosy.errors import InputError, list_choices
-from argosy.importers.golden_run import open_session, record_golden, record_synthetic, shapes_of_outputs
-from argosy.signature import Ragged, Signature, TensorSpec, check_name
+from argosy.importers.golden_run import counts_rows, open_session, record_golden, record_synthetic, shapes_of_outputs
+from argosy.importers.rows.axis import settle_rows
+from argosy.importers.rows.proof import judge_rows
+from argosy.signature import JoinVerdict, Ragged, Signature, TensorSpec, check_name
+from argosy.store.golden import Golden
 from argosy.store.local import Staged, Store, Version
 from argosy.store.preprocess import Steps, add_steps
 
@@ -49,6 +52,7 @@ def import_onnx(
     preprocess: Steps = (),
     repeatable: bool = True,
     options: Mapping[str, object] = {},
+    has_rows: bool | None = None,
 ) -> Version:
     """Publish an ONNX file, byte for byte, with its external data, as a new version.
 
@@ -60,12 +64,14 @@ def import_onnx(
         measurements: as in `Store.publish`.
         golden_inputs: examples of the inputs, first axis examples, see `Golden`; each is run alone, and the
             file's own answers become the golden outputs. Default: random ones, and the version says so. Where
-            random ones do not run, the version has none, and `lineage["golden_error"]` says why.
+            random ones have no answers to keep, the version has none, and `lineage["golden_error"]` says why;
+            where none of them runs, `lineage["example_error"]`, and it cannot be deployed.
         labels: names of the entries of the last axis, for each output whose last axis is as long.
         ragged: which axes may differ between the requests of a batch.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         repeatable: as in `Store.publish`.
         options: as in `Store.publish`.
+        has_rows: first axes of any length count rows; False where they do not. None tells it by the graph.
 
     Raises:
         InputError: `missing_file`; `bad_onnx`, it is no ONNX file or ONNX Runtime cannot load it;
@@ -80,15 +86,19 @@ def import_onnx(
         _add_external_data(staged, path, model)
         session = open_session(staged.folder / path.name)
         signature = add_labels(_derive_signature(model, path, shapes_of_outputs(session)), labels)
+        signature, verdict = _settle_rows(model, signature, has_rows)
         signature, files = add_steps(msgspec.structs.replace(signature, ragged=ragged), preprocess)
         for file_name, source in files.items():
             staged.add(file_name, source)
         facts = _describe(model, path)
-        if golden_inputs is not None:
-            golden = record_golden(session, golden_inputs, signature, name)
+        is_open = has_rows is None and verdict.kind != "independent" and not (preprocess or ragged)
+        golden, errors = None, dict[str, str]()
+        if is_open and (other := _find_other_rows(session, golden_inputs, signature, name)) is not None:
+            signature, golden = other
+            verdict = JoinVerdict(verdict.kind, "its outputs have other rows than its inputs")
         else:
-            golden, golden_error = record_synthetic(session, signature)
-            facts |= {"golden_error": golden_error} if golden_error else {}
+            golden, errors = _record(session, golden_inputs, signature, name)
+        facts |= errors
         return store.publish(
             name,
             staged,
@@ -97,10 +107,42 @@ def import_onnx(
             repeatable=repeatable,
             golden=golden,
             golden_is_synthetic=golden_inputs is None and golden is not None,
+            joining=verdict,
             lineage=facts | dict(lineage),
             measurements=measurements,
             options=options,
         )
+
+
+def _settle_rows(model: Any, signature: Signature, has_rows: bool | None) -> tuple[Signature, JoinVerdict]:
+    if has_rows is None:
+        return settle_rows(model, signature)
+    signature = msgspec.structs.replace(signature, has_rows=has_rows)
+    if signature.is_batched:
+        return signature, judge_rows(model, signature)[0]
+    return signature, JoinVerdict("unknown", "the signature has no axis of rows")
+
+
+def _record(
+    session: Any, inputs: Mapping[str, NDArray[Any]] | None, signature: Signature, name: str
+) -> tuple[Golden | None, dict[str, str]]:
+    return record_synthetic(session, signature) if inputs is None else (record_golden(session, inputs, signature, name), {})
+
+
+def _find_other_rows(
+    session: Any, inputs: Mapping[str, NDArray[Any]] | None, signature: Signature, name: str
+) -> tuple[Signature, Golden] | None:
+    """Give the signature and golden examples of a model whose outputs have other rows than its inputs; None of any other."""
+    if not signature.is_batched:
+        return None
+    other = msgspec.structs.replace(signature, has_rows=False)
+    try:
+        golden, _ = _record(session, inputs, other, name)
+    except InputError:
+        return None
+    # Each example of these is a request of several rows.
+    is_other = golden is not None and not counts_rows(session, golden.example(0, is_batched=False).inputs, signature)
+    return (other, golden) if is_other and golden is not None else None
 
 
 def _read_graph(path: Path) -> Any:

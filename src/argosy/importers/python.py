@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from argosy.errors import InputError
 from argosy.signature import Signature, check_name
 from argosy.store.golden import Golden
@@ -33,6 +35,7 @@ def publish_python(
     lineage: Mapping[str, object] = {},
     measurements: Mapping[str, float] = {},
     options: Mapping[str, object] = {},
+    has_rows: bool | None = None,
 ) -> Version:
     """Publish a `.py` file as a new version for the `python` runtime, without executing it.
 
@@ -51,6 +54,7 @@ def publish_python(
         lineage: as in `Store.publish`.
         measurements: as in `Store.publish`.
         options: as in `Store.publish`.
+        has_rows: first axes of any length count rows; None stands for what the signature says.
 
     Raises:
         InputError: `missing_file`; `bad_python_model`, it does not parse or has no such class; `bad_golden`;
@@ -65,7 +69,10 @@ def publish_python(
             got = "no signature is given" if signature is None else "its class `Model` has no method `infer(self, inputs)`"
             detail = f"{got}; a signature describes what goes in and out of `infer`"
             raise InputError("bad_python_model", what=path.name, detail=detail)
-        signature, files = add_steps(signature or _NO_TENSORS, preprocess)
+        signature = signature or _NO_TENSORS
+        if has_rows is not None:
+            signature = msgspec.structs.replace(signature, has_rows=has_rows)
+        signature, files = add_steps(signature, preprocess)
         for file_name, source in files.items():
             staged.add(file_name, source)
         return store.publish(

@@ -43,7 +43,8 @@ class Golden(msgspec.Struct, eq=False):
 
     def example(self, index: int, *, is_batched: bool) -> Golden:
         """Give one example as a request and its answer, views of the arrays."""
-        pick = slice(index, index + 1) if is_batched else index
+        # With the ellipsis what has no axes stays an array.
+        pick = slice(index, index + 1) if is_batched else (index, ...)
         return Golden({n: a[pick] for n, a in self.inputs.items()}, {n: a[pick] for n, a in self.outputs.items()})
 
 

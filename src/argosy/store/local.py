@@ -20,7 +20,7 @@ import msgspec
 
 from argosy.errors import InputError, NotFoundError, StoreError, list_choices
 from argosy.home import find_home
-from argosy.signature import Signature, check_name
+from argosy.signature import JoinVerdict, Signature, check_name
 from argosy.store import records
 from argosy.store.blobs import Blobs, list_files
 from argosy.store.database import Database
@@ -110,6 +110,7 @@ class Store:
         lineage: Mapping[str, object] = {},
         measurements: Mapping[str, float] = {},
         options: Mapping[str, object] = {},
+        joining: JoinVerdict = JoinVerdict(),  # noqa: B008 - it cannot be changed
     ) -> Version:
         """Make files a new version of a model: whole and durable when this returns, or not at all.
 
@@ -125,6 +126,7 @@ class Store:
             lineage: where it comes from; JSON data.
             measurements: what is known of it already; finite numbers, units in the names.
             options: for the runtime at load; JSON data.
+            joining: whether rows of several requests may be joined, as far as the artifact tells.
 
         Raises:
             InputError: `bad_name`, `bad_file_name`, `missing_file`, `missing_entry`, `unknown_choice`,
@@ -147,6 +149,7 @@ class Store:
             entry=entry,
             repeatable=repeatable,
             options=check_data("options", options),
+            joining=joining,
             num_golden=golden.num_examples if golden else 0,
             golden_is_synthetic=golden_is_synthetic,
             lineage=check_data("lineage", lineage),

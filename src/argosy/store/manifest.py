@@ -19,7 +19,7 @@ import msgspec
 
 from argosy.errors import InputError, StoreError
 from argosy.runtimes import base as runtimes
-from argosy.signature import Signature
+from argosy.signature import JoinVerdict, Signature
 
 __all__ = [
     "ARTIFACT_TYPE",
@@ -149,6 +149,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many golden examples the version has."""
     golden_is_synthetic: bool = False
     """The golden inputs are random, not from the model's data."""
+    joining: JoinVerdict = JoinVerdict()
+    """Whether rows of several requests may be joined."""
     lineage: dict[str, Any] = {}
     """Where the version comes from. `golden_error` says why there are no golden examples."""
     measurements: dict[str, float] = {}

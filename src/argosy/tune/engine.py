@@ -95,6 +95,7 @@ class EngineBench:
         manifest = self._version.manifest
         job = {
             "runtime": engine.runtime,
+            "own_runtime": manifest.runtime,
             "folder": str(self._folder),
             "entry": manifest.entry,
             "options": {

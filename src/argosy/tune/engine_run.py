@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.runtimes.base import Runtime, load_runtime_class
-from argosy.serve.worker import warmup
+from argosy.serve.worker import row_trials, runtime_trials, warmup
+from argosy.serve.worker.agreement import choose_measure
 
 __all__ = ["main", "measure_batches", "measure_mix"]
 
@@ -41,6 +42,7 @@ def main() -> None:
     found: dict[str, Any] = {"load_s": time.perf_counter() - before}
     golden, _ = warmup.load_golden(path.with_name("golden.npz"))
     _answer_each(runtime, golden, job["is_batched"], path.with_name("outputs.npz"))
+    _try_extremes(runtime, warmup.pick(golden, 0, is_batched=job["is_batched"]), job, path.with_name("trials.npz"))
     requests = [warmup.load_golden(path.with_name(f"request{index}.npz"))[0] for index in range(job["num_requests"])]
     found["mix_s"] = measure_mix(runtime, requests)
     if job["is_batched"]:
@@ -52,12 +54,25 @@ def _answer_each(runtime: Runtime, golden: Arrays, is_batched: bool, path: Path)
     """Write the answer to each example, one after the other, as `INDEX:NAME`. Text has no cosine, and is left out."""
     answers: Arrays = {}
     for index in range(min(len(array) for array in golden.values())):
-        example = {name: array[index : index + 1] if is_batched else array[index] for name, array in golden.items()}
+        example = warmup.pick(golden, index, is_batched=is_batched)
         for name, array in runtime.infer(example).items():
             if array.dtype.kind != "O":
                 answers[f"{index}:{name}"] = array
     save: Any = np.savez  # Its parameters could be names of tensors, for a type checker.
     save(path, **answers)
+
+
+def _try_extremes(runtime: Runtime, example: Arrays, job: dict[str, Any], path: Path) -> None:
+    """Write what the version's own runtime answers at the extremes of the datatypes, or hold this one's answers against it.
+
+    Raises:
+        RuntimeDiffers: it answers otherwise.
+    """
+    if job["runtime"] == job["own_runtime"]:
+        path.write_bytes(runtime_trials.write_answers(row_trials.answer_rows(runtime.infer, row_trials.make_rows(example))))
+        return
+    measure = choose_measure(job["options"].get("precision", ""))
+    runtime_trials.check_answers(runtime.infer, runtime_trials.read_answers(path.read_bytes()), job["own_runtime"], measure)
 
 
 def measure_mix(runtime: Runtime, requests: list[Arrays]) -> float:

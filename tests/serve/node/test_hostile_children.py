@@ -60,7 +60,7 @@ class Model:
 def ready(memory_bytes: str = "1") -> str:
     """Code that sends a report, with this in one of its fields."""
     text = f'{{"op":"ready","load_s":0.1,"warm_s":0.1,"threads":1,"memory_bytes":{memory_bytes},"golden_difference":null,'
-    text += '"join_refusal":"","pad_refusal":null,"service_s":[],"service":[]}'
+    text += '"join_refusal":"","joining":"","pad_refusal":null,"service_s":[],"service":[],"escape":null}'
     return f"channel.send({text.encode()!r})"
 
 
@@ -103,6 +103,7 @@ ATTACKS = {
     "hello of another": ('channel.send(b\'{"op":"hello","pid":%d}\' % os.getppid())', "Hello has no 'pid'"),
     "report again": (ready(), "second time"),
     "flood": (f"while True: {ready()}", "second time"),
+    "joining ended wrongly": (say('{"op":"join_ended","reason":"x","difference":1e10}'), "JoinEnded.difference"),
     "descriptors": (f'channel.sendmsg([b\'{{"op":"hello"}}\'], {RIGHTS})', "descriptors"),
     "nothing": ("channel.send(b'')", "closed its"),
     "closed": ("channel.close(); os.close(channel_fd)", "closed its"),

@@ -38,6 +38,7 @@ from argosy.serve.wire.control_messages import (
     ErrandDone,
     ForkWorker,
     Hello,
+    JoinEnded,
     LaneStats,
     LoadModel,
     Message,
@@ -61,6 +62,7 @@ from argosy.serve.wire.control_messages import (
     fit_text,
     longest,
 )
+from argosy.serve.worker.model import MAX_REFUSAL
 
 NAME = "w-mnist-3-0a1b2c3d"
 SPEC: dict[str, Any] = {"runtime": "onnx", "signature": {"inputs": [{"name": "x", "shape": [-1, 4]}]}, "key": "k"}
@@ -71,12 +73,14 @@ READY = Ready(
     memory_bytes=1 << 30,
     golden_difference=1e-7,
     join_refusal="",
+    joining="unknown",
     pad_refusal="output 'y' moved",
     service_s=((1, 0.001), (2, 0.0015)),
     service=((1, 16, 0.001), (2, 16, 0.0015)),
+    escape=0.25,
 )
 REFUSED = Refused("GoldenMismatch: é \U0001f600", tensor="y", got=0.5, allowed=0.001)
-LANE = LaneStats("mnist", "3", 1, 0, 2, 1234.5, True, "", "", 64, "full", 0.002)
+LANE = LaneStats("mnist", "3", 1, 0, 2, 1234.5, True, "", "independent", "", 64, "full", 0.002)
 
 # One of each, with something in every field.
 EXAMPLES: list[Message] = [
@@ -92,6 +96,7 @@ EXAMPLES: list[Message] = [
     Hello(),
     READY,
     REFUSED,
+    JoinEnded("output 'y' moved", 0.25),
     StartWorker(NAME, SPEC),
     StopWorker(NAME),
     Accuse("front-0", 78, "it hangs"),
@@ -121,7 +126,7 @@ WRONG: dict[type, list[Any]] = {
     bytes: [None, 1, "not base64", [], "AAAA"],
     tuple: [None, 1, "x", {}, [None], [[]], [["x"]], [[1]]],
 }
-NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind"}
+NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind", "escape"}
 
 
 def name_of(value: Any) -> str:
@@ -318,9 +323,10 @@ def test_whatever_is_told_the_supervisor_can_be_told_on() -> None:
     worst = "\U0001f600"  # twelve bytes of JSON
     refused = Refused(fit_text(worst * 9000), tensor=fit_text(worst * 9000, 200), got=1e-300, allowed=1e-300)
     ready = Ready(
-        *(1e-300, 1e-300, 1, 1, 1e-300, fit_text(worst * 9000, 1000), fit_text(worst * 9000, 1000)),
+        *(1e-300, 1e-300, 1, 1, 1e-300, *[fit_text(worst * 9000, MAX_REFUSAL)] * 3),
         service_s=tuple((1 << power, 0.12345678901234567) for power in range(17)),
         service=tuple((1, length, 0.12345678901234567) for length in range(60)),
+        escape=1e-300,
     )
     for report in (refused, ready):
         assert encode(report)

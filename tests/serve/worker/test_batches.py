@@ -38,7 +38,7 @@ class Hosted:
             side: [{"name": name, "datatype": "FP32", "shape": [-1, 4]}] for side, name in (("inputs", "x"), ("outputs", "y"))
         }
         self.worker = Worker(Channel(theirs, "worker", "supervisor"), {"signature": tensors, "num_fronts": 1})
-        self.worker.runtime = Doubling()  # type: ignore[assignment]
+        self.worker.model.runtime = Doubling()  # type: ignore[assignment]
         self._thread = threading.Thread(target=self.worker.serve)
         self._thread.start()
 
@@ -113,7 +113,7 @@ class Reshaping:
 
 
 def test_worker_answers_batches_of_the_same_shapes_again_and_again(hosted: Hosted, front: Front) -> None:
-    hosted.worker.runtime = Reshaping()  # type: ignore[assignment]
+    hosted.worker.model.runtime = Reshaping()  # type: ignore[assignment]
     for sequence in range(12):
         x = np.full((1 + sequence % 3, 4), sequence, np.float32)
         reply = front.ask(x, sequence)
@@ -133,7 +133,7 @@ def test_worker_answers_batches_of_the_same_shapes_again_and_again(hosted: Hoste
 def test_worker_checks_each_answer_even_after_good_ones(hosted: Hosted, front: Front, y: np.ndarray | None, fault: str) -> None:
     for rows in (1, 2):
         assert front.ask(np.ones((rows, 4), np.float32), 1)[0] == Kind.REPLY
-    hosted.worker.runtime = SimpleNamespace(infer=lambda _: {"y": y})  # type: ignore[assignment]
+    hosted.worker.model.runtime = SimpleNamespace(infer=lambda _: {"y": y})  # type: ignore[assignment]
     reply = front.ask(np.ones((2, 4), np.float32), 2)
     assert reply[0] == Kind.ERROR
     assert fault in reply[HEADER.size :].decode()

@@ -99,7 +99,7 @@ class Batcher(Lane):
         self.lines.can_pad = lane.can_pad
         self.lines.level_s = PRIORITY_SHARE * lane.timeout_s
         self.plan.configure(lane.service, lane.max_batch_rows, can_join=self.can_join)
-        self.join_refusal, self.pad_refusal = lane.join_refusal, lane.pad_refusal
+        self.join_refusal, self.joining, self.pad_refusal = lane.join_refusal, lane.joining, lane.pad_refusal
         self.timeout_s = lane.timeout_s
         self.max_queue_rows = lane.max_queue_rows
         self.max_queue_bytes = lane.max_queue_bytes

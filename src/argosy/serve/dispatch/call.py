@@ -91,7 +91,7 @@ class Lane:
         self.max_batch_rows = 1
         self.can_join = False
         self.is_repeatable = False
-        self.join_refusal = self.pad_refusal = ""
+        self.join_refusal = self.joining = self.pad_refusal = ""
         self.timeout_s = 0.0
         self.max_queue_rows = self.max_queue_bytes = 0
         self.platform = ""

@@ -190,6 +190,7 @@ class Front:
                 rows_per_s=lane.rows_per_s,
                 can_join=lane.can_join,
                 join_refusal=lane.join_refusal,
+                joining=lane.joining,
                 pad_refusal=lane.pad_refusal,
                 limit_rows=lane.plan.limit,
                 limit_reason=CLOSED[lane.plan.cause],

@@ -38,6 +38,7 @@ from argosy.serve.wire.control_messages import (
     AskLink,
     EndOfWorkers,
     Hello,
+    JoinEnded,
     Message,
     NewLink,
     Ready,
@@ -228,6 +229,8 @@ class Supervisor:
                 self.family.adopt(child, received.pid)
             case Ready() | Refused() as report:
                 self._take_report(child, report)
+            case JoinEnded() as end:
+                self._end_joining(child, end)
             case StartWorker(name, spec):
                 if name not in self.family.children:
                     self.family.start(Child(name, "worker", spec))
@@ -250,6 +253,14 @@ class Supervisor:
         child.report = report
         if isinstance(report, Refused):
             self.family.condemn(child, "it refused its model, and did not end", KILL_AFTER_S)
+        self._tell_control(self._describe(child))
+
+    def _end_joining(self, child: Child, end: JoinEnded) -> None:
+        report = child.report
+        if not isinstance(report, Ready):
+            refuse("`join_ended` came before `ready`")
+        fields: dict[str, Any] = {**vars(report), "join_refusal": end.reason, "escape": end.difference}
+        child.report = Ready(**fields)
         self._tell_control(self._describe(child))
 
     def _judge(self, child: Child, accusation: Accuse) -> None:

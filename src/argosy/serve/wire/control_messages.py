@@ -35,6 +35,7 @@ __all__ = [
     "ErrandDone",
     "ForkWorker",
     "Hello",
+    "JoinEnded",
     "LaneStats",
     "LoadModel",
     "Message",
@@ -145,12 +146,24 @@ class Ready(Message):
     """Largest of all golden examples; None where there are none."""
     join_refusal: str
     """Why rows are not joined; "" where they are."""
+    joining: str
+    """What is known of rows that are joined: `independent` or `unknown`, and why."""
     pad_refusal: str | None
     """Why rows of different lengths are not; "" where they are, None where the signature is not ragged."""
     service_s: tuple[tuple[_Rows, _Seconds], ...]
     """What batches of so many rows took."""
     service: tuple[tuple[_Rows, _Length, _Seconds], ...]
     """The same by rows and length (0 where the signature is not ragged)."""
+    escape: float | None = None
+    """By how much a joined row has moved that was run again alone, where one has."""
+
+
+class JoinEnded(Message):
+    """A row that was joined answered differently than alone, which the trials had not shown: no more are to be joined."""
+
+    reason: str
+    difference: Annotated[float, Between(0.0, 1e9)]
+    """By how much; 1e9 also where no number says it."""
 
 
 class Refused(Message):
@@ -304,6 +317,7 @@ class LaneStats(Checked):
     rows_per_s: float
     can_join: bool
     join_refusal: str
+    joining: str
     pad_refusal: str
     limit_rows: int
     limit_reason: str
@@ -392,6 +406,7 @@ TABLE: Final[dict[str, Way]] = {
     "fork": Way(ForkWorker, ("supervisor",), ("template",), num_fds=2),
     "hello": Way(Hello, ("worker",), ("supervisor",)),
     "ready": Way(Ready, ("worker",), ("supervisor",), max_bytes=_MAX_REPORT_BYTES),
+    "join_ended": Way(JoinEnded, ("worker",), ("supervisor",)),
     "refused": Way(Refused, ("worker",), ("supervisor",), max_bytes=_MAX_REPORT_BYTES),
     "start_worker": Way(StartWorker, ("control",), ("supervisor",), max_bytes=_MAX_SPEC_BYTES),
     "stop_worker": Way(StopWorker, ("control",), ("supervisor",)),

@@ -33,6 +33,8 @@ class LaneEntry(msgspec.Struct, frozen=True):
     """Warm-up showed that rows of different lengths answer the same when padded to the longest."""
     join_refusal: str = ""
     """Why rows are not joined, where they are not."""
+    joining: str = ""
+    """Why they are, where they are."""
     pad_refusal: str = ""
     """Why only rows of equal lengths are joined, where the signature is ragged."""
     service: tuple[tuple[int, int, float], ...] = ()

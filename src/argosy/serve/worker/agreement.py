@@ -8,16 +8,44 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import widen
+from argosy.datatypes import is_float, widen
 
-__all__ = ["JOIN_TOLERANCE", "OUTLIER_FACTOR", "choose_measure", "largest_difference", "measure_cosine", "rounded_difference"]
+__all__ = [
+    "OUTLIER_FACTOR",
+    "Measure",
+    "choose_measure",
+    "describe_move",
+    "exceeds",
+    "largest_difference",
+    "measure_cosine",
+    "rounded_difference",
+]
 
 Measure = Callable[[NDArray[Any], NDArray[Any]], float]
 
 JOIN_TOLERANCE: Final = 1e-4
-"""How far an answer may move when other rows, or padding, stand beside its own."""
+"""How far an answer may move when other rows, or padding, stand beside its own: kernels for many rows add in another order."""
+SMALLEST_SCALE: Final = 1e-3
+"""An answer that is smaller in all its elements is held against this: what is left of larger numbers that cancel is rounding."""
 OUTLIER_FACTOR: Final = 100.0
 """Times so much, a row is one that shifts whatever is taken of a whole batch: a mean, a range, a scale."""
+
+
+def _allow(dtype: np.dtype[Any]) -> float:
+    """How far an answer of a datatype may move; where it holds fewer than 10 bits of a fraction, by four of its steps."""
+    if not is_float(dtype) or dtype.itemsize > 2:
+        return JOIN_TOLERANCE
+    return 4 * 2.0**-10 if dtype.kind == "f" else 4 * 2.0**-7
+
+
+def exceeds(difference: float, dtype: np.dtype[Any]) -> bool:
+    """True for a difference that is more than rounding."""
+    return not difference <= _allow(dtype)
+
+
+def describe_move(name: str, difference: float, dtype: np.dtype[Any]) -> str:
+    """Say by how much an output has moved."""
+    return f"output {name!r} moved by {difference:.3g}, allowed {_allow(dtype):.3g}"
 
 
 def choose_measure(precision: str) -> Measure:
@@ -53,7 +81,7 @@ def measure_cosine(got: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def largest_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest difference relative to the largest expected magnitude (at least 1); infinite where kinds or shapes differ."""
+    """Largest difference relative to the largest expected magnitude, at least 0.001; infinite where kinds or shapes differ."""
     got, expected = widen(got), widen(expected)
     if got.shape != expected.shape or got.dtype.kind != expected.dtype.kind:
         return float("inf")
@@ -65,4 +93,4 @@ def largest_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
     if not finite.any():
         return 0.0
     a, b = got[finite].astype(np.float64), expected[finite].astype(np.float64)
-    return float(np.abs(a - b).max() / max(1.0, float(np.abs(b).max())))
+    return float(np.abs(a - b).max() / max(SMALLEST_SCALE, float(np.abs(b).max())))

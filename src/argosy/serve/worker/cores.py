@@ -64,11 +64,11 @@ def choose_replicas(row_s: float, num_cores: int) -> int:
     return max(1, round(num_cores * row_s / (row_s + FRONT_S)))
 
 
-def run_apart(find: Callable[[], int]) -> int:
+def run_apart(find: Callable[[], bytes]) -> bytes:
     """Call a function in a fork of this process, for what it does to a process cannot be undone.
 
     Returns:
-        What it returned; 1 where it came to grief, which its caller will then find out itself.
+        What it returned; nothing where it came to grief, which its caller will then find out itself.
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
@@ -76,11 +76,12 @@ def run_apart(find: Callable[[], int]) -> int:
     if not child:
         try:
             die_with_parent(parent)
-            os.write(sender, str(find()).encode())
+            with open(sender, "wb") as answer:  # noqa: PTH123 - a descriptor
+                answer.write(find())
         finally:
             os._exit(0)
     os.close(sender)
     with open(receiver, "rb") as answer:  # noqa: PTH123 - a descriptor
         found = answer.read()
     os.waitpid(child, 0)
-    return int(found or 1)
+    return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import is_float
 from argosy.serve.wire.padding import fill_padded
-from argosy.serve.worker.agreement import JOIN_TOLERANCE, OUTLIER_FACTOR
+from argosy.serve.worker.agreement import OUTLIER_FACTOR, describe_move, exceeds
 
 __all__ = ["list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
 
@@ -96,9 +96,8 @@ def _compare(infer: Infer, rows: list[tuple[int, Arrays, Arrays]], ragged: Ragge
             if (axis := ragged["outputs"].get(name)) is not None:
                 got = got[(slice(None),) * axis + (slice(length),)]
             difference = measure(got, expected)
-            if difference > JOIN_TOLERANCE:
-                moved = f"output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
-                return f"a row answers differently when it is padded: {moved}"
+            if exceeds(difference, expected.dtype):
+                return f"a row answers differently when it is padded: {describe_move(name, difference, expected.dtype)}"
     return ""
 
 

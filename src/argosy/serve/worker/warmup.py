@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import decode_stored, is_float
+from argosy.datatypes import decode_stored
 from argosy.serve.wire.frames import read_elements
-from argosy.serve.worker.agreement import JOIN_TOLERANCE, OUTLIER_FACTOR, largest_difference
+from argosy.serve.worker.agreement import Measure, largest_difference
 
 __all__ = [
     "MEASURE_S",
@@ -23,13 +23,12 @@ __all__ = [
     "load_golden",
     "measure_row",
     "measure_service",
-    "prove_joining",
+    "pick",
     "verify_golden",
 ]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
-Measure = Callable[[NDArray[Any], NDArray[Any]], float]
 
 # Relative to the largest value of the output. Another CPU's kernels sum in another order: 1e-4 was seen for deep float32 models.
 GOLDEN_TOLERANCE: Final = 1e-3
@@ -61,7 +60,7 @@ def load_golden(path: Path) -> tuple[Arrays, Arrays]:
 
 def measure_row(infer: Infer, inputs: Arrays, *, is_batched: bool) -> float:
     """Seconds that the first example takes alone: the fastest of three runs, after one that is not counted."""
-    example = _pick(inputs, 0, is_batched=is_batched)
+    example = pick(inputs, 0, is_batched=is_batched)
     infer(example)
     best = float("inf")
     for _ in range(3):
@@ -83,37 +82,14 @@ def verify_golden(
     """
     worst = 0.0
     for index in range(_count(inputs)):
-        answer = infer(_pick(inputs, index, is_batched=is_batched))
-        for name, expected in _pick(outputs, index, is_batched=is_batched).items():
+        answer = infer(pick(inputs, index, is_batched=is_batched))
+        for name, expected in pick(outputs, index, is_batched=is_batched).items():
             got = answer.get(name)
             difference = float("inf") if got is None else measure(got, expected)
             if difference > GOLDEN_TOLERANCE:
                 raise GoldenMismatch(name, difference, GOLDEN_TOLERANCE)
             worst = max(worst, difference)
     return worst
-
-
-def prove_joining(infer: Infer, inputs: Arrays, measure: Measure = largest_difference) -> str:
-    """Say why rows must not be joined; an empty string when a joined row answers as it does alone.
-
-    The batch holds every example and one outlier, whose floats are a hundred times larger.
-    """
-    count = _count(inputs)
-    if not count:
-        return "the version has no examples to try it with"
-    outlier = {name: array[:1] * OUTLIER_FACTOR if is_float(array.dtype) else array[-1:] for name, array in inputs.items()}
-    outlier = {name: array.astype(inputs[name].dtype) for name, array in outlier.items()}
-    joined = {name: np.concatenate([array, outlier[name], array[::-1]]) for name, array in inputs.items()}
-    together = infer(joined)
-    for index in range(count + 1):
-        row = _pick(joined, index)
-        for name, expected in infer(row).items():
-            got = together[name][index : index + 1]
-            difference = measure(got, expected)
-            if difference > JOIN_TOLERANCE:
-                moved = f"output {name!r} moved by {difference:.3g}, allowed {JOIN_TOLERANCE:.3g}"
-                return f"a row answers differently in a batch: {moved}"
-    return ""
 
 
 def measure_service(infer: Infer, inputs: Arrays, max_rows: int, budget_s: float = MEASURE_S) -> dict[int, float]:
@@ -138,6 +114,6 @@ def _count(arrays: Arrays) -> int:
     return min((len(array) for array in arrays.values()), default=0)
 
 
-def _pick(arrays: Arrays, index: int, *, is_batched: bool = True) -> Arrays:
+def pick(arrays: Arrays, index: int, *, is_batched: bool = True) -> Arrays:
     """One example: a row of a batched signature, else a whole request."""
-    return {name: array[index : index + 1] if is_batched else array[index] for name, array in arrays.items()}
+    return {name: array[index : index + 1] if is_batched else array[index, ...] for name, array in arrays.items()}

@@ -17,35 +17,30 @@ import sys
 import time
 import traceback
 from collections.abc import Hashable
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import CODES, DATATYPES, OBJECT, learn_bfloat16
-from argosy.runtimes.base import NUM_TOKENS, Runtime, StreamRuntime, load_runtime_class
+from argosy.datatypes import CODES, DATATYPES, OBJECT
+from argosy.runtimes.base import NUM_TOKENS, StreamRuntime
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
-from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, NewLink, Ready, Refused, fit_text
+from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, JoinEnded, NewLink, Ready, Refused, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
 from argosy.serve.wire.stream_frames import MAX_ERROR_BYTES
-from argosy.serve.worker import cores, padding_proof, warmup
-from argosy.serve.worker.agreement import choose_measure
+from argosy.serve.worker import warmup
+from argosy.serve.worker.model import MAX_REFUSAL, LoadedModel
+from argosy.serve.worker.watch import Watch
 
 if TYPE_CHECKING:
-    from argosy.runtimes.preprocess import Preprocessor
     from argosy.serve.worker.streams import StreamThreads
 
 __all__ = ["Worker", "run_worker"]
 
 NUM_CREDITS: Final = 2
-MAX_REFUSAL: Final = 1000
 
 Arrays = dict[str, NDArray[Any]]
-Times = tuple[tuple[int, float], ...]
-LengthTimes = tuple[tuple[int, int, float], ...]
 Message = dict[str, Any]
 
 
@@ -74,119 +69,19 @@ class Worker:
     def __init__(self, channel: Channel, spec: Message) -> None:
         self.channel = channel
         self.spec = spec
-        self.inputs: list[Message] = spec["signature"]["inputs"]
-        self.outputs: list[Message] = spec["signature"]["outputs"]
-        shapes = [tensor["shape"] for tensor in self.inputs + self.outputs]
-        self.is_batched = all(shape and shape[0] == -1 for shape in shapes)
-        if "BF16" in {tensor["datatype"] for tensor in self.inputs + self.outputs}:
-            learn_bfloat16()
-        self.output_dtypes = [DATATYPES[tensor["datatype"]] for tensor in self.outputs]
-        self.names: list[str] = [tensor["name"] for tensor in self.inputs]
-        self.output_names: list[str] = [tensor["name"] for tensor in self.outputs]
-        steps: list[Message] = spec["signature"].get("preprocess", [])
-        made = [name for step in steps for name in step["inputs"]]
-        # As `Signature.raw_inputs`.
-        self.raw_names = [step["name"] for step in steps] + [name for name in self.names if name not in made]
-        self.ragged: Message | None = spec["signature"].get("ragged")
-        self.preprocessor: Preprocessor | None = None
-        self.runtime: Runtime | None = None
+        self.model = LoadedModel(spec)
+        self.output_dtypes = [DATATYPES[tensor["datatype"]] for tensor in self.model.outputs]
+        self.output_names: list[str] = [tensor["name"] for tensor in self.model.outputs]
         self.streams: StreamThreads | None = None
         self.poll = select.epoll()
         self.fronts: dict[int, _LinkEnd] = {}
-
-    # load
+        self.watch: Watch | None = None
 
     def load(self) -> Ready:
         """Load, verify and measure the model; returns the report."""
-        started = time.perf_counter()
-        folder = Path(self.spec["folder"])
-        golden = self.spec.get("golden")
-        inputs, outputs = warmup.load_golden(folder / golden) if golden else ({}, {})
-        threads = self._open(folder, inputs)
-        load_s = time.perf_counter() - started
-        measure = choose_measure(self.spec["precision"])
-        difference = None
-        if inputs:
-            difference = warmup.verify_golden(self._infer, inputs, outputs, is_batched=self.is_batched, measure=measure)
-        join_refusal, pad_refusal = "the signature has no axis of rows", None
-        by_rows: Times = ()
-        by_length: LengthTimes = ()
-        if self.is_batched:
-            join_refusal = warmup.prove_joining(self._infer, inputs, measure)
-            pad_refusal = self._try_lengths(inputs, measure, join_refusal)
-            if inputs:
-                by_rows, by_length = self._measure(inputs, is_joined=not join_refusal)
-        return Ready(
-            load_s=load_s,
-            warm_s=time.perf_counter() - started - load_s,
-            threads=threads,
-            memory_bytes=_own_memory_bytes(),
-            golden_difference=difference,
-            join_refusal=fit_text(join_refusal, MAX_REFUSAL),
-            pad_refusal=None if pad_refusal is None else fit_text(pad_refusal, MAX_REFUSAL),
-            service_s=by_rows,
-            service=by_length,
-        )
-
-    def _try_lengths(self, inputs: Arrays, measure: warmup.Measure, join_refusal: str) -> str | None:
-        """Find out whether rows of different lengths may be joined; and load what makes tensors of texts and pictures."""
-        refusal = join_refusal
-        if self.ragged and not refusal:
-            refusal = padding_proof.prove_padding(self._infer, inputs, self.ragged, measure)
-        signature = self.spec["signature"]
-        if signature.get("preprocess"):
-            from argosy.runtimes.preprocess import Preprocessor
-
-            # Threads of the package tokenizers would take the cores that the runtime and the fronts work on.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            self.preprocessor = Preprocessor(signature, Path(self.spec["folder"]))
-            self.preprocessor.can_pad = bool(self.ragged) and not refusal
-        return refusal if self.ragged else None
-
-    def _measure(self, inputs: Arrays, *, is_joined: bool) -> tuple[Times, LengthTimes]:
-        """Measure batches: seconds by rows, and by rows and length."""
-        limit = self.spec["max_batch_rows"] if is_joined else 1
-        budget_s = warmup.MEASURE_S / 2 if self.ragged else warmup.MEASURE_S
-        times = tuple(warmup.measure_service(self._infer, inputs, limit, budget_s).items())
-        if not self.ragged:
-            return times, tuple((rows, 0, seconds) for rows, seconds in times)
-        lengths = padding_proof.measure_lengths(self._infer, inputs, self.ragged, budget_s)
-        own = next(iter(padding_proof.list_lengths(inputs, self.ragged)), 0)
-        by_length = [
-            *((rows, own, seconds) for rows, seconds in times),
-            *((1, length, seconds) for length, seconds in lengths.items()),
-        ]
-        return times, tuple(by_length)
-
-    def _open(self, folder: Path, inputs: Arrays) -> int:
-        """Load the artifact; returns the threads of one operator, which are found out where the deployment leaves them open."""
-        options = self.spec["options"]
-        kind = load_runtime_class(self.spec["runtime"])
-
-        def load(threads: int) -> None:
-            self.runtime = None  # what is replaced gives its memory back first
-            runtime = kind()
-            runtime.load(folder, self.spec["entry"], {**options, "threads": threads})
-            self.runtime = runtime
-
-        def choose() -> int:
-            measure = partial(warmup.measure_row, self._infer, inputs, is_batched=self.is_batched)
-            return cores.choose_threads(load, measure, options["max_threads"])
-
-        is_open = not options["threads"] and options["max_threads"] > 1 and bool(inputs)
-        if is_open and not kind.fixes_threads(folder):
-            return choose()
-        threads = cores.run_apart(choose) if is_open else options["threads"] or 1
-        load(threads)
-        return threads
-
-    def _infer(self, inputs: Arrays) -> Arrays:
-        assert self.runtime is not None
-        return self.runtime.infer(inputs)
-
-    def _infer_raw(self, inputs: Arrays, form: int) -> Arrays:
-        assert self.preprocessor is not None
-        return self.preprocessor.apply(inputs, self._infer, counts=form == FORM_COUNTED)
+        report = self.model.load()
+        self.watch = self.model.watch
+        return report
 
     # serve
 
@@ -194,12 +89,26 @@ class Worker:
         """Answer batches until the supervisor is gone."""
         self.poll.register(self.channel.fileno(), select.EPOLLIN)
         while True:
-            for fd, _ in self.poll.poll():
+            due_s = None if self.watch is None else self.watch.due_s
+            events = self.poll.poll() if due_s is None else self.poll.poll(0)
+            if due_s is not None and (not events or time.monotonic() > due_s):
+                self._look_again()
+            for fd, _ in events:
                 front = self.fronts.get(fd)
                 if front is not None:
                     self._take(front)
                 elif not self._take_link():
                     return
+
+    def _look_again(self) -> None:
+        """Run a row again that was joined; if it was not its own, have no more joined."""
+        assert self.watch is not None
+        escape = self.watch.look()
+        if escape is not None:
+            self.watch = None
+            print(f"rows are not joined any more: {escape.reason}", file=sys.stderr, flush=True)
+            reason = f"a joined row, run again alone, answered differently: {escape.reason}"
+            self.channel.send(JoinEnded(fit_text(reason, MAX_REFUSAL), escape.difference))
 
     def _take_link(self) -> bool:
         received = self.channel.receive()
@@ -240,7 +149,7 @@ class Worker:
         from argosy.serve.worker.streams import StreamThreads
 
         if self.streams is None:
-            self.streams = StreamThreads(cast(StreamRuntime, self.runtime).raw)
+            self.streams = StreamThreads(cast(StreamRuntime, self.model.runtime).raw)
         self.streams.accept(sock)
 
     def _drop(self, front: _LinkEnd) -> None:
@@ -258,15 +167,15 @@ class Worker:
         arena = front.inputs[slot]
         if arena is None:
             raise frames.LinkError("a batch came before its arena")
-        if form and (self.preprocessor is None or form > FORM_COUNTED):
+        if form and (self.model.preprocessor is None or form > FORM_COUNTED):
             raise frames.LinkError("unknown form")
-        names = self.raw_names if form else self.names
+        names = self.model.raw_names if form else self.model.names
         inputs = dict(zip(names, _read_inputs(arena, frame[frames.HEADER.size :]), strict=True))
         outputs = front.outputs[slot]
         assert outputs is not None
         try:
             before = time.perf_counter_ns()
-            answer = self._infer_raw(inputs, form) if form else self._infer(inputs)
+            answer = self.model.infer_form(inputs, form) if form else self.model.infer(inputs)
             nanoseconds = time.perf_counter_ns() - before
             arrays = self._order(answer, form)
             # All that the check depends on.
@@ -279,11 +188,13 @@ class Worker:
             return
         if layout is None:
             self._reply_new(front, slot, rows, sequence, nanoseconds, arrays, key)
-            return
-        for view, output in zip(layout.views, arrays, strict=True):
-            view[...] = output
-        head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
-        self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
+        else:
+            for view, output in zip(layout.views, arrays, strict=True):
+                view[...] = output
+            head = frames.HEADER.pack(frames.Kind.REPLY, 0, slot, rows, sequence)
+            self._send(front, head + frames.NANOSECONDS.pack(nanoseconds) + layout.described)
+        if self.watch is not None and rows > 1:
+            self.watch.note(inputs, dict(zip(self.output_names, arrays, strict=False)), form, rows)
 
     def _send_failure(self, front: _LinkEnd, error: Exception, slot: int, sequence: int) -> None:
         text = f"{type(error).__name__}: {error}"
@@ -308,13 +219,13 @@ class Worker:
 
     def _check(self, arrays: list[NDArray[Any]], rows: int) -> None:
         """Check datatypes, shapes and number of rows; what is counted beside the outputs is our own."""
-        for spec, dtype, got in zip(self.outputs, self.output_dtypes, arrays, strict=False):
+        for spec, dtype, got in zip(self.model.outputs, self.output_dtypes, arrays, strict=False):
             name, shape = spec["name"], spec["shape"]
             if got.dtype != dtype:
                 raise AnswerError(f"output {name!r} has type {got.dtype}, expected {dtype}")
             if len(got.shape) != len(shape) or any(want not in (-1, dim) for want, dim in zip(shape, got.shape, strict=True)):
                 raise AnswerError(f"output {name!r} has shape {got.shape}, expected {tuple(shape)}")
-            if self.is_batched and got.shape[0] != rows:
+            if self.model.is_batched and got.shape[0] != rows:
                 raise AnswerError(f"output {name!r} has {got.shape[0]} rows for {rows}; the model must keep the first axis")
 
     def _reply_new(
@@ -369,13 +280,6 @@ def _read_inputs(arena: frames.Arena, described: bytes) -> list[NDArray[Any]]:
     if all(tensor.code != OBJECT for tensor in tensors):
         arena.keep(described, frames.Layout([view.view() for view in views], described))
     return views
-
-
-def _own_memory_bytes() -> int:
-    """Memory that would be given back if this process ended: its private pages."""
-    kinds = ("Private_Clean:", "Private_Dirty:")
-    with open("/proc/self/smaps_rollup") as file:  # noqa: PTH123 - procfs, and pathlib is not imported for it elsewhere
-        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(kinds))
 
 
 def run_worker(channel: Channel, spec: Message) -> int:

@@ -1,0 +1,83 @@
+"""Lengths of axes as products: a number times names, such as 12 * batch * tokens.
+
+One name is ROWS, the number of rows of the batch. What is no product (a sum, a rounded quotient) becomes a name of its own, made
+of what it is made of, so that equal expressions stay equal; it is marked where the number of rows is part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Final, NamedTuple
+
+__all__ = ["ONE", "ROWS", "Dim", "combine", "fixed", "named", "product"]
+
+ROWS: Final = "rows"
+_TAINT: Final = "~"
+"""Begins the name of what depends on the number of rows, and is no product of it."""
+
+
+class Dim(NamedTuple):
+    """A product."""
+
+    number: Fraction
+    names: tuple[str, ...] = ()
+    """Sorted; a name that stands in it twice is a factor twice."""
+
+    @property
+    def value(self) -> int | None:
+        """The length, where no name is part of it."""
+        return int(self.number) if not self.names and self.number.denominator == 1 else None
+
+    @property
+    def has_rows(self) -> bool:
+        """True for a length that is a multiple of the number of rows."""
+        return ROWS in self.names
+
+    @property
+    def is_tainted(self) -> bool:
+        """True for a number that depends on how many rows there are, in any way."""
+        return any(name == ROWS or name.startswith(_TAINT) for name in self.names)
+
+    def times(self, other: Dim) -> Dim:
+        """The product of both."""
+        return Dim(self.number * other.number, tuple(sorted(self.names + other.names)))
+
+    def over(self, other: Dim) -> Dim | None:
+        """The quotient, where it is a product again; None where it is not, or `other` is 0."""
+        names = list(self.names)
+        for name in other.names:
+            if name not in names:
+                return None
+            names.remove(name)
+        return Dim(self.number / other.number, tuple(names)) if other.number else None
+
+    def __str__(self) -> str:
+        return "*".join([str(self.number), *self.names]) if self.number != 1 or not self.names else "*".join(self.names)
+
+
+ONE: Final = Dim(Fraction(1))
+
+
+def fixed(length: int | Fraction) -> Dim:
+    """A number."""
+    return Dim(Fraction(length))
+
+
+def named(name: str) -> Dim:
+    """A length that is known by its name alone."""
+    return Dim(Fraction(1), (name,))
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """The product of many; 1 of none."""
+    total = ONE
+    for dim in dims:
+        total = total.times(dim)
+    return total
+
+
+def combine(kind: str, *dims: Dim) -> Dim:
+    """A name for a function of lengths that is no product of them."""
+    name = f"{kind}({','.join(map(str, dims))})"
+    return named(_TAINT + name if any(dim.is_tainted for dim in dims) else name)

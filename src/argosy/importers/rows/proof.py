@@ -1,0 +1,198 @@
+"""Walk through an ONNX graph and say whether each row of its outputs is made of one row of its inputs.
+
+The rows of the inputs lie along their first axes. At each operator it is known, of each tensor, along which axis they lie then,
+or that the tensor is the same whatever the rows are; the table of operators (`values.HANDLERS`) says what comes out, or why that
+is no longer so. Only the graph is read, and constants of a few numbers; no weight is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from argosy.importers.rows import control, elementwise, gathers, learned, moves, products, reductions
+from argosy.importers.rows.dims import ROWS, Dim, fixed, named
+from argosy.importers.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
+from argosy.signature import JoinVerdict, Signature
+
+__all__ = ["judge_rows"]
+
+_MODULES: Final = (control, elementwise, gathers, learned, moves, products, reductions)
+"""Imported for what they register."""
+_RANDOM: Final = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_EXTERNAL: Final = 1  # TensorProto.EXTERNAL
+_STRING: Final = 8  # TensorProto.STRING
+_ROW_AXIS: Final = named(ROWS)
+MAX_DEPTH: Final = 24
+MAX_NODES: Final = 100_000
+"""Operators that are followed, each as often as loops and functions come by it: a few seconds' work."""
+
+
+def judge_rows(model: Any, signature: Signature) -> tuple[JoinVerdict, bool]:
+    """Say whether rows of a batch may influence one another, and whether they follow one another in time or space.
+
+    Args:
+        model: an `onnx.ModelProto`; weights in files of their own need not be loaded.
+        signature: of the model; its first axes count rows.
+
+    Returns:
+        The verdict. `independent`: each row of each output is made of the same row of the inputs alone. `dependent`: it is not,
+        and `reason` names the operator. `unknown`: nothing of the kind can be said, for the reason that is given. And True where
+        an operator goes along the first axis in its order, which are no rows then.
+    """
+    walk = _Walk(model)
+    scope: dict[str, Value] = {}
+    graph = model.graph
+    walk.read_weights(graph, scope)
+    for info, spec in zip([info for info in graph.input if info.name not in scope], signature.inputs, strict=True):
+        dims = [_ROW_AXIS, *[_read_dim(dim, f"{spec.name}.{axis}") for axis, dim in enumerate(spec.shape[1:], 1)]]
+        scope[info.name] = Value(tuple(dims), 0)
+    try:
+        walk.run_nodes(graph.node, scope, 0)
+        faults = [fault for info in graph.output if (fault := _check_output(scope.get(info.name))) is not None]
+    except RecursionError:
+        faults = [Fault("its graphs are nested too deep, or too large, to be looked into", is_mixed=False)]
+    fault = next((fault for fault in faults if fault.is_mixed), faults[0] if faults else None)
+    if fault is None:
+        return JoinVerdict("independent", "each row of the outputs is made of one row of the inputs, operator by operator"), False
+    return JoinVerdict("dependent" if fault.is_mixed else "unknown", fault.why), fault.is_ordered
+
+
+def _read_dim(dim: int, name: str) -> Dim:
+    return named(name) if dim < 0 else fixed(dim)
+
+
+def _check_output(value: Value | None) -> Fault | None:
+    if value is None:
+        return Fault("an output is not found", is_mixed=False)
+    if value.fault is not None:
+        return value.fault
+    if value.is_counted:
+        return Fault("an output depends on the number of rows, or on their places", is_mixed=True)
+    if not value.is_rows:
+        return Fault("an output does not depend on the inputs", is_mixed=False)
+    if value.axis or value.known_shape[0] != _ROW_AXIS:
+        return Fault("the first axis of an output is not known to be that of the rows", is_mixed=False)
+    return None
+
+
+class _Walk:
+    """A walk through a model's graphs."""
+
+    def __init__(self, model: Any) -> None:
+        self._helper: Any = importlib.import_module("onnx.helper")
+        self._numpy: Any = importlib.import_module("onnx.numpy_helper")
+        self._opsets: dict[str, int] = {_domain(opset.domain): opset.version for opset in model.opset_import}
+        self._num_nodes = 0
+        self._functions = {(_domain(function.domain), function.name): function for function in model.functions}
+
+    def read_weights(self, graph: Any, scope: dict[str, Value]) -> None:
+        """Know the weights of a graph."""
+        for tensor in graph.initializer:
+            scope[tensor.name] = self._read_tensor(tensor)
+        for sparse in graph.sparse_initializer:
+            scope[sparse.values.name] = Value(tuple(fixed(dim) for dim in sparse.dims))
+
+    def _read_tensor(self, tensor: Any) -> Value:
+        shape = tuple(fixed(dim) for dim in tensor.dims)
+        is_small = math.prod(tensor.dims) <= MAX_CONTENT and tensor.data_location != _EXTERNAL and tensor.data_type != _STRING
+        if not is_small:
+            return Value(shape)
+        try:
+            numbers = self._numpy.to_array(tensor).ravel().tolist()
+            content = [elementwise.dim_of(float(number)) for number in numbers]
+        except (TypeError, ValueError):
+            return Value(shape)
+        return Value(shape, content=tuple(dim for dim in content if dim is not None) if None not in content else None)
+
+    def run_nodes(self, nodes: Iterable[Any], scope: dict[str, Value], depth: int) -> None:
+        """Follow the operators of a graph in their order, each after those that it depends on."""
+        for proto in nodes:
+            self._num_nodes += 1
+            if depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
+                raise RecursionError
+            inputs = [self._look_up(scope, name) if name else None for name in proto.input]
+            try:
+                found = self._run_node(proto, inputs, scope, depth)
+            except Fault as fault:
+                # What went wrong first is told, not what came of it.
+                told = fault if any(value is not None and value.fault is fault for value in inputs) else _tell(proto, fault)
+                found = [Value(None, fault=told)] * len(proto.output)
+            except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+                # The graph is not what its operators ask for; ONNX Runtime took it all the same.
+                fault = Fault(f"it is not understood ({type(error).__name__})", is_mixed=False)
+                found = [Value(None, fault=_tell(proto, fault))] * len(proto.output)
+            scope.update((name, value) for name, value in zip(proto.output, found, strict=False) if name)
+
+    def _look_up(self, scope: Mapping[str, Value], name: str) -> Value:
+        value = scope.get(name)
+        return value if value is not None else Value(None, fault=Fault(f"tensor {name!r} is not found", is_mixed=False))
+
+    def _run_node(self, proto: Any, inputs: Sequence[Value | None], scope: dict[str, Value], depth: int) -> Sequence[Value]:
+        domain = _domain(proto.domain)
+        faults = [value.fault for value in inputs if value is not None and value.fault is not None]
+        if faults:
+            raise next((fault for fault in faults if fault.is_mixed), faults[0])
+        if domain == "" and proto.op_type == "Constant":
+            return [self._read_constant(proto)]
+        if (function := self._functions.get((domain, proto.op_type))) is not None:
+            return self._call(function, proto, inputs, depth)
+        handler = HANDLERS.get((domain, proto.op_type))
+        attributes = {attribute.name: self._helper.get_attribute_value(attribute) for attribute in proto.attribute}
+        if handler is None:
+            return self._run_unknown(proto, inputs, attributes)
+
+        def run(graph: Any, values: Sequence[Value]) -> list[Value]:
+            inner = dict(scope)
+            self.read_weights(graph, inner)
+            inner.update(zip([info.name for info in graph.input], values, strict=True))
+            self.run_nodes(graph.node, inner, depth + 1)
+            return [self._look_up(inner, info.name) for info in graph.output]
+
+        if "value" in attributes and proto.op_type == "ConstantOfShape":
+            attributes["value"] = self._numpy.to_array(attributes["value"])
+        node = Node(proto.op_type, inputs, attributes, list(proto.output), self._opsets.get(domain, 1), run)
+        found = handler(node)
+        return [found] if isinstance(found, Value) else found
+
+    def _run_unknown(self, proto: Any, inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> list[Value]:
+        """An operator that is not in the table makes the same of what is the same, unless it draws numbers or holds graphs."""
+        if proto.op_type in _RANDOM:
+            unknown("it draws random numbers")
+        holds_graph = any(hasattr(value, "node") for value in attributes.values())
+        if holds_graph or any(value is not None and (value.is_rows or value.is_counted) for value in inputs):
+            unknown("nothing is known of this operator")
+        return [Value(None)] * len(proto.output)
+
+    def _read_constant(self, proto: Any) -> Value:
+        (attribute,) = proto.attribute
+        value = self._helper.get_attribute_value(attribute)
+        if attribute.name == "value":
+            return self._read_tensor(value)
+        if attribute.name == "sparse_value":
+            return Value(tuple(fixed(dim) for dim in value.dims))
+        if "string" in attribute.name:
+            return Value((fixed(len(value)),) if attribute.name.endswith("s") else ())
+        numbers = list(value) if attribute.name.endswith("s") else [value]
+        content = [elementwise.dim_of(number) for number in numbers]
+        shape = (fixed(len(numbers)),) if attribute.name.endswith("s") else ()
+        return Value(shape, content=tuple(dim for dim in content if dim is not None) if None not in content else None)
+
+    def _call(self, function: Any, proto: Any, inputs: Sequence[Value | None], depth: int) -> list[Value]:
+        """Follow a function that the file defines itself."""
+        if any(attribute.ref_attr_name for node in function.node for attribute in node.attribute) and len(proto.attribute):
+            unknown("a function with attributes is not looked into")
+        inner = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
+        self.run_nodes(function.node, inner, depth + 1)
+        return [self._look_up(inner, name) for name in function.output]
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _tell(proto: Any, fault: Fault) -> Fault:
+    name = f" {proto.name[:60]!r}" if proto.name else ""
+    return Fault(f"operator {proto.op_type}{name}: {fault.why}", is_mixed=fault.is_mixed, is_ordered=fault.is_ordered)

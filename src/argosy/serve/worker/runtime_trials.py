@@ -1,0 +1,85 @@
+"""Trials at warm-up: does a runtime that is not a version's own answer as that one does? NumPy and the standard library only.
+
+Golden examples cannot tell: they are what clients send on a good day, or random. The rows are those of `row_trials`: a runtime
+that computes in fewer bits than a datatype has, for one, is found out at the extremes of it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.datatypes import is_float, widen
+from argosy.serve.worker.agreement import Measure
+from argosy.serve.worker.row_trials import TrialRow, try_row
+
+__all__ = ["RuntimeDiffers", "check_answers", "read_answers", "write_answers"]
+
+Arrays = dict[str, NDArray[Any]]
+
+TOLERANCE: Final = 1e-3
+"""As for golden examples."""
+
+
+class RuntimeDiffers(Exception):
+    """A runtime does not compute what the version's own does."""
+
+
+def write_answers(rows: Iterable[TrialRow]) -> bytes:
+    """Serialise rows and their answers."""
+    entries: Arrays = {}
+    for index, row in enumerate(rows):
+        entries |= {f"{index}:{row.kind}:in:{name}": array for name, array in row.inputs.items() if array.dtype.kind != "O"}
+        entries |= {f"{index}:{row.kind}:out:{name}": array for name, array in row.answer.items() if array.dtype.kind != "O"}
+    file = io.BytesIO()
+    np.savez(file, **entries)  # pyright: ignore[reportArgumentType] - no entry is called as an option
+    return file.getvalue()
+
+
+def read_answers(data: bytes) -> list[TrialRow]:
+    """Read what `write_answers` wrote; nothing where it did not come so far."""
+    if not data:
+        return []
+    rows: dict[str, TrialRow] = {}
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        for key in file.files:
+            index, kind, side, name = key.split(":", 3)
+            row = rows.setdefault(index, TrialRow(kind, {}, {}))
+            (row.inputs if side == "in" else row.answer)[name] = file[key]
+    return list(rows.values())
+
+
+def check_answers(infer: Callable[[Arrays], Arrays], rows: Iterable[TrialRow], own: str, measure: Measure) -> None:
+    """Hold a runtime's answers against those of the version's own.
+
+    A row that the runtime refuses is no difference: it says so to the client, too. Nor is what the version's own answers with
+    infinities and NaN.
+
+    Args:
+        infer: runs the model by the runtime.
+        rows: with the answers of the version's own runtime.
+        own: its name.
+        measure: how far two answers are apart.
+
+    Raises:
+        RuntimeDiffers: they differ.
+    """
+    for row in rows:
+        if (got := try_row(infer, row.inputs)) is None:
+            continue
+        for name, expected in row.answer.items():
+            difference = _measure_finite(got[name], expected, measure)
+            if difference > TOLERANCE:
+                detail = f"output {name!r} differs by {difference:.3g} from that of {own}, allowed {TOLERANCE:.3g}"
+                raise RuntimeDiffers(f"this runtime does not compute what the version's own does: for {row.kind} values {detail}")
+
+
+def _measure_finite(got: NDArray[Any], expected: NDArray[Any], measure: Measure) -> float:
+    if got.shape != expected.shape or not is_float(expected.dtype):
+        return measure(got, expected)
+    finite = np.isfinite(widen(expected))
+    return measure(got[finite], expected[finite]) if finite.any() else 0.0
