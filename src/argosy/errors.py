@@ -127,6 +127,11 @@ MESSAGES: dict[str, Message] = {
     ),
     "missing_file": Message("File {path} does not exist or cannot be read: {detail}"),
     "bad_onnx": Message("File {path} is not an ONNX model that can be served: {detail}"),
+    "missing_locale": Message(
+        "ONNX file {path} changes the case of text by the locale {locale}, which this machine does not have",
+        "install it (on Debian: the package locales, then locale-gen {locale}), or write C.UTF-8 into the attribute `locale` "
+        "of the file's StringNormalizer, which comes with glibc itself",
+    ),
     "bad_external_data": Message(
         "ONNX file {path} names its weights file {location!r}, which is not a plain name beside it",
         "export the model with its external data in the same folder",
@@ -279,7 +284,8 @@ MESSAGES: dict[str, Message] = {
     "run_active": Message("Another run writes its checkpoints to {folder} now", "wait for it, or name another folder"),
     "bad_data": Message("Training data is not usable: {detail}"),
     "export_differs": Message(
-        "The exported model answers differently from the trained one: largest difference {got:.3g}, allowed {allowed:.3g}"
+        "The exported model answers differently from the trained one on {rows} rows: largest difference {got:.3g}, "
+        "allowed {allowed:.3g}"
     ),
     "export_failed": Message(
         "The model cannot be exported to ONNX: {detail}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def onnx_exports() -> Any:
         inner = next(iter(model.collect_params()))
         FRAMEWORK.export_onnx(model, rows, path, input_name=inner, output_name="data")
         exported = OnnxModel(path)
-        difference = check_export(exported, rows, FRAMEWORK.predict(model, rows))
+        difference = check_export(exported, partial(FRAMEWORK.predict, model), rows).difference
         found[name] = [difference, exported.input_names == [inner], exported.output_names]
     return found
 
@@ -98,7 +99,7 @@ def native_files() -> Any:
     for name, (model, rows) in list_models().items():
         folder = FOLDER / "native" / name
         folder.mkdir(parents=True)
-        entry = FRAMEWORK.save_native(model, rows, folder)
+        entry = FRAMEWORK.save_native(model, rows, folder).entry
         found[name] = [entry, sorted(path.name for path in folder.iterdir())]
         np.savez(FOLDER / "native" / f"{name}.npz", rows=rows, answers=FRAMEWORK.predict(model, rows))
     return found

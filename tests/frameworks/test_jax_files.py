@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,20 @@ def test_onnx_file_answers_as_the_model(make, rows, tmp_path):
     exported = OnnxModel(path)
     assert (exported.input_names, exported.output_names) == (["const_0"], ["the out_0"])
     expected = FRAMEWORK.predict(model, rows)
-    assert check_export(exported, rows, expected) < 1e-5
+    assert check_export(exported, partial(FRAMEWORK.predict, model), rows).difference < 1e-5
     assert exported.run({"const_0": rows})["the out_0"].dtype == expected.dtype
+
+
+def test_length_that_is_free_is_taken_in_both_forms(tmp_path):
+    model, rows = Embedding(), make_labels(20, 50).reshape(5, 4)
+    FRAMEWORK.export_onnx(model, rows, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
+    check_export(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, model), rows, (1,))
+    saved = FRAMEWORK.save_native(model, rows, tmp_path, (1,))
+    assert any(kind.startswith("lengths") for kind in saved.evidence.kinds)
+    runtime = JaxRuntime()
+    runtime.load(tmp_path, saved.entry, NAMES)
+    with pytest.raises(ValueError, match="expected at least one row of shape"):
+        runtime.infer({"x": rows[:, :, None]})
 
 
 def test_model_that_cannot_be_traced_is_not_exported(tmp_path):
@@ -63,7 +76,7 @@ def test_model_that_cannot_be_traced_is_not_exported(tmp_path):
 
 
 def load_saved(model, rows, folder):
-    entry = FRAMEWORK.save_native(model, rows, folder)
+    entry = FRAMEWORK.save_native(model, rows, folder).entry
     runtime = JaxRuntime()
     runtime.load(folder, entry, NAMES)
     return runtime
@@ -137,7 +150,7 @@ def test_runtime_refuses_a_program_that_calls_out_of_itself(tmp_path):
 
 def test_runtime_refuses_damaged_programs_and_weights(tmp_path):
     model, x = make_mlp(), make_rows(2, 4)
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     program, weights = tmp_path / entry, tmp_path / f"{entry}{WEIGHTS_SUFFIX}"
     whole, arrays = program.read_bytes(), list(FRAMEWORK.get_weights(model).values())
     for content in (b"", b"\x00" * 64, whole[: len(whole) // 2]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -347,8 +348,47 @@ def test_exported_model_answers_as_the_model(kind, tmp_path):
     FRAMEWORK.export_onnx(model, x, path, input_name="pixels in", output_name="dense/out:0")
     exported = OnnxModel(path)
     assert (exported.input_names, exported.output_names) == (["pixels in"], ["dense/out:0"])
-    assert check_export(exported, x, expected) < 1e-5
+    assert check_export(exported, partial(FRAMEWORK.predict, model), x).difference < 1e-5
     assert exported.run({"pixels in": x})["dense/out:0"].dtype == expected.dtype
+
+
+class Choice(tf.Module):
+    def __call__(self, x):
+        if tf.reduce_mean(x) > 0.5:
+            return x * 2.0
+        return x * 3.0
+
+
+def test_exported_model_answers_other_rows_as_itself(tmp_path):
+    x = 0.3 * np.abs(make_rows(8, 4))
+    FRAMEWORK.export_onnx(Choice(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
+    exported = OnnxModel(tmp_path / "model.onnx")
+    for rows in (x, x + 1, -x):
+        np.testing.assert_allclose(exported.run({"x": rows})["y"], FRAMEWORK.predict(Choice(), rows), rtol=1e-6)
+
+
+def test_graph_that_computes_otherwise_than_the_model_is_found(tmp_path):
+    class Other(tf.Module):
+        def __call__(self, x):
+            return tf.abs(x) if tf.executing_eagerly() else x
+
+    x = np.abs(make_rows(8, 4))
+    FRAMEWORK.export_onnx(Other(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
+    with pytest.raises(ModelError, match="on sign rows"):
+        check_export(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, Other()), x)
+    with pytest.raises(ModelError, match="on sign rows"):
+        FRAMEWORK.save_native(Other(), x, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "embedding"])
+def test_length_that_is_free_is_taken_in_both_forms(kind, tmp_path):
+    make, x = MODELS[kind]
+    model = make()
+    FRAMEWORK.export_onnx(model, x, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
+    exported = OnnxModel(tmp_path / "model.onnx")
+    check_export(exported, partial(FRAMEWORK.predict, model), x, (1,))
+    saved = FRAMEWORK.save_native(model, x, tmp_path, (1,))
+    assert {"lengths 1", "lengths 15"} <= set(saved.evidence.kinds)
 
 
 @pytest.mark.parametrize("names", [("x", "Identity:0"), ("Identity:0", "x"), ("same__0", "MatMul")])
@@ -357,7 +397,7 @@ def test_names_may_be_those_of_other_tensors_of_the_graph(names, tmp_path):
     FRAMEWORK.export_onnx(model, x, tmp_path / "model.onnx", input_name=names[0], output_name=names[1])
     exported = OnnxModel(tmp_path / "model.onnx")
     assert (exported.input_names, exported.output_names) == ([names[0]], [names[1]])
-    check_export(exported, x, FRAMEWORK.predict(model, x))
+    check_export(exported, partial(FRAMEWORK.predict, model), x)
 
 
 class Unwritable(tf.Module):
@@ -374,14 +414,14 @@ def test_operator_that_onnx_has_not_is_named(tmp_path):
         FRAMEWORK.export_onnx(
             Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path / "x.onnx", input_name="a", output_name="b"
         )
-    assert FRAMEWORK.save_native(Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path) == "saved_model.pb"
+    assert FRAMEWORK.save_native(Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path).entry == "saved_model.pb"
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_runtime_answers_as_the_model(kind, tmp_path):
     make, x = MODELS[kind]
     model = make()
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     assert all(path.is_file() for path in tmp_path.iterdir())
     runtime = TensorFlowRuntime()
     runtime.open(tmp_path, entry, ["rows"], ["answers"])
@@ -410,7 +450,7 @@ def test_runtime_says_whose_fault_an_index_out_of_range_is(tmp_path):
 
 def test_runtime_serves_from_a_forked_process_of_its_own(tmp_path):
     model, x = Mlp(), make_rows(3, 4)
-    entry = FRAMEWORK.save_native(model, x, tmp_path)
+    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
     np.save(tmp_path / "rows.npy", x)
     # As a worker does it: forked from a process that has only imported the runtime.
     code = f"""

@@ -98,7 +98,7 @@ def load(folder, entry, names=NAMES):
 )
 def test_saved_model_answers_any_number_of_rows_as_the_model(make, rows, entry, tmp_path):
     model = make()
-    assert FRAMEWORK.save_native(model, rows, tmp_path) == entry
+    assert FRAMEWORK.save_native(model, rows, tmp_path).entry == entry
     assert [path.name for path in tmp_path.iterdir()] == [entry]
     runtime = load(tmp_path, entry)
     for num_rows in (1, 2, 3, 7, 20):
@@ -157,7 +157,7 @@ def test_kind_of_a_file_is_told_by_its_content(tmp_path):
 
 
 def test_runtime_takes_the_number_of_threads(tmp_path):
-    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path)
+    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
     before = torch.get_num_threads()
     try:
         load(tmp_path, entry, NAMES | {"threads": before + 1})
@@ -216,7 +216,7 @@ WEIGHTS = "data/weights/model_weights_config.json"
     ],
 )
 def test_program_that_reaches_out_of_itself_is_not_opened(change, extra, words, tmp_path, capsys):
-    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path)
+    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
     rewrite(tmp_path / entry)
     assert load(tmp_path, entry).infer({"x": make_rows(3, 4)})["y"].shape == (3, 2)
     rewrite(tmp_path / entry, change, extra)
@@ -226,7 +226,7 @@ def test_program_that_reaches_out_of_itself_is_not_opened(change, extra, words, 
 
 
 def test_archive_that_two_readers_may_read_differently_is_not_opened(tmp_path):
-    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path)
+    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
     whole = (tmp_path / entry).read_bytes()
     with zipfile.ZipFile(tmp_path / entry, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("model/models/model.json", b"{}")

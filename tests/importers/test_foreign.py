@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,9 @@ from argosy.confine.confine import describe_confinement
 from argosy.environment import find_interpreter, get_environment, is_importable
 from argosy.errors import ArgosyError, InputError, NotAllowedError
 from argosy.importers.foreign import import_foreign
+from argosy.runtimes.base import load_runtime_class
 from argosy.server import Server
+from argosy.signature import Ragged, RaggedInput
 from argosy.store.local import Store, Version
 
 pytestmark = pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process")
@@ -209,6 +212,36 @@ def test_several_inputs_and_outputs_keep_their_names(bench: Bench, store: Store)
     assert "DictConstruct" in version.manifest.lineage["export"]["reason"]
     golden = store.load_golden(version)
     np.testing.assert_array_equal(golden.outputs["first"], rows[:8, 0])
+
+
+def test_lengths_of_a_script_are_free_if_they_are_named(store: Store, tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+
+    class Bag(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(9, 4)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.embed(ids).mean(1) if bool(ids.sum() > 50) else self.embed(ids).sum(1)
+
+    model = Bag()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(model).save(str(tmp_path / "bag.pt"))
+    ids = np.random.default_rng(0).integers(0, 9, (8, 5))
+    ragged = Ragged({"ids": RaggedInput(1)})
+    version = import_foreign(store, tmp_path / "bag.pt", "bag", sample=ids, ragged=ragged)
+    assert (version.manifest.signature.inputs[0].shape, version.manifest.signature.ragged) == ((-1, -1), ragged)
+    runtime = load_runtime_class(version.manifest.runtime)()
+    runtime.load(store.open_artifact(version), version.manifest.entry, version.manifest.options)
+    for length in (1, 30):
+        rows = np.random.default_rng(length).integers(0, 9, (2, length))
+        with torch.no_grad():
+            np.testing.assert_allclose(runtime.infer({"ids": rows})["output"], model(torch.from_numpy(rows)).numpy(), rtol=1e-5)
+    with pytest.raises(InputError, match=r"there are: ids of shape \[8, 5\]") as caught:
+        import_foreign(store, tmp_path / "bag.pt", "bag", sample=ids, dynamic={"ids": [2]})
+    assert caught.value.key == "bad_option"
 
 
 def test_columns_that_are_picked_by_name_are_inputs(bench: Bench, store: Store) -> None:

@@ -216,10 +216,21 @@ def test_command_says_what_to_do(tmp_path: Path, store: Store) -> None:
 
 
 def test_command_refuses_options_that_would_do_nothing(tmp_path: Path, store: Store) -> None:
-    for file, option in (("m.py", "--allow-pickle"), ("m.onnx", "--code=a.py:b"), ("m.pkl", "--repeatable")):
+    for file, option in (
+        ("m.py", "--allow-pickle"),
+        ("m.onnx", "--code=a.py:b"),
+        ("m.pkl", "--repeatable"),
+        ("m.onnx", "--dynamic=x=1"),
+    ):
         result = call(store, "import", write(tmp_path / file, b""), "--name", "m", option)
         assert result.exit_code == 2, option
         assert option.partition("=")[0] in result.stderr
+
+
+def test_command_says_how_an_axis_is_named(tmp_path: Path, store: Store) -> None:
+    for text in ("x", "x=one", "x=1:0", "=1"):
+        result = call(store, "import", write(tmp_path / "m.pt", b""), "--name", "m", "--dynamic", text)
+        assert result.exit_code == 2 and "expected INPUT=AXIS, such as ids=1" in result.stderr
 
 
 def test_sample_becomes_golden_examples_of_an_onnx_file(tmp_path: Path, store: Store, make_onnx: Any) -> None:

@@ -47,6 +47,12 @@ _CREATED_LENGTH: Final = len("2025-01-31T12:00")
     "--ragged-output", "ragged_outputs", metavar="OUTPUT=AXIS", multiple=True, help="An output that is as long along an axis."
 )
 @click.option(
+    "--dynamic",
+    metavar="INPUT=AXIS",
+    multiple=True,
+    help="An axis of any length, of a model whose file tells no shapes; repeatable.",
+)
+@click.option(
     "--rows/--no-rows",
     "has_rows",
     default=None,
@@ -77,6 +83,7 @@ def import_model(
     from argosy.store.preprocess import read_steps
 
     is_named = foreign["format_name"] is not None
+    foreign["dynamic"] = _parse_dynamic(foreign["dynamic"])
     given: dict[str, Any] = {"preprocess": () if preprocess is None else read_steps(preprocess)}
     told: dict[str, Any] = {"labels": _read_labels(labels), "ragged": _parse_ragged(ragged_inputs, ragged_outputs)}
     if path.suffix == ".py" and not is_named:
@@ -93,6 +100,16 @@ def import_model(
 
 def _list_given(**options: object) -> list[str]:
     return [f"--{name.replace('_', '-').removesuffix('-name')}" for name, value in options.items() if value]
+
+
+def _parse_dynamic(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    axes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        words = _RAGGED_PATTERN.fullmatch(text)
+        if words is None or words["pad"] is not None:
+            raise click.UsageError(f"--dynamic is {text!r}, expected INPUT=AXIS, such as ids=1.")
+        axes[words["name"]] = (*axes.get(words["name"], ()), int(words["axis"]))
+    return axes
 
 
 def _parse_ragged(inputs: Sequence[str], outputs: Sequence[str]) -> Ragged | None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError, list_choices
+from argosy.frameworks.agreement import Saved
 from argosy.frameworks.layers import Layer
 from argosy.signature import Arrays
 
@@ -224,7 +225,13 @@ class Framework(Protocol):
 
     # Out of the framework.
 
-    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
+        """Name the axes of its input that a model itself says are of any length, beside that of the rows."""
+        ...
+
+    def export_onnx(
+        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+    ) -> None:
         """Write a model as an ONNX file whose first axis is any number of rows.
 
         Args:
@@ -233,17 +240,27 @@ class Framework(Protocol):
             path: of the file to write.
             input_name: of its input.
             output_name: of its output.
+            free: axes of its input whose length is free, too.
 
         Raises:
-            ModelError: `export_failed`, ONNX has no word for something in the model.
+            ModelError: `export_failed`, ONNX has no word for something in the model, or a tracer would write down one of
+                its ways alone.
         """
         ...
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
         """Write a model into an empty folder in the form that `runtimes/NAME.py` loads; no pickle.
 
+        What was written is loaded, and held against the model on `trials.draw_trials`.
+
+        Args:
+            model: as for `export_onnx`.
+            rows: real ones.
+            folder: to write into.
+            free: as for `export_onnx`.
+
         Returns:
-            The file's name that the runtime is told to load.
+            The file's name that the runtime is told to load, and how it was held against the model.
 
         Raises:
             ModelError: `save_failed`.

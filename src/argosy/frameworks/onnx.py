@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,17 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ModelError
+from argosy.frameworks.agreement import Differs, Evidence, Fails, hold_against
+from argosy.frameworks.trials import draw_trials
 from argosy.signature import Arrays
 
-__all__ = ["EXPORT_TOLERANCE", "OnnxModel", "check_export"]
+__all__ = ["EXPORT_TOLERANCE", "OnnxModel", "check_export", "declare_shapes"]
 
 EXPORT_TOLERANCE: Final = 1e-4
 """Largest difference from the framework's own outputs, relative to their largest magnitude.
 
 float32 kernels that sum in another order differ by 1e-7 to 1e-6; a wrong operator by 1e-2 and more."""
-
-_CHECKED_ROWS: Final = (1, 2, 7)
-"""Batch sizes of the check: one, the traced one, and one that nothing was traced with."""
 
 _SEVERITY_ERROR: Final = 3
 
@@ -58,34 +58,43 @@ class OnnxModel:
         return {name: np.concatenate([answer[name] for answer in answers]) for name in self.output_names}
 
 
-def check_export(model: OnnxModel, rows: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Hold an exported model against the framework's own answers, in batches of 1, 2 and 7.
+def check_export(
+    model: OnnxModel, predict: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], free: Sequence[int] = ()
+) -> Evidence:
+    """Hold an exported model against the framework's own answers, on the sample and on rows that take other ways.
 
     Args:
         model: with one input and one output.
-        rows: real inputs; taken again from the start when fewer than 7.
-        expected: what the framework answers to `rows`.
-
-    Returns:
-        The largest difference, relative to the largest magnitude of `expected`.
+        predict: the framework's answers.
+        rows: real inputs.
+        free: axes of the rows whose length is free.
 
     Raises:
-        ModelError: `export_differs`, larger than `EXPORT_TOLERANCE`; `export_failed`, no answer at one of the sizes.
+        ModelError: `export_differs`, by more than `EXPORT_TOLERANCE`; `export_failed`, no answer to some rows.
+        InputError: `bad_data`, the model takes no other length along the free axes.
     """
-    scale = max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
-    worst = 0.0
-    for num_rows in _CHECKED_ROWS:
-        picked = np.arange(num_rows) % len(rows)
-        try:
-            (got,) = model.run({model.input_names[0]: rows[picked]}).values()
-        except Exception as error:  # As above.
-            detail = f"it does not run on {num_rows} rows, so some shape is fixed in it: {error}"
-            raise ModelError("export_failed", detail=detail) from error
-        if got.shape != expected[picked].shape:
-            detail = f"for {num_rows} rows it answers with shape {got.shape}, expected {expected[picked].shape}"
-            raise ModelError("export_failed", detail=detail)
-        difference = float(np.max(np.abs(got - expected[picked]))) / scale
-        if not difference <= EXPORT_TOLERANCE:
-            raise ModelError("export_differs", got=difference, allowed=EXPORT_TOLERANCE)
-        worst = max(worst, difference)
-    return worst
+    (given,), (made,) = model.input_names, model.output_names
+    trials = draw_trials({given: rows}, {given: free})
+    try:
+        return hold_against(model.run, lambda inputs: {made: predict(inputs[given])}, trials, EXPORT_TOLERANCE)
+    except Differs as error:
+        raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
+    except Fails as error:
+        raise ModelError("export_failed", detail=f"of what was written, {error}") from error
+
+
+def declare_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Write the lengths of the outputs' axes as they were seen: a tracer declares those of its sample, and some exporters none.
+
+    Args:
+        path: of an ONNX file; its external data stays as it is.
+        shapes: by output; -1 stands for any length.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    written = onnx.load(str(path), load_external_data=False)
+    for tensor in written.graph.output:
+        described = onnx.helper.make_tensor_value_info(
+            tensor.name, tensor.type.tensor_type.elem_type, [None if length < 0 else length for length in shapes[tensor.name]]
+        )
+        tensor.type.CopyFrom(described.type)
+    onnx.save(written, str(path))

@@ -11,12 +11,11 @@ artifact's files that is called as its runtime is.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +24,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError, ModelError
+from argosy.errors import ArgosyError, InputError, ModelError
+from argosy.frameworks.agreement import Differs, Evidence, Fails, hold_against, measure_difference
+from argosy.frameworks.onnx import declare_shapes
+from argosy.frameworks.trials import Trial, draw_trials
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, load, refuse
 from argosy.importers.formats.sample import count_rows, is_batched, name_sample, synthesise
 from argosy.runtimes.base import Runtime, load_runtime_class
@@ -55,9 +57,6 @@ TOLERANCE: Final = 1e-5
 
 float32 kernels that sum in another order differ by 1e-7 to 1e-6; a wrong operator by 1e-2 and more."""
 
-_CHECKED_ROWS: Final = (1, 2, 7)
-"""Batch sizes of the check: one, a few, and one that nothing was traced with."""
-
 _MAX_DETAIL: Final = 1000
 _MAX_TOLD: Final = 400
 """Characters of what a library says: the point comes first."""
@@ -79,6 +78,8 @@ class ConvertRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """File of golden examples' form; "" stands for random rows."""
     is_sample_named: bool = True
     """The sample is arrays by input name; otherwise one array."""
+    dynamic: dict[str, tuple[int, ...]] = {}
+    """Axes of any length that the user names, by input."""
     code: str = ""
     """The user's program, "" for none."""
     function: str = ""
@@ -94,6 +95,12 @@ class ConvertAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sample rows are random."""
     difference: float
     """Of the artifact's answers from the framework's, as for `TOLERANCE`."""
+    far_difference: float
+    """The same, of rows that are unlike the sample."""
+    num_rows: int
+    """That it was measured on."""
+    kinds: tuple[str, ...]
+    """Of these rows, see `frameworks/trials.py`."""
     framework: str
     versions: dict[str, str]
     reason: str = ""
@@ -133,45 +140,6 @@ def _summarise(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(line.strip() for line in told)}"[:_MAX_TOLD]
 
 
-def measure_difference(expected: Arrays, got: Arrays) -> float:
-    """Give the largest difference of two sets of answers, relative to the largest magnitude of each output.
-
-    What is no number with a fraction has to be equal: otherwise the difference is infinite, as for other names or shapes.
-    But a label may be another one where the two largest probabilities are as good as equal.
-    """
-    if expected.keys() != got.keys():
-        return math.inf
-    undecided = _find_ties(expected.get("probabilities"))
-    return max(
-        (_measure_one(want, got[name], undecided if name == "label" else None) for name, want in expected.items()),
-        default=math.inf,
-    )
-
-
-def _find_ties(probabilities: NDArray[Any] | None) -> NDArray[Any] | None:
-    if probabilities is None or probabilities.ndim != 2 or probabilities.shape[1] < 2:
-        return None
-    second, first = np.sort(probabilities, axis=1)[:, -2:].T
-    return np.asarray(first - second <= TOLERANCE)
-
-
-def _measure_one(want: NDArray[Any], got: NDArray[Any], ignored: NDArray[Any] | None) -> float:
-    if want.shape != got.shape or (want.dtype.kind == "f") != (got.dtype.kind == "f"):
-        return math.inf
-    if ignored is not None and ignored.shape == want.shape:
-        want, got = want[~ignored], got[~ignored]
-    if want.dtype.kind != "f":
-        return 0.0 if np.array_equal(want, got) else math.inf
-    one, other = want.astype(np.float64), got.astype(np.float64)
-    # Equal infinities and NaN in both are no difference.
-    is_same = (one == other) | (np.isnan(one) & np.isnan(other))
-    finite = np.abs(one[np.isfinite(one)])
-    scale = max(float(np.max(finite, initial=0.0)), float(np.finfo(np.float32).tiny))
-    with np.errstate(invalid="ignore"):
-        apart = np.where(is_same, 0.0, np.nan_to_num(np.abs(one - other), nan=math.inf))
-    return float(np.max(apart, initial=0.0)) / scale
-
-
 def _convert(request: ConvertRequest) -> ConvertAnswer:
     chosen = FORMATS[request.format]
     if not chosen.is_pickle and not request.code:
@@ -179,25 +147,30 @@ def _convert(request: ConvertRequest) -> ConvertAnswer:
     folder, code = Path(request.folder), Path(request.code) if request.code else None
     model = load(Source(request.format, Path(request.path), code, request.function))
     sample = _read_sample(Path(request.sample), is_named=request.is_sample_named) if request.sample else None
+    model.dynamic = request.dynamic
     inputs = synthesise(model, request.format) if sample is None else name_sample(sample, model)
     _check_rows(model, inputs)
+    _check_dynamic(model, inputs)
     reason, runtime, entry = "", "onnx", ONNX_FILE
     try:
-        answer, difference = _make_onnx(model, inputs, folder / runtime)
+        answer, evidence, inputs, reason = _make_any_onnx(model, inputs, folder / runtime)
     except ModelError as error:
         reason, runtime = error.message, model.runtime
         if not runtime:
             raise ModelError("not_convertible", title=chosen.title, framework=model.framework, detail=reason) from error
-        answer, difference, entry = _make_native(model, inputs, folder / runtime)
+        answer, evidence, entry = _make_native(model, inputs, folder / runtime)
     # ONNX files are run once more by who takes them, and held against the framework's own answers.
     examples = answer_alone(model.predict if runtime == "onnx" else answer, inputs, has_rows=is_batched(model))
     (folder / EXAMPLES_FILE).write_bytes(encode_golden(examples))
     return ConvertAnswer(
         runtime=runtime,
         entry=entry,
-        signature=_describe_tensors(model, inputs),
+        signature=_describe_tensors(model, inputs, evidence),
         is_synthetic=sample is None,
-        difference=difference,
+        difference=evidence.difference,
+        far_difference=evidence.far_difference,
+        num_rows=evidence.num_rows,
+        kinds=evidence.kinds,
         framework=model.framework,
         versions=_list_versions(model),
         reason=reason[:_MAX_DETAIL],
@@ -234,36 +207,56 @@ def _check_rows(model: ForeignModel, inputs: Arrays) -> None:
             raise refuse("a model of rows", detail)
 
 
-def _make_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, float]:
-    folder.mkdir()
+def _check_dynamic(model: ForeignModel, inputs: Arrays) -> None:
+    """Hold the axes that the user names against the inputs.
+
+    Raises:
+        InputError: `bad_option`.
+    """
+    first = 1 if is_batched(model) else 0
+    for name, axes in model.dynamic.items():
+        if name not in inputs or not all(first <= axis < inputs[name].ndim for axis in axes):
+            shapes = ", ".join(f"{known} of shape {list(array.shape)}" for known, array in inputs.items())
+            expected = f"axes of the inputs from {first} on; there are: {shapes}"
+            raise InputError("bad_option", option="dynamic", got=f"{name}={list(axes)}", expected=expected)
+
+
+def _make_any_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence, Arrays, str]:
+    """Make an ONNX file for inputs of these types, or else of others that the model takes; and say why the latter.
+
+    Raises:
+        ModelError: as `_make_onnx`, of the first.
+    """
+    first: ModelError | None = None
+    for form in (inputs, *model.list_forms(inputs)):
+        if first is not None and math.isinf(measure_difference(model.predict(inputs), model.predict(form))):
+            detail = f"{first.message}; and rounded to float32 the model itself gives other labels to the sample"
+            raise ModelError("export_failed", detail=detail)
+        try:
+            return *_make_onnx(model, form, folder), form, first.message if first is not None else ""
+        except ModelError as error:
+            first = first or error
+            (folder / ONNX_FILE).unlink(missing_ok=True)
+    assert first is not None
+    raise first
+
+
+def _make_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence]:
+    folder.mkdir(exist_ok=True)
     model.export_onnx(inputs, folder / ONNX_FILE)
-    answer, difference = _open("onnx", folder, ONNX_FILE, model, inputs)
+    answer, evidence = _open("onnx", folder, ONNX_FILE, model, inputs)
     if is_batched(model):
-        _tell_shapes(folder / ONNX_FILE, [answer(_pick(inputs, num_rows)) for num_rows in _CHECKED_ROWS])
-    return answer, difference
+        declare_shapes(folder / ONNX_FILE, evidence.shapes)
+    return answer, evidence
 
 
-def _tell_shapes(path: Path, seen: Sequence[Arrays]) -> None:
-    """Write the lengths of the outputs' axes, which some exporters leave open, if the inputs' are told."""
-    onnx: Any = importlib.import_module("onnx")
-    written = onnx.load(str(path), load_external_data=False)
-    if any(not dim.HasField("dim_value") for tensor in written.graph.input for dim in tensor.type.tensor_type.shape.dim[1:]):
-        return
-    for tensor in written.graph.output:
-        dims, shapes = tensor.type.tensor_type.shape.dim, {answers[tensor.name].shape[1:] for answers in seen}
-        if len(shapes) == 1 and len(dims) == len(seen[0][tensor.name].shape):
-            for dim, length in zip(dims[1:], *shapes, strict=True):
-                dim.dim_value = length
-    onnx.save(written, str(path))
-
-
-def _make_native(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, float, str]:
+def _make_native(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence, str]:
     folder.mkdir()
     entry = model.save_native(inputs, folder)
     return *_open(model.runtime, folder, entry, model, inputs), entry
 
 
-def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arrays) -> tuple[_Run, float]:
+def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arrays) -> tuple[_Run, Evidence]:
     """Load an artifact as a worker does, and hold its answers against the framework's.
 
     Raises:
@@ -271,34 +264,21 @@ def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arra
     """
     key = "export_failed" if kind == "onnx" else "save_failed"
     runtime: Runtime = load_runtime_class(kind)()
-    worst = 0.0
-    sizes = _CHECKED_ROWS if is_batched(model) else (None,)
-    expected: Arrays = {}
-    for num_rows in sizes:
-        picked = _pick(inputs, num_rows)
-        expected = model.predict(picked)
-        try:
-            if num_rows == sizes[0]:
-                runtime.load(folder, entry, {"inputs": list(inputs), "outputs": list(expected)})
-            got = runtime.infer({name: array.copy() for name, array in picked.items()})
-        except Exception as error:  # The edge of a runtime: it may raise anything.
-            rows = "" if num_rows is None else f" on {num_rows} rows"
-            raise ModelError(key, detail=f"what was written does not run{rows}: {error}") from error
-        difference = measure_difference(expected, got)
-        if math.isinf(difference):
-            shapes = {name: array.shape for name, array in got.items()}
-            raise ModelError(key, detail=f"what was written gives other shapes, integers or text than the model: {shapes}")
-        if not difference <= TOLERANCE:
-            raise ModelError("export_differs", got=difference, allowed=TOLERANCE)
-        worst = max(worst, difference)
-    return runtime.infer, worst
-
-
-def _pick(inputs: Arrays, num_rows: int | None) -> Arrays:
-    if num_rows is None:
-        return inputs
-    picked = np.arange(num_rows) % count_rows(inputs)
-    return {name: array[picked] for name, array in inputs.items()}
+    has_rows = is_batched(model)
+    try:
+        runtime.load(folder, entry, {"inputs": list(inputs), "outputs": list(model.predict(inputs))})
+    except Exception as error:  # The edge of a runtime: it may raise anything.
+        raise ModelError(key, detail=f"what was written does not load: {error}") from error
+    edges = model.draw_edges(inputs)
+    trials = itertools.chain(
+        draw_trials(inputs, model.free_axes, has_rows=has_rows), [] if edges is None else [Trial("edges", edges)]
+    )
+    try:
+        return runtime.infer, hold_against(runtime.infer, model.predict, trials, TOLERANCE, has_rows=has_rows)
+    except Fails as error:
+        raise ModelError(key, detail=f"of what was written, {error}") from error
+    except Differs as error:
+        raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
 
 
 def answer_alone(answer: _Run, inputs: Arrays, *, has_rows: bool) -> Golden:
@@ -309,19 +289,23 @@ def answer_alone(answer: _Run, inputs: Arrays, *, has_rows: bool) -> Golden:
     return Golden(inputs, {name: np.concatenate([one[name] for one in answers]) for name in answers[0]})
 
 
-def _describe_tensors(model: ForeignModel, inputs: Arrays) -> Signature:
+def _describe_tensors(model: ForeignModel, inputs: Arrays, evidence: Evidence) -> Signature:
     """Give the tensors as the file tells them, or else as they are seen here."""
-    seen = model.predict(inputs)
+    seen, has_rows = model.predict(inputs), is_batched(model)
 
-    def describe(arrays: Arrays, told: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        shapes = {spec.name: spec.shape for spec in told}
-        free = (-1,) if is_batched(model) else ()
-        return tuple(
-            TensorSpec(name, datatype_of(array.dtype), shapes.get(name, free + array.shape[len(free) :]))
-            for name, array in arrays.items()
-        )
+    def describe(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> TensorSpec:
+        return TensorSpec(name, datatype_of(array.dtype), (-1, *shape[1:]) if has_rows else shape)
 
-    return Signature(describe(inputs, model.inputs), describe(seen, model.outputs))
+    told = {spec.name: spec.shape for spec in (*model.inputs, *model.outputs)}
+    free = model.free_axes
+
+    def shape_of(name: str, array: NDArray[Any]) -> tuple[int, ...]:
+        return tuple(-1 if axis in free[name] else length for axis, length in enumerate(array.shape))
+
+    return Signature(
+        tuple(describe(name, array, told.get(name) or shape_of(name, array)) for name, array in inputs.items()),
+        tuple(describe(name, array, told.get(name) or evidence.shapes[name]) for name, array in seen.items()),
+    )
 
 
 def _list_versions(model: ForeignModel) -> dict[str, str]:

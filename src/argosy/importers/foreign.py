@@ -68,6 +68,7 @@ def import_foreign(
     code: str | None = None,
     allow_pickle: bool = False,
     labels: Sequence[str] | None = None,
+    dynamic: Mapping[str, Sequence[int]] = {},
     ragged: Ragged | None = None,
     preprocess: Steps = (),
     has_rows: bool | None = None,
@@ -90,7 +91,8 @@ def import_foreign(
         code: `FILE.py:FUNCTION` that builds the model, for a file that holds weights alone. It runs in the confined process.
         allow_pickle: open a file that runs code of its maker's choice, in the confined process.
         labels: names of the entries of the last axis, for each output whose last axis is as long.
-        ragged: which axes may differ between the requests of a batch.
+        dynamic: axes of any length, by input, such as `{"input": [1]}`, of a model whose file does not tell shapes.
+        ragged: which axes may differ between the requests of a batch; they are dynamic without being named there.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         has_rows: first axes of any length count rows; None tells it by the graph, or by the framework.
         lineage: added to what is known of the file.
@@ -113,7 +115,7 @@ def import_foreign(
         chosen = detect_format(copied.path, path.name, format)
         program = _check_options(path, chosen, code, allow_pickle)
         copied = _complete(path, copied, chosen)
-        request = _write_request(work, copied, chosen, sample, program)
+        request = _write_request(work, copied, chosen, sample, program, _join_axes(dynamic, ragged))
         answer = _convert(path, request, copied, chosen, program, timeout_s)
         made = look_at(work / "out", answer)
         difference = check_onnx(made) if answer.runtime == "onnx" else answer.difference
@@ -172,7 +174,16 @@ def _complete(path: Path, copied: Copied, name: str) -> Copied:
     return copy_weights(path, copied) if name == "openvino" else copied
 
 
-def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: _Code | None) -> Path:
+def _join_axes(dynamic: Mapping[str, Sequence[int]], ragged: Ragged | None) -> dict[str, tuple[int, ...]]:
+    named = {name: tuple(axes) for name, axes in dynamic.items()}
+    for name, item in (ragged.inputs if ragged is not None else {}).items():
+        named[name] = tuple(dict.fromkeys((*named.get(name, ()), item.axis)))
+    return named
+
+
+def _write_request(
+    work: Path, copied: Copied, name: str, sample: Any, program: _Code | None, dynamic: dict[str, tuple[int, ...]]
+) -> Path:
     """Write what the confined process is asked for; the request's file."""
     (work / "out").mkdir()
     file, sample_file = work / "request.json", work / "sample.npz"
@@ -186,6 +197,7 @@ def _write_request(work: Path, copied: Copied, name: str, sample: Any, program: 
         str(work / "out"),
         sample="" if sample is None else str(sample_file),
         is_sample_named=isinstance(sample, Mapping),
+        dynamic=dynamic,
         code=str(program.path) if program else "",
         function=program.function if program else "",
     )
@@ -243,6 +255,7 @@ def _describe(
     if program:
         source["code"] = {"name": f"{program.path.name}:{program.function}", "digest": f"sha256:{_digest(program.path)}"}
     export: dict[str, object] = {"format": answer.runtime, "difference": difference}
+    export |= {"far_difference": answer.far_difference, "rows": answer.num_rows, "kinds": [clean(kind) for kind in answer.kinds]}
     return {
         "kind": "imported model",
         "source_file": path.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,8 @@ _ATTEMPTS: Final = ((16, 100), (16, 10), (16, 2), (224, 100))
 """(length of free axes, bound of integers), tried in order: small vocabularies and types of two values follow,
 then networks over images, which pooling makes too small at 16."""
 
+_LOCALE: Final = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
+
 _MAX_ELEMENTS: Final = 1 << 26
 """Of one synthetic tensor, all examples together: 256 MiB of float32."""
 
@@ -37,7 +40,7 @@ def open_session(path: Path) -> Any:
     """Load an ONNX file as it is served, on the CPU.
 
     Raises:
-        InputError: `bad_onnx`, ONNX Runtime cannot load it.
+        InputError: `bad_onnx`, ONNX Runtime cannot load it; `missing_locale`, not on this machine.
     """
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -48,6 +51,8 @@ def open_session(path: Path) -> Any:
         importlib.import_module("argosy.runtimes.onnx").check_session(session)
         return session
     except Exception as error:  # its exceptions share no base class of their own
+        if missing := _LOCALE.search(str(error)):
+            raise InputError("missing_locale", path=path.name, locale=missing[1]) from error
         raise InputError("bad_onnx", path=path.name, detail=f"ONNX Runtime says: {error}") from error
 
 

@@ -47,7 +47,7 @@ class JaxRuntime:
     name of the tensor that goes in, and of the one that comes out).
 
     A program is compiled for each number of rows, which takes a tenth of a second and more. So a batch is filled up to the
-    next power of two, and the answers to the filling are cut off.
+    next power of two, and the answers to the filling are cut off. Along axes of any length it is compiled for each length.
     """
 
     _begun: ClassVar[int] = 0
@@ -68,7 +68,8 @@ class JaxRuntime:
                 f"{entry} gives {len(program.out_avals)} outputs for {len(program.in_avals)} inputs, expected one for one"
             )
         *weights, rows = program.in_avals
-        self._dtype, self._row_shape = np.dtype(rows.dtype), tuple(rows.shape[1:])
+        self._dtype = np.dtype(rows.dtype)
+        self._row_shape = tuple(dim if isinstance(dim, int) else -1 for dim in rows.shape[1:])
         # JAX cuts numbers to 32 bits unless it is told not to.
         self._is_wide = any(np.dtype(aval.dtype).itemsize == 8 for aval in (*program.in_avals, *program.out_avals))
         with jax.enable_x64(self._is_wide):
@@ -87,13 +88,16 @@ class JaxRuntime:
             BadInput: integers lie beyond the type in which JAX computes.
         """
         rows = narrow(inputs[self._input], self._dtype)
-        if not rows.ndim or not len(rows) or rows.shape[1:] != self._row_shape:
+        if rows.ndim != len(self._row_shape) + 1 or not len(rows) or not self._takes(rows.shape[1:]):
             raise ValueError(f"{self._input!r} has shape {rows.shape}, expected at least one row of shape {self._row_shape}")
         missing = (1 << (len(rows) - 1).bit_length()) - len(rows)
         filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
         with jax.enable_x64(self._is_wide):
             answer = np.asarray(self._answer(self._weights, filled))
         return {self._output: np.ascontiguousarray(answer[: len(rows)])}
+
+    def _takes(self, row_shape: tuple[int, ...]) -> bool:
+        return all(want in (-1, got) for want, got in zip(self._row_shape, row_shape, strict=True))
 
     @classmethod
     def _take_threads(cls, num_threads: int) -> None:

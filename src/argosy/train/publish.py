@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Framework, count_weights, framework_of
-from argosy.frameworks.onnx import OnnxModel, check_export
-from argosy.signature import Signature
+from argosy.frameworks.onnx import OnnxModel, check_export, declare_shapes
+from argosy.signature import Ragged, Signature
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import Version
@@ -22,11 +22,13 @@ from argosy.store.preprocess import Steps, add_steps
 from argosy.train.data import check_rows
 from argosy.train.lineage import describe_code, describe_environment
 
-__all__ = ["NUM_GOLDEN", "publish"]
+__all__ = ["NUM_GOLDEN", "pick_sample", "publish"]
 
 NUM_GOLDEN: Final = 8
 """Golden examples of a published version: enough to tell a wrong artifact, few enough to run in milliseconds."""
 
+_NUM_TRIED: Final = 64
+"""Rows of a sample that are looked at: they show the spread of the data."""
 _MODEL_FILE: Final = "model.onnx"
 
 
@@ -43,17 +45,22 @@ def publish(
     labels: Sequence[str] | None = None,
     preprocess: Steps = (),
     native: bool = False,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+    ragged: Ragged | None = None,
 ) -> Version:
     """Make a live model a version of the store.
 
-    The model is exported to ONNX, and the export is run and held against the model. A model that ONNX has no words
-    for is kept as its framework saves it and served by the framework's own runtime; `lineage["export"]` says why.
+    The model is exported to ONNX, and the export is run and held against the model: on the sample, and on rows that may
+    take other ways through it (`frameworks/trials.py`). A model that ONNX has no words for, or that branches on its data
+    from Python, is kept as its framework saves it and served by the framework's own runtime; `lineage["export"]` says why,
+    or on how many rows of which kinds the difference was measured.
 
     Args:
         model: of a framework of `frameworks.FRAMEWORKS`, with one input and one output.
         name: of the model; its next version is made.
         store: default: that of ARGOSY_HOME.
         sample: real rows, at least one; the first 8 become golden examples, each with the artifact's own answer to it alone.
+            More of them, up to 64, show the spread of the data to the trials.
         measurements: what is known of it, such as the accuracy on test rows.
         lineage: where it comes from, JSON data; added to what the model tells.
         input_name: of the tensor that goes in.
@@ -61,10 +68,15 @@ def publish(
         labels: names of the output's last axis, such as class names.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         native: do not try ONNX; serve it by its framework.
+        dynamic: the axes of the input that may have any length, by the input's name: `{"input": [1]}`; the rows are free
+            without it. Other lengths are tried. None: those that the model itself leaves open, as `keras.Input((None,))`
+            does; `{}` none.
+        ragged: which axis may differ between the requests of a batch, and what fills shorter rows up; see
+            `argosy.signature.Ragged`. It is dynamic without being named there.
 
     Raises:
         ModelError: `save_failed`, neither ONNX nor the framework's own form takes it; nothing was published.
-        InputError: `bad_data`, the sample; `bad_option`, no model, or the labels; `bad_preprocess`; `bad_name` and
+        InputError: `bad_data`, the sample; `bad_option`, no model, the labels, or the axes; `bad_preprocess`; `bad_name` and
             more from the store.
 
     >>> import numpy as np, torch
@@ -72,53 +84,149 @@ def publish(
     1
     """
     framework = framework_of(model)
-    rows = check_rows(sample, framework.float_dtype(model))[:NUM_GOLDEN]
+    given = check_rows(sample, framework.float_dtype(model))[:_NUM_TRIED]
+    rows = given[:NUM_GOLDEN]
+    free = _choose_free(framework, model, rows, input_name, dynamic, ragged)
     expected = framework.predict(model, rows)
     if labels is not None and len(labels) != expected.shape[-1]:
         expected_labels = f"{expected.shape[-1]} names, one for each entry of the output's last axis"
         raise InputError("bad_option", option="labels", got=list(labels), expected=expected_labels)
+    names = (input_name, output_name)
     with tempfile.TemporaryDirectory(prefix="argosy-export-") as folder:
-        path = Path(folder, _MODEL_FILE)
         try:
             if native:
                 raise ModelError("export_failed", detail="it was not tried")
-            framework.export_onnx(model, rows, path, input_name=input_name, output_name=output_name)
-            exported = OnnxModel(path)
-            export: dict[str, object] = {"format": "onnx", "difference": check_export(exported, rows, expected)}
-            answers, entry, runtime, files = exported.run_alone({input_name: rows})[output_name], _MODEL_FILE, "onnx", [path]
+            made = _make_onnx(framework, model, given, Path(folder, _MODEL_FILE), names, free)
         except ModelError as error:
             if error.key not in ("export_failed", "export_differs"):
                 raise
-            entry, files = _save_native(framework, model, rows, Path(folder, "native"))
-            export = {"format": framework.name, "reason": error.message[:500]}
-            answers, runtime = np.concatenate([framework.predict(model, row[None]) for row in rows]), framework.name
-        golden = Golden({input_name: rows}, {output_name: answers})
-        signature, step_files = add_steps(_derive_signature(golden, labels), preprocess)
+            made = _make_native(framework, model, given, Path(folder, "native"), free, error.message[:500])
+        golden = Golden({input_name: rows}, {output_name: made.answers})
+        signature = _derive_signature(golden, free, made.output_shape, labels, ragged)
+        _check_ragged(signature, lambda given: framework.predict(model, given), rows)
+        signature, step_files = add_steps(signature, preprocess)
         return (store or Store()).publish(
             name,
-            {path.name: path for path in files} | step_files,
+            {path.name: path for path in made.files} | step_files,
             signature=signature,
-            runtime=runtime,
-            entry=entry,
+            runtime=made.runtime,
+            entry=made.entry,
             golden=golden,
-            options={} if runtime == "onnx" else {"inputs": [input_name], "outputs": [output_name]},
-            lineage=_describe(framework, model) | {"export": export} | dict(lineage),
-            measurements={"size_bytes": sum(path.stat().st_size for path in files), **measurements},
+            options={} if made.runtime == "onnx" else {"inputs": [input_name], "outputs": [output_name]},
+            lineage=_describe(framework, model) | {"export": made.export} | dict(lineage),
+            measurements={"size_bytes": sum(path.stat().st_size for path in made.files), **measurements},
         )
 
 
-def _save_native(framework: Framework, model: Any, rows: NDArray[Any], folder: Path) -> tuple[str, list[Path]]:
+def pick_sample(rows: NDArray[Any]) -> NDArray[Any]:
+    """Give copies of the first rows, and of some of the rest, at even distances."""
+    picked = np.unique(np.concatenate([np.arange(NUM_GOLDEN), np.linspace(0, len(rows) - 1, _NUM_TRIED - NUM_GOLDEN, dtype=int)]))
+    return rows[picked[picked < len(rows)]].copy()
+
+
+class _Made(NamedTuple):
+    """An artifact that answers as the model."""
+
+    runtime: str
+    entry: str
+    files: list[Path]
+    answers: NDArray[Any]
+    """To the golden rows, each alone."""
+    output_shape: tuple[int, ...]
+    """-1 stands for any length."""
+    export: dict[str, object]
+    """For the lineage."""
+
+
+def _make_onnx(
+    framework: Framework, model: Any, given: NDArray[Any], path: Path, names: tuple[str, str], free: Sequence[int]
+) -> _Made:
+    input_name, output_name = names
+    framework.export_onnx(model, given, path, input_name=input_name, output_name=output_name, free=free)
+    evidence = check_export(OnnxModel(path), lambda rows: framework.predict(model, rows), given, free)
+    declare_shapes(path, evidence.shapes)
+    answers = OnnxModel(path).run_alone({input_name: given[:NUM_GOLDEN]})[output_name]
+    export = {"format": "onnx", **evidence.describe()}
+    return _Made("onnx", path.name, [path], answers, evidence.shapes[output_name], export)
+
+
+def _make_native(
+    framework: Framework,
+    model: Any,
+    given: NDArray[Any],
+    folder: Path,
+    free: Sequence[int],
+    reason: str,
+) -> _Made:
     folder.mkdir()
-    entry = framework.save_native(model, rows, folder)
-    return entry, sorted(folder.iterdir())
+    try:
+        entry, evidence = framework.save_native(model, given, folder, free)
+    except ModelError as error:
+        # Two ways are closed, and either may be the one to open.
+        raise ModelError("save_failed", detail=f"{error.fields.get('detail', error.message)}. {reason}") from error
+    answers = np.concatenate([framework.predict(model, row[None]) for row in given[:NUM_GOLDEN]])
+    (output_shape,) = evidence.shapes.values()
+    export: dict[str, object] = {"format": framework.name, "reason": reason, **evidence.describe()}
+    return _Made(framework.name, entry, sorted(folder.iterdir()), answers, output_shape, export)
 
 
-def _derive_signature(golden: Golden, labels: Sequence[str] | None) -> Signature:
+def _choose_free(
+    framework: Framework,
+    model: Any,
+    rows: NDArray[Any],
+    input_name: str,
+    dynamic: Mapping[str, Sequence[int]] | None,
+    ragged: Ragged | None,
+) -> tuple[int, ...]:
+    """Give the free axes of the input: those that the user names, or else the model; a ragged one is free.
+
+    Raises:
+        InputError: `bad_option`, another input or axis.
+    """
+    named = {name: (item.axis,) for name, item in ragged.inputs.items()} if ragged is not None else {}
+    for option, wanted in (("dynamic", dynamic or {}), ("ragged", named)):
+        expected = f"axes of the input {input_name!r} by its name, from 1 to {rows.ndim - 1}, such as {{{input_name!r}: [1]}}"
+        for name, axes in wanted.items():
+            known = isinstance(axes, list | tuple) and all(type(axis) is int and 0 < axis < rows.ndim for axis in axes)
+            if name != input_name or not known or len(set(axes)) != len(axes):
+                raise InputError("bad_option", option=option, got={name: axes}, expected=expected)
+    if ragged is not None and input_name not in ragged.inputs:
+        raise InputError("bad_option", option="ragged", got=list(ragged.inputs), expected=f"the input {input_name!r}")
+    chosen = framework.list_free_axes(model, rows) if dynamic is None else tuple(dynamic.get(input_name, ()))
+    return tuple(sorted({*chosen, *named.get(input_name, ())}))
+
+
+def _derive_signature(
+    golden: Golden, free: Sequence[int], output_shape: tuple[int, ...], labels: Sequence[str] | None, ragged: Ragged | None
+) -> Signature:
     signature = Signature.from_arrays(golden.inputs, golden.outputs)
-    if labels is None:
-        return signature
-    (output,) = signature.outputs
-    return Signature(signature.inputs, (msgspec.structs.replace(output, labels=tuple(labels)),))
+    (given,), (made,) = signature.inputs, signature.outputs
+    shape = tuple(-1 if axis in free else length for axis, length in enumerate(given.shape))
+    told = tuple(labels) if labels is not None else None
+    return Signature(
+        (msgspec.structs.replace(given, shape=shape),),
+        (msgspec.structs.replace(made, shape=output_shape, labels=told),),
+        ragged=ragged,
+    )
+
+
+def _check_ragged(signature: Signature, predict: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any]) -> None:
+    """See that an output that is cut to the request's length is as long as the request.
+
+    Raises:
+        InputError: `bad_option`.
+    """
+    if signature.ragged is None:
+        return
+    for name, axis in signature.ragged.outputs.items():
+        for spec in signature.inputs:
+            along = signature.ragged.inputs[spec.name].axis
+            size = rows.shape[along]
+            for length in (size, size + 1):
+                answer = predict(np.take(rows, [place % size for place in range(length)], axis=along))
+                if answer.shape[axis] != length:
+                    expected = f"an axis {axis} as long as that of the input, {length}; the model gives {answer.shape[axis]}"
+                    raise InputError("bad_option", option="ragged", got=name, expected=expected)
 
 
 def _describe(framework: Framework, model: Any) -> dict[str, object]:

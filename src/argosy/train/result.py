@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Precision
 from argosy.optim.schedules import check_count, check_number
+from argosy.signature import Ragged
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.data import check_dataset, check_rows
@@ -97,7 +98,7 @@ class TrainResult:
     data: dict[str, Any]
     """Digest, number of rows and shapes of the data that was given; of a loader what it tells."""
     sample: NDArray[Any]
-    """The first rows of the data, for golden examples."""
+    """The first rows of the data, for golden examples, and some of the rest, which show its spread."""
     checkpoint: Path | None
     """The state at the end, from which a longer run can go on; None if no checkpoints were asked for."""
 
@@ -135,6 +136,8 @@ class TrainResult:
         input_name: str = "input",
         output_name: str = "output",
         labels: Sequence[str] | None = None,
+        dynamic: Mapping[str, Sequence[int]] | None = None,
+        ragged: Ragged | None = None,
     ) -> Version:
         """Make the model a version of the store, as `publish` does, with all that the run knows of itself.
 
@@ -147,10 +150,12 @@ class TrainResult:
             input_name: of the tensor that goes in.
             output_name: of the tensor that comes out.
             labels: names of the output's last axis, such as class names.
+            dynamic: axes of the input that may have any length, as for `publish`.
+            ragged: which of them may differ between the requests of a batch, as for `publish`.
 
         Raises:
             ModelError: `save_failed`; nothing was published.
-            InputError: `bad_data`, the sample; `bad_option`, the labels; `bad_name` and more from the store.
+            InputError: `bad_data`, the sample; `bad_option`, the labels or axes; `bad_name` and more from the store.
         """
         return publish(
             self.model,
@@ -162,6 +167,8 @@ class TrainResult:
             input_name=input_name,
             output_name=output_name,
             labels=labels,
+            dynamic=dynamic,
+            ragged=ragged,
         )
 
     def describe_lineage(self) -> dict[str, Any]:

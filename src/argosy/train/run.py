@@ -31,7 +31,7 @@ from argosy.train.free import FreeStep
 from argosy.train.loop import Loop
 from argosy.train.losses import Criterion, get_metric, resolve_loss
 from argosy.train.progress import open_progress
-from argosy.train.publish import NUM_GOLDEN
+from argosy.train.publish import pick_sample
 from argosy.train.result import Settings, TrainResult
 from argosy.train.source import ArraySource, LoaderSource, Source
 from argosy.train.tensorboard import open_tensorboard
@@ -153,7 +153,7 @@ def train(
     _check_weights(framework, model, loop.num_steps, rule)
     checkpoint = keeper.latest if keeper else None
     return TrainResult(
-        model, framework, criterion, settings, history, loop.num_steps, source.describe(), sample[:NUM_GOLDEN].copy(), checkpoint
+        model, framework, criterion, settings, history, loop.num_steps, source.describe(), pick_sample(sample), checkpoint
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ModelError
+from argosy.frameworks.agreement import Saved, check_saved
 from argosy.frameworks.jax.predict import TRACE_ERRORS, predict
 from argosy.frameworks.jax.state import Leaves, Parts, is_key, open_precision, pack, take_apart
+from argosy.frameworks.trials import draw_trials
 from argosy.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
 
 __all__ = ["export_onnx", "save_native"]
@@ -31,12 +33,13 @@ _OPSET: Final = 21
 _CONVERTER_DEPRECATION: Final = "'.value' access is now deprecated"
 
 _PROGRAM_FILE: Final = "model.stablehlo"
-_CHECKED_ROWS: Final = (1, 2, 7)
 _TOLERANCE: Final = 1e-5
 """Largest difference of a saved program's answers, relative to their largest magnitude: the same compiler made both."""
 
 
-def export_onnx(model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+def export_onnx(
+    model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+) -> None:
     """See `base.Framework.export_onnx`; jax2onnx converts."""
     jax2onnx: Any = importlib.import_module("jax2onnx")
     onnx: Any = importlib.import_module("onnx")
@@ -45,7 +48,7 @@ def export_onnx(model: Any, rows: NDArray[Any], path: Path, *, input_name: str, 
     with open_precision(is_double=parts.is_double), _keep_quiet():
         try:
             written = jax2onnx.to_onnx(
-                partial(answer, weights), [_describe(rows)], opset=_OPSET, enable_double_precision=parts.is_double
+                partial(answer, weights), [_describe(rows, free)], opset=_OPSET, enable_double_precision=parts.is_double
             )
         except TRACE_ERRORS as error:
             raise ModelError("export_failed", detail=str(error).strip()) from error
@@ -54,21 +57,20 @@ def export_onnx(model: Any, rows: NDArray[Any], path: Path, *, input_name: str, 
     onnx.save(_name_tensors(written, rows.dtype, input_name, output_name), str(path))
 
 
-def save_native(model: Any, rows: NDArray[Any], folder: Path) -> str:
+def save_native(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
     """See `base.Framework.save_native`."""
     parts = take_apart(model, is_training=False)
     answer, weights = _close_over(parts)
     with open_precision(is_double=parts.is_double):
         try:
             shapes = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
-            program = jax_export.export(jax.jit(answer), platforms=["cpu"])(shapes, _describe(rows))
+            program = jax_export.export(jax.jit(answer), platforms=["cpu"])(shapes, _describe(rows, free))
             (folder / _PROGRAM_FILE).write_bytes(program.serialize())
         except TRACE_ERRORS as error:
             raise ModelError("save_failed", detail=str(error).strip()) from error
     write: Any = np.savez  # Its stub takes every array for the option `allow_pickle`.
     write(folder / f"{_PROGRAM_FILE}{WEIGHTS_SUFFIX}", *(pack(weight) for weight in weights))
-    _check_saved(model, rows, folder)
-    return _PROGRAM_FILE
+    return _check_saved(model, rows, folder, free)
 
 
 def _close_over(parts: Parts) -> tuple[Callable[[Leaves, Any], Any], Leaves]:
@@ -93,10 +95,11 @@ def _close_keys(leaves: Leaves, likes: Leaves) -> Leaves:
     return [jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if is_key(like) else leaf for leaf, like in pairs]
 
 
-def _describe(rows: NDArray[Any]) -> Any:
-    """Give the type and shape of any number of such rows."""
-    (any_number,) = jax_export.symbolic_shape("B")
-    return jax.ShapeDtypeStruct((any_number, *rows.shape[1:]), jax.dtypes.canonicalize_dtype(rows.dtype))
+def _describe(rows: NDArray[Any], free: Sequence[int]) -> Any:
+    """Give the type and shape of any number of such rows, of any length along their free axes."""
+    names = ["B", *(f"L{axis}" if axis in free else str(length) for axis, length in list(enumerate(rows.shape))[1:])]
+    shape = jax_export.symbolic_shape(", ".join(names))
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(rows.dtype))
 
 
 def _name_tensors(model: Any, dtype: np.dtype[Any], input_name: str, output_name: str) -> Any:
@@ -133,22 +136,16 @@ def _keep_quiet() -> Generator[None]:
         logging.root.removeHandler(handler)
 
 
-def _check_saved(model: Any, rows: NDArray[Any], folder: Path) -> None:
+def _check_saved(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int]) -> Saved:
     """Hold the saved program against the model, run as a worker runs it.
 
     Raises:
         ModelError: `save_failed`, it is refused, fails, or answers differently, as it does if rows change each other's answers.
     """
-    for num_rows in _CHECKED_ROWS:
-        picked = rows[np.arange(num_rows) % len(rows)]
-        expected = predict(model, picked)
-        try:
-            runtime = JaxRuntime()
-            runtime.load(folder, _PROGRAM_FILE, {"inputs": ["x"], "outputs": ["y"]})
-            got = runtime.infer({"x": picked})["y"]
-        except TRACE_ERRORS as error:
-            raise ModelError("save_failed", detail=str(error).strip()) from error
-        scale = max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
-        if got.shape != expected.shape or not float(np.max(np.abs(got - expected))) <= _TOLERANCE * scale:
-            detail = f"of {num_rows} rows it gives {got.shape} and other numbers than the model, which gives {expected.shape}"
-            raise ModelError("save_failed", detail=detail)
+    runtime = JaxRuntime()
+    try:
+        runtime.load(folder, _PROGRAM_FILE, {"inputs": ["x"], "outputs": ["y"]})
+    except TRACE_ERRORS as error:
+        raise ModelError("save_failed", detail=str(error).strip()) from error
+    trials = draw_trials({"x": rows}, {"x": free})
+    return check_saved(_PROGRAM_FILE, runtime.infer, lambda inputs: {"y": predict(model, inputs["x"])}, trials, _TOLERANCE)

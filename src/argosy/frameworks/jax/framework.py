@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
+from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, name_kind
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.network import build_network
@@ -119,11 +120,16 @@ class JaxFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return list_trained(model)
 
-    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name)
+    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
+        return ()
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
-        return save_native(model, rows, folder)
+    def export_onnx(
+        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+    ) -> None:
+        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+        return save_native(model, rows, folder, free)
 
 
 FRAMEWORK: Final[Framework] = JaxFramework()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
+from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
 from argosy.frameworks.keras.files import export_onnx, save_native
@@ -160,11 +161,19 @@ class KerasFramework:
         trained = {id(variable) for variable in model.trainable_variables}
         return tuple(name for name, variable in name_weights(model).items() if id(variable) in trained)
 
-    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name)
+    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
+        tensors: list[Any] = getattr(model, "inputs", None) or []
+        if len(tensors) != 1 or len(tensors[0].shape) != rows.ndim:
+            return ()
+        return tuple(axis for axis, length in enumerate(tensors[0].shape) if axis and length is None)
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
-        return save_native(model, rows, folder, self.predict(model, rows))
+    def export_onnx(
+        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+    ) -> None:
+        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+        return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
 
 
 FRAMEWORK: Final[Framework] = KerasFramework()

@@ -6,7 +6,7 @@ import importlib
 import logging
 import types
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,9 @@ _KINDS: Final = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "b
 """ONNX's numbers of the types that MXNet has."""
 
 
-def export_onnx(model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+def export_onnx(
+    model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+) -> None:
     """Write a model as an ONNX file; see `base.Framework.export_onnx`."""
     try:
         symbol = trace(model)
@@ -45,7 +47,7 @@ def export_onnx(model: Any, rows: NDArray[Any], path: Path, *, input_name: str, 
                 in_types=[rows.dtype],
                 onnx_file_path=str(path),
                 dynamic=True,
-                dynamic_input_shapes=[(None, *rows.shape[1:])],
+                dynamic_input_shapes=[tuple(None if axis in (0, *free) else dim for axis, dim in enumerate(rows.shape))],
             )
         exported = onnx.load(str(path))
         _complete(exported)

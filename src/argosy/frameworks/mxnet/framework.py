@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
+from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.mxnet.library import FAILURES, count_threads, explain, mx, set_threads, to_tensor
@@ -157,13 +158,18 @@ class MxnetFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, own in list_parameters(model).items() if own.grad_req != "null")
 
-    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
+        return ()
+
+    def export_onnx(
+        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+    ) -> None:
         # Imported here: training needs no onnx.
         export: Any = importlib.import_module("argosy.frameworks.mxnet.export")
-        export.export_onnx(model, rows, path, input_name=input_name, output_name=output_name)
+        export.export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
-        return save_native(model, folder)
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+        return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
 
     def _rewind(self, data: Any) -> None:
         """Begin an epoch.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,15 @@ _OPSET: Final = 17
 """Of the ONNX files: the first with LayerNormalization, and read by every runtime that Argosy knows."""
 
 
-def export_graph(call: Callable[[Any], Any], rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
+def export_graph(
+    call: Callable[[Any], Any],
+    rows: NDArray[Any],
+    path: Path,
+    *,
+    input_name: str,
+    output_name: str,
+    free: Sequence[int] = (),
+) -> None:
     """Write a function of one tensor as an ONNX file whose first axis is any number of rows.
 
     Args:
@@ -32,6 +40,7 @@ def export_graph(call: Callable[[Any], Any], rows: NDArray[Any], path: Path, *, 
         path: of the file to write.
         input_name: of its input.
         output_name: of its output.
+        free: axes of its input whose length is free, too.
 
     Raises:
         InputError: `missing_extra`, tf2onnx is not installed.
@@ -40,7 +49,7 @@ def export_graph(call: Callable[[Any], Any], rows: NDArray[Any], path: Path, *, 
     onnx: Any = importlib.import_module("onnx")
     converter = import_extra("tf2onnx", feature="The export of TensorFlow's models to ONNX", extra="tensorflow")
     try:
-        model, _ = converter.convert.from_function(tf.function(call), [_describe_rows(rows, "x")], opset=_OPSET)
+        model, _ = converter.convert.from_function(tf.function(call), [_describe_rows(rows, "x", free)], opset=_OPSET)
         _rename_tensors(model.graph, {model.graph.input[0].name: input_name, model.graph.output[0].name: output_name})
         # The converter leaves an operator that it does not know as it is, and only logs that.
         onnx.checker.check_model(model)
@@ -49,7 +58,7 @@ def export_graph(call: Callable[[Any], Any], rows: NDArray[Any], path: Path, *, 
     path.write_bytes(model.SerializeToString())
 
 
-def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folder: Path) -> None:
+def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> None:
     """Write a function of one tensor as a SavedModel, flat: `variables.index` stands for `variables/variables.index`.
 
     Args:
@@ -57,6 +66,7 @@ def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folde
         owner: a `tf.Module` that holds all variables, or anything else that TensorFlow tracks.
         rows: some that it takes.
         folder: to write into.
+        free: axes of its input whose length is free, beside that of the rows.
 
     Raises:
         ModelError: `save_failed`, it uses something that `owner` does not hold.
@@ -67,7 +77,7 @@ def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folde
 
     holder = tf.Module()
     holder.model = owner
-    holder.serve = tf.function(serve, input_signature=[_describe_rows(rows, "input")])
+    holder.serve = tf.function(serve, input_signature=[_describe_rows(rows, "input", free)])
     with tempfile.TemporaryDirectory(dir=folder) as made:
         try:
             tf.saved_model.save(holder, made, signatures=holder.serve)
@@ -77,8 +87,9 @@ def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folde
             file.rename(folder / file.name)
 
 
-def _describe_rows(rows: NDArray[Any], name: str) -> Any:
-    return tf.TensorSpec((None, *rows.shape[1:]), rows.dtype, name)
+def _describe_rows(rows: NDArray[Any], name: str, free: Sequence[int]) -> Any:
+    shape = [None if axis in (0, *free) else length for axis, length in enumerate(rows.shape)]
+    return tf.TensorSpec(shape, rows.dtype, name)
 
 
 def _rename_tensors(graph: Any, names: Mapping[str, str]) -> None:

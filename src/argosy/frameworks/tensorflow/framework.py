@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
+from argosy.frameworks.agreement import Saved, check_saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.network import Network
 from argosy.frameworks.tensorflow.step import ModuleStep, call_module, is_optimizer, name_variables
+from argosy.frameworks.trials import draw_trials
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
 
@@ -113,7 +115,15 @@ class TensorFlowFramework:
             rows = x[start : start + _PREDICT_ROWS]
             try:
                 outputs = call_module(model, tf.convert_to_tensor(rows), training=False)
-            except (tf.errors.OpError, TypeError, ValueError, IndexError, AttributeError) as error:
+            except (
+                tf.errors.OpError,
+                TypeError,
+                ValueError,
+                LookupError,
+                AttributeError,
+                AssertionError,
+                ArithmeticError,
+            ) as error:
                 raise fail_rows(rows, error) from error
             if not tf.is_tensor(outputs) or outputs.shape.rank == 0 or len(outputs) != len(rows):
                 got = f"a tensor of shape {tuple(outputs.shape)}" if tf.is_tensor(outputs) else type(outputs).__qualname__
@@ -136,21 +146,28 @@ class TensorFlowFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, variable in name_variables(model).items() if variable.trainable)
 
-    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
-        export_graph(lambda x: call_module(model, x, training=False), rows, path, input_name=input_name, output_name=output_name)
+    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
+        return ()
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
-        save_graph(lambda x: call_module(model, x, training=False), model, rows, folder)
+    def export_onnx(
+        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+    ) -> None:
+        names = {"input_name": input_name, "output_name": output_name}
+        export_graph(lambda x: call_module(model, x, training=False), rows, path, **names, free=free)
+
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+        save_graph(lambda x: call_module(model, x, training=False), model, rows, folder, free)
         saved = TensorFlowRuntime()
         try:
             saved.open(folder, SAVED_MODEL, ["input"], ["output"])
         except RuntimeError as error:
             raise ModelError("save_failed", detail=str(error)) from error
-        expected = self.predict(model, rows)
-        difference = np.max(np.abs(saved.infer({"input": rows})["output"] - expected))
-        if not difference <= _SAVED_TOLERANCE * np.max(np.abs(expected)):
-            raise ModelError("save_failed", detail=f"the saved model's answers differ by up to {difference:.3g}")
-        return SAVED_MODEL
+        trials = draw_trials({"input": rows}, {"input": free})
+
+        def expect(inputs: Arrays) -> Arrays:
+            return {"output": self.predict(model, inputs["input"])}
+
+        return check_saved(SAVED_MODEL, saved.infer, expect, trials, _SAVED_TOLERANCE)
 
 
 def bound_threads(num_threads: int | None) -> None:

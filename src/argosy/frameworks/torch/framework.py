@@ -6,20 +6,19 @@ torch's stubs are partial, so the module is taken as `Any`; tensors are annotate
 from __future__ import annotations
 
 import importlib
-import io
-import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError, ModelError
+from argosy.errors import InputError
+from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, fail_answer, fail_rows, name_kind
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
-from argosy.frameworks.torch.files import save_native
+from argosy.frameworks.torch.files import export_onnx, save_native
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
 from argosy.signature import Arrays
 
@@ -29,14 +28,6 @@ torch: Any = importlib.import_module("torch")
 
 _PREDICT_ROWS: Final = 256
 """Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
-
-_OPSET: Final = 17
-"""Of the ONNX files: the first with LayerNormalization, and read by every runtime that Argosy knows."""
-
-_EXPORTER_DEPRECATIONS: Final = (
-    "You are using the legacy TorchScript-based ONNX export",
-    "The feature will be removed. Please remove usage of this function",
-)
 
 _TAKE_LOGITS: Final = ("logits", "crossentropy", "softmargin")
 """Parts of the names of torch's own losses that take logits, underscores aside; BCELoss takes probabilities."""
@@ -135,7 +126,7 @@ class TorchFramework:
                 rows = np.array(x[start : start + _PREDICT_ROWS])  # A copy: torch warns of read-only arrays.
                 try:
                     outputs = model(torch.from_numpy(rows))
-                except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError) as error:
                     raise fail_rows(rows, error) from error
                 if not torch.is_tensor(outputs) or outputs.ndim < 1 or len(outputs) != len(rows):
                     raise fail_answer(len(rows), _describe(outputs))
@@ -155,32 +146,16 @@ class TorchFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, weight in model.named_parameters() if weight.requires_grad)
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path) -> str:
-        return save_native(model, rows, folder)
+    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
+        return ()
 
-    def export_onnx(self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str) -> None:
-        model.eval()
-        # Two rows: a single one lets the tracer take its 1 for a constant that broadcasts.
-        traced = torch.from_numpy(rows[np.arange(2) % len(rows)])
-        # It prints the graph of a failed export.
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            for text in _EXPORTER_DEPRECATIONS:
-                warnings.filterwarnings("ignore", message=text, category=DeprecationWarning)
-            try:
-                # The TorchScript exporter, deprecated though it is: it needs no onnxscript, takes 0.1 s where the
-                # other takes 2 to 6, and keeps the batch dynamic. What it gets wrong, the check of the export finds.
-                torch.onnx.export(
-                    model,
-                    (traced,),
-                    str(path),
-                    dynamo=False,
-                    opset_version=_OPSET,
-                    input_names=[input_name],
-                    output_names=[output_name],
-                    dynamic_axes={input_name: {0: "batch"}, output_name: {0: "batch"}},
-                )
-            except Exception as error:  # Of the exporter, or of the model's own code when it is traced: any.
-                raise ModelError("export_failed", detail=str(error).strip()) from error
+    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+        return save_native(model, rows, folder, free)
+
+    def export_onnx(
+        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
+    ) -> None:
+        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
 
 
 def _describe(value: Any) -> str:

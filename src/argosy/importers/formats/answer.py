@@ -27,7 +27,7 @@ _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 _ERRORS: Final[dict[str, type[ArgosyError]]] = {
     **dict.fromkeys(("bad_model_file", "bad_sample", "needs_sample", "bad_code", "missing_extra"), InputError),
-    **dict.fromkeys(("not_convertible", "unsupported_type"), InputError),
+    **dict.fromkeys(("bad_option", "not_convertible", "unsupported_type"), InputError),
     **dict.fromkeys(("export_failed", "export_differs", "save_failed"), ModelError),
 }
 """What the confined process may say by key; anything else is a detail of `bad_model_file`."""
@@ -124,7 +124,7 @@ def check_onnx(made: Made) -> float:
         raise InputError("bad_onnx", path=ONNX_FILE, detail=clean(str(error))) from error
     difference = measure_difference(examples.outputs, got.outputs)
     if not difference <= TOLERANCE:
-        raise ModelError("export_differs", got=difference, allowed=TOLERANCE)
+        raise ModelError("export_differs", rows="sample", got=difference, allowed=TOLERANCE)
     return max(difference, made.answer.difference)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -148,6 +148,18 @@ class ForeignModel(ABC):
     """What the file tells of the outputs; () if it does not tell shapes."""
     runtime: str = ""
     """What serves its native form; "" if it has none that is no pickle."""
+    words: tuple[str, ...] = ()
+    """Some that the model knows, for random texts."""
+    dynamic: Mapping[str, Sequence[int]] = {}
+    """Axes of any length that the user names, by input, of a model that does not tell shapes."""
+
+    @property
+    def free_axes(self) -> dict[str, tuple[int, ...]]:
+        """The axes of each input that are of any length, beside that of the rows: as the file tells, or the user."""
+        first = 0 if any(spec.shape[:1] != (-1,) for spec in self.inputs) else 1
+        told = {spec.name: [axis for axis, dim in enumerate(spec.shape) if dim < 0 and axis >= first] for spec in self.inputs}
+        named = {name: tuple(axes) for name, axes in self.dynamic.items()}
+        return {name: tuple(sorted({*told.get(name, ()), *named.get(name, ())})) for name in self.input_names}
 
     def arrange(self, inputs: Arrays) -> Arrays:
         """Give sample rows the types and shapes that the model takes; they have the names of its inputs.
@@ -156,6 +168,14 @@ class ForeignModel(ABC):
             InputError: `bad_sample`, they do not fit.
         """
         return fit_to_specs(inputs, self.inputs) if self.inputs else inputs
+
+    def list_forms(self, inputs: Arrays) -> list[Arrays]:
+        """Give the same inputs in other types that the model takes, to be tried in order; by default there are none."""
+        return []
+
+    def draw_edges(self, inputs: Arrays) -> Arrays | None:
+        """Give rows at and beside numbers where the model switches, if it tells any, beside real rows."""
+        return None
 
     @abstractmethod
     def predict(self, inputs: Arrays) -> Arrays:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ML_OPSET", "OPSET", "Graph", "Output", "finish_outputs"]
+__all__ = ["ML_DOMAIN", "ML_OPSET", "OPSET", "Graph", "Output", "finish_outputs"]
 
 OPSET: Final = 17
 """Read by every ONNX Runtime that Argosy knows."""
@@ -17,7 +17,9 @@ ML_OPSET: Final = 3
 """Of the domain ai.onnx.ml: the one with `TreeEnsembleRegressor` in doubles."""
 
 _IR_VERSION: Final = 8
-_ML_DOMAIN: Final = "ai.onnx.ml"
+ML_DOMAIN: Final = "ai.onnx.ml"
+_PROBABILITIES: Final = "probabilities"
+"""The output that is clipped to [0, 1]."""
 _PREFIX: Final = "argosy."
 """Of the names inside a graph, so that they are no input's or output's."""
 
@@ -43,7 +45,7 @@ class Graph:
     def add(self, kind: str, *inputs: str, is_ml: bool = False, **attributes: object) -> str:
         """Add an operator with one output."""
         name = f"{_PREFIX}{kind}_{len(self.nodes)}"
-        domain = _ML_DOMAIN if is_ml else None
+        domain = ML_DOMAIN if is_ml else None
         self.nodes.append(self._helper.make_node(kind, inputs, [name], domain=domain, **attributes))
         return name
 
@@ -58,7 +60,7 @@ class Graph:
         """Write the graph as a model whose one input has shape (-1, width)."""
         helper = self._helper
         given = helper.make_tensor_value_info(input_name, helper.np_dtype_to_tensor_dtype(dtype), [None, width])
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_ML_DOMAIN, ML_OPSET)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML_DOMAIN, ML_OPSET)]
         model = helper.make_model(helper.make_graph([], "model", [given], []), opset_imports=opsets, ir_version=_IR_VERSION)
         model.graph.node.extend(self.nodes)
         model.graph.initializer.extend(self.weights)
@@ -83,6 +85,13 @@ def finish_outputs(model: Any, outputs: dict[str, Output]) -> None:
             # What converters declare and what they compute is not always of one type.
             graph.node.append(helper.make_node("Cast", [source], [f"{_PREFIX}cast_of_{name}"], to=element))
             source = f"{_PREFIX}cast_of_{name}"
+        if name == _PROBABILITIES:
+            # A sum of hundreds of float32 shares passes 1 by a few units of its last place.
+            for kind, bound in (("Max", 0), ("Min", 1)):
+                limit = numpy_helper.from_array(np.array(bound, output.dtype), f"{_PREFIX}{bound}_of_{name}")
+                graph.initializer.append(limit)
+                graph.node.append(helper.make_node(kind, [source, limit.name], [f"{_PREFIX}{kind}_of_{name}"]))
+                source = f"{_PREFIX}{kind}_of_{name}"
         graph.node.append(helper.make_node("Reshape", [source, shape.name], [name]))
         graph.output.append(helper.make_tensor_value_info(name, element, [None, *output.row_shape]))
 

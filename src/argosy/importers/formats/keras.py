@@ -63,7 +63,8 @@ class KerasFile(ForeignModel):
         elif len(self.inputs) == len(self.outputs) == 1:
             (rows,) = inputs.values()
             names = {"input_name": self.input_names[0], "output_name": self.outputs[0].name}
-            get_framework("keras").export_onnx(self._model, rows, path, **names)
+            free = self.free_axes[self.input_names[0]]
+            get_framework("keras").export_onnx(self._model, rows, path, **names, free=free)
         else:
             raise ModelError("export_failed", detail="several inputs or outputs are exported on the backend tensorflow alone")
 

@@ -52,11 +52,12 @@ class LiveModel(ForeignModel):
 
     def export_onnx(self, inputs: Arrays, path: Path) -> None:
         ((name, rows),) = inputs.items()
-        self._framework.export_onnx(self._model, rows, path, input_name=name, output_name=self._output_name)
+        names = {"input_name": name, "output_name": self._output_name}
+        self._framework.export_onnx(self._model, rows, path, **names, free=self.free_axes[name])
 
     def save_native(self, inputs: Arrays, folder: Path) -> str:
-        (rows,) = inputs.values()
-        return self._framework.save_native(self._model, rows, folder)
+        ((name, rows),) = inputs.items()
+        return self._framework.save_native(self._model, rows, folder, self.free_axes[name]).entry
 
 
 def load_weights(model: Any, weights: Arrays, title: str) -> LiveModel:

@@ -70,7 +70,8 @@ class MxnetFile(ForeignModel):
             raise ModelError("export_failed", detail="MXNet exports models of one input and one output")
         ((name, rows),) = inputs.items()
         (output,) = self._output_names
-        get_framework("mxnet").export_onnx(self._block, rows, path, input_name=name, output_name=output)
+        names = {"input_name": name, "output_name": output}
+        get_framework("mxnet").export_onnx(self._block, rows, path, **names, free=self.free_axes[name])
 
     def save_native(self, inputs: Arrays, folder: Path) -> str:
         (folder / GRAPH_FILE).write_bytes(self._graph)

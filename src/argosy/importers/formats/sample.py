@@ -21,6 +21,9 @@ NUM_ROWS: Final = 8
 _ATTEMPTS: Final = ((16, 100), (16, 2), (224, 100), (1, 100))
 """(length of free axes, bound of integers): small vocabularies, images that pooling makes too small at 16, single steps."""
 
+_NUM_WORDS: Final = 4
+"""Of a random text, of words that the model knows."""
+
 _MAX_ELEMENTS: Final = 1 << 26
 """Of one tensor, all rows together: 256 MiB of float32."""
 
@@ -71,7 +74,7 @@ def synthesise(model: ForeignModel, format_name: str) -> Arrays:
     for free_length, bound in _ATTEMPTS:
         generator = np.random.default_rng(0)
         try:
-            inputs = {spec.name: _draw(spec, generator, free_length, bound, is_batched(model)) for spec in model.inputs}
+            inputs = {spec.name: _draw(spec, generator, free_length, bound, model) for spec in model.inputs}
             answers = model.predict(inputs)
         except ArgosyError as error:
             reason = reason or error.message
@@ -82,8 +85,9 @@ def synthesise(model: ForeignModel, format_name: str) -> Arrays:
     raise InputError("needs_sample", title=title, detail=reason)
 
 
-def _draw(spec: TensorSpec, generator: np.random.Generator, free_length: int, bound: int, has_rows: bool) -> NDArray[Any]:
+def _draw(spec: TensorSpec, generator: np.random.Generator, free_length: int, bound: int, model: ForeignModel) -> NDArray[Any]:
     """Draw one input, in the range that its datatype and name suggest."""
+    has_rows = is_batched(model)
     shape = tuple(free_length if dim == -1 else dim for dim in spec.shape)
     shape = (NUM_ROWS, *shape[1:]) if has_rows else shape
     if math.prod(shape) > _MAX_ELEMENTS:
@@ -93,7 +97,10 @@ def _draw(spec: TensorSpec, generator: np.random.Generator, free_length: int, bo
         return generator.standard_normal(shape).astype(spec.dtype)
     if kind == "O":
         texts = np.empty(shape, object)
-        texts.ravel()[:] = [f"word {number}".encode() for number in generator.integers(0, bound, shape).ravel().tolist()]
+        words = model.words or tuple(f"word {number}" for number in range(bound))
+        count = _NUM_WORDS if model.words else 1
+        picked: list[list[int]] = generator.integers(0, len(words), (texts.size, count)).tolist()
+        texts.ravel()[:] = [" ".join(words[number] for number in numbers).encode() for numbers in picked]
         return texts
     if kind == "b" or "mask" in spec.name.lower() or "type" in spec.name.lower():
         values = generator.integers(0, 2, shape)

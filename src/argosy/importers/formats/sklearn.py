@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import warnings
 from pathlib import Path
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.base import import_extra, name_kind
-from argosy.importers.formats.base import ForeignModel, Source, refuse
-from argosy.importers.formats.graph import ML_OPSET, OPSET, Output, finish_outputs
+from argosy.importers.formats.base import ForeignModel, Source, fit_to_specs, refuse
+from argosy.importers.formats.graph import ML_DOMAIN, ML_OPSET, OPSET, Output, finish_outputs
+from argosy.importers.formats.sklearn_text import choose_text_options, list_words, takes_text
+from argosy.importers.formats.sklearn_trees import draw_edges, floor_thresholds, widen_thresholds
 from argosy.importers.formats.trees import INPUT
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
 __all__ = ["SklearnModel", "load"]
 
-_ML_DOMAIN: Final = "ai.onnx.ml"
 _TYPES: Final = {
     "FP32": "FloatTensorType",
     "FP64": "DoubleTensorType",
@@ -37,7 +39,8 @@ class SklearnModel(ForeignModel):
     """A fitted estimator or pipeline. See `base.ForeignModel`.
 
     What predicts classes gives `label`, and `probabilities` if it has them; what finds outliers or clusters `label` and
-    `scores`; what predicts or transforms numbers `output`. A pipeline that picks columns by name takes one input a column.
+    `scores`; what predicts or transforms numbers `output`. A pipeline that picks columns by name takes one input a column,
+    one that begins with a vectorizer of texts one text a row. A sample of float64 is taken in float64.
     """
 
     framework = "scikit-learn"
@@ -47,20 +50,28 @@ class SklearnModel(ForeignModel):
         """Take an estimator.
 
         Raises:
-            InputError: `bad_model_file`, it does not know its features: it was never fitted.
+            InputError: `bad_model_file`, it was never fitted.
         """
+        _check_fitted(estimator)
         names: list[str] = [str(name) for name in getattr(estimator, "feature_names_in_", ())]
         num_features: object = getattr(estimator, "n_features_in_", None)
-        if not isinstance(num_features, int):
-            raise refuse("a model", f"its {type(estimator).__name__} was never fitted")
         self._estimator = estimator
         self._is_by_column = bool(names) and _picks_columns(estimator)
+        self._is_of_text = takes_text(estimator)
         self.input_names = tuple(names) if self._is_by_column else (INPUT,)
-        self.inputs = () if self._is_by_column else (TensorSpec(INPUT, "FP32", (-1, num_features)),)
+        if self._is_of_text:
+            self.inputs = (TensorSpec(INPUT, "BYTES", (-1,)),)
+            self.words = list_words(estimator)
+        elif isinstance(num_features, int) and not self._is_by_column:
+            self.inputs = (TensorSpec(INPUT, "FP32", (-1, num_features)),)
 
     def arrange(self, inputs: Arrays) -> Arrays:
+        if self._is_of_text:
+            # One text a row, or a matrix with one column.
+            texts = {name: array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array for name, array in inputs.items()}
+            return fit_to_specs(texts, self.inputs)
         if not self._is_by_column:
-            return super().arrange(inputs)
+            return self._arrange_matrix(inputs)
         # skl2onnx takes each column as a matrix.
         columns = {name: array.reshape(len(array), -1) if array.ndim else array for name, array in inputs.items()}
         for name, array in columns.items():
@@ -71,9 +82,19 @@ class SklearnModel(ForeignModel):
                 )
         return columns
 
+    def list_forms(self, inputs: Arrays) -> list[Arrays]:
+        # What does not convert in doubles may in floats, and what loses too much in floats does not in doubles.
+        other = {np.dtype(np.float64): np.float32, np.dtype(np.float32): np.float64}
+        changed = {name: array.astype(other.get(array.dtype, array.dtype)) for name, array in inputs.items()}
+        return [changed] if any(changed[name].dtype != array.dtype for name, array in inputs.items()) else []
+
+    def draw_edges(self, inputs: Arrays) -> Arrays | None:
+        edges = None if self._is_by_column or self._is_of_text else draw_edges(self._estimator, inputs[INPUT])
+        return None if edges is None else {INPUT: edges}
+
     def predict(self, inputs: Arrays) -> Arrays:
-        rows = self._join_columns(inputs)
         try:
+            rows = self._join_columns(inputs)
             with warnings.catch_warnings():
                 # A matrix has no feature names, which is said for each batch.
                 warnings.simplefilter("ignore")
@@ -84,13 +105,18 @@ class SklearnModel(ForeignModel):
     def export_onnx(self, inputs: Arrays, path: Path) -> None:
         skl2onnx: Any = importlib.import_module("skl2onnx")
         expected = self.predict(inputs)
+        options = choose_text_options(self._estimator)
+        is_double = any(array.dtype == np.float64 for array in inputs.values())
         try:
             with warnings.catch_warnings():
                 # It reads attributes that scikit-learn means to drop.
                 warnings.simplefilter("ignore")
-                model = _convert(skl2onnx, self._estimator, inputs)
+                with floor_thresholds(self._estimator) if not is_double else contextlib.nullcontext():
+                    model = _convert(skl2onnx, self._estimator, inputs, options)
         except Exception as error:  # Each converter raises what it likes.
             raise ModelError("export_failed", detail=f"skl2onnx says: {str(error).strip() or type(error).__name__}") from error
+        if is_double:
+            widen_thresholds(model, self._estimator)
         sources = [output.name for output in model.graph.output]
         if len(sources) < len(expected):
             raise ModelError("export_failed", detail=f"skl2onnx gives {list_choices(sources)}, expected {list_choices(expected)}")
@@ -118,9 +144,19 @@ class SklearnModel(ForeignModel):
             raise refuse("a model", f"its {type(estimator).__name__} predicts nothing")
         return {"label" if base.is_clusterer(estimator) else "output": method}
 
+    def _arrange_matrix(self, inputs: Arrays) -> Arrays:
+        if self.inputs:
+            return fit_to_specs(inputs, self.inputs, keeps_doubles=True)
+        (array,) = inputs.values()
+        if array.ndim != 2 or datatype_of(array.dtype) not in _TYPES:
+            detail = f"they are {array.dtype} of shape {array.shape}, expected a matrix, a row each, of {list_choices(_TYPES)}"
+            raise InputError("bad_sample", detail=detail)
+        return inputs
+
     def _join_columns(self, inputs: Arrays) -> Any:
         if not self._is_by_column:
-            return inputs[INPUT]
+            rows = _to_text(inputs[INPUT])
+            return rows.tolist() if self._is_of_text else rows
         pandas = import_extra("pandas", feature="A model that picks columns by name", extra="convert")
         columns = {name: _to_text(array).reshape(len(array)) for name, array in inputs.items()}
         return pandas.DataFrame(columns)
@@ -166,24 +202,40 @@ def _picks_columns(estimator: Any) -> bool:
     return hasattr(estimator, "transformers_") if steps is None else _picks_columns(steps[0][1])
 
 
-def _convert(skl2onnx: Any, estimator: Any, inputs: Arrays) -> Any:
+def _check_fitted(estimator: Any) -> None:
+    """See that an estimator was fitted, as it says itself: text vectorizers know of no number of features.
+
+    Raises:
+        InputError: `bad_model_file`.
+    """
+    validation: Any = importlib.import_module("sklearn.utils.validation")
+    not_fitted: Any = importlib.import_module("sklearn.exceptions").NotFittedError
+    try:
+        validation.check_is_fitted(estimator)
+    except not_fitted as error:
+        raise refuse("a model", f"its {type(estimator).__name__} was never fitted") from error
+    except TypeError as error:
+        raise refuse("a model", f"its {type(estimator).__name__} cannot be fitted, and predicts nothing") from error
+
+
+def _convert(skl2onnx: Any, estimator: Any, inputs: Arrays, text_options: dict[int, dict[str, object]]) -> Any:
     types: Any = importlib.import_module("skl2onnx.common.data_types")
     declared = [
-        (name, getattr(types, _TYPES[datatype_of(array.dtype)])([None, array.shape[1]])) for name, array in inputs.items()
+        (name, getattr(types, _TYPES[datatype_of(array.dtype)])([None, *array.shape[1:]])) for name, array in inputs.items()
     ]
-    opsets = {"": OPSET, _ML_DOMAIN: ML_OPSET}
+    opsets = {"": OPSET, ML_DOMAIN: ML_OPSET}
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
     if hasattr(last, "flatten_transform"):
         # It changes nothing of what a vote predicts, and skl2onnx does not know the default.
         last.flatten_transform = False
-    try:
-        # Otherwise probabilities would be a list of dictionaries.
-        return skl2onnx.convert_sklearn(
-            estimator, initial_types=declared, target_opset=opsets, options={id(estimator): {"zipmap": False}}
-        )
-    except NameError:
-        # Not everything has the option.
-        return skl2onnx.convert_sklearn(estimator, initial_types=declared, target_opset=opsets)
+    # Otherwise probabilities would be a list of dictionaries. Not everything has the option, nor can do without any.
+    tried: list[dict[int, dict[str, object]]] = [{id(estimator): {"zipmap": False}}, {}, {id(last): {"raw_scores": True}}]
+    for options in tried[:-1]:
+        with contextlib.suppress(NameError):
+            return skl2onnx.convert_sklearn(
+                estimator, initial_types=declared, target_opset=opsets, options=options | text_options
+            )
+    return skl2onnx.convert_sklearn(estimator, initial_types=declared, target_opset=opsets, options=tried[-1] | text_options)
 
 
 def _simplify(answer: Any) -> NDArray[Any]:

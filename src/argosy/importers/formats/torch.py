@@ -16,6 +16,7 @@ import numpy as np
 from argosy.environment import is_importable
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework, name_kind
+from argosy.frameworks.torch.files import PROGRAM_OPSET, TRACE_OPSET
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.importers.formats.code import build_model
 from argosy.importers.formats.live import LiveModel
@@ -26,11 +27,6 @@ __all__ = ["TorchFile", "load"]
 
 torch: Any = importlib.import_module("torch")
 pytree: Any = importlib.import_module("torch.utils._pytree")
-
-_OPSET: Final = 17
-"""Of traced ONNX files: the first with LayerNormalization, and read by every runtime that Argosy knows."""
-_PROGRAM_OPSET: Final = 18
-"""Of those made from exported programs: the lowest that torch writes."""
 
 _OUTPUT: Final = "output"
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16)
@@ -137,17 +133,20 @@ class TorchFile(ForeignModel):
             tuple(_to_tensors(rows)),
             str(path),
             dynamo=False,
-            opset_version=_OPSET,
+            opset_version=TRACE_OPSET,
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_axes={} if is_fixed else {name: {0: "rows"} for name in (*inputs, *outputs)},
+            dynamic_axes={} if is_fixed else {name: {0: "rows"} for name in outputs} | self._name_axes(),
         )
+
+    def _name_axes(self) -> dict[str, dict[int, str]]:
+        return {name: {0: "rows"} | {axis: f"{name}_{axis}" for axis in axes} for name, axes in self.free_axes.items()}
 
 
 def _export_program(program: Any, inputs: list[str], outputs: list[str], path: Path) -> None:
     """Export without a trace, which would take the sizes in a program for constants."""
     written = torch.onnx.export(
-        program, dynamo=True, opset_version=_PROGRAM_OPSET, input_names=inputs, output_names=outputs, verbose=False
+        program, dynamo=True, opset_version=PROGRAM_OPSET, input_names=inputs, output_names=outputs, verbose=False
     )
     written.save(str(path))
 
