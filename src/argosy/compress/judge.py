@@ -181,7 +181,7 @@ def _score(name: str, choice: _Choice, evidence: Evidence) -> Score:
 def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> tuple[float, float]:
     own, other = (_name_answers(outputs, meaning) for outputs in (before, after))
     if targets is None:
-        return 1.0, float(np.mean(own == other))
+        return 1.0, _measure_agreement(own, other)
     right = targets
     if meaning.kind == "yes_no":
         right = np.asarray(prepare_targets("mse", targets, before.shape) > 0.5)
@@ -191,7 +191,12 @@ def _measure_accuracy(before: Array, after: Array, targets: Array | None, meanin
         right = prepare_targets("cross_entropy", targets, before.shape)
     if right.shape != own.shape:
         raise InputError("bad_data", detail=f"the targets have shape {right.shape}, the model's answers to them {own.shape}")
-    return float(np.mean(own == right)), float(np.mean(other == right))
+    return _measure_agreement(own, right), _measure_agreement(other, right)
+
+
+def _measure_agreement(one: Array, other: Array) -> float:
+    is_equal: Array = np.asarray(one == other, np.bool_)
+    return float(np.mean(is_equal))
 
 
 def _name_answers(outputs: Array, meaning: Meaning) -> Array:
