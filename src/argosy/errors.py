@@ -274,6 +274,11 @@ MESSAGES: dict[str, Message] = {
         "make it of the framework's own layers, or of what ONNX has operators for",
     ),
     "nothing_to_compress": Message("Compression method {method} finds nothing to work on in the model: it needs {what}"),
+    "own_training": Message(
+        "{model} says by {methods} how it is trained, which `train` does not call: it would be trained in another way",
+        "train it by its own loop and publish it by argosy.publish; or give `train` a model without them, which {framework} "
+        "runs forward, and the loss as `loss`",
+    ),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",
         "compress its parent, {parent}",

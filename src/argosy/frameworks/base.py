@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,15 @@ from argosy.signature import Arrays
 
 __all__ = [
     "FRAMEWORKS",
+    "Compiled",
     "FitOptions",
     "Framework",
     "LossPart",
+    "MetricPart",
     "Precision",
     "Step",
     "check_state",
+    "check_training",
     "count_weights",
     "derive_seed",
     "fail_answer",
@@ -67,6 +70,25 @@ class LossPart(NamedTuple):
     """JSON data."""
     takes_logits: bool
     """The model's outputs are unbounded; otherwise they are probabilities or values."""
+
+
+class Compiled(NamedTuple):
+    """What a model brings of its own to be trained with; None for what it has not."""
+
+    loss: object = None
+    optimizer: object = None
+    metrics: tuple[object, ...] = ()
+    """Names and metrics of the framework's own."""
+
+
+class MetricPart(NamedTuple):
+    """What a framework says of one of its own metrics."""
+
+    name: str
+    compute: Callable[[NDArray[Any], NDArray[Any]], float]
+    """From outputs and targets."""
+    is_mean: bool
+    """A mean over rows, so that means of mini-batches make that of an epoch."""
 
 
 class Step(Protocol):
@@ -127,6 +149,11 @@ class Framework(Protocol):
         """Say whether this is a model of this framework."""
         ...
 
+    @property
+    def draws_eagerly(self) -> bool:
+        """Whether its loaders draw from global random numbers batch by batch, which are then seeded for each."""
+        ...
+
     def is_loader(self, data: object) -> bool:
         """Say whether this is something of this framework that gives mini-batches, such as a DataLoader."""
         ...
@@ -139,8 +166,20 @@ class Framework(Protocol):
         """
         ...
 
-    def get_compiled(self, model: Any) -> tuple[object, object]:
-        """Give the loss and the optimizer that a model was compiled with; None for what it has not."""
+    @property
+    def training_methods(self) -> tuple[str, ...]:
+        """Methods by which a model of this framework says how it is trained, which `train` does not call."""
+        ...
+
+    def get_compiled(self, model: Any) -> Compiled:
+        """Give what a model was compiled with."""
+        ...
+
+    def describe_program(self, model: Any) -> Any:
+        """Describe all of a model but the values of its weights: layers with their settings, and code; JSON data.
+
+        It is the same in every process that builds the model alike.
+        """
         ...
 
     def describe_loss(self, loss: object) -> LossPart | None:
@@ -149,6 +188,10 @@ class Framework(Protocol):
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         """Describe an optimizer of the framework's own, `name` and parameters as JSON data; None if it is none."""
+        ...
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        """Describe a metric of the framework's own; None if it is none."""
         ...
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
@@ -307,6 +350,29 @@ def _candidates(value: object) -> Iterator[Framework]:
     for name, entry in FRAMEWORKS.items():
         if packages & set(entry.packages):
             yield get_framework(name)
+
+
+def check_training(framework: Framework, model: object) -> None:
+    """Refuse a model that says itself how it is trained: it would be trained otherwise.
+
+    Raises:
+        InputError: `own_training`.
+    """
+    packages = FRAMEWORKS[framework.name].packages
+    own = [name for name in framework.training_methods if _is_own(model, name, packages)]
+    if own:
+        methods = ", ".join(f"`{name}`" for name in own)
+        raise InputError("own_training", model=name_kind(model), methods=methods, framework=framework.name)
+
+
+def _is_own(model: object, name: str, packages: Sequence[str]) -> bool:
+    """Whether a method is the model's, or of a class of its that the framework does not bring."""
+    if name in getattr(model, "__dict__", {}):
+        return callable(getattr(model, name))
+    for base in type(model).__mro__:
+        if name in vars(base):
+            return callable(getattr(model, name, None)) and base.__module__.partition(".")[0] not in packages
+    return False
 
 
 def name_kind(value: object) -> str:

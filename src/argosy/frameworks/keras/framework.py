@@ -16,11 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
+from argosy.frameworks.base import (
+    Compiled,
+    FitOptions,
+    Framework,
+    LossPart,
+    MetricPart,
+    Step,
+    derive_seed,
+    fail_answer,
+    fail_rows,
+)
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
+from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.network import build_network, check_precision
-from argosy.frameworks.keras.optimizer import RuleOptimizer
 from argosy.frameworks.keras.session import bind_backend
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
@@ -42,6 +52,17 @@ class KerasFramework:
     """
 
     name = "keras"
+    draws_eagerly = True
+    training_methods = (
+        "compute_loss",
+        "compute_metrics",
+        "fit",
+        "make_train_function",
+        "predict_step",
+        "test_step",
+        "train_on_batch",
+        "train_step",
+    )
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -71,9 +92,9 @@ class KerasFramework:
             yield to_numpy(parts[0]), to_numpy(parts[1])
         data.on_epoch_end()
 
-    def get_compiled(self, model: Any) -> tuple[object, object]:
+    def get_compiled(self, model: Any) -> Compiled:
         if not model.compiled:
-            return None, None
+            return Compiled()
         config: dict[str, Any] = model.get_compile_config() or {}
         loss: Any = model.loss
         if isinstance(loss, list | tuple | dict) or config.get("loss_weights") is not None:
@@ -82,23 +103,19 @@ class KerasFramework:
         if isinstance(loss, str) and loss.lower() in ("ce", "crossentropy"):
             expected = "the full name, such as sparse_categorical_crossentropy"
             raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
-        return keras.losses.get(loss), model.optimizer
+        return Compiled(keras.losses.get(loss), model.optimizer, list_metrics(model))
 
     def describe_loss(self, loss: object) -> LossPart | None:
-        if not callable(loss):
-            return None
-        config: dict[str, Any] = dict(getattr(loss, "get_config", dict)())
-        name = getattr(loss, "__name__", type(loss).__name__)
-        parameters = {key: value for key, value in config.items() if isinstance(value, str | float | int)}
-        return LossPart(name, parameters, takes_logits=bool(config.get("from_logits")) or "hinge" in name.lower())
+        return describe_loss(loss)
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        return describe_metric(metric)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            return None
-        own: Any = optimizer
-        if isinstance(optimizer, RuleOptimizer):
-            return own.rule.describe()
-        return {"name": name_kind(own), **{k: v for k, v in own.get_config().items() if isinstance(v, str | float | int | dict)}}
+        return describe_optimizer(optimizer)
+
+    def describe_program(self, model: Any) -> Any:
+        return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
         tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)
