@@ -57,16 +57,20 @@ def is_library(module: str, packages: Sequence[str]) -> bool:
 
 def find_difference(one: object, other: object, path: str = "") -> tuple[str, object, object] | None:
     """Give where two pieces of JSON data differ first, and what stands there in each; None if they are equal."""
-    if isinstance(one, list) and isinstance(other, list):
-        one, other = (dict(enumerate(cast("list[object]", items))) for items in (one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        left, right = cast("dict[object, object]", one), cast("dict[object, object]", other)
+    left, right = _list_entries(one), _list_entries(other)
+    if left is not None and right is not None:
         for key in [*left, *(key for key in right if key not in left)]:
             found = find_difference(left.get(key, "missing"), right.get(key, "missing"), f"{path}.{key}".lstrip("."))
             if found:
                 return found
         return None
     return None if one == other else (path, one, other)
+
+
+def _list_entries(value: object) -> dict[object, object] | None:
+    if isinstance(value, list):
+        return dict(enumerate(cast("list[object]", value)))
+    return dict(cast("dict[object, object]", value)) if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class Describer:
             is_program: what training changes counts by its shape alone, and what is met again is named by where it was first.
         """
         return _Walk(self, is_program).describe(value, "", 0)
+
+    def find_array(self, value: Any) -> NDArray[Any] | None:
+        """Give what is an array, or becomes one."""
+        return cast("NDArray[Any]", value) if isinstance(value, np.ndarray) else self.to_array(value)
 
     def describe_settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Describe what was set; what is None was not."""
@@ -121,14 +129,15 @@ class _Walk:
         """Where an object was met first; the object itself, too, so that its id stays its own."""
 
     def describe(self, value: Any, path: str, depth: int) -> Any:
+        """Describe what is at a path, so many things deep."""
         simple = _describe_simple(value)
         if simple is not None or value is None:
             return simple
         if depth > _MAX_DEPTH:
             return _name(value)
         if self._is_program and self._describer.is_weight(value):
-            return f"{value.dtype} {tuple(value.shape)}".replace("torch.", "")
-        array = value if isinstance(value, np.ndarray) else self._describer.to_array(value)
+            return f"{getattr(value.dtype, 'name', value.dtype)} {tuple(value.shape)}".replace("torch.", "")
+        array = self._describer.find_array(value)
         if array is not None:
             return _describe_array(array)
         if id(value) in self._seen:
@@ -139,17 +148,24 @@ class _Walk:
             items = cast("Mapping[object, object]", value).items()
             return {str(key): self.describe(item, f"{path}.{key}", depth + 1) for key, item in items}
         if isinstance(value, list | tuple | Set):
-            return self._describe_sequence(cast("Sequence[object]", value), path, depth)
+            return self._describe_sequence(cast("Sequence[Any]", value), path, depth)
         if isinstance(value, functools.partial):
             made_of = {"function": value.func, **({"arguments": value.args} if value.args else {}), **value.keywords}
             return {"name": "partial", **self._describe_parts(made_of, path, depth)}
+        described = self._describe_code(value, path, depth)
+        if isinstance(described, str):
+            del self._seen[id(value)]  # A library's, which its name tells wherever it is met.
+        return described if described is not None else self._describe_object(value, path, depth)
+
+    def _describe_code(self, value: Any, path: str, depth: int) -> Any:
+        """Describe a class or a function; None for anything else."""
         if isinstance(value, type):
             return self._describe_class(value, path, depth)
         if inspect.isroutine(inspect.unwrap(value) if callable(value) else value) or hasattr(value, "__wrapped__"):
             return self._describe_function(value, path, depth)
-        return self._describe_object(value, path, depth)
+        return None
 
-    def _describe_sequence(self, values: Sequence[Any], path: str, depth: int) -> Any:
+    def _describe_sequence(self, values: Sequence[Any] | Set[Any], path: str, depth: int) -> Any:
         items = [self.describe(item, f"{path}.{index}", depth + 1) for index, item in enumerate(values)]
         if isinstance(values, Set):
             items.sort(key=repr)
@@ -159,7 +175,7 @@ class _Walk:
         return {str(key): self.describe(part, f"{path}.{key}", depth + 1) for key, part in parts.items()}
 
     def _describe_object(self, value: Any, path: str, depth: int) -> Any:
-        kind = type(value)
+        kind: type[Any] = type(value)
         is_own = not is_library(kind.__module__, self._describer.packages)
         parts = self._describer.list_parts(value)
         if parts is None:
@@ -178,9 +194,10 @@ class _Walk:
             if is_library(base.__module__, self._describer.packages):
                 parts |= {"base": f"{base.__module__}.{base.__qualname__}"} if base is not object else {}
                 continue
-            for key, value in vars(base).items():
-                if key not in _CLASS_PARTS and (callable(value) or isinstance(value, property | classmethod | staticmethod)):
-                    function: Any = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+            attributes: Mapping[str, Any] = vars(base)
+            for key, value in attributes.items():
+                function = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+                if key not in _CLASS_PARTS and callable(function):
                     parts[key] = self._describe_function(function, f"{path}.{key}", depth)
                 elif key not in _CLASS_PARTS and not key.startswith("__") and _describe_simple(value) is not None:
                     parts[key] = _describe_simple(value)

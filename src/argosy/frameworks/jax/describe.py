@@ -99,11 +99,11 @@ def _list_functions(value: Any) -> list[Any]:
     return [function for function in several if inspect.isfunction(function)]
 
 
-def _is_weight(value: object) -> bool:
+def _is_weight(value: Any) -> bool:
     return isinstance(value, nnx.Variable)
 
 
-def _to_array(value: object) -> NDArray[Any] | None:
+def _to_array(value: Any) -> NDArray[Any] | None:
     own: Any = value[...] if isinstance(value, nnx.Variable) else value
     if not isinstance(own, jax.Array):
         return None

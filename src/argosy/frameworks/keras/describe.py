@@ -32,11 +32,7 @@ def describe_loss(loss: object) -> LossPart | None:
     name = getattr(getattr(loss, "func", loss), "__name__", type(loss).__name__)
     takes_logits = bool(config.get("from_logits")) or "hinge" in name.lower()
     named = {key: part for key, part in _DESCRIBER.describe_named(loss).items() if key != "config"}
-    return LossPart(
-        name,
-        _DESCRIBER.describe_settings(config) | named,
-        takes_logits=bool(config.get("from_logits")) or "hinge" in name.lower(),
-    )
+    return LossPart(name, _DESCRIBER.describe_settings(config) | named, takes_logits)
 
 
 def describe_metric(metric: object) -> MetricPart | None:
@@ -46,7 +42,7 @@ def describe_metric(metric: object) -> MetricPart | None:
     except ValueError:
         return None
     if isinstance(own, keras.metrics.Metric):
-        name = str(metric) if isinstance(metric, str) else str(cast("Any", own).name)
+        name = str(metric) if isinstance(metric, str) else str(own.name)
         return MetricPart(name, partial(_measure, own), isinstance(own, keras.metrics.MeanMetricWrapper))
     name = str(metric) if isinstance(metric, str) else getattr(own, "__name__", type(own).__name__)
     wrapped = keras.metrics.MeanMetricWrapper(own, name=name) if callable(own) else None
@@ -116,22 +112,23 @@ def _list_parts(value: Any) -> Mapping[str, Any] | None:
     if not isinstance(value, keras.layers.Layer):
         return {"config": _get_config(value)} if type(value).__module__.startswith("keras.") else None
     own: Any = value
-    # Keras wraps lists and dicts, to find layers in them; those are told once, below.
-    attributes = {
-        name: part for name, part in list_attributes(own).items() if name not in _list_blank() and not name.startswith("_")
-    }
     is_own = not type(own).__module__.startswith("keras.")
-    given = {name: part for name, part in attributes.items() if inspect.isfunction(part) or (is_own and _is_setting(part))}
+    attributes = {name: part for name, part in list_attributes(own).items() if name not in _list_blank()}
+    given = {name: part for name, part in attributes.items() if inspect.isfunction(part) or (is_own and _is_setting(name, part))}
     weights = [*own._trainable_variables, *own._non_trainable_variables] if hasattr(own, "_trainable_variables") else []
     layers = {f"layer-{index}": layer for index, layer in enumerate(own._flatten_layers(include_self=False, recursive=False))}
     return {"config": _get_config(own), **given, **({"weights": weights} if weights else {}), **layers}
 
 
-def _is_setting(value: object) -> bool:
+def _is_setting(name: str, value: Any) -> bool:
     """Whether something that a user's layer keeps is a setting, and no layer, variable or work of Keras'."""
     if isinstance(value, list | tuple | dict):
-        items = cast("Any", value)
-        return all(_is_setting(item) for item in (items.values() if isinstance(value, dict) else items))
+        items: list[Any] = [*(cast("dict[str, Any]", value).values() if isinstance(value, dict) else cast("Any", value))]
+        return not name.startswith("_") and all(_is_setting(name, item) for item in items)
+    if isinstance(value, keras.layers.Layer):
+        return False  # It is told among the layers.
+    if name.startswith("_"):
+        return type(value) in (int, float, str)  # Flags and objects that Keras keeps there come and go.
     return callable(value) or value is None or isinstance(value, bool | int | float | str | np.ndarray | np.generic)
 
 

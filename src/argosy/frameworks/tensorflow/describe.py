@@ -55,7 +55,7 @@ def _list_parts(value: Any) -> Mapping[str, Any] | None:
     }
 
 
-def _to_array(value: object) -> NDArray[Any] | None:
+def _to_array(value: Any) -> NDArray[Any] | None:
     return value.numpy() if isinstance(value, tf.Variable) or (tf.is_tensor(value) and hasattr(value, "numpy")) else None
 
 
