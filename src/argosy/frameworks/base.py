@@ -23,7 +23,6 @@ from argosy.signature import Arrays
 
 __all__ = [
     "FRAMEWORKS",
-    "Compiled",
     "FitOptions",
     "Framework",
     "LossPart",
@@ -70,15 +69,6 @@ class LossPart(NamedTuple):
     """JSON data."""
     takes_logits: bool
     """The model's outputs are unbounded; otherwise they are probabilities or values."""
-
-
-class Compiled(NamedTuple):
-    """What a model brings of its own to be trained with; None for what it has not."""
-
-    loss: object = None
-    optimizer: object = None
-    metrics: tuple[object, ...] = ()
-    """Names and metrics of the framework's own."""
 
 
 class MetricPart(NamedTuple):
@@ -171,8 +161,12 @@ class Framework(Protocol):
         """Methods by which a model of this framework says how it is trained, which `train` does not call."""
         ...
 
-    def get_compiled(self, model: Any) -> Compiled:
-        """Give what a model was compiled with."""
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        """Give the loss and the optimizer that a model was compiled with; None for what it has not."""
+        ...
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        """Give the metrics that a model was compiled with: names, and metrics of the framework's own."""
         ...
 
     def describe_program(self, model: Any) -> Any:

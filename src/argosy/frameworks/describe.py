@@ -6,6 +6,7 @@ line numbers do not count. Nothing depends on the process: no addresses, no coun
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import hashlib
@@ -33,6 +34,10 @@ _LIBRARIES: Final = frozenset({*sys.stdlib_module_names, "argosy", "numpy", "ml_
 
 _CLASS_PARTS: Final = frozenset({"__doc__", "__module__", "__qualname__", "__dict__", "__weakref__", "__annotations__"})
 """Attributes of a class that say nothing of what it does, or of its name alone."""
+
+
+_MAKERS: Final = frozenset({"__init__", "__new__", "__post_init__", "__setstate__", "build", "setup"})
+"""Methods in which an object is made."""
 
 
 def digest_arrays(*arrays: NDArray[Any]) -> str:
@@ -175,7 +180,7 @@ class _Walk:
         return {str(key): self.describe(part, f"{path}.{key}", depth + 1) for key, part in parts.items()}
 
     def _describe_object(self, value: Any, path: str, depth: int) -> Any:
-        kind: type[Any] = type(value)
+        kind = _type_of(value)
         is_own = not is_library(kind.__module__, self._describer.packages)
         parts = self._describer.list_parts(value)
         if parts is None:
@@ -184,6 +189,8 @@ class _Walk:
             parts = attributes if is_own else {key: own for key, own in attributes.items() if _describe_simple(own) is not None}
         described = {"name": _name(value)}
         if is_own:
+            state = _list_state(kind, self._describer.packages)
+            parts = {key: part for key, part in parts.items() if key not in state or _describe_simple(part) is None}
             described |= {"code": self._describe_class(kind, f"{path}.code", depth + 1)}
         return described | self._describe_parts(parts, path, depth)
 
@@ -220,6 +227,21 @@ class _Walk:
             used |= {"defaults": [plain.__defaults__, plain.__kwdefaults__]} if plain.__defaults__ or plain.__kwdefaults__ else {}
             described |= {"uses": self._describe_parts(used, f"{path}.uses", depth)} if used else {}
         return described
+
+
+def _type_of(value: object) -> type:
+    return type(value)
+
+
+def _list_state(kind: type, packages: Sequence[str]) -> set[str]:
+    """Name the attributes that methods set once the object is made, such as counters: what it is doing, not how it was set."""
+    found: set[str] = set()
+    for base in kind.__mro__:
+        if not is_library(base.__module__, packages):
+            for name, method in vars(base).items():
+                if name not in _MAKERS and isinstance(method, types.FunctionType):
+                    found.update(step.argval for step in dis.get_instructions(method) if step.opname == "STORE_ATTR")
+    return found
 
 
 def _describe_simple(value: Any) -> Any:

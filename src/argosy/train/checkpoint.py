@@ -38,6 +38,7 @@ _BEST: Final = "best.npz"
 _LOCK: Final = "lock"
 _META: Final = "meta"
 _PARTIAL: Final = ".partial"
+_PROGRAM: Final = "program"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +157,10 @@ class Keeper:
     def _check_run(self, made_by: dict[str, Any]) -> None:
         for key, value in self._run.items():
             if made_by.get(key) != value:
-                where, got, wanted = find_difference(made_by.get(key), value) or ("", made_by.get(key), value)
-                detail = f"its {f'{key}.{where}' if where else key} is {got}, that of this run {wanted}"
-                raise InputError("bad_checkpoint", detail=detail)
+                where, got, wanted = key, made_by.get(key), value
+                if key == _PROGRAM:  # Too long to show it all.
+                    where, got, wanted = find_difference(got, wanted, key) or (where, got, wanted)
+                raise InputError("bad_checkpoint", detail=f"its {where} is {got}, that of this run {wanted}")
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from argosy.errors import ConflictError, InputError, list_choices
 from argosy.frameworks.base import (
-    Compiled,
     FitOptions,
     Framework,
     Precision,
@@ -119,16 +118,16 @@ def train(
         raise InputError("bad_option", option="workers", got=workers, expected="1")
     framework = framework_of(model)
     check_training(framework, model)
-    compiled = framework.get_compiled(model)
-    chosen = _choose(loss, compiled.loss, "cross_entropy")
-    criterion = resolve_loss(chosen, framework, metrics=compiled.metrics if metrics is None else metrics)
-    rule = _resolve_optimizer(_choose(optimizer, compiled.optimizer, "adam"), framework)
+    own_loss, own_optimizer = framework.get_compiled(model)
+    measured = framework.list_compiled_metrics(model) or None if metrics is None else metrics
+    criterion = resolve_loss(_choose(loss, own_loss, "cross_entropy"), framework, metrics=() if measured is None else measured)
+    rule = _resolve_optimizer(_choose(optimizer, own_optimizer, "adam"), framework)
     is_loader = loader_framework(data) is not None
     if is_loader and batch_size is not None:
         raise InputError("bad_option", option="batch_size", got=batch_size, expected="None with a loader, which has its own")
     settings = Settings(
         loss=criterion.describe(),
-        metrics=_choose_metrics(metrics, compiled, criterion),
+        metrics=_choose_metrics(criterion, is_default=measured is None),
         optimizer=rule.describe() if isinstance(rule, Optimizer) else framework.describe_optimizer(rule) or {},
         batch_size=None if is_loader else _choose(batch_size, None, _BATCH_SIZE),
         epochs=epochs,
@@ -184,8 +183,8 @@ def _resolve_optimizer(optimizer: Any, framework: Framework) -> Any:
     return optimizer
 
 
-def _choose_metrics(metrics: Sequence[Any] | None, compiled: Compiled, criterion: Criterion) -> tuple[str, ...]:
-    if metrics is None and not compiled.metrics:
+def _choose_metrics(criterion: Criterion, *, is_default: bool) -> tuple[str, ...]:
+    if is_default:
         return criterion.metrics[:1] if criterion.is_ours else ()
     for metric in criterion.chosen:
         if metric not in criterion.metrics and metric not in criterion.own_metrics:

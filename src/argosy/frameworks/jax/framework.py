@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Compiled, FitOptions, Framework, LossPart, MetricPart, Step, name_kind
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
 from argosy.frameworks.jax.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.network import build_network
@@ -54,8 +54,11 @@ class JaxFramework:
     def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")
 
-    def get_compiled(self, model: Any) -> Compiled:
-        return Compiled()
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        return None, None
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
 
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import (
-    Compiled,
     FitOptions,
     Framework,
     LossPart,
@@ -92,9 +91,9 @@ class KerasFramework:
             yield to_numpy(parts[0]), to_numpy(parts[1])
         data.on_epoch_end()
 
-    def get_compiled(self, model: Any) -> Compiled:
+    def get_compiled(self, model: Any) -> tuple[object, object]:
         if not model.compiled:
-            return Compiled()
+            return None, None
         config: dict[str, Any] = model.get_compile_config() or {}
         loss: Any = model.loss
         if isinstance(loss, list | tuple | dict) or config.get("loss_weights") is not None:
@@ -103,7 +102,10 @@ class KerasFramework:
         if isinstance(loss, str) and loss.lower() in ("ce", "crossentropy"):
             expected = "the full name, such as sparse_categorical_crossentropy"
             raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
-        return Compiled(keras.losses.get(loss), model.optimizer, list_metrics(model))
+        return keras.losses.get(loss), model.optimizer
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return list_metrics(model)
 
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)

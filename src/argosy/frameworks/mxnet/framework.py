@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import (
-    Compiled,
     FitOptions,
     Framework,
     LossPart,
@@ -70,8 +69,11 @@ class MxnetFramework:
         for batch in data:
             yield _read_pair([*batch] if isinstance(batch, list | tuple) else [batch], data)
 
-    def get_compiled(self, model: Any) -> Compiled:
-        return Compiled()
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        return None, None
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
 
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)

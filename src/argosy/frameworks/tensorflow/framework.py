@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import (
-    Compiled,
     FitOptions,
     Framework,
     LossPart,
@@ -83,8 +82,11 @@ class TensorFlowFramework:
             # Its arrays are read-only.
             yield x.copy(), y.copy()
 
-    def get_compiled(self, model: Any) -> Compiled:
-        return Compiled()
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        return None, None
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
 
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)

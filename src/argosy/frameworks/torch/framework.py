@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Compiled, FitOptions, Framework, LossPart, MetricPart, Step, fail_answer, fail_rows
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, fail_answer, fail_rows
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
 from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.torch.files import save_native
@@ -63,8 +63,11 @@ class TorchFramework:
                 raise InputError("bad_data", detail=f"the DataLoader gives {_describe(batch)}, expected pairs of tensors (x, y)")
             yield parts[0].numpy(), parts[1].numpy()
 
-    def get_compiled(self, model: Any) -> Compiled:
-        return Compiled()
+    def get_compiled(self, model: Any) -> tuple[object, object]:
+        return None, None
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
 
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)
