@@ -30,7 +30,9 @@ def test_train_publishes_and_compress_follows(call: Callable[..., Result], tmp_p
     assert done.exit_code == 0, done.output
     made = json.loads(done.stdout)
     assert (made["name"], made["version"], made["parent"]) == ("digits", 2, 1)
-    assert made["score"]["basis"] == "evaluation" and made["score"]["before"] == found["measurements"]["accuracy"]
+    # Torch measured the one, ONNX Runtime the other: a row on the border of two classes may fall to either.
+    accuracy = pytest.approx(found["measurements"]["accuracy"], abs=1 / 359 + 1e-9)
+    assert made["score"]["basis"] == "evaluation" and made["score"]["before"] == accuracy
     assert made["after"]["size_bytes"] < made["before"]["size_bytes"] / 2
 
 
