@@ -74,7 +74,7 @@ def test_values_are_alike_exactly_if_they_would_do_the_same():
         *(make_scale(2), make_scale(3), make_scale(2, 4), lambda x: 2 * x, lambda x: 3 * x),
         *(functools.partial(make_scale(2), 1), functools.partial(make_scale(2), x=1), np.tanh, np.cos, min),
         *(np.arange(3), np.arange(3.0), np.arange(4), np.arange(100), list(range(100)), list(range(101))),
-        *({"a", "b"}, {"a", "c"}, ["a", "b"], {"a": 1}, {"a": 1.5}, None, True, "x", b"x", float("nan"), np.float32(2.5)),
+        *({"a", "b"}, {"a", "c"}, ["a", "d"], {"a": 1}, {"a": 1.5}, None, True, "x", b"x", float("nan"), np.float32(2.5)),
     ]
     described = [json.dumps(DESCRIBER.describe(value)) for value in different]
     assert len(set(described)) == len(different)

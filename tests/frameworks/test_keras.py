@@ -170,26 +170,14 @@ def test_compiled_losses_that_would_be_ignored_are_refused(compiled, words):
         FRAMEWORK.get_compiled(model)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "compute_loss",
-        "compute_metrics",
-        "fit",
-        "make_train_function",
-        "predict_step",
-        "test_step",
-        "train_on_batch",
-        "train_step",
-    ],
-)
+@pytest.mark.parametrize("method", FRAMEWORK.training_methods)
 def test_model_that_says_itself_how_it_is_trained_is_refused(method):
     kind = type("Own", (keras.Sequential,), {method: lambda self, *args, **options: None})
     with pytest.raises(InputError, match=f"says by `{method}` how it is trained, which `train` does not call"):
         argosy.train(kind([keras.Input((4,)), keras.layers.Dense(1)]), (make_rows(8, 4), make_rows(8)), loss="mse")
     model = make_mlp()
     setattr(model, method, lambda *args: None)
-    with pytest.raises(InputError, match="own_training|says by"):
+    with pytest.raises(InputError, match="which `train` does not call"):
         argosy.train(model, (make_rows(8, 4), make_rows(8)), loss="mse")
 
 
