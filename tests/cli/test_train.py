@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +106,38 @@ def test_train_of_a_program_takes_the_options_of_the_call(call: Callable[..., Re
     lineage = Store(tmp_path / "home").get_version("line@1").manifest.lineage["training"]
     kept = {name: lineage[name] for name in ("patience", "tolerance", "micro_batch_size", "num_threads", "batch_size")}
     assert kept == {"patience": 2, "tolerance": 0.5, "micro_batch_size": 4, "num_threads": 1, "batch_size": 16}
+
+
+NOISY = """
+import os
+import numpy as np
+import torch
+
+class Spectrum(torch.nn.Module):
+    # ONNX has no words for it, of which torch prints at length.
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(9, 2)
+
+    def forward(self, x):
+        return self.last(torch.fft.rfft(x).abs())
+
+def noisy():
+    print("from Python")
+    os.write(1, b"from below it")
+    rows = np.random.default_rng(0).random((64, 16), np.float32)
+    return {"model": Spectrum(), "data": (rows, (rows[:, 0] > 0.5).astype(np.int64)), "epochs": 1}
+"""
+
+
+def test_train_writes_the_result_alone_to_stdout(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(NOISY)
+    command = [sys.executable, "-m", "argosy", "train", f"{tmp_path / 'program.py'}:noisy", "--json"]
+    environment = os.environ | {"ARGOSY_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runtime"] == "torch"
+    assert "from Python" in done.stderr and "from below it" in done.stderr
 
 
 def test_recipe_keeps_its_own_batch_and_threads(call: Callable[..., Result]) -> None:

@@ -44,7 +44,8 @@ def compress(shell: Shell, reference: str, method: str, metric: str | None, max_
 
     store = shell.open_store()
     version = store.get_version(reference)
-    result = compress_version(store, version, method, Guard(metric, max_loss), **options)
+    with shell.hold_stdout():
+        result = compress_version(store, version, method, Guard(metric, max_loss), **options)
     assert result.version is not None
     score, before, after, gain = result.score, result.before, result.after, result.gain
     rows = [

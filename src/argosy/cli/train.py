@@ -71,11 +71,12 @@ def train(
     folder = checkpoints or shell.home / "runs" / name
     options |= {"checkpoints": folder, "resume": "restart" if restart else resume}
     given = {option: value for option, value in options.items() if value is not None}
-    if is_program(target):
-        result, version = _train_program(shell, target, name, given)
-        confusion, labels = None, None
-    else:
-        result, version, confusion, labels = _train_recipe(shell, target, framework or "torch", name, given)
+    confusion, labels = None, None
+    with shell.hold_stdout():
+        if is_program(target):
+            result, version = _train_program(shell, target, name, given)
+        else:
+            result, version, confusion, labels = _train_recipe(shell, target, framework or "torch", name, given)
     _remove_checkpoints(folder if checkpoints is None else None)
     if report is not None:
         from argosy.train.report import write_report
@@ -83,7 +84,8 @@ def train(
         write_report(report, title=f"{version.name}@{version.number}", history=result.history, confusion=confusion, labels=labels)
         shell.say(f"report: {report}")
     if method is not None:
-        version = _compress(shell, version, method)
+        with shell.hold_stdout():
+            version = _compress(shell, version, method)
     if not is_deployed:
         show_version(shell, version)
         return
