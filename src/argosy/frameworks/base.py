@@ -30,7 +30,6 @@ __all__ = [
     "Precision",
     "Step",
     "check_state",
-    "check_training",
     "count_weights",
     "derive_seed",
     "fail_answer",
@@ -344,29 +343,6 @@ def _candidates(value: object) -> Iterator[Framework]:
     for name, entry in FRAMEWORKS.items():
         if packages & set(entry.packages):
             yield get_framework(name)
-
-
-def check_training(framework: Framework, model: object) -> None:
-    """Refuse a model that says itself how it is trained: it would be trained otherwise.
-
-    Raises:
-        InputError: `own_training`.
-    """
-    packages = FRAMEWORKS[framework.name].packages
-    own = [name for name in framework.training_methods if _is_own(model, name, packages)]
-    if own:
-        methods = ", ".join(f"`{name}`" for name in own)
-        raise InputError("own_training", model=name_kind(model), methods=methods, framework=framework.name)
-
-
-def _is_own(model: object, name: str, packages: Sequence[str]) -> bool:
-    """Whether a method is the model's, or of a class of its that the framework does not bring."""
-    if name in getattr(model, "__dict__", {}):
-        return callable(getattr(model, name))
-    for base in type(model).__mro__:
-        if name in vars(base):
-            return callable(getattr(model, name, None)) and base.__module__.partition(".")[0] not in packages
-    return False
 
 
 def name_kind(value: object) -> str:

@@ -18,13 +18,13 @@ from argosy.frameworks.base import (
     Framework,
     Precision,
     Step,
-    check_training,
     count_weights,
     fail_not_finite,
     framework_of,
     loader_framework,
     name_kind,
 )
+from argosy.frameworks.own_training import check_training
 from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, Optimizer, get_optimizer
 from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
 from argosy.train.data import Dataset, check_dataset, count_taken, split_rows
