@@ -68,7 +68,8 @@ def test_compress_takes_evaluation_rows_of_any_version(
     rows = np.random.default_rng(0).standard_normal((96, 2000), np.float32)
     answers = OnnxModel(tmp_path / "wide.onnx").run({"x": rows})["y"]
     np.save(tmp_path / "rows.npy", rows[:64])
-    np.savez(tmp_path / "test.npz", **dict(zip(keys, (rows[64:], answers[64:]), strict=False)))
+    save: Any = np.savez  # Its stub takes every array for the option `allow_pickle`.
+    save(tmp_path / "test.npz", **dict(zip(keys, (rows[64:], answers[64:]), strict=False)))
     options = ("--calibration", tmp_path / "rows.npy", "--eval", tmp_path / "test.npz", "--without-gain", "--json")
     made = json.loads(call("compress", "wide", *options).stdout)
     assert (made["score"]["metric"], made["score"]["basis"], made["score"]["num_rows"]) == (basis, "evaluation", 32)
