@@ -296,17 +296,27 @@ MESSAGES: dict[str, Message] = {
         "make it of the framework's own layers, or of what ONNX has operators for",
     ),
     "nothing_to_compress": Message("Compression method {method} finds nothing to work on in the model: it needs {what}"),
+    "own_training": Message(
+        "{model} says by {methods} how it is trained, which `train` does not call: it would be trained in another way",
+        "train it by its own loop and publish it by argosy.publish; or give `train` a model without them, which {framework} "
+        "runs forward, and the loss as `loss`",
+    ),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",
         "compress its parent, {parent}",
     ),
     "guard_failed": Message(
-        "Compression lost too much: {metric} went from {before:.4f} to {after:.4f}, allowed loss {allowed:.4f}",
-        "nothing was published; try another method or a larger guard",
+        "Compression lost too much: {metric} went from {before:.4f} to {after:.4f} on {basis}, allowed loss {allowed:.4f}",
+        "nothing was published; it is judged by {metric}, as {reason}; try calibration rows that are more like what will be "
+        "asked, or a larger guard",
+    ),
+    "no_gain": Message(
+        "Compression {method} of {reference} does not make it smaller and faster: {found}",
+        "nothing was published; to publish it all the same: needs_gain=False, on the command line --without-gain",
     ),
     "needs_calibration": Message(
         "Compression method {method} needs {what} of model {name!r}, and none was given",
-        "argosy compress takes --calibration FILE; the models of recipes bring their own",
+        "argosy compress takes --calibration FILE and --eval FILE; the models of recipes bring their own",
     ),
     # requests
     "no_path": Message("No {method} {path} here", "the inference API is under /v2, OpenAI's under /v1"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from argosy.optim import Adam
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.data import Dataset
@@ -52,5 +53,27 @@ def make_regressor(store):
                 model = torch.nn.Sequential(torch.nn.Linear(6, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
         result = train(model, (x, y), loss="mse", epochs=20, num_threads=1, progress=False)
         return result.publish(name, store), x, y
+
+    return make
+
+
+@pytest.fixture
+def make_values(store):
+    """Publish a regression on 8 inputs whose values are all far above 0, in columns that do not meet."""
+    import torch
+
+    from argosy.train.run import train
+
+    def make(columns):
+        random = np.random.default_rng(2)
+        x = random.normal(size=(200, 8)).astype(np.float32)
+        y = (x @ random.normal(size=(8, columns)) / 3 + 10 * np.arange(1, columns + 1)).astype(np.float32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, columns))
+            with torch.no_grad():
+                model[2].bias += torch.from_numpy(10.0 * np.arange(1, columns + 1))
+        result = train(model, (x, y), loss="mse", optimizer=Adam(learning_rate=0.01), epochs=30, num_threads=1, progress=False)
+        return result.publish("values", store), x, y
 
     return make

@@ -173,6 +173,76 @@ def test_compiled_losses_that_would_be_ignored_are_refused(compiled, words):
         FRAMEWORK.get_compiled(model)
 
 
+@pytest.mark.parametrize("method", FRAMEWORK.training_methods)
+def test_model_that_says_itself_how_it_is_trained_is_refused(method):
+    kind = type("Own", (keras.Sequential,), {method: lambda self, *args, **options: None})
+    with pytest.raises(InputError, match=f"says by `{method}` how it is trained, which `train` does not call"):
+        argosy.train(kind([keras.Input((4,)), keras.layers.Dense(1)]), (make_rows(8, 4), make_rows(8)), loss="mse")
+    model = make_mlp()
+    setattr(model, method, lambda *args: None)
+    with pytest.raises(InputError, match="which `train` does not call"):
+        argosy.train(model, (make_rows(8, 4), make_rows(8)), loss="mse")
+
+
+@pytest.mark.backend
+def test_metrics_that_a_model_was_compiled_with_are_measured_and_told():
+    x, y = make_rows(40, 4), make_labels(40, 3)
+    model = make_mlp(3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    top = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top")
+    model.compile(
+        "sgd", loss, metrics=["acc", top], weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy(from_logits=True)]
+    )
+    result = argosy.train(model, (x, y), epochs=1, validation_data=(x, y), batch_size=16, progress=False)
+    names = ("accuracy", "top", "sparse_categorical_crossentropy")
+    assert result.settings.metrics == tuple(result.describe_lineage()["training"]["metrics"]) == names
+    assert result.history[-1].metrics.keys() == result.history[-1].validation_metrics.keys() == set(names)
+    measured = result.evaluate(x, y)
+    order = np.argsort(result.predict(x), axis=1)
+    assert measured["top"] == pytest.approx(np.mean((order[:, 1:] == y[:, None]).any(axis=1)))
+    assert measured["sparse_categorical_crossentropy"] == pytest.approx(measured["loss"], rel=1e-5)
+    assert argosy.train(model, (x, y), epochs=1, metrics=(), progress=False).settings.metrics == ()
+
+
+def test_metric_that_is_no_mean_is_measured_on_validation_rows_alone():
+    x, y = make_rows(40, 4), make_labels(40, 2).astype(np.float32)
+    model = make_mlp()
+    model.compile(
+        "sgd", keras.losses.BinaryCrossentropy(from_logits=True), metrics=[keras.metrics.AUC(from_logits=True, name="auc")]
+    )
+    result = argosy.train(model, (x, y), epochs=1, validation_data=(x, y), progress=False)
+    assert result.history[-1].metrics == {}
+    assert 0 < result.history[-1].validation_metrics["auc"] < 1
+    with pytest.raises(InputError, match="Unknown metric 'nonsense'"):
+        argosy.train(model, (x, y), metrics=["nonsense"], progress=False)
+
+
+def make_settings(rate=0.2, activation="relu", function=keras.ops.softplus):
+    class Scaled(keras.layers.Layer):
+        def __init__(self, rate):
+            super().__init__()
+            self._rate = rate
+
+        def call(self, x):
+            return x * self._rate
+
+    inputs = keras.Input((4,))
+    inner = keras.Sequential([keras.layers.Dense(3, activation), keras.layers.Lambda(function), Scaled(0.1 * rate)])
+    return keras.Model(inputs, keras.layers.Dropout(rate)(inner(inputs)))
+
+
+def test_program_is_that_of_any_process_and_holds_every_setting():
+    program = FRAMEWORK.describe_program(make_settings())
+    make_mlp()  # Keras numbers its layers on.
+    model = make_settings()
+    assert FRAMEWORK.describe_program(model) == program
+    FRAMEWORK.predict(model, make_rows(2, 4))
+    assert FRAMEWORK.describe_program(model) == program
+    assert json.loads(json.dumps(program)) == program
+    for change in ({"rate": 0.3}, {"activation": "tanh"}, {"function": keras.ops.tanh}, {"function": lambda x: 2 * x}):
+        assert FRAMEWORK.describe_program(make_settings(**change)) != program
+
+
 def test_losses_and_optimizers_are_described_as_data():
     part = FRAMEWORK.describe_loss(keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.1))
     assert (part.name, part.parameters["label_smoothing"], part.takes_logits) == ("BinaryCrossentropy", 0.1, True)

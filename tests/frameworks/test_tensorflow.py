@@ -24,6 +24,7 @@ from argosy.optim import SGD, Adam, CosineDecay, Momentum, RMSprop, StepDecay
 from argosy.runtimes.base import BadInput
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.train.losses import LOSSES, get_loss
+from argosy.train.run import train
 from tests.frameworks.tensorflow_models import (
     LAYERS,
     ROW,
@@ -542,6 +543,19 @@ def slices(*arrays):
 
 def ragged(x, y):
     return tf.RaggedTensor.from_tensor(x), y
+
+
+def test_dataset_is_not_seeded_between_its_batches(monkeypatch):
+    # To set TensorFlow's seed empties its caches, which makes the next small step five times as long.
+    seeds, set_seed = [], tf.random.set_seed
+    monkeypatch.setattr(tf.random, "set_seed", lambda seed: (seeds.append(seed), set_seed(seed)))
+    x = make_rows(40, 4)
+    results = [
+        train(Mlp(), slices(x, x[:, :1]).batch(4), loss="mse", epochs=2, seed=3, validation_data=(x, x[:, :1]), progress=False)
+        for _ in range(2)
+    ]
+    assert len(seeds) < 2 * 10
+    assert results[0].history[-1].loss == results[1].history[-1].loss
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def test_onnx_version_runs_by_openvino_and_back(shared: tuple[Home, Server]) -> 
     assert (lane["runtime"], lane["precision"], lane["join_refusal"]) == ("openvino", "bfloat16", "")
 
     server.deploy("net", name="moved", runtime="onnx")
-    np.testing.assert_array_equal(ask(server, "moved", rows[2]), expected[2])
+    # A worker that loads anew may find another number of threads best, which sum in another order.
+    np.testing.assert_allclose(ask(server, "moved", rows[2]), expected[2], rtol=0, atol=1e-5 * np.abs(expected[2]).max())
     assert httpx.get(f"{server.url}/v2/models/moved").json()["platform"] == "onnxruntime_onnx"
     spec = Ledger(home.store).find_deployment("moved").spec
     assert (spec.runtime, spec.precision) == (None, None), "a precision is forgotten with its runtime"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,3 +213,61 @@ def test_full_disk_is_told_and_leaves_what_was_kept(blobs, make_model, tmp_path,
 def test_bad_plan_is_refused(options, tmp_path):
     with pytest.raises(InputError, match=f"checkpoints.{next(iter(options))}"):
         Checkpoints(folder=tmp_path, **options)
+
+
+class Rated(torch.nn.Module):
+    """A model with a setting of its own, in a name that only its code knows, and a count of its passes."""
+
+    def __init__(self, model, rate, function):
+        super().__init__()
+        self.model, self._rate, self.function, self.passes = model, rate, function, 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.function(self.model(x)) * self._rate
+
+
+def make_rated(make_model, rate=1.0, function=torch.nn.functional.softplus):
+    return Rated(make_model(), rate, function)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param(lambda model: model.model[2].__init__(0.3), r"program.model.2.p is 0.2, that of this run 0.3", id="dropout"),
+        pytest.param(lambda model: model.model.__setitem__(1, torch.nn.Tanh()), r"program.model.1.name is .*ReLU", id="layer"),
+        pytest.param(lambda model: setattr(model, "_rate", 0.5), r"program._rate is 1.0, that of this run 0.5", id="attribute"),
+        pytest.param(lambda model: setattr(model, "function", torch.tanh), r"program.function is .*softplus", id="function"),
+        pytest.param(lambda model: setattr(model, "function", lambda x: 2 * x), r"program.function is .*softplus", id="lambda"),
+        pytest.param(
+            lambda model: setattr(model, "__class__", Other), r"program.name is .*Rated, that of this run .*Other", id="code"
+        ),
+    ],
+)
+def test_another_architecture_with_the_same_weights_is_refused(change, words, blobs, make_model, tmp_path):
+    fit(make_rated(make_model), blobs, tmp_path, epochs=1)
+    same = make_rated(make_model)
+    fit(same, blobs, tmp_path, epochs=2, resume=True)
+    fit(same, blobs, tmp_path, epochs=3, resume=True)  # That it has counted is no change.
+    model = make_rated(make_model)
+    change(model)
+    with pytest.raises(InputError, match=words) as caught:
+        fit(model, blobs, tmp_path, epochs=4, resume=True)
+    assert caught.value.key == "bad_checkpoint"
+
+
+class Other(Rated):
+    def forward(self, x):
+        self.passes += 1
+        return self.function(self.model(x)) - self._rate
+
+
+@pytest.mark.parametrize("given", [str, Path, os.fsencode], ids=["text", "path", "bytes"])
+def test_folder_of_checkpoints_is_any_path(given, blobs, make_model, tmp_path):
+    if given is os.fsencode:
+        with pytest.raises(InputError, match=r"checkpoints\.folder"):
+            Checkpoints(folder=given(tmp_path))
+        return
+    result = train(make_model(), blobs, checkpoints=Checkpoints(folder=given(tmp_path / "run")), epochs=1, progress=False)
+    assert result.checkpoint.parent == tmp_path / "run"
+    assert read_checkpoint(given(result.checkpoint))[1]["progress"]["epoch"] == 2

@@ -44,7 +44,11 @@ def test_digits_version_names_its_tensors_and_recipe(run):
 
 def test_data_of_a_version_is_found_by_its_lineage(run):
     training, testing = load_data_for(run.version)
-    assert run.result.evaluate(*testing) == run.test
+    # The run was tested with as many threads as torch chose, here there is one: sums of float32 come in another order, and a row
+    # on the border of two classes may fall to either.
+    again = run.result.evaluate(*testing)
+    assert again["loss"] == pytest.approx(run.test["loss"], rel=1e-5)
+    assert again["accuracy"] == pytest.approx(run.test["accuracy"], abs=1 / len(testing.y) + 1e-9)
     assert len(training.x) == run.version.manifest.lineage["data"]["rows"]
 
 

@@ -5,9 +5,11 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 it worked, 1 it fa
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec
 
@@ -92,6 +94,27 @@ class Shell:
                 click.echo(part)
             else:
                 _print_table(part)
+
+    @contextlib.contextmanager
+    def hold_stdout(self) -> Generator[None]:
+        """Have what libraries print within the block, in Python or below it, go to stderr: stdout is the result's."""
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                target, instead = (stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream is not None)
+            except (OSError, ValueError):  # Closed, or not given to this process.
+                yield
+                return
+            kept = os.dup(target)
+            os.dup2(instead, target)
+            try:
+                yield
+            finally:
+                import ctypes
+
+                # What C has not written yet would follow later.
+                ctypes.CDLL(None).fflush(None)
+                os.dup2(kept, target)
+                os.close(kept)
 
     def say(self, text: str) -> None:
         """Tell the reader something that is not the result."""

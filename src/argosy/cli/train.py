@@ -76,11 +76,12 @@ def train(
     folder = checkpoints or shell.home / "runs" / name
     options |= {"checkpoints": folder, "resume": "restart" if restart else resume}
     given = {option: value for option, value in options.items() if value is not None}
-    if is_program(target):
-        result, version = _train_program(shell, target, name, given)
-        confusion, labels = None, None
-    else:
-        result, version, confusion, labels = _train_recipe(shell, target, framework or "torch", name, given)
+    confusion, labels = None, None
+    with shell.hold_stdout():
+        if is_program(target):
+            result, version = _train_program(shell, target, name, given)
+        else:
+            result, version, confusion, labels = _train_recipe(shell, target, framework or "torch", name, given)
     if checkpoints is None:
         remove_checkpoints(folder)  # the version holds what the run came to
     if report_file is not None:
@@ -90,7 +91,8 @@ def train(
         write_report(report_file, title=title, history=result.history, confusion=confusion, labels=labels)
         shell.say(f"report: {report}")
     if method is not None:
-        version = _compress(shell, version, method)
+        with shell.hold_stdout():
+            version = _compress(shell, version, method)
     if not is_deployed:
         show_version(shell, version)
         return
@@ -128,7 +130,8 @@ def _train_program(shell: Shell, target: str, name: str, given: dict[str, Any]) 
 
 def _compress(shell: Shell, version: Version, method: str) -> Version:
     from argosy.cli.compress import compress_version
+    from argosy.compress.judge import Guard
 
-    made = compress_version(shell.open_store(), version, method, max_loss=0.01).version
+    made = compress_version(shell.open_store(), version, method, Guard()).version
     assert made is not None
     return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -16,7 +16,9 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.compress.measure import Cost, Guard, Score, measure_batch_difference, measure_cost, score_evaluation, score_golden
+from argosy.compress.judge import Evidence, Guard, Score, judge_outputs, run_in_batches
+from argosy.compress.kind import find_meaning
+from argosy.compress.measure import Cost, Gain, measure_batch_difference, measure_cost
 from argosy.errors import ConflictError, InputError, list_choices
 from argosy.frameworks.onnx import OnnxModel
 from argosy.signature import Arrays, Signature
@@ -82,6 +84,7 @@ class CompressResult:
     method: dict[str, Any]
     """Name and parameters."""
     guard: Guard
+    """As it was given, with the metric that was chosen."""
     score: Score
     before: Cost
     after: Cost
@@ -89,6 +92,11 @@ class CompressResult:
     """Largest difference between a row's answer alone and in a batch of 32, relative to the largest answer."""
     model: bytes
     """The compressed ONNX file."""
+
+    @property
+    def gain(self) -> Gain:
+        """What became smaller or larger, faster or slower."""
+        return Gain(self.before, self.after)
 
     def describe(self) -> dict[str, Any]:
         """Give everything but the file and the versions, as JSON data."""
@@ -98,6 +106,8 @@ class CompressResult:
             "score": dataclasses.asdict(self.score),
             "before": dataclasses.asdict(self.before),
             "after": dataclasses.asdict(self.after),
+            "gains": self.gain.gains,
+            "losses": self.gain.losses,
             "batch_difference": self.batch_difference,
         }
 
@@ -109,6 +119,7 @@ def compress(
     calibration: object = None,
     guard: Guard | None = None,
     evaluation: tuple[object, object] | None = None,
+    needs_gain: bool = True,
     publish: bool = True,
     store: Store | None = None,
 ) -> CompressResult:
@@ -119,14 +130,17 @@ def compress(
         method: a name of `METHODS`, or a method with its parameters set.
         calibration: representative rows, such as those of training, never those of `evaluation`; an array, or
             one for each input by name.
-        guard: how much may be lost; default: 0.01 of accuracy.
-        evaluation: rows and targets to measure the guard's metric on, before and after. With none, the
-            answers are held against the parent's on its golden examples.
+        guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
+            and of the fidelity to the original where nothing says what its outputs are.
+        evaluation: rows and targets to measure that on, before and after: rows as for `calibration`; targets one a row, or by
+            output name, or None. Without targets the answers are held against the parent's; without rows, on its golden
+            examples.
+        needs_gain: refuse what is larger or slower, or neither smaller nor faster. False publishes it all the same.
         publish: False measures only.
         store: default: that of ARGOSY_HOME.
 
     Raises:
-        ConflictError: `guard_failed`, too much was lost; nothing was published.
+        ConflictError: `guard_failed`, too much was lost; `no_gain`; nothing was published.
         InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
             `nothing_to_compress`, `missing_extra`.
         NotFoundError: no such version.
@@ -138,21 +152,23 @@ def compress(
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
     rows = _check_calibration(parent, chosen, calibration)
-    tested = (_take_inputs(parent.manifest.signature, evaluation[0]), evaluation[1]) if evaluation else None
+    tested = _take_evaluation(parent.manifest.signature, evaluation)
     golden = store.load_golden(parent) if parent.manifest.num_golden else None
     original = (store.open_artifact(parent) / parent.manifest.entry).read_bytes()
     compressed = chosen.apply(original, rows)
     before, after = OnnxModel(original), OnnxModel(compressed)
-    score = _score(parent, chosen, guard, (before, after), tested, golden)
+    score = judge_outputs(_run(parent, chosen, (before, after), tested, golden), find_meaning(parent), guard)
     if not score.loss <= guard.max_loss:
-        raise ConflictError("guard_failed", metric=score.metric, before=score.before, after=score.after, allowed=guard.max_loss)
+        basis = f"{score.num_rows} {score.basis} rows"
+        fields: dict[str, Any] = {"metric": score.metric, "before": score.before, "after": score.after, "basis": basis}
+        raise ConflictError("guard_failed", **fields, allowed=guard.max_loss, reason=score.reason)
     inputs = tested[0] if tested else (golden.inputs if golden else rows)
     costs = measure_cost((before, original), (after, compressed), inputs)
     result = CompressResult(
         parent=parent,
         version=None,
         method={"name": chosen.name, **dataclasses.asdict(cast("Any", chosen))},
-        guard=guard,
+        guard=dataclasses.replace(guard, metric="accuracy" if score.metric == "agreement" else score.metric),
         score=score,
         before=costs[0],
         after=costs[1],
@@ -161,6 +177,9 @@ def compress(
     )
     if not publish:
         return result
+    if needs_gain and not result.gain.is_one:
+        reference = f"{parent.name}@{parent.number}"
+        raise ConflictError("no_gain", method=chosen.name, reference=reference, found=result.gain.describe())
     own = Golden(golden.inputs, after.run_alone(golden.inputs)) if golden else None
     return dataclasses.replace(result, version=_publish(store, result, chosen.precision, rows, own))
 
@@ -179,19 +198,41 @@ def _check_parent(parent: Version) -> None:
         raise InputError("bad_option", option="version", got=f"{parent.name}@{parent.number}", expected=expected)
 
 
-def _score(
+def _run(
     parent: Version,
     method: Method,
-    guard: Guard,
     models: tuple[OnnxModel, OnnxModel],
-    evaluation: tuple[Arrays, object] | None,
+    evaluation: tuple[Arrays, Arrays] | None,
     golden: Golden | None,
-) -> Score:
+) -> Evidence:
+    """Answer the rows that the guard is to be measured on."""
+    before, after = models
     if evaluation:
-        return score_evaluation(models, guard, *evaluation)
+        inputs, targets = evaluation
+        return Evidence(run_in_batches(before, inputs), run_in_batches(after, inputs), targets, "evaluation")
     if golden:
-        return score_golden(models[1], guard, golden)
+        expected = {name: golden.outputs[name] for name in before.output_names}
+        return Evidence(expected, after.run_alone(golden.inputs), {}, "golden")
     raise InputError("needs_calibration", method=method.name, what="evaluation rows or golden examples", name=parent.name)
+
+
+def _take_evaluation(signature: Signature, evaluation: object) -> tuple[Arrays, Arrays] | None:
+    """Name and check evaluation rows, and their targets by output name."""
+    if evaluation is None:
+        return None
+    got = type(evaluation).__qualname__
+    pair = tuple(cast("Sequence[object]", evaluation)) if isinstance(evaluation, tuple | list) else ()
+    if len(pair) != 2:
+        detail = f"evaluation is a {got}, expected a pair of rows and targets; None for no targets"
+        raise InputError("bad_data", detail=detail)
+    inputs, targets = _take_inputs(signature, pair[0]), pair[1]
+    if targets is None:
+        return inputs, {}
+    names = [spec.name for spec in signature.outputs]
+    given: Mapping[str, object] = cast("Any", targets) if isinstance(targets, Mapping) else {names[0]: targets}
+    if not given or not set(given) <= set(names):
+        raise InputError("bad_data", detail=f"there are targets for {list_choices(given)}, the model gives {list_choices(names)}")
+    return inputs, {name: np.asarray(target) for name, target in given.items()}
 
 
 def _check_calibration(parent: Version, method: Method, calibration: object) -> Arrays:

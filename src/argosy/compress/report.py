@@ -45,10 +45,16 @@ def _explain(result: CompressResult) -> list[str]:
     score = result.score
     basis = f"{score.num_rows} evaluation rows"
     if score.basis == "golden":
-        basis = f"agreement with the parent on its {score.num_rows} golden examples, as no evaluation data was given"
+        made_up = " (made up)" if result.parent.manifest.golden_is_synthetic else ""
+        basis = (
+            f"{score.metric} with the parent on its {score.num_rows} golden examples{made_up}, as no evaluation data was given"
+        )
     mates = "does not depend" if result.batch_difference <= BATCH_TOLERANCE else "DEPENDS"
     outcome = f"published as {result.version.name}@{result.version.number}" if result.version else "not published"
     return [
+        *(f"better: {text}" for text in result.gain.gains),
+        *(f"worse: {text}" for text in result.gain.losses),
+        f"judged by {score.metric}: {score.reason}",
         f"guard: {score.metric} may lose {result.guard.max_loss:g}, lost {score.loss:.4f}; measured on {basis}",
         f"a row's answer {mates} on its batch mates: largest relative difference {result.batch_difference:.1e}",
         outcome,

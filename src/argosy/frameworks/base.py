@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "FitOptions",
     "Framework",
     "LossPart",
+    "MetricPart",
     "Precision",
     "Step",
     "check_state",
@@ -68,6 +69,16 @@ class LossPart(NamedTuple):
     """JSON data."""
     takes_logits: bool
     """The model's outputs are unbounded; otherwise they are probabilities or values."""
+
+
+class MetricPart(NamedTuple):
+    """What a framework says of one of its own metrics."""
+
+    name: str
+    compute: Callable[[NDArray[Any], NDArray[Any]], float]
+    """From outputs and targets."""
+    is_mean: bool
+    """A mean over rows, so that means of mini-batches make that of an epoch."""
 
 
 class Step(Protocol):
@@ -128,6 +139,11 @@ class Framework(Protocol):
         """Say whether this is a model of this framework."""
         ...
 
+    @property
+    def draws_eagerly(self) -> bool:
+        """Whether its loaders draw from global random numbers batch by batch, which are then seeded for each."""
+        ...
+
     def is_loader(self, data: object) -> bool:
         """Say whether this is something of this framework that gives mini-batches, such as a DataLoader."""
         ...
@@ -140,8 +156,24 @@ class Framework(Protocol):
         """
         ...
 
+    @property
+    def training_methods(self) -> tuple[str, ...]:
+        """Methods by which a model of this framework says how it is trained, which `train` does not call."""
+        ...
+
     def get_compiled(self, model: Any) -> tuple[object, object]:
         """Give the loss and the optimizer that a model was compiled with; None for what it has not."""
+        ...
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        """Give the metrics that a model was compiled with: names, and metrics of the framework's own."""
+        ...
+
+    def describe_program(self, model: Any) -> Any:
+        """Describe all of a model but the values of its weights: layers with their settings, and code; JSON data.
+
+        It is the same in every process that builds the model alike.
+        """
         ...
 
     def describe_loss(self, loss: object) -> LossPart | None:
@@ -150,6 +182,10 @@ class Framework(Protocol):
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         """Describe an optimizer of the framework's own, `name` and parameters as JSON data; None if it is none."""
+        ...
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        """Describe a metric of the framework's own; None if it is none."""
         ...
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:

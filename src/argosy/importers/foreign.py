@@ -60,7 +60,7 @@ class _Given(NamedTuple):
 
 def import_foreign(
     store: Store,
-    path: Path,
+    path: Path | str,
     name: str,
     *,
     format: str | None = None,
@@ -110,6 +110,7 @@ def import_foreign(
         StoreError: as `Store.publish`. Nothing was published, whichever is raised.
     """
     check_name(name)
+    path = Path(path)
     with _hostile_folder() as work:
         copied = _copy(path, work / "source")
         chosen = detect_format(copied.path, path.name, format)

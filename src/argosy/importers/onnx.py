@@ -41,7 +41,7 @@ _EXTERNAL: Final = 1  # TensorProto.EXTERNAL
 
 def import_onnx(
     store: Store,
-    path: Path,
+    path: Path | str,
     name: str,
     *,
     lineage: Mapping[str, object] = {},
@@ -80,6 +80,7 @@ def import_onnx(
         StoreError: as `Store.publish`.
     """
     check_name(name)
+    path = Path(path)
     with store.stage() as staged:
         staged.add(path.name, path)
         model = _read_graph(staged.folder / path.name)

@@ -25,7 +25,7 @@ _MAX_BYTES: Final = 4 << 20
 
 def publish_python(
     store: Store,
-    path: Path,
+    path: Path | str,
     name: str,
     *,
     signature: Signature | None = None,
@@ -62,6 +62,7 @@ def publish_python(
         StoreError: as `Store.publish`.
     """
     check_name(name)
+    path = Path(path)
     with store.stage() as staged:
         staged.add(path.name, path)
         methods = _check_source(staged.folder / path.name)

@@ -106,7 +106,7 @@ class Connection:
         InputError: `missing_file`, `ca_file` holds no certificates.
     """
 
-    def __init__(self, location: Location, *, plain_http: bool, ca_file: Path | None) -> None:
+    def __init__(self, location: Location, *, plain_http: bool, ca_file: Path | str | None) -> None:
         self._location = location
         self._plain_http = plain_http
         is_own = is_loopback(httpx.URL(f"//{location.api_host}").host)
@@ -316,7 +316,7 @@ def _explain_transport(error: httpx.TransportError) -> Lost:
     return Lost(_clean(str(error)) or type(error).__name__)
 
 
-def _load_authorities(ca_file: Path | None) -> ssl.SSLContext:
+def _load_authorities(ca_file: Path | str | None) -> ssl.SSLContext:
     context = httpx.create_ssl_context()
     if ca_file is not None:
         try:

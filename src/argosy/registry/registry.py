@@ -56,7 +56,7 @@ class Registry:
         InputError: `bad_credentials`.
     """
 
-    def __init__(self, location: Location, *, plain_http: bool = False, ca_file: Path | None = None) -> None:
+    def __init__(self, location: Location, *, plain_http: bool = False, ca_file: Path | str | None = None) -> None:
         self.location = location
         self._connection = Connection(location, plain_http=plain_http, ca_file=ca_file)
 

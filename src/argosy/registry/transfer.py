@@ -77,7 +77,7 @@ def push(
     store: Store | None = None,
     verify: bool = False,
     plain_http: bool = False,
-    ca_file: Path | None = None,
+    ca_file: Path | str | None = None,
     tell: Tell | None = None,
 ) -> Pushed:
     """Send a version to an OCI registry; blobs that are there already do not move.
@@ -161,7 +161,7 @@ def pull(
     *,
     store: Store | None = None,
     plain_http: bool = False,
-    ca_file: Path | None = None,
+    ca_file: Path | str | None = None,
     tell: Tell | None = None,
 ) -> Pulled:
     """Make an artifact of an OCI registry a version of a model; blobs that the store has already do not move.
@@ -235,7 +235,7 @@ class _Fetch:
 
 
 def pull_files(
-    source: str, folder: Path, *, plain_http: bool = False, ca_file: Path | None = None, tell: Tell | None = None
+    source: str, folder: Path | str, *, plain_http: bool = False, ca_file: Path | str | None = None, tell: Tell | None = None
 ) -> list[str]:
     """Fetch the files of a ModelPack artifact into a new folder, whoever made it, and make no version of them.
 
@@ -257,7 +257,7 @@ def pull_files(
         ArgosyError: as `pull`.
     """
     location = parse_location(source)
-    folder = folder.absolute()
+    folder = Path(folder).absolute()
     if folder.exists() or not folder.parent.is_dir():
         raise InputError("bad_option", option="files", got=str(folder), expected="a folder that does not exist, in one that does")
     names: set[str] = set()

@@ -60,7 +60,7 @@ class _IndexHead(msgspec.Struct):
 class Store:
     """All models of one ARGOSY_HOME."""
 
-    def __init__(self, home: Path | None = None) -> None:
+    def __init__(self, home: Path | str | None = None) -> None:
         """Open the store, making it if there is none.
 
         Args:
@@ -99,7 +99,7 @@ class Store:
     def publish(
         self,
         name: str,
-        files: Mapping[str, Path | bytes] | Staged,
+        files: Mapping[str, Path | str | bytes] | Staged,
         *,
         signature: Signature,
         runtime: str = "onnx",

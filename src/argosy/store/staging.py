@@ -78,7 +78,7 @@ class Staged:
         """The names of the files added so far."""
         return frozenset(self._names)
 
-    def add(self, name: str, source: Path | bytes) -> Descriptor:
+    def add(self, name: str, source: Path | str | bytes) -> Descriptor:
         """Copy a file of the publisher in.
 
         Args:
@@ -92,7 +92,7 @@ class Staged:
         check_file_name(name)
         if name in OWN_FILES:
             raise InputError("bad_file_name", got=name, detail="the store writes a file of that name itself")
-        return self.add_own(name, source)
+        return self.add_own(name, Path(source) if isinstance(source, str) else source)
 
     def add_own(self, name: str, source: Path | bytes) -> Descriptor:
         """Add a file that the store writes itself, such as `argosy.json`."""

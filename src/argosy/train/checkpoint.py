@@ -19,11 +19,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
 from argosy.errors import ConflictError, InputError
+from argosy.frameworks.describe import find_difference
 from argosy.optim.schedules import check_count, check_number
 from argosy.signature import Arrays
 from argosy.store.temporary import explain_write, fsync_folder, try_lock
@@ -37,13 +38,14 @@ _BEST: Final = "best.npz"
 _LOCK: Final = "lock"
 _META: Final = "meta"
 _PARTIAL: Final = ".partial"
+_PROGRAM: Final = "program"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     """Where a run keeps its state, how often, and how much of it."""
 
-    folder: Path
+    folder: str | os.PathLike[str]
     """Made if there is none; one run at a time."""
     every_steps: int | None = None
     every_s: float | None = 60.0
@@ -52,6 +54,7 @@ class Checkpoints:
     """How many of the last ones stay, beside the best."""
 
     def __post_init__(self) -> None:
+        _check_path("checkpoints.folder", self.folder)
         if self.every_steps is not None:
             check_count("checkpoints.every_steps", self.every_steps)
         if self.every_s is not None:
@@ -65,6 +68,7 @@ class Keeper:
     def __init__(self, plan: Checkpoints, run: dict[str, Any]) -> None:
         """Begin; `run` is what a run must have in common with one that goes on from its checkpoints (JSON data)."""
         self._plan = plan
+        self._folder = Path(plan.folder)
         self._run = json.loads(json.dumps(run))
         self._saved_s = time.monotonic()
         self._saved_step = 0
@@ -117,7 +121,7 @@ class Keeper:
 
     def load_best(self) -> Arrays | None:
         """Give the best state that was kept."""
-        path = self._plan.folder / _BEST
+        path = self._folder / _BEST
         return read_checkpoint(path)[0] if path.exists() else None
 
     @property
@@ -127,15 +131,15 @@ class Keeper:
 
     def clear(self) -> None:
         """Remove every checkpoint."""
-        for path in [*self._list(), self._plan.folder / _BEST]:
+        for path in [*self._list(), self._folder / _BEST]:
             path.unlink(missing_ok=True)
 
     def _list(self) -> list[Path]:
-        found = [(int(match[1]), path) for path in self._plan.folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name))]
+        found = [(int(match[1]), path) for path in self._folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name))]
         return [path for _, path in sorted(found)]
 
     def _write(self, name: str, state: Arrays, progress: dict[str, Any]) -> Path:
-        path = self._plan.folder / name
+        path = self._folder / name
         partial = path.with_name(name + _PARTIAL)
         meta = json.dumps({"run": self._run, "progress": progress})
         try:
@@ -145,7 +149,7 @@ class Keeper:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            fsync_folder(self._plan.folder)
+            fsync_folder(self._folder)
         except OSError as error:
             raise explain_write(path, error) from error
         return path
@@ -153,8 +157,10 @@ class Keeper:
     def _check_run(self, made_by: dict[str, Any]) -> None:
         for key, value in self._run.items():
             if made_by.get(key) != value:
-                detail = f"its {key} is {made_by.get(key)}, that of this run {value}"
-                raise InputError("bad_checkpoint", detail=detail)
+                where, got, wanted = key, made_by.get(key), value
+                if key == _PROGRAM:  # Too long to show it all.
+                    where, got, wanted = find_difference(got, wanted, key) or (where, got, wanted)
+                raise InputError("bad_checkpoint", detail=f"its {where} is {got}, that of this run {wanted}")
 
 
 @contextmanager
@@ -168,15 +174,16 @@ def open_checkpoints(plan: Checkpoints | None, run: dict[str, Any]) -> Generator
     if plan is None:
         yield None
         return
+    folder = Path(plan.folder)
     try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(plan.folder / _LOCK)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(folder / _LOCK)
     except OSError as error:
-        raise explain_write(plan.folder, error) from error
+        raise explain_write(folder, error) from error
     if lock is None:
-        raise ConflictError("run_active", folder=plan.folder)
+        raise ConflictError("run_active", folder=folder)
     try:
-        for path in plan.folder.glob(f"*.npz{_PARTIAL}"):
+        for path in folder.glob(f"*.npz{_PARTIAL}"):
             if _is_checkpoint(path.name.removesuffix(_PARTIAL)):
                 path.unlink(missing_ok=True)
         yield Keeper(plan, run)
@@ -197,12 +204,13 @@ def _is_checkpoint(name: str) -> bool:
     return name == _BEST or _STEP_FILE.fullmatch(name) is not None
 
 
-def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
+def read_checkpoint(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
     """Read a checkpoint: arrays by name, and its `meta` (`run` and `progress`).
 
     Raises:
         InputError: `bad_checkpoint`, it is damaged, or no checkpoint.
     """
+    path = Path(path)
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             state = {name: file[name] for name in file.files}
@@ -212,3 +220,8 @@ def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
     except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError("bad_checkpoint", detail=f"{path.name} cannot be read: {error}") from error
     return state, meta
+
+
+def _check_path(option: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike) or not str(cast("object", value)):
+        raise InputError("bad_option", option=option, got=cast("object", value), expected="a path")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from argosy.errors import InputError
+from argosy.frameworks.describe import digest_arrays
 
 __all__ = [
     "Dataset",
@@ -121,16 +121,6 @@ def iterate_batches(num_rows: int, batch_size: int, *, shuffle: bool, seed: int,
     order = np.random.default_rng([seed, epoch]).permutation(num_rows) if shuffle else np.arange(num_rows)
     for start in range(0, num_rows, batch_size):
         yield order[start : start + batch_size]
-
-
-def digest_arrays(*arrays: NDArray[Any]) -> str:
-    """Name arrays by their content: `sha256:...` over each one's datatype, shape and elements in row-major order."""
-    content = hashlib.sha256()
-    for array in arrays:
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        content.update(f"{little.dtype.str} {little.shape}\n".encode())
-        content.update(little.data if little.size else b"")
-    return f"sha256:{content.hexdigest()}"
 
 
 def split_test(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -129,7 +129,7 @@ class Loop:
         computes: list[Any] = []
         for x, y in source.iterate(standing.epoch, standing.batch):
             if not computes:
-                computes = [self._criterion.get_metric(name, y) for name in self._settings.metrics]
+                computes = [self._criterion.get_metric(name, y) for name in self._list_means()]
                 standing.sums = standing.sums or [0.0] * (1 + len(computes))
             loss, outputs = self._take_step(x, y)
             values = (loss, *(compute(outputs, y) for compute in computes))
@@ -143,6 +143,10 @@ class Loop:
                 standing.epoch_s = time.perf_counter() - started_s
                 self._save()
         standing.epoch_s = time.perf_counter() - started_s
+
+    def _list_means(self) -> list[str]:
+        """Name the metrics that mini-batches tell."""
+        return [name for name in self._settings.metrics if self._criterion.is_mean(name)]
 
     def _take_step(self, x: Any, y: Any) -> tuple[float, Any]:
         try:
@@ -165,7 +169,7 @@ class Loop:
             for name in self._settings.metrics:
                 validation_metrics[name] = self._criterion.get_metric(name, validation.y)(outputs, validation.y)
         duration_s = standing.epoch_s + time.perf_counter() - started_s
-        metrics = dict(zip(self._settings.metrics, means[1:], strict=True))
+        metrics = dict(zip(self._list_means(), means[1:], strict=True))
         self._judge(Epoch(standing.epoch, means[0], metrics, validation_loss, validation_metrics, duration_s))
         standing.epoch, standing.batch, standing.num_rows, standing.sums, standing.epoch_s = standing.epoch + 1, 0, 0, [], 0.0
 

@@ -5,8 +5,8 @@ A framework computes the loss of a training step itself, by the same definition;
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
-from argosy.frameworks.base import Framework, name_kind
+from argosy.frameworks.base import Framework, MetricPart, name_kind
 
 __all__ = ["LOSSES", "METRICS", "Criterion", "Loss", "Metric", "get_loss", "get_metric", "prepare_targets", "resolve_loss"]
 
@@ -124,6 +124,10 @@ class Criterion:
     compute: Callable[[Array, Array], float]
     """From outputs and prepared targets."""
     takes_logits: bool
+    chosen: tuple[str, ...] = ()
+    """Names of the metrics that are to be measured, if any were named."""
+    own_metrics: Mapping[str, MetricPart] = field(default_factory=dict[str, MetricPart])
+    """Those of them which are the framework's own."""
 
     @property
     def is_ours(self) -> bool:
@@ -141,12 +145,18 @@ class Criterion:
 
     def get_metric(self, name: str, targets: Array) -> Callable[[Array, Array], float]:
         """Give how a metric is computed from outputs and targets of this loss, and such targets as these."""
+        if name in self.own_metrics:
+            return self.own_metrics[name].compute
         metric = get_metric(name)
         if name != "accuracy" or self.is_ours:
             return metric.compute
         if targets.ndim > 1 and targets.shape[-1] > 1:
             return _one_hot_accuracy
         return metric.compute if self.takes_logits else partial(_accuracy, threshold=0.5)
+
+    def is_mean(self, name: str) -> bool:
+        """Say whether a metric of an epoch is the mean of that of its mini-batches."""
+        return name not in self.own_metrics or self.own_metrics[name].is_mean
 
     def prepare(self, y: Array, output_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Bring targets into the form that the loss takes, and check ours against the model's outputs.
@@ -167,24 +177,47 @@ class Criterion:
         return y.astype(dtype) if y.dtype.kind == "f" else y
 
 
-def resolve_loss(loss: object, framework: Framework) -> Criterion:
-    """Make a criterion of what a user names as loss.
+def resolve_loss(loss: object, framework: Framework, *, metrics: Sequence[Any] = ()) -> Criterion:
+    """Make a criterion of what a user names as loss and metrics.
 
     Args:
         loss: a name of `LOSSES`, or a loss of the framework's own.
         framework: the model's.
+        metrics: names of `METRICS`, or metrics of the framework's own.
 
     Raises:
         InputError: `unknown_choice`, no such name; `bad_option`, neither.
     """
+    chosen, own = _resolve_metrics(metrics, framework)
     if isinstance(loss, str):
-        compute = get_loss(loss).compute
-        return Criterion(loss, loss, {}, compute, takes_logits=True)
+        return Criterion(loss, loss, {}, get_loss(loss).compute, takes_logits=True, chosen=chosen, own_metrics=own)
     part = framework.describe_loss(loss)
     if part is None:
         expected = f"a name ({list_choices(LOSSES)}) or a loss of {framework.name}"
         raise InputError("bad_option", option="loss", got=name_kind(loss), expected=expected)
-    return Criterion(loss, part.name, part.parameters, partial(framework.measure_loss, loss), part.takes_logits)
+    compute = partial(framework.measure_loss, loss)
+    return Criterion(loss, part.name, part.parameters, compute, part.takes_logits, chosen, own)
+
+
+def _resolve_metrics(metrics: Sequence[Any], framework: Framework) -> tuple[tuple[str, ...], dict[str, MetricPart]]:
+    """Give the names of metrics, and those which are the framework's own."""
+    if isinstance(metrics, str):
+        raise InputError("bad_option", option="metrics", got=metrics, expected="a sequence of names")
+    names: list[str] = []
+    own: dict[str, MetricPart] = {}
+    for metric in metrics:
+        if isinstance(metric, str) and metric in METRICS:
+            names.append(metric)
+            continue
+        part = framework.describe_metric(metric)
+        if part is None:
+            if isinstance(metric, str):
+                get_metric(metric)
+            expected = f"a name ({list_choices(METRICS)}) or a metric of {framework.name}"
+            raise InputError("bad_option", option="metrics", got=name_kind(metric), expected=expected)
+        names.append(part.name)
+        own[part.name] = part
+    return tuple(names), own
 
 
 def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array:

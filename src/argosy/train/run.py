@@ -24,12 +24,13 @@ from argosy.frameworks.base import (
     loader_framework,
     name_kind,
 )
+from argosy.frameworks.own_training import check_training
 from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, Optimizer, get_optimizer
 from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
 from argosy.train.data import Dataset, check_dataset, count_taken, split_rows
 from argosy.train.free import FreeStep
 from argosy.train.loop import Loop
-from argosy.train.losses import Criterion, get_metric, resolve_loss
+from argosy.train.losses import Criterion, resolve_loss
 from argosy.train.progress import open_progress
 from argosy.train.publish import pick_sample
 from argosy.train.result import Settings, TrainResult
@@ -55,7 +56,7 @@ def train(
     seed: int = 0,
     validation_split: float = 0.0,
     validation_data: Any = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[Any] | None = None,
     micro_batch_size: int | None = None,
     precision: Precision | None = None,
     checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
@@ -90,7 +91,9 @@ def train(
         seed: of the order, of the validation split and of the framework's own random numbers, such as dropout's.
         validation_split: part of the rows, in [0, 1), that is kept from training and measured after each epoch.
         validation_data: a pair of arrays to measure after each epoch; not together with `validation_split`.
-        metrics: names of `losses.METRICS`. Default: what suits our loss (`accuracy`, `mae`), none for the framework's own.
+        metrics: names of `losses.METRICS`, or the framework's own. Default: those which a Keras model was compiled with, else
+            what suits our loss (`accuracy`, `mae`), none for the framework's own. One that is no mean over the rows, such as
+            the area under a curve, is measured on validation rows alone.
         micro_batch_size: rows of one forward and backward pass: a larger batch goes in pieces whose gradients are
             averaged, and needs less memory. Batch normalisation then sees the pieces.
         precision: `bfloat16` for mixed precision where the framework has it.
@@ -106,22 +109,25 @@ def train(
         The model with its history; `publish` takes it into the store.
 
     Raises:
-        InputError: `bad_data`, `bad_option`, `unknown_choice`, `bad_checkpoint`; the model is as it was.
+        InputError: `bad_data`, `bad_option`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says itself how it
+            is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer.
     """
     if workers != 1:
         raise InputError("bad_option", option="workers", got=workers, expected="1")
     framework = framework_of(model)
+    check_training(framework, model)
     own_loss, own_optimizer = framework.get_compiled(model)
-    criterion = resolve_loss(_choose(loss, own_loss, "cross_entropy"), framework)
+    measured = framework.list_compiled_metrics(model) or None if metrics is None else metrics
+    criterion = resolve_loss(_choose(loss, own_loss, "cross_entropy"), framework, metrics=() if measured is None else measured)
     rule = _resolve_optimizer(_choose(optimizer, own_optimizer, "adam"), framework)
     is_loader = loader_framework(data) is not None
     if is_loader and batch_size is not None:
         raise InputError("bad_option", option="batch_size", got=batch_size, expected="None with a loader, which has its own")
     settings = Settings(
         loss=criterion.describe(),
-        metrics=_choose_metrics(metrics, criterion),
+        metrics=_choose_metrics(criterion, is_default=measured is None),
         optimizer=rule.describe() if isinstance(rule, Optimizer) else framework.describe_optimizer(rule) or {},
         batch_size=None if is_loader else _choose(batch_size, None, _BATCH_SIZE),
         epochs=epochs,
@@ -136,11 +142,10 @@ def train(
     )
     with framework.session(seed, num_threads):
         source, validation, sample = _open_data(framework, model, data, validation_data, criterion, settings)
-        plan = (
-            checkpoints if isinstance(checkpoints, Checkpoints) or checkpoints is None else Checkpoints(folder=Path(checkpoints))
-        )
+        plan = checkpoints if isinstance(checkpoints, Checkpoints) or checkpoints is None else Checkpoints(folder=checkpoints)
         with contextlib.ExitStack() as stack:
-            keeper = stack.enter_context(open_checkpoints(plan, _describe_run(framework, model, source, settings)))
+            run = _describe_run(framework, model, source, settings) if plan is not None else {}
+            keeper = stack.enter_context(open_checkpoints(plan, run))
             _check_folder(keeper, plan, resume)
             step = _build_step(framework, model, criterion, rule, settings)
             num_steps = None if source.num_batches is None or epochs is None else source.num_batches * epochs
@@ -178,17 +183,14 @@ def _resolve_optimizer(optimizer: Any, framework: Framework) -> Any:
     return optimizer
 
 
-def _choose_metrics(metrics: Sequence[str] | None, criterion: Criterion) -> tuple[str, ...]:
-    if metrics is None:
+def _choose_metrics(criterion: Criterion, *, is_default: bool) -> tuple[str, ...]:
+    if is_default:
         return criterion.metrics[:1] if criterion.is_ours else ()
-    if isinstance(metrics, str):
-        raise InputError("bad_option", option="metrics", got=metrics, expected="a sequence of names")
-    for metric in metrics:
-        get_metric(metric)
-        if metric not in criterion.metrics:
+    for metric in criterion.chosen:
+        if metric not in criterion.metrics and metric not in criterion.own_metrics:
             expected = f"metrics that suit the loss {criterion.name}: {', '.join(criterion.metrics)}"
             raise InputError("bad_option", option="metrics", got=metric, expected=expected)
-    return tuple(metrics)
+    return criterion.chosen
 
 
 def _open_data(
@@ -228,7 +230,8 @@ def _describe_run(framework: Framework, model: Any, source: Source, settings: Se
     described = settings.describe()
     for free in ("epochs", "tolerance", "patience", "num_threads", "metrics"):
         del described[free]
-    return {"framework": framework.name, "weights": count_weights(framework, model), "data": source.describe(), **described}
+    identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": source.describe(), **described}
+    return identity | {"program": framework.describe_program(model)}
 
 
 def _check_folder(keeper: Keeper | None, plan: Checkpoints | None, resume: bool | str) -> None:

@@ -119,11 +119,12 @@ class LoaderSource:
         }
 
     def _read(self, epoch: int) -> Iterator[Batch]:
-        # Seeded for each batch: a step draws from the same random numbers, and a resumed run skips steps.
+        # Seeded for each batch, where a step draws from the same random numbers: a resumed run skips steps.
         self._framework.seed(derive_seed(self._seed, epoch))
         for number, (x, y) in enumerate(self._framework.read_loader(self._loader)):
             if x.ndim == 0 or x.shape[:1] != y.shape[:1]:
                 detail = f"a batch has x of shape {x.shape} and y of shape {y.shape}, expected as many rows"
                 raise InputError("bad_data", detail=detail)
             yield np.ascontiguousarray(x, self._dtype if x.dtype.kind == "f" else None), y
-            self._framework.seed(derive_seed(self._seed, epoch, number))
+            if self._framework.draws_eagerly:
+                self._framework.seed(derive_seed(self._seed, epoch, number))

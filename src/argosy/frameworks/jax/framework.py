@@ -5,7 +5,6 @@ Their types are partial, so the modules are taken as `Any`.
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, name_kind
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
+from argosy.frameworks.jax.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.network import build_network
-from argosy.frameworks.jax.optimizer import RuleOptimizer, describe_transformation
 from argosy.frameworks.jax.predict import predict
 from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
 from argosy.frameworks.jax.step import JaxStep
@@ -34,9 +33,6 @@ jnp: Any = importlib.import_module("jax.numpy")
 nnx: Any = importlib.import_module("flax.nnx")
 optax: Any = importlib.import_module("optax")
 
-_TAKE_LOGITS: Final = ("ctc", "focal", "hinge", "logistic", "logit", "sigmoid", "softmax", "crossentropy")
-"""Parts of the names of optax' losses that take logits, underscores aside."""
-
 
 class JaxFramework:
     """See `base.Framework`. Models are `flax.nnx.Module`s that are called with one array and give one, on the CPU.
@@ -47,6 +43,8 @@ class JaxFramework:
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
+    draws_eagerly = False
+    training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
         return isinstance(model, nnx.Module)
@@ -60,25 +58,20 @@ class JaxFramework:
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
 
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
+
     def describe_loss(self, loss: object) -> LossPart | None:
-        if not callable(loss) or isinstance(loss, type | nnx.Module):
-            return None
-        parameters: dict[str, Any] = {}
-        while isinstance(loss, functools.partial):
-            keywords: dict[str, Any] = loss.keywords
-            parameters |= {key: value for key, value in keywords.items() if isinstance(value, str | bool | int | float)}
-            loss = loss.func
-        name = str(getattr(loss, "__name__", type(loss).__name__))
-        folded = name.lower().replace("_", "")
-        return LossPart(name, parameters, takes_logits=any(part in folded for part in _TAKE_LOGITS))
+        return describe_loss(loss)
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        return None
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
-        if isinstance(optimizer, RuleOptimizer):
-            return optimizer.rule.describe()
-        if not isinstance(optimizer, optax.GradientTransformation):
-            return None
-        own: Any = optimizer
-        return describe_transformation(own.update)
+        return describe_optimizer(optimizer)
+
+    def describe_program(self, model: Any) -> Any:
+        return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
         with open_precision(is_double=outputs.dtype == np.float64):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import name_kind
 from argosy.optim import GradientOptimizer
 from argosy.optim.base import Scalars
 
-__all__ = ["RuleOptimizer", "RuleState", "describe_transformation", "measure_norm", "sum_squares"]
+__all__ = ["RuleOptimizer", "RuleState", "measure_norm", "sum_squares"]
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")
@@ -24,9 +21,6 @@ optax: Any = importlib.import_module("optax")
 
 _SMALL: Final = 2.0**-70
 """The largest float32 times it, squared and summed over a billion weights, is a float32."""
-
-_MAX_DEPTH: Final = 12
-"""Of transformations within transformations, in a description; more is a loop."""
 
 
 class RuleState(NamedTuple):
@@ -137,39 +131,3 @@ def measure_norm(gradients: Any) -> Any:
     squares = sum_squares(gradients)
     large = jnp.sqrt(sum_squares(gradients, _SMALL)) / _SMALL
     return jnp.where(jnp.isfinite(squares), jnp.sqrt(squares), large)
-
-
-def describe_transformation(update: Any, depth: int = 0) -> dict[str, Any]:
-    """Describe a transformation of optax by its `update`: the name of what made it, and the numbers that it closes over.
-
-    Returns:
-        JSON data; what it is made of stands under `parts`.
-    """
-    if not inspect.isfunction(update):
-        return {"name": name_kind(update)}
-    name = f"{update.__module__}.{update.__qualname__.partition('.<locals>')[0]}"
-    simple: dict[str, Any] = {}
-    parts: list[dict[str, Any]] = []
-    for key, value in inspect.getclosurevars(update).nonlocals.items():
-        if isinstance(value, dict):
-            named = cast(dict[str, Any], value)
-            simple |= {inner: named[inner] for inner in named if _is_simple(named[inner])}
-        elif _is_simple(value):
-            simple[key] = value
-        elif depth < _MAX_DEPTH and not key.startswith("init"):
-            parts += [describe_transformation(inner, depth + 1) for inner in _list_parts(value)]
-    if len(parts) == 1 and not simple:
-        return parts[0]
-    return {"name": name, **simple, **({"parts": parts} if parts else {})}
-
-
-def _is_simple(value: object) -> bool:
-    return value is None or isinstance(value, str | bool | int | float)
-
-
-def _list_parts(value: Any) -> list[Any]:
-    """Give the functions that a value stands for: what transformations do, and schedules."""
-    if isinstance(value, optax.GradientTransformation):
-        return [value.update]
-    several = [*cast(Sequence[Any], value)] if isinstance(value, list | tuple) else [value]
-    return [function for function in several if inspect.isfunction(function)]

@@ -17,11 +17,20 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
+from argosy.frameworks.base import (
+    FitOptions,
+    Framework,
+    LossPart,
+    MetricPart,
+    Step,
+    derive_seed,
+    fail_answer,
+    fail_rows,
+)
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
+from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.network import build_network, check_precision
-from argosy.frameworks.keras.optimizer import RuleOptimizer
 from argosy.frameworks.keras.session import bind_backend
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
@@ -43,6 +52,17 @@ class KerasFramework:
     """
 
     name = "keras"
+    draws_eagerly = True
+    training_methods = (
+        "compute_loss",
+        "compute_metrics",
+        "fit",
+        "make_train_function",
+        "predict_step",
+        "test_step",
+        "train_on_batch",
+        "train_step",
+    )
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -85,21 +105,20 @@ class KerasFramework:
             raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
         return keras.losses.get(loss), model.optimizer
 
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return list_metrics(model)
+
     def describe_loss(self, loss: object) -> LossPart | None:
-        if not callable(loss):
-            return None
-        config: dict[str, Any] = dict(getattr(loss, "get_config", dict)())
-        name = getattr(loss, "__name__", type(loss).__name__)
-        parameters = {key: value for key, value in config.items() if isinstance(value, str | float | int)}
-        return LossPart(name, parameters, takes_logits=bool(config.get("from_logits")) or "hinge" in name.lower())
+        return describe_loss(loss)
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        return describe_metric(metric)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            return None
-        own: Any = optimizer
-        if isinstance(optimizer, RuleOptimizer):
-            return own.rule.describe()
-        return {"name": name_kind(own), **{k: v for k, v in own.get_config().items() if isinstance(v, str | float | int | dict)}}
+        return describe_optimizer(optimizer)
+
+    def describe_program(self, model: Any) -> Any:
+        return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
         tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)

@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
+from argosy.frameworks.base import (
+    FitOptions,
+    Framework,
+    LossPart,
+    MetricPart,
+    Step,
+    derive_seed,
+    fail_answer,
+    fail_rows,
+)
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.mxnet.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.mxnet.library import FAILURES, count_threads, explain, mx, set_threads, to_tensor
 from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
@@ -29,20 +39,14 @@ __all__ = ["FRAMEWORK", "MxnetFramework"]
 _PREDICT_ROWS: Final = 256
 """Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
 
-_UNBOUNDED: Final = {"SigmoidBinaryCrossEntropyLoss": "_from_sigmoid", "SoftmaxCrossEntropyLoss": "_from_logits"}
-"""Gluon's losses that take logits, unless this attribute of theirs is set."""
-
-_COUNTED: Final = ("num_update", "m_schedule", "count", "cur_step_ind", "aggregate_num", "allow_np_array")
-"""Attributes of optimizers and schedules that are not what a user chose."""
-
-_ALWAYS_UNBOUNDED: Final = ("LogisticLoss", "HingeLoss", "SquaredHingeLoss")
-
 
 class MxnetFramework:
     """See `base.Framework`. Models are `gluon.Block`s with one input and one output tensor, on the CPU."""
 
     name = "mxnet"
     packages = ("mxnet",)
+    draws_eagerly = True
+    training_methods = ("train_step", "training_step")
 
     def __init__(self) -> None:
         self._first: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -69,28 +73,20 @@ class MxnetFramework:
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
 
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
+
     def describe_loss(self, loss: object) -> LossPart | None:
-        if not callable(loss):
-            return None
-        name = getattr(loss, "__name__", type(loss).__name__)
-        if not isinstance(loss, mx.gluon.loss.Loss):
-            return LossPart(name, {}, takes_logits=False)
-        own: Any = loss
-        blank = _list_simple(mx.gluon.HybridBlock(prefix=""))
-        simple = {key.removeprefix("_"): value for key, value in _list_simple(own).items() if key not in blank}
-        takes_logits = name in _ALWAYS_UNBOUNDED or (name in _UNBOUNDED and not getattr(own, _UNBOUNDED[name]))
-        return LossPart(name, simple, takes_logits)
+        return describe_loss(loss)
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        return None
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
-        own: Any = optimizer
-        if isinstance(own, mx.gluon.Trainer):
-            own = own.optimizer
-        if not isinstance(own, mx.optimizer.Optimizer):
-            return None
-        described: dict[str, Any] = {"name": name_kind(own), **_list_simple(own)}
-        if own.lr_scheduler is not None:
-            described["lr_scheduler"] = {"name": name_kind(own.lr_scheduler), **_list_simple(own.lr_scheduler)}
-        return described
+        return describe_optimizer(optimizer)
+
+    def describe_program(self, model: Any) -> Any:
+        return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
         return float(loss(to_tensor(outputs), to_tensor(y)).mean().asscalar())
@@ -192,11 +188,6 @@ def _read_pair(parts: list[Any], loader: Any) -> tuple[NDArray[Any], NDArray[Any
         got = ", ".join(_describe(part) for part in parts)
         raise InputError("bad_data", detail=f"the {type(loader).__name__} gives ({got}), expected pairs of tensors (x, y)")
     return arrays[0], arrays[1]
-
-
-def _list_simple(value: Any) -> dict[str, Any]:
-    attributes: dict[str, Any] = getattr(value, "__dict__", {})
-    return {key: own for key, own in attributes.items() if isinstance(own, str | float | int) and key not in _COUNTED}
 
 
 def _describe(value: Any) -> str:

@@ -17,11 +17,21 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.agreement import Saved, check_saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed, fail_answer, fail_rows, name_kind
+from argosy.frameworks.base import (
+    FitOptions,
+    Framework,
+    LossPart,
+    MetricPart,
+    Step,
+    derive_seed,
+    fail_answer,
+    fail_rows,
+)
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.network import Network
-from argosy.frameworks.tensorflow.step import ModuleStep, call_module, is_optimizer, name_variables
+from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables
 from argosy.frameworks.trials import draw_trials
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
@@ -48,6 +58,9 @@ class TensorFlowFramework:
 
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
+    draws_eagerly = False
+    """A dataset's seeds are set when an epoch begins; to seed anew empties caches, which made small steps five times as long."""
+    training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
         return isinstance(model, tf.Module) and callable(model)
@@ -74,20 +87,20 @@ class TensorFlowFramework:
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
 
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
+
     def describe_loss(self, loss: object) -> LossPart | None:
-        if not callable(loss):
-            return None
-        config: dict[str, Any] = dict(getattr(loss, "get_config", dict)())
-        name = getattr(loss, "__name__", type(loss).__name__)
-        parameters = {key: value for key, value in config.items() if isinstance(value, str | float | int)}
-        takes_logits = bool(config.get("from_logits")) or any(part in name.lower() for part in ("logits", "hinge"))
-        return LossPart(name, parameters, takes_logits)
+        return describe_loss(loss)
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        return None
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
-        if not is_optimizer(optimizer):
-            return None
-        own: Any = optimizer
-        return {"name": name_kind(own), **{k: v for k, v in own.get_config().items() if isinstance(v, str | float | int | dict)}}
+        return describe_optimizer(optimizer)
+
+    def describe_program(self, model: Any) -> Any:
+        return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
         return float(tf.reduce_mean(loss(tf.convert_to_tensor(y), tf.convert_to_tensor(outputs))))

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, fail_answer, fail_rows, name_kind
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, fail_answer, fail_rows
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
+from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.torch.files import export_onnx, save_native
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
 from argosy.signature import Arrays
@@ -29,15 +30,15 @@ torch: Any = importlib.import_module("torch")
 _PREDICT_ROWS: Final = 256
 """Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
 
-_TAKE_LOGITS: Final = ("logits", "crossentropy", "softmargin")
-"""Parts of the names of torch's own losses that take logits, underscores aside; BCELoss takes probabilities."""
-
 
 class TorchFramework:
     """See `base.Framework`. Models are `torch.nn.Module`s with one input and one output tensor, on the CPU."""
 
     name = "torch"
     packages = ("torch",)
+    draws_eagerly = True
+    training_methods = ("training_step", "train_step")
+    """Of Lightning's modules, and of others'."""
 
     def is_model(self, model: object) -> bool:
         return isinstance(model, torch.nn.Module)
@@ -56,31 +57,20 @@ class TorchFramework:
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
 
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+        return ()
+
     def describe_loss(self, loss: object) -> LossPart | None:
-        if isinstance(loss, torch.nn.Module):
-            name = type(loss).__name__
-            simple = {
-                key: value
-                for key, value in vars(loss).items()
-                if not key.startswith("_") and isinstance(value, str | float | int)
-            }
-        elif callable(loss):
-            name, simple = getattr(loss, "__name__", type(loss).__name__), dict[str, Any]()
-        else:
-            return None
-        folded = name.lower().replace("_", "")
-        is_binary = folded in ("bceloss", "binarycrossentropy")
-        return LossPart(name, simple, takes_logits=not is_binary and any(part in folded for part in _TAKE_LOGITS))
+        return describe_loss(loss)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            return None
-        own: Any = optimizer
-        group: dict[str, Any] = own.param_groups[0]
-        return {
-            "name": name_kind(own),
-            **{key: value for key, value in group.items() if isinstance(value, str | float | int | tuple)},
-        }
+        return describe_optimizer(optimizer)
+
+    def describe_metric(self, metric: object) -> MetricPart | None:
+        return None
+
+    def describe_program(self, model: Any) -> Any:
+        return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
         with torch.no_grad():
