@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout soak-restart bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout soak-restart bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -86,6 +86,24 @@ test-processors: setup
 	$(AVX2) OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
 	$(SSE4) $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
+
+## The suite with what a user gets today, and with the lowest versions that pyproject.toml admits, each in an environment of its own.
+## torch is the one of the constraints in both: what an index gives untold brings gigabytes of CUDA's libraries along.
+test-latest: setup
+	$(call test_with,latest,highest)
+
+test-lowest: setup
+	$(call test_with,lowest,lowest-direct)
+
+define test_with
+	@test -x .venv-$(1)/bin/python || $(PYTHON) -m venv .venv-$(1)
+	@grep '^torch==' $(CONSTRAINTS) > .venv-$(1)/constraints.txt
+	$(BIN)/uv pip install -q --compile-bytecode --upgrade --resolution $(2) --python .venv-$(1)/bin/python \
+		-c .venv-$(1)/constraints.txt -e '.[dev]'
+	$(BIN)/uv pip freeze -q --python .venv-$(1)/bin/python > .venv-$(1)/versions.txt
+	.venv-$(1)/bin/python -m pytest -n 2 --dist loadfile -m "not alone and not slow"
+	.venv-$(1)/bin/python -m pytest $(ALONE) -m "alone and not slow"
+endef
 
 format: setup
 	$(RUN) ruff format .
