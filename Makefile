@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout soak-restart bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -137,6 +137,10 @@ bench-rollout: setup
 soak-restart: setup
 	$(BIN)/python benchmarks/soak_restart.py
 	$(BIN)/python benchmarks/soak_restart.py --keepalive
+
+## Half an hour of faults, one after the other, under clients that check every answer (as root: a full disk as well).
+soak-faults: setup
+	$(BIN)/python benchmarks/soak_faults.py
 
 ## Kills of publishing processes at random moments.
 bench-publish: setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import resource
@@ -15,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import argosy
+from argosy.errors import UnavailableError
 from soak_clients import FailedError, HttpConnection, LostError
-from soak_server import DIES, HANGS, KINDS, REFUSES, Subject, count_descriptors, is_alive
+from soak_server import DIES, HANGS, KINDS, REFUSES, Subject, list_descriptors, is_alive
 
 LASTS_S = 2.0
 """How long a fault lasts that does not end by itself."""
@@ -86,7 +88,10 @@ def make_few_descriptors(kind: str) -> Fault:
 @contextmanager
 def _limit_descriptors(pid: int) -> Iterator[None]:
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count_descriptors(pid) + SPARE_DESCRIPTORS, before[1]))
+    # The limit is of numbers, not of how many there are.
+    taken = list_descriptors(pid)
+    free = (number for number in itertools.count() if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (next(itertools.islice(free, SPARE_DESCRIPTORS, None)), before[1]))
     try:
         yield
     finally:
@@ -109,7 +114,7 @@ def _await_rollouts(subject: Subject, rollouts: list[int | None]) -> None:
     def is_over(rollout: int) -> bool:
         try:
             return subject.admin.rollout(rollout).is_over
-        except argosy.UnavailableError:
+        except UnavailableError:
             return False
 
     for rollout in rollouts:
@@ -185,9 +190,15 @@ def roll_out_without_control(subject: Subject, rng: random.Random) -> None:
     _expect(subject, rollout, "done")
 
 
-def make_bad_rollout(version: int) -> Fault:
-    """Roll out to a version that does not load; the live one stays."""
-    return Fault(lambda subject, rng: _expect(subject, subject.deploy("code", version), "failed"))
+def make_bad_rollout(version: int, words: str) -> Fault:
+    """Roll out to a version that does not load, which these words say; the live one stays."""
+
+    def begin(subject: Subject, rng: random.Random) -> None:
+        steps = _expect(subject, subject.deploy("code", version), "failed")
+        if words not in steps:
+            raise BrokenError(f"the rollout does not say {words!r}: {steps}")
+
+    return Fault(begin)
 
 
 def roll_out_over_hanging(subject: Subject, rng: random.Random) -> None:
@@ -199,13 +210,14 @@ def roll_out_over_hanging(subject: Subject, rng: random.Random) -> None:
     _expect(subject, subject.deploy("code", 1), "done")
 
 
-def _expect(subject: Subject, rollout: int, state: str) -> None:
-    """Wait until a rollout is over, and is what it must be."""
+def _expect(subject: Subject, rollout: int, state: str) -> str:
+    """Wait until a rollout is over, and is what it must be; its steps."""
     _await_rollouts(subject, [rollout])
     found = subject.admin.rollout(rollout)
+    steps = "; ".join(f"{event.step} {event.detail}".strip() for event in found.events)
     if found.rollout.state != state:
-        steps = "; ".join(f"{event.step} {event.detail}".strip() for event in found.events)
         raise BrokenError(f"rollout {rollout} is {found.rollout.state}, expected {state}: {steps}")
+    return steps
 
 
 FAULTS: dict[str, Fault] = {
@@ -219,7 +231,7 @@ FAULTS: dict[str, Fault] = {
     "serve.json removed": Fault(remove_state),
     "rollout to and fro": Fault(roll_out),
     "rollout, control killed": Fault(roll_out_without_control),
-    "rollout that cannot load": make_bad_rollout(REFUSES),
-    "rollout that dies at load": make_bad_rollout(DIES),
+    "rollout that cannot load": make_bad_rollout(REFUSES, "ValueError: these weights are not mine"),
+    "rollout that dies at load": make_bad_rollout(DIES, "exit code 9"),
     "rollout that hangs at load": Fault(roll_out_over_hanging),
 }

@@ -119,8 +119,8 @@ class Subject:
     def measure(self) -> dict[str, float]:
         """What the server holds: bytes of memory, descriptors of what lives long, and zombies."""
         held = {"memory": pss_bytes(self.server.pid)}
-        for kind in ("supervisor", "control", "front"):
-            held[f"descriptors of {kind}"] = float(sum(map(count_descriptors, self.find(kind))))
+        for kind in ("supervisor", "control", "front", "worker"):
+            held[f"descriptors of {kind}"] = float(sum(len(list_descriptors(pid)) for pid in self.find(kind)))
         zombies = self._find_zombies()
         if zombies:
             # One that has just ended is nobody's fault.
@@ -137,12 +137,12 @@ class Subject:
         return found
 
 
-def count_descriptors(pid: int) -> int:
-    """Descriptors that a process has open; 0 if it has just ended."""
+def list_descriptors(pid: int) -> set[int]:
+    """Descriptors that a process has open; none if it has just ended."""
     try:
-        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        return {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
     except OSError:
-        return 0
+        return set()
 
 
 def is_alive(pid: int) -> bool:

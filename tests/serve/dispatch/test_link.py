@@ -168,7 +168,10 @@ def test_worker_without_room_for_an_arena_gets_it_anew_with_the_next_batch(front
 def test_batch_without_descriptors_for_its_arenas_is_refused_and_its_link_stays(front: Front) -> None:
     played = Played(front, "w0")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count_descriptors(), hard))
+    # The limit is of numbers: all below the lowest that is free are taken.
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
         (refused,) = front.ask(1)
     finally:
@@ -196,6 +199,24 @@ def test_lies_leave_no_descriptor_behind(lie: str) -> None:
     del front, liar
     gc.collect()
     assert count_descriptors() == before
+
+
+def count_arenas() -> int:
+    """Arenas that this process maps."""
+    return Path("/proc/self/maps").read_text().count("argosy-arena")
+
+
+def test_arenas_go_with_their_link_whatever_else_holds_it(front: Front) -> None:
+    before = count_arenas()
+    played = Played(front, "w0")
+    front.ask(1)
+    assert played.take().rows == 1
+    assert count_arenas() == before + 4  # of inputs and outputs, here and at the worker's end
+    played.arenas.clear()
+    played.sock.close()
+    front.spin()
+    assert front.lost == ["w0"]
+    assert count_arenas() == before
 
 
 def test_request_that_two_workers_lied_about_is_refused(front: Front) -> None:

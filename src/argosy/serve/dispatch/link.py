@@ -410,6 +410,9 @@ class Link:
             return
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
+        # Each holds memory and a descriptor, and this link is freed only when garbage is collected, which may be hours later.
+        for slot in self._slots:
+            slot.inputs = slot.outputs = None
         self._on_down(self)
 
 
