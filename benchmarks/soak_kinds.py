@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import argosy
 from argosy.errors import UnavailableError
 from soak_clients import FailedError, HttpConnection, LostError
-from soak_server import DIES, HANGS, KINDS, REFUSES, Subject, list_descriptors, is_alive
+from soak_server import DIES, HANGS, KINDS, REFUSES, Subject, is_alive, list_descriptors
 
 LASTS_S = 2.0
 """How long a fault lasts that does not end by itself."""

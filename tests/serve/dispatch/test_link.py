@@ -168,10 +168,11 @@ def test_worker_without_room_for_an_arena_gets_it_anew_with_the_next_batch(front
 def test_batch_without_descriptors_for_its_arenas_is_refused_and_its_link_stays(front: Front) -> None:
     played = Played(front, "w0")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The limit is of numbers: all below the lowest that is free are taken.
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    # The limit is of numbers, the lowest that are free: two for the loop, which opens a pair when it runs, and none for arenas.
+    free = [os.dup(0) for _ in range(3)]
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[2], hard))
     try:
         (refused,) = front.ask(1)
     finally:
