@@ -1,6 +1,6 @@
 """One fault after the other, in random order, while clients ask one server: what they lose, and what it holds on to.
 
-    python benchmarks/soak_faults.py [--seconds 1800] [--seed N] [--faults "kill worker,logs removed"] [--fronts 2]
+    python benchmarks/soak_faults.py [--seconds 1800] [--seed N] [--faults "kill worker;logs removed"] [--fronts 2]
 
 Every answer is checked. What must hold, and is said at the end:
 
@@ -203,7 +203,7 @@ def run(options: argparse.Namespace, names: list[str]) -> list[str]:
     with make_folder(any(FAULTS[name].needs_disk for name in names)) as (folder, has_disk):
         skipped = [name for name in names if FAULTS[name].needs_disk and not has_disk]
         if skipped:
-            print(f"SKIPPED, for want of a disk to fill (needs root and tmpfs): {', '.join(skipped)}")
+            print(f"SKIPPED, for want of a disk to fill (needs root and tmpfs): {'; '.join(skipped)}")
         rng = random.Random(options.seed)
         chosen = choose(rng, [name for name in names if name not in skipped])
         with (
@@ -233,13 +233,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    parser.add_argument("--faults", help=f"of these, split by commas: {', '.join(FAULTS)}")
+    parser.add_argument("--faults", help=f"of these, split by semicolons: {'; '.join(FAULTS)}")
     parser.add_argument("--fronts", type=int, default=2)
     parser.add_argument("--recover-s", type=float, default=10.0)
     options = parser.parse_args()
-    names = options.faults.split(",") if options.faults else list(FAULTS)
+    names = options.faults.split(";") if options.faults else list(FAULTS)
     if unknown := [name for name in names if name not in FAULTS]:
-        parser.error(f"unknown faults: {', '.join(unknown)}; known: {', '.join(FAULTS)}")
+        parser.error(f"unknown faults: {'; '.join(unknown)}. Known: {'; '.join(FAULTS)}")
     options.least = len(names) if options.faults else 0
     print(f"{describe_machine()}; seed {options.seed}, fronts {options.fronts}, clients {NUM_HTTP} HTTP and {NUM_GRPC} gRPC")
     broken = run(options, names)

@@ -57,11 +57,17 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
         time.sleep(0.05)
 
 
+def choose_victim(subject: Subject, rng: random.Random, kind: str) -> int:
+    """One process of a kind; one that has just died is replaced first."""
+    wait_until(lambda: subject.find(kind), REPLACED_S, f"a new {kind}")
+    return rng.choice(subject.find(kind))
+
+
 def make_signal(kind: str, number: signal.Signals) -> Fault:
     """Send a signal to one process of a kind, and wait until it is gone."""
 
     def begin(subject: Subject, rng: random.Random) -> None:
-        pid = rng.choice(subject.find(kind))
+        pid = choose_victim(subject, rng, kind)
         os.kill(pid, number)
         wait_until(lambda: not is_alive(pid), REPLACED_S, f"the end of {kind} {pid} after {number.name}")
 
@@ -69,13 +75,17 @@ def make_signal(kind: str, number: signal.Signals) -> Fault:
 
 
 def make_few_descriptors(kind: str) -> Fault:
-    """Let every process of a kind open no more than it has, nearly, while there is work for it."""
+    """Let every process of a kind open no more than it has, nearly, while there is work for it.
+
+    A front without descriptors refuses what it would need them for, and says so: new connections, and the batches for a worker
+    that it shares no memory with yet. So no worker begins meanwhile; what the front has must go on.
+    """
 
     def begin(subject: Subject, rng: random.Random) -> None:
         with contextlib.ExitStack() as stack:
             for pid in subject.find(kind):
                 stack.enter_context(_limit_descriptors(pid))
-            rollouts = [_try(lambda: subject.deploy("scale", rng.randint(1, 2)))]
+            rollouts = [] if kind == "front" else [_try(lambda: subject.deploy("scale", rng.randint(1, 2)))]
             for connection in [HttpConnection(subject.server.url, LASTS_S / 4) for _ in range(4)]:
                 with contextlib.suppress(FailedError, LostError), contextlib.closing(connection):
                     connection.get("/v2/health/live")
@@ -127,7 +137,7 @@ def make_full_disk(killed: str | None) -> Fault:
 
     def begin(subject: Subject, rng: random.Random) -> None:
         filler = subject.server.home / "filler"
-        victims = subject.find(killed) if killed else []
+        victim = choose_victim(subject, rng, killed) if killed else 0
         try:
             with filler.open("wb", buffering=0) as file:
                 try:
@@ -136,8 +146,8 @@ def make_full_disk(killed: str | None) -> Fault:
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
-            if victims:
-                os.kill(rng.choice(victims), signal.SIGKILL)
+            if victim:
+                os.kill(victim, signal.SIGKILL)
             rollouts = [_try(lambda: subject.deploy("scale", rng.randint(1, 2)))]
             time.sleep(LASTS_S)
         finally:
@@ -150,7 +160,7 @@ def make_full_disk(killed: str | None) -> Fault:
 def remove_logs(subject: Subject, rng: random.Random) -> None:
     """Remove the folder of logs, and have a process die whose successor would write one there."""
     shutil.rmtree(subject.run / "logs")
-    os.kill(rng.choice(subject.find("worker")), signal.SIGKILL)
+    os.kill(choose_victim(subject, rng, "worker"), signal.SIGKILL)
 
 
 def move_database(subject: Subject, rng: random.Random) -> None:
@@ -180,14 +190,17 @@ def roll_out(subject: Subject, rng: random.Random) -> None:
         _expect(subject, subject.deploy("scale", 3 - subject.live_version("scale")), "done")
 
 
-def roll_out_without_control(subject: Subject, rng: random.Random) -> None:
-    """Kill the control process in the middle of a rollout, which goes on."""
-    version = 3 - subject.live_version("scale")
-    (control,) = subject.find("control")
-    rollout = subject.deploy("scale", version)
-    time.sleep(rng.uniform(0.0, 0.5))
-    os.kill(control, signal.SIGKILL)
-    _expect(subject, rollout, "done")
+def make_killed_rollout(kind: str) -> Fault:
+    """Kill a process of a kind in the middle of a rollout, which goes on."""
+
+    def begin(subject: Subject, rng: random.Random) -> None:
+        version = 3 - subject.live_version("scale")
+        rollout = subject.deploy("scale", version)
+        time.sleep(rng.uniform(0.0, 0.2))
+        os.kill(choose_victim(subject, rng, kind), signal.SIGKILL)
+        _expect(subject, rollout, "done")
+
+    return Fault(begin, num_fronts=int(kind == "front"))
 
 
 def make_bad_rollout(version: int, words: str) -> Fault:
@@ -230,7 +243,7 @@ FAULTS: dict[str, Fault] = {
     "database moved": Fault(move_database),
     "serve.json removed": Fault(remove_state),
     "rollout to and fro": Fault(roll_out),
-    "rollout, control killed": Fault(roll_out_without_control),
+    **{f"rollout, kill {kind}": make_killed_rollout(kind) for kind in KINDS},
     "rollout that cannot load": make_bad_rollout(REFUSES, "ValueError: these weights are not mine"),
     "rollout that dies at load": make_bad_rollout(DIES, "exit code 9"),
     "rollout that hangs at load": Fault(roll_out_over_hanging),

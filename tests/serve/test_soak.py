@@ -16,7 +16,7 @@ FAULTS = (
     "logs removed",
     "serve.json removed",
     "rollout that cannot load",
-    "rollout, control killed",
+    "rollout, kill control",
 )
 
 
@@ -24,7 +24,7 @@ FAULTS = (
 @pytest.mark.slow
 def test_server_bears_one_fault_after_the_other() -> None:
     script = ROOT / "benchmarks" / "soak_faults.py"
-    command = [sys.executable, str(script), "--seconds", "20", "--seed", "7", "--faults", ",".join(FAULTS)]
+    command = [sys.executable, str(script), "--seconds", "20", "--seed", "7", "--faults", ";".join(FAULTS)]
     # The rule is of correctness: a machine that is busy may take longer to answer again.
     done = subprocess.run([*command, "--recover-s", "30"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
