@@ -204,8 +204,11 @@ def run(options: argparse.Namespace, names: list[str]) -> list[str]:
         skipped = [name for name in names if FAULTS[name].needs_disk and not has_disk]
         if skipped:
             print(f"SKIPPED, for want of a disk to fill (needs root and tmpfs): {'; '.join(skipped)}")
+        names = [name for name in names if name not in skipped]
+        if not names:
+            return ["no fault is left to do"]
         rng = random.Random(options.seed)
-        chosen = choose(rng, [name for name in names if name not in skipped])
+        chosen = choose(rng, names)
         with (
             run_subject(folder, options.fronts) as subject,
             Clients(subject.server.url, subject.server.grpc_address, NUM_HTTP, NUM_GRPC) as clients,
@@ -214,10 +217,11 @@ def run(options: argparse.Namespace, names: list[str]) -> list[str]:
             soak = Soak(subject, clients, rng, options.recover_s)
             soak.rest()
             end_s = time.monotonic() + options.seconds
+            # Those that were asked for are done once at least, however short the time.
+            least = len(names) if options.faults else 0
             try:
-                # Each is done once at least, however short the time.
                 for count, name in zip(itertools.count(), chosen):
-                    if time.monotonic() > end_s and count >= options.least:
+                    if time.monotonic() > end_s and count >= least:
                         break
                     soak.do(name, FAULTS[name])
             except BrokenError as error:
@@ -240,8 +244,7 @@ def main() -> None:
     names = options.faults.split(";") if options.faults else list(FAULTS)
     if unknown := [name for name in names if name not in FAULTS]:
         parser.error(f"unknown faults: {'; '.join(unknown)}. Known: {'; '.join(FAULTS)}")
-    options.least = len(names) if options.faults else 0
-    print(f"{describe_machine()}; seed {options.seed}, fronts {options.fronts}, clients {NUM_HTTP} HTTP and {NUM_GRPC} gRPC")
+        print(f"{describe_machine()}; seed {options.seed}, fronts {options.fronts}, clients {NUM_HTTP} HTTP and {NUM_GRPC} gRPC")
     broken = run(options, names)
     for text in broken:
         print("broken:", text)
