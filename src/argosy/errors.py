@@ -177,7 +177,9 @@ MESSAGES: dict[str, Message] = {
         "Model {name!r} version {version} may run code of its maker (runtime {runtime}), which was not allowed",
         "deploy it with --allow-code if you trust its publisher",
     ),
-    "bad_python_model": Message("Python model {what} is not valid: {detail}"),
+    "bad_python_model": Message(
+        "Python model {what} is not valid: {detail}", "docs/importing.md shows one, with the --signature that it is imported with"
+    ),
     # registries
     "bad_location": Message(
         "Registry reference {got!r} is not valid: {detail}",

@@ -69,7 +69,7 @@ def test_serve_has_an_option_for_every_setting() -> None:
 def test_deploy_has_an_option_for_every_setting() -> None:
     options = {parameter.name for parameter in find_commands()["deploy"].params}
     settings = set(DeploymentSpec.__struct_fields__) - {"name", "model", "version"}
-    assert options - {"given_home", "is_json", "reference", "name", "is_waiting"} == settings
+    assert options - {"given_home", "is_json", "reference", "name", "is_waiting", "allow_signature_change"} == settings
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_train_writes_the_result_alone_to_stdout(tmp_path: Path) -> None:
     environment = os.environ | {"ARGOSY_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["runtime"] == "torch"
+    assert json.loads(done.stdout)["name"] == "noisy"
     assert "from Python" in done.stderr and "from below it" in done.stderr
 
 

@@ -283,7 +283,7 @@ def test_predict_follows_a_rollout_that_changes_the_inputs(filled: Home, server:
     server.deploy("changing@1", allow_code=True)
     with server.client() as client:
         assert client.predict("changing", {"a": [1.0]})["y"].tolist() == [1.0]
-        server.deploy("changing@2")
+        server.deploy("changing@2", allow_signature_change=True)
         assert client.predict("changing", {"b": [2.0]})["y"].tolist() == [2.0]
         with pytest.raises(InputError, match="no input 'a'"):
             client.predict("changing", {"a": [1.0]})

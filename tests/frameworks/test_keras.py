@@ -546,7 +546,7 @@ def test_runtime_answers_as_the_model(kind, tmp_path):
 def test_runtime_says_whose_fault_an_index_out_of_range_is(tmp_path):
     rows = np.arange(10, dtype="int32").reshape(2, 5)
     model = keras.Sequential([keras.Input((5,), dtype="int32"), keras.layers.Embedding(50, 4), keras.layers.Flatten()])
-    entry = FRAMEWORK.save_native(model, rows, tmp_path)
+    entry = FRAMEWORK.save_native(model, rows, tmp_path).entry
     runtime = KerasRuntime()
     runtime.open(tmp_path, entry, ["x"], ["y"])
     if BACKEND != "jax":

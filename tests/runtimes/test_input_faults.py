@@ -43,8 +43,8 @@ def publish_models(home: Home) -> None:
         [("y", "FP32", ("N", 1))], golden_inputs={"x": np.array([["1.5"]])},
     )  # fmt: skip
     publish_graph(
-        home, "plus", [helper.make_node("Add", ["x", "x"], ["y"])], [("x", "INT64", ("N", 2))], [("y", "INT64", ("N", 2))],
-        golden_inputs=EXAMPLE,
+        home, "real", [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], [("x", "INT64", ("N", 2))],
+        [("y", "FP32", ("N", 2))], golden_inputs=EXAMPLE,
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for name in ("lookup", "divide", "product", "number"):
             running.deploy(name)
         if HAS_OPENVINO:
-            running.deploy("plus", runtime="openvino")
+            running.deploy("real", runtime="openvino")
         yield running
 
 
@@ -65,7 +65,7 @@ CASES: list[Any] = [
     pytest.param("divide", "INT64", [1, 2], [3, 3], [0, 4], "division by zero", id="zero"),
     pytest.param("product", "FP32", [1, 4], [1.0] * 4, [1.0] * 4, "", id="length"),
     pytest.param("number", "BYTES", [1, 1], ["2.5"], ["abc"], "", id="text"),
-    pytest.param("plus", "INT64", [1, 2], [3, 3], [1, 2**31], "beyond -2147483648", id="openvino", marks=NEEDS_OPENVINO),
+    pytest.param("real", "INT64", [1, 2], [3, 3], [1, 2**31], "beyond -2147483648", id="openvino", marks=NEEDS_OPENVINO),
 ]
 
 

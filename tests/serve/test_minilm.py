@@ -111,6 +111,7 @@ def test_embeddings_are_the_originals(server: Server, original: Any, length: int
             np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.alone
 def test_clients_of_one_length_share_batches_and_get_their_own_rows(server: Server, original: Any) -> None:
     asked = [make_inputs(16, 1 + seed % 3, seed) for seed in range(48)]
     rows_before, batches_before = count(server)
@@ -122,6 +123,7 @@ def test_clients_of_one_length_share_batches_and_get_their_own_rows(server: Serv
         np.testing.assert_allclose(got, original(inputs), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.alone
 def test_clients_of_different_lengths_get_their_own_rows(server: Server, original: Any) -> None:
     lengths = [(3, 12, 12, 40, 12, 7, 40, 100)[number % 8] for number in range(48)]
     asked = [make_inputs(length, 1, seed, num_padded=seed % 2) for seed, length in enumerate(lengths)]

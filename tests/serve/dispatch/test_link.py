@@ -25,6 +25,14 @@ def count_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def fill_gaps() -> list[int]:
+    """Take descriptors until the next one is the highest of all, for a limit counts by their numbers."""
+    taken = [os.dup(0)]
+    while taken[-1] < max(int(path.name) for path in Path("/proc/self/fd").iterdir() if path.exists()):
+        taken.append(os.dup(0))
+    return taken
+
+
 @pytest.fixture
 def front() -> Iterator[Front]:
     made = Front()
@@ -168,15 +176,15 @@ def test_worker_without_room_for_an_arena_gets_it_anew_with_the_next_batch(front
 def test_batch_without_descriptors_for_its_arenas_is_refused_and_its_link_stays(front: Front) -> None:
     played = Played(front, "w0")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The limit is of numbers, the lowest that are free: two for the loop, which opens a pair when it runs, and none for arenas.
-    free = [os.dup(0) for _ in range(3)]
-    for fd in free:
-        os.close(fd)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free[2], hard))
+    gaps = fill_gaps()
+    # The loop takes two while it runs.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[-1] + 1 + 2, hard))
     try:
         (refused,) = front.ask(1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in gaps:
+            os.close(fd)
     assert [(type(error), error.status) for error in refused.errors] == [(UnavailableError, 503)]
     assert "Too many open files" in str(refused.errors[0])
     (call,) = front.ask(2)

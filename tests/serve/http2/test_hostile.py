@@ -529,7 +529,7 @@ def test_drain_says_goaway_twice_and_answers_what_came_between(start):
         assert [one.payload for one in frames if one.kind == h2.GOAWAY] == [U32(3) + U32(0)]
         ends = [one for one in frames if one.flags & h2.END_STREAM and one.kind == h2.HEADERS]
         assert [(one.stream, read_status(one.payload)) for one in ends] == [(3, 0), (1, 0)]
-    server.server.is_draining = False
+    server.server.is_draining = server.server.is_over = False
 
 
 def test_drain_does_not_wait_for_a_ping_that_never_comes(start):
@@ -544,4 +544,4 @@ def test_drain_does_not_wait_for_a_ping_that_never_comes(start):
         server.run(server.server.sweep, now + 1.5)
         assert peer.find(h2.GOAWAY).payload == U32(0) + U32(0)
     wait_for(lambda: not server.server.connections)
-    server.server.is_draining = False
+    server.server.is_draining = server.server.is_over = False
