@@ -27,7 +27,6 @@ soak = load_script("benchmarks/soak_faults.py")
 clients = load_script("benchmarks/soak_clients.py")
 
 
-@pytest.mark.slow
 def test_server_bears_one_fault_after_the_other() -> None:
     script = ROOT / "benchmarks" / "soak_faults.py"
     command = [sys.executable, str(script), "--seconds", "15", "--seed", "7", "--faults", ";".join(FAULTS)]
