@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.runtimes.base import Runtime, load_runtime_class
-from argosy.serve.worker import row_trials, runtime_trials, warmup
+from argosy.serve.worker import runtime_trials, warmup
 from argosy.serve.worker.agreement import choose_measure
 from argosy.serve.worker.answers import Answers
 
@@ -71,7 +71,7 @@ def _try_extremes(runtime: Runtime, example: Arrays, job: dict[str, Any], path: 
         RuntimeDiffers: it answers otherwise.
     """
     if job["runtime"] == job["own_runtime"]:
-        path.write_bytes(runtime_trials.write_answers(row_trials.answer_rows(runtime.infer, row_trials.make_rows(example))))
+        path.write_bytes(runtime_trials.write_answers(runtime.infer, example))
         return
     measure = choose_measure(job["options"].get("precision", ""))
     runtime_trials.check_answers(runtime.infer, runtime_trials.read_answers(path.read_bytes()), job["own_runtime"], measure)

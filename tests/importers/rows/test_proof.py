@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -347,3 +348,24 @@ def test_whatever_a_graph_holds_it_is_judged() -> None:
         calls = [node(op, ["a"], ["b"], domain=domain), node(op, ["b"], ["c"], domain=domain)]
         model.functions.append(helper.make_function("own", f"f{level}", ["a"], ["c"], calls, opsets))
     assert "too large" in judge_rows(model, signature)[0].reason
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add", "Concat", "Gather"])
+def test_shapes_that_double_at_each_step_are_given_up_at_once(op: str) -> None:
+    nodes = [node("Shape", ["x"], ["s"]), node("Slice", ["s", "one", "two"], ["t0"])]
+    for step in range(60):
+        last, new = f"t{step}", f"t{step + 1}"
+        if op == "Concat":
+            nodes.append(node("Concat", [last, last], [new], axis=0))
+        elif op == "Gather":
+            nodes.append(node("Gather", [last, last], [new]))
+        elif op == "Mul":
+            nodes.append(node("Mul", [last, last], [new]))
+        else:
+            nodes += [node("Mul", [last, last], [f"m{step}"]), node("Add", [last, f"m{step}"], [new])]
+    nodes += [node("Cast", ["t60"], ["f"], to=1), node("ReduceSum", ["f"], ["r"], keepdims=0), node("Mul", ["x", "r"], ["y"])]
+    model, signature = build(nodes, ["N", "length"], ["N", "length"], {"one": np.array([1]), "two": np.array([2])})
+    before = time.process_time()
+    judge_rows(model, signature)
+    # Without a bound it has no end, or takes all memory.
+    assert time.process_time() - before < 5.0

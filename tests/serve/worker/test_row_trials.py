@@ -84,6 +84,26 @@ def test_model_that_takes_no_batch_is_not_joined() -> None:
     assert "a batch of rows fails that it takes alone" in try_out(infer, FLOATS)
 
 
+def test_row_that_asks_for_endless_work_or_memory_takes_no_part() -> None:
+    def count_up(x: np.ndarray) -> np.ndarray:
+        for _ in range(int(x.max())):
+            pass
+        return x * 2
+
+    def reserve(x: np.ndarray) -> np.ndarray:
+        bytearray(min(int(abs(x.max())), 1 << 50))
+        return x * 2
+
+    def leave(x: np.ndarray) -> np.ndarray:
+        if (x == 0).all():
+            raise SystemExit(1)
+        return x * 2
+
+    for function in (reserve, leave):
+        assert try_out(function, IDS) == ""
+    assert "fails that it takes alone" not in try_out(count_up, IDS)
+
+
 def test_version_without_examples_is_not_joined() -> None:
     assert "no examples" in find_influence(lambda inputs: inputs, {}, choose_measure(""), is_brief=False)
 

@@ -1,11 +1,14 @@
 """Lengths of axes as products: a number times names, such as 12 * batch * tokens.
 
+A file may multiply lengths as often as it likes: what grows beyond some factors or digits becomes a name of its own, too.
+
 One name is ROWS, the number of rows of the batch. What is no product (a sum, a rounded quotient) becomes a name of its own, made
 of what it is made of, so that equal expressions stay equal; it is marked where the number of rows is part of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Final, NamedTuple
@@ -15,6 +18,13 @@ __all__ = ["ONE", "ROWS", "Dim", "combine", "fixed", "named", "product"]
 ROWS: Final = "rows"
 _TAINT: Final = "~"
 """Begins the name of what depends on the number of rows, and is no product of it."""
+
+
+MAX_FACTORS: Final = 16
+MAX_BITS: Final = 256
+"""Of the number of a product: no length is as large, and powers of powers soon are."""
+MAX_NAME: Final = 200
+"""Characters of what a name is made of; a longer one is known by its digest."""
 
 
 class Dim(NamedTuple):
@@ -41,7 +51,11 @@ class Dim(NamedTuple):
 
     def times(self, other: Dim) -> Dim:
         """The product of both."""
-        return Dim(self.number * other.number, tuple(sorted(self.names + other.names)))
+        names = tuple(sorted(self.names + other.names))
+        bits = sum(part.bit_length() for dim in (self, other) for part in (dim.number.numerator, dim.number.denominator))
+        if len(names) > MAX_FACTORS or bits > MAX_BITS:
+            return combine("product", self, other)
+        return Dim(self.number * other.number, names)
 
     def over(self, other: Dim) -> Dim | None:
         """The quotient, where it is a product again; None where it is not, or `other` is 0."""
@@ -80,4 +94,6 @@ def product(dims: Iterable[Dim]) -> Dim:
 def combine(kind: str, *dims: Dim) -> Dim:
     """A name for a function of lengths that is no product of them."""
     name = f"{kind}({','.join(map(str, dims))})"
+    if len(name) > MAX_NAME:
+        name = f"{kind}({hashlib.sha256(name.encode()).hexdigest()})"
     return named(_TAINT + name if any(dim.is_tainted for dim in dims) else name)

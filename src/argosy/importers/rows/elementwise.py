@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from argosy.importers.rows.dims import Dim, combine, fixed
+from argosy.importers.rows.dims import MAX_BITS, Dim, combine, fixed
 from argosy.importers.rows.values import MAX_CONTENT, Node, Shape, Value, broadcast, handles, mixed, rows_of, unknown
 
 __all__ = ["dim_of"]
@@ -24,6 +24,8 @@ def dim_of(number: float) -> Dim | None:
 def _keep(value: Value, content: tuple[Dim, ...] | None) -> Value:
     """The value with its content, if that is small and no row's own."""
     if value.is_rows or content is None or len(content) > MAX_CONTENT:
+        return value._replace(content=None)
+    if any(dim.number.numerator.bit_length() > MAX_BITS for dim in content):
         return value._replace(content=None)
     return value._replace(content=content, is_counted=any(dim.is_tainted for dim in content))
 

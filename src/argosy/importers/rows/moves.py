@@ -8,7 +8,7 @@ from typing import Final
 
 from argosy.importers.rows.dims import ONE, ROWS, Dim, combine, fixed, named, product
 from argosy.importers.rows.elementwise import content_of, spread_to
-from argosy.importers.rows.values import Node, Shape, Value, handles, mixed, rows_of, unknown
+from argosy.importers.rows.values import MAX_CONTENT, Node, Shape, Value, handles, mixed, rows_of, unknown
 
 __all__ = ["holds_rows", "place_axis", "reshape"]
 
@@ -144,7 +144,8 @@ def _concat_same(values: list[Value], axis: int) -> Value:
         return Value(None, is_counted=is_counted)
     if all(value.rank == 1 and value.content is not None for value in values):
         content = tuple(dim for value in values for dim in value.content or ())
-        return Value((fixed(len(content)),), content=content, is_counted=is_counted)
+        kept = content if len(content) <= MAX_CONTENT else None
+        return Value((fixed(len(content)),), content=kept, is_counted=is_counted)
     shape = list(values[0].known_shape)
     place = place_axis(axis, len(shape))
     shape[place] = _sum([value.known_shape[place] for value in values])

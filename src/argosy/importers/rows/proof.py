@@ -26,6 +26,7 @@ _EXTERNAL: Final = 1  # TensorProto.EXTERNAL
 _STRING: Final = 8  # TensorProto.STRING
 _ROW_AXIS: Final = named(ROWS)
 MAX_DEPTH: Final = 24
+MAX_AXES: Final = 64
 MAX_NODES: Final = 100_000
 """Operators that are followed, each as often as loops and functions come by it: a few seconds' work."""
 
@@ -128,7 +129,7 @@ class _Walk:
 
     def _look_up(self, scope: Mapping[str, Value], name: str) -> Value:
         value = scope.get(name)
-        return value if value is not None else Value(None, fault=Fault(f"tensor {name!r} is not found", is_mixed=False))
+        return value if value is not None else Value(None, fault=Fault(f"tensor {name[:60]!r} is not found", is_mixed=False))
 
     def _run_node(self, proto: Any, inputs: Sequence[Value | None], scope: dict[str, Value], depth: int) -> Sequence[Value]:
         domain = _domain(proto.domain)
@@ -155,7 +156,10 @@ class _Walk:
             attributes["value"] = self._numpy.to_array(attributes["value"])
         node = Node(proto.op_type, inputs, attributes, list(proto.output), self._opsets.get(domain, 1), run)
         found = handler(node)
-        return [found] if isinstance(found, Value) else found
+        values = [found] if isinstance(found, Value) else found
+        if any(len(value.shape or ()) > MAX_AXES for value in values):
+            unknown("it gives more axes than are looked into")
+        return values
 
     def _run_unknown(self, proto: Any, inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> list[Value]:
         """An operator that is not in the table makes the same of what is the same, unless it draws numbers or holds graphs."""

@@ -410,8 +410,8 @@ class Supervisor:
 
     def _end_joining(self, child: Child, end: JoinEnded) -> None:
         report = child.report
-        if not isinstance(report, Ready):
-            refuse("`join_ended` came before `ready`")
+        if not isinstance(report, Ready) or report.escape is not None:
+            refuse("`join_ended` came before `ready`, or for the second time")
         fields: dict[str, Any] = {**vars(report), "join_refusal": end.reason, "escape": end.difference}
         child.report = Ready(**fields)
         self._tell_control(self._describe(child))

@@ -180,7 +180,7 @@ class LoadedModel:
             runtime = load_runtime_class(own)()
             runtime.load(folder, self.spec["entry"], {**self.spec["options"], "threads": 1})
             example = warmup.pick(inputs, 0, is_batched=self.is_batched)
-            return runtime_trials.write_answers(row_trials.answer_rows(runtime.infer, row_trials.make_rows(example)))
+            return runtime_trials.write_answers(runtime.infer, example)
 
         return runtime_trials.read_answers(cores.run_apart(answer))
 

@@ -7,7 +7,9 @@ and not in another.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,14 +17,19 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import is_float, widen
 from argosy.serve.worker.agreement import OUTLIER_FACTOR, Measure, describe_move, exceeds
+from argosy.serve.worker.bounds import Bounds, TrialTooLong
 
-__all__ = ["TrialRow", "answer_rows", "compare_rows", "find_influence", "make_rows", "try_row"]
+__all__ = ["TrialRow", "answer_rows", "compare_rows", "find_influence", "make_rows", "time_row", "try_row"]
 
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
 
 MAX_EXAMPLES: Final = 4
-"""Of the version's, in each batch of a trial."""
+"""Of the version's, in each batch of a trial; half as many of a model that takes SLOW_S for one."""
+SLOW_S: Final = 0.05
+LEAST_S: Final = 1.0
+PATIENCE: Final = 20.0
+"""A row of a trial is given up after so many times as long as an example takes, and LEAST_S at least."""
 _WILD: Final = ("extreme", "wide", "infinite", "not a number")
 """Kinds whose own answers may be anything: sums of them overflow in one order, and not in another."""
 
@@ -47,21 +54,23 @@ def find_influence(infer: Infer, examples: Arrays, measure: Measure, *, is_brief
     count = min((len(array) for array in examples.values()), default=0)
     if not count:
         return "the version has no examples to try it with"
-    rows = list(answer_rows(infer, (("example", _take(examples, index)) for index in range(min(count, MAX_EXAMPLES)))))
+    example_s = time_row(infer, _take(examples, 0))
+    most = MAX_EXAMPLES if example_s < SLOW_S else MAX_EXAMPLES // 2
+    rows = list(answer_rows(infer, (("example", _take(examples, index)) for index in range(min(count, most))), example_s))
     if not rows:
         return "its own examples do not run one by one"
-    others = list(answer_rows(infer, make_rows(rows[0].inputs, is_brief=is_brief)))
+    others = list(answer_rows(infer, make_rows(rows[0].inputs, is_brief=is_brief), example_s))
     if is_brief:
         # All examples as one: of independent rows an answer that is small beside the others' has moved by rounding.
         expected = {name: np.concatenate([row.answer[name] for row in rows]) for name in rows[0].answer}
-        together = try_row(infer, _join([*rows, *others]))
+        together = _try_batch(infer, [*rows, *others], example_s)
         cut = {name: array[: len(rows)] for name, array in (together or {}).items()}
         return _tell(compare_rows(TrialRow("example", {}, expected), cut, measure))
     for kind in dict.fromkeys(row.kind for row in others):
         batch = [*rows[:2], *(row for row in others if row.kind == kind), *rows[2:]]
-        if move := _find_move(infer, batch, measure):
+        if move := _find_move(infer, batch, measure, example_s):
             return f"{move}, beside {kind} rows"
-    return _find_move(infer, [*others, *rows, *others[::-1]], measure)
+    return _find_move(infer, [*others, *rows, *others[::-1]], measure, example_s)
 
 
 def make_rows(example: Arrays, *, is_brief: bool = False) -> Iterator[tuple[str, Arrays]]:
@@ -83,10 +92,17 @@ def make_rows(example: Arrays, *, is_brief: bool = False) -> Iterator[tuple[str,
                 yield kind, {**example, name: array}
 
 
-def answer_rows(infer: Infer, rows: Iterator[tuple[str, Arrays]]) -> Iterator[TrialRow]:
-    """Run each row alone; those that the model does not take are left out."""
+def time_row(infer: Infer, row: Arrays) -> float:
+    """Seconds that a row takes, or until the model has refused it."""
+    before = time.perf_counter()
+    try_row(infer, row)
+    return time.perf_counter() - before
+
+
+def answer_rows(infer: Infer, rows: Iterator[tuple[str, Arrays]], example_s: float) -> Iterator[TrialRow]:
+    """Run each row alone; those that the model does not take, or takes far longer for than for an example, are left out."""
     for kind, row in rows:
-        if (answer := try_row(infer, row)) is not None:
+        if (answer := try_row(infer, row, max(LEAST_S, PATIENCE * example_s))) is not None:
             yield TrialRow(kind, row, answer)
 
 
@@ -102,8 +118,12 @@ def compare_rows(row: TrialRow, got: Arrays, measure: Measure) -> str:
     return ""
 
 
-def _find_move(infer: Infer, rows: list[TrialRow], measure: Measure) -> str:
-    together = try_row(infer, _join(rows))
+def _try_batch(infer: Infer, rows: list[TrialRow], example_s: float) -> Arrays | None:
+    return try_row(infer, _join(rows), len(rows) * max(LEAST_S, PATIENCE * example_s))
+
+
+def _find_move(infer: Infer, rows: list[TrialRow], measure: Measure, example_s: float) -> str:
+    together = _try_batch(infer, rows, example_s)
     if together is None:
         return "a batch of rows fails that it takes alone"
     if any(len(array) != len(rows) for array in together.values()):
@@ -126,13 +146,13 @@ def _take(arrays: Arrays, index: int) -> Arrays:
     return {name: array[index : index + 1] for name, array in arrays.items()}
 
 
-def try_row(infer: Infer, inputs: Arrays) -> Arrays | None:
-    """Run rows; None where the model does not take them."""
+def try_row(infer: Infer, inputs: Arrays, limit_s: float | None = None) -> Arrays | None:
+    """Run rows; None where the model does not take them, or not within the limit."""
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), nullcontext() if limit_s is None else Bounds(limit_s):
             # What a runtime answers may be memory of its own, which the next call writes to.
             return {name: np.array(array) for name, array in infer(inputs).items()}
-    except Exception:  # the model's own code: a row that it does not take is no fault
+    except (Exception, SystemExit, TrialTooLong):  # the model's own code: a row that it does not take is no fault
         return None
 
 

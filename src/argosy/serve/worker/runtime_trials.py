@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import is_float, widen
 from argosy.serve.worker.agreement import Measure
-from argosy.serve.worker.row_trials import TrialRow, try_row
+from argosy.serve.worker.row_trials import TrialRow, answer_rows, make_rows, time_row, try_row
 
 __all__ = ["RuntimeDiffers", "check_answers", "read_answers", "write_answers"]
 
@@ -29,9 +29,10 @@ class RuntimeDiffers(Exception):
     """A runtime does not compute what the version's own does."""
 
 
-def write_answers(rows: Iterable[TrialRow]) -> bytes:
-    """Serialise rows and their answers."""
+def write_answers(infer: Callable[[Arrays], Arrays], example: Arrays) -> bytes:
+    """Have rows answered that are made of an example, each alone; serialised, with the answers."""
     entries: Arrays = {}
+    rows = answer_rows(infer, make_rows(example), time_row(infer, example))
     for index, row in enumerate(rows):
         entries |= {f"{index}:{row.kind}:in:{name}": array for name, array in row.inputs.items() if array.dtype.kind != "O"}
         entries |= {f"{index}:{row.kind}:out:{name}": array for name, array in row.answer.items() if array.dtype.kind != "O"}
