@@ -313,7 +313,7 @@ MESSAGES: dict[str, Message] = {
         "asked, or a larger guard",
     ),
     "no_gain": Message(
-        "Compression {method} of {reference} does not make it smaller and faster: {found}",
+        "Compression {method} of {reference} does not make it smaller, nor faster without a loss: {found}",
         "nothing was published; to publish it all the same: needs_gain=False, on the command line --without-gain",
     ),
     "needs_calibration": Message(

@@ -241,7 +241,7 @@ def test_accuracy_of_a_number_whose_meaning_is_unknown_is_refused():
         judge(COLUMN, COLUMN, [1, 0, 1, 0], guard=Guard("accuracy"))
 
 
-def test_what_is_larger_or_slower_is_refused_with_the_figures(make_regressor, store):
+def test_what_is_larger_is_refused_with_the_figures(make_regressor, store):
     version, x, y = make_regressor()  # Of so few weights that scales and names take more than is saved.
     options = {"calibration": x[:100], "evaluation": (x[100:], y[100:]), "store": store}
     with pytest.raises(ConflictError) as caught:
@@ -269,7 +269,7 @@ def test_what_is_larger_or_slower_is_refused_with_the_figures(make_regressor, st
 def test_gain_says_what_became_smaller_and_faster_and_what_not(after, said):
     gain = Gain(Cost(100, 1.0, 1.0, 32), after)
     assert re.search(said, gain.describe())
-    assert gain.is_one == (after.size_bytes == 25 and after.latency_s < 1)
+    assert gain.is_one == (after.size_bytes == 25)
 
 
 def test_compressed_version_is_not_compressed_again(digits, result):

@@ -31,7 +31,7 @@ _PAIR: Final = {"x", "y"}
 @click.option("--max-loss", type=float, default=0.01, show_default=True, help="What it may lose of the metric.")
 @click.option("--calibration", type=click.Path(path_type=Path), help=f"File with representative inputs. {_CALIBRATION}")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help=f"File with rows and targets. {_EVALUATION}")
-@click.option("--without-gain", is_flag=True, help="Publish it also if it is larger or slower, or no better.")
+@click.option("--without-gain", is_flag=True, help="Publish it also if it is larger, or no better.")
 def compress(shell: Shell, reference: str, method: str, metric: str | None, max_loss: float, **options: Any) -> None:
     """Quantise a version within an accuracy guard; publish what is smaller or faster, and neither larger nor slower.
 

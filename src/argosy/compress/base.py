@@ -135,7 +135,7 @@ def compress(
         evaluation: rows and targets to measure that on, before and after: rows as for `calibration`; targets one a row, or by
             output name, or None. Without targets the answers are held against the parent's; without rows, on its golden
             examples.
-        needs_gain: refuse what is larger or slower, or neither smaller nor faster. False publishes it all the same.
+        needs_gain: refuse what is larger, and what is neither smaller nor faster. False publishes it all the same.
         publish: False measures only.
         store: default: that of ARGOSY_HOME.
 
