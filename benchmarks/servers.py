@@ -120,26 +120,28 @@ def plan_argosy(
 
     Args:
         case: its model; the ARGOSY_HOME in which it is published is copied.
-        folder: for the copy.
+        folder: for the home.
         kind: of the bodies: `v2`, `binary` or `grpc`.
         num_fronts: processes that accept requests.
         deploy: flags of `argosy deploy`.
         min_cosine: see Plan.
-        tree: a checkout whose Argosy it is; default: the installed one.
+        tree: a checkout whose Argosy it is, which then publishes the file itself: an older one cannot read a newer
+            manifest. Default: the installed one.
     """
     variables = {} if tree is None else {"PYTHONPATH": str(tree / "src")}
     home = folder / "home"
-    shutil.copytree(case.home, home)
     program = [sys.executable, "-m", "argosy"]
-    done = subprocess.run(
-        [*program, "deploy", case.model, *deploy, "--home", str(home)],
-        capture_output=True,
-        text=True,
-        timeout=START_TIMEOUT_S,
-        env={**os.environ, **variables},
-    )
-    if done.returncode:
-        raise EntrantError(f"argosy deploy {' '.join(deploy)}: {done.stderr.strip()[-300:]}")
+    steps = [["deploy", case.model, *deploy]]
+    if tree is None:
+        shutil.copytree(case.home, home)
+    else:
+        steps.insert(0, ["import", str(case.file), "--name", case.model])
+    for step in steps:
+        command = [*program, *step, "--home", str(home)]
+        environment = {**os.environ, **variables}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, env=environment)
+        if done.returncode:
+            raise EntrantError(f"argosy {' '.join(step)}: {done.stderr.strip()[-300:]}")
     http_port, grpc_port, metrics_port, admin_port = free_ports(4)
     ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port, "admin": admin_port}
     flags = [text for name, port in ports.items() for text in (f"--{name}-port", str(port))]

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["find_holder", "find_home", "find_server"]
+__all__ = ["SUCCESSOR_FILE", "find_holder", "find_home", "find_server"]
+
+SUCCESSOR_FILE: Final = "restart.json"
+"""In `run`: the job of a server's successor, which `argosy restart` writes."""
 
 _SUPERVISOR: Final = b"argosy.serve.node.supervisor"
 

@@ -18,8 +18,7 @@ import msgspec
 
 from argosy.config import ServeConfig, load_serve_config
 from argosy.errors import ConflictError, FaultError, UnavailableError
-from argosy.home import find_holder, find_server
-from argosy.serve.node.supervisor import SUCCESSOR_FILE
+from argosy.home import SUCCESSOR_FILE, find_holder, find_server
 from argosy.serve.wire.counters import MEMORY_BYTES
 
 if TYPE_CHECKING:

@@ -50,14 +50,25 @@ def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:
     running = find_holder(shell.home)
     if running is not None:
         raise ConflictError("server_running", pid=running, home=shell.home)
-    ledger = shell.open_ledger()
-    rollouts = [_request(ledger, reference) for reference in references]
+    rollouts = _request_all(shell, references)
     # A server serves, whether somebody reads what it says or not.
     guard_output()
-    shell.show({"pid": os.getpid(), "settings": chosen, "rollouts": [rollout for rollout in rollouts if rollout]})
+    shell.show({"pid": os.getpid(), "settings": chosen, "rollouts": rollouts})
     # What Python holds back is lost when this process becomes another.
     sys.stdout.flush()
     exec_server(chosen, settings)
+
+
+def _request_all(shell: Shell, references: tuple[str, ...]) -> list[object]:
+    """Record what is to be deployed; a store that cannot be opened is refused before there is a server."""
+    from argosy.store.database import Database
+
+    database = Database(shell.home / "argosy.db")
+    # The control process opens the whole store, with NumPy, which takes a tenth of a second: not twice if it need not be.
+    if not references and database.path.exists() and database.check():
+        return []
+    ledger = shell.open_ledger()
+    return [rollout for reference in references if (rollout := _request(ledger, reference))]
 
 
 def _request(ledger: Ledger, reference: str) -> object:

@@ -98,13 +98,8 @@ class Database:
         Raises:
             StoreError: `store_too_new`, `missing_database`, `damaged_database`, or the disk refuses.
         """
-        if self.path.exists():
-            with self.snapshot() as connection:
-                (got,) = connection.execute("PRAGMA user_version").fetchone()
-            if got > SCHEMA_VERSION:
-                raise StoreError("store_too_new", path=self.path, got=got, known=SCHEMA_VERSION)
-            if got == SCHEMA_VERSION:
-                return False
+        if self.path.exists() and self.check():
+            return False
         if not is_new:
             raise StoreError("missing_database", path=self.path)
         with self._connect("rwc") as connection:
@@ -112,6 +107,18 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             return True
+
+    def check(self) -> bool:
+        """Say whether the file has the tables; without making any.
+
+        Raises:
+            StoreError: `store_too_new`, `missing_database`, `damaged_database`, or the disk refuses.
+        """
+        with self.snapshot() as connection:
+            (got,) = connection.execute("PRAGMA user_version").fetchone()
+        if got > SCHEMA_VERSION:
+            raise StoreError("store_too_new", path=self.path, got=got, known=SCHEMA_VERSION)
+        return got == SCHEMA_VERSION
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection, None, None]:

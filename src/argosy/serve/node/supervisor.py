@@ -32,6 +32,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
 
+from argosy.home import SUCCESSOR_FILE
 from argosy.serve.node.children import Child, read_tail
 from argosy.serve.node.family import KILL_AFTER_S, Family
 from argosy.serve.node.listeners import LISTENERS, fail, inherit_listeners, open_listeners, refuse_connects
@@ -60,14 +61,12 @@ from argosy.serve.wire.control_messages import (
 )
 from argosy.serve.wire.output import guard_output
 
-__all__ = ["SUCCESSOR_FILE", "Supervisor", "main"]
+__all__ = ["Supervisor", "main"]
 
 DRAIN_S: Final = 15.0
 """For the fronts to end, after `drain_s`."""
 HEARD_S: Final = 2.5
 """Within which each front that holds a batch of a worker has said so."""
-SUCCESSOR_FILE: Final = "restart.json"
-"""In `run`: the job of a server's successor, which `argosy restart` writes."""
 STATE_S: Final = 10.0
 """The file that tells commands of this server is written anew within this, if it goes or could not be written."""
 _PR_SET_CHILD_SUBREAPER: Final = 36

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import resource
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -35,16 +34,18 @@ class Bounds:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._is_over = threading.current_thread() is not threading.main_thread()
+        self._is_over = False
 
     def __enter__(self) -> None:
-        if self._is_over:
+        try:
+            self._handler = signal.signal(signal.SIGALRM, self._stop)
+        except ValueError:  # not the main thread
+            self._is_over = True
             return
         self._memory = resource.getrlimit(resource.RLIMIT_DATA)
         soft = _count_data_bytes() + _count_free_bytes() // 2
         if self._memory[1] == resource.RLIM_INFINITY or soft < self._memory[1]:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, self._memory[1]))
-        self._handler = signal.signal(signal.SIGALRM, self._stop)
         signal.setitimer(signal.ITIMER_REAL, self._limit_s)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:

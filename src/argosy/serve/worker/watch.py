@@ -6,7 +6,7 @@ has nothing else to do, or has had no such moment for a while.
 
 from __future__ import annotations
 
-import random
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
@@ -57,7 +57,6 @@ class Watch:
         self._infer = infer
         self._measure = measure
         self._ragged = ragged
-        self._random = random.Random()  # noqa: S311 - which row is looked at needs no secrecy
         self._left = PERIOD_ROWS
         self._row: _Row | None = None
 
@@ -72,7 +71,8 @@ class Watch:
         if self._left > 0 or self._row is not None:
             return
         self._left = PERIOD_ROWS
-        place = self._random.randrange(num_rows)
+        # Any row, and not for a client to choose; the module `random` is memory that each worker would have of its own.
+        place = int.from_bytes(os.urandom(4), "little") % num_rows
         picked = [{name: np.array(array[place : place + 1]) for name, array in arrays.items()} for arrays in (inputs, answer)]
         self._row = _Row(picked[0], picked[1], form, time.monotonic())
 
