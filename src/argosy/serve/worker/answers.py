@@ -142,9 +142,9 @@ def _fit_datatype(array: NDArray[Any], name: str, dtype: np.dtype[Any]) -> NDArr
 
 def _as_array(value: Any, name: str) -> NDArray[Any]:
     if type(value) is _ARRAY:
-        return cast("NDArray[Any]", value)
+        return value
     # `np.ma` is imported by being named, and takes 2 MB: only what is made with it needs it here.
-    if isinstance(value, _ARRAY) and np.ma.is_masked(value):
+    if issubclass(type(value), _ARRAY) and np.ma.is_masked(value):
         raise AnswerError(f"output {name!r} has masked elements: fill them in")
     try:
         # torch's may ask for gradients, which NumPy has none of.
