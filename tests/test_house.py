@@ -22,12 +22,14 @@ serve.worker serve.node serve.dispatch
 serve.v2 serve.http2
 serve.http serve.grpc
 serve.front
-frameworks
-importers train
-compress registry deploy
+frameworks bench
+importers train search
+registry deploy
 client
 server
-tune demo dashboard
+tune
+compress
+demo dashboard
 cli
 argosy
 """

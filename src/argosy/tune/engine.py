@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import decode_stored
-from argosy.environment import find_interpreter, is_importable
+from argosy.bench.artifact import Artifact
+from argosy.bench.probe import Probe
+from argosy.bench.rows import write_rows
 from argosy.errors import FaultError
-from argosy.runtimes.base import PACKAGES
 from argosy.serve.worker.agreement import largest_difference, measure_cosine
 from argosy.signature import Arrays
-from argosy.store.golden import Golden, encode_golden
+from argosy.store.golden import Golden
 from argosy.store.manifest import Version
 from argosy.tune.candidate import BATCHES, Engine
 from argosy.tune.traffic import Requests
 
 __all__ = ["EngineBench", "EngineResult"]
 
-_TIMEOUT_S: Final = 300.0
 _NUM_REQUESTS: Final = 16
 """Of the traffic, run one by one: shapes change as they will."""
 
@@ -77,58 +71,36 @@ class EngineBench:
         work: Path,
         limit_s: float,
     ) -> None:
-        self._version, self._folder, self._work, self._limit_s = version, folder, work, limit_s
-        work.mkdir(parents=True)
-        (work / "golden.npz").write_bytes(encode_golden(Golden(golden.inputs, {})))
-        chosen = _pick_typical(requests.arrays)
-        for index, arrays in enumerate(chosen):
-            (work / f"request{index}.npz").write_bytes(encode_golden(Golden(arrays, {})))
-        self._num_requests = len(chosen)
-        self._reference: Arrays | None = None
+        manifest = version.manifest
+        self._artifact = Artifact(folder, manifest.entry, manifest.runtime, manifest.signature, dict(manifest.options))
+        self._limit_s = limit_s
+        is_batched = manifest.signature.is_batched
+        examples = [golden.example(index, is_batched=is_batched).inputs for index in range(golden.num_examples)]
+        self._examples = write_rows(examples, work / "examples")
+        self._first = write_rows(examples[:1], work / "first")
+        self._typical = write_rows(_pick_typical(requests.arrays), work / "requests")
+        self._trials = work / "trials.npz"
+        self._reference: list[Arrays] | None = None
 
-    def answer(self, engine: Engine) -> tuple[dict[str, Any], Arrays]:
+    def answer(self, engine: Engine) -> tuple[EngineResult, list[Arrays]]:
         """Run an engine; returns its times, and the answers to the examples.
 
         Raises:
             FaultError: `engine_failed`, it does not load or run the version.
         """
-        manifest = self._version.manifest
-        job = {
-            "runtime": engine.runtime,
-            "own_runtime": manifest.runtime,
-            "folder": str(self._folder),
-            "entry": manifest.entry,
-            "options": {
-                **manifest.options,
-                "threads": engine.threads,
-                **({"precision": engine.precision} if engine.precision else {}),
-            },
-            "is_batched": manifest.signature.is_batched,
-            "outputs": msgspec.to_builtins(manifest.signature.outputs),
-            "num_requests": self._num_requests,
-            "max_rows": max(BATCHES),
-            "limit_s": self._limit_s,
-        }
-        (self._work / "job.json").write_text(json.dumps(job))
-        output = self._run(engine)
-        with np.load(self._work / "outputs.npz", allow_pickle=False) as file:
-            answers = {name: decode_stored(file[name]) for name in file.files}
-        return json.loads(output), answers
-
-    def _run(self, engine: Engine) -> str:
-        package = PACKAGES.get(engine.runtime)
-        is_here = package is None or is_importable(package)
-        python = sys.executable if package is None or is_here else str(find_interpreter(package))
-        environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
-        command = [python, "-P", "-m", "argosy.tune.engine_run", str(self._work / "job.json")]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
-        except subprocess.TimeoutExpired:
-            raise FaultError("engine_failed", engine=engine, detail=f"it took more than {_TIMEOUT_S:.0f} s") from None
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise FaultError("engine_failed", engine=engine, detail=last[0][:400])
-        return done.stdout
+        artifact = self._artifact
+        with Probe(artifact, threads=engine.threads, runtime=engine.runtime, precision=engine.precision, title=engine) as probe:
+            answers = probe.answer(self._examples)
+            probe.choose(self._first)
+            if engine.runtime == artifact.runtime:
+                probe.write_trials(self._trials)
+            else:
+                probe.hold_trials(self._trials, artifact.runtime, engine.precision or "")
+            probe.choose(self._typical)
+            mix_s = probe.time_mix()
+            is_batched = artifact.signature.is_batched
+            service_s = probe.time_batches(max(BATCHES), self._limit_s) if is_batched else {}
+            return EngineResult(mix_s=mix_s, service_s=service_s, load_s=probe.load_s), answers
 
     def measure(self, engine: Engine, reference: Engine, min_cosine: float) -> EngineResult:
         """Run an engine and hold its answers against those of the reference, the version's own runtime.
@@ -139,23 +111,25 @@ class EngineBench:
         if self._reference is None:
             self._reference = self.answer(reference)[1]
         try:
-            times, answers = self.answer(engine)
+            found, answers = self.answer(engine)
         except FaultError as error:
             return EngineResult(problem=str(error.fields["detail"]))
         cosine, worst = _compare(answers, self._reference)
         problem = f"cosine {cosine:.6f} at output {worst}" if cosine < min_cosine else ""
-        service_s = {int(rows): seconds for rows, seconds in times.get("service_s", {}).items()}
-        return EngineResult(problem, cosine, times["mix_s"], service_s, times["load_s"])
+        return msgspec.structs.replace(found, problem=problem, cosine=cosine)
 
 
-def _compare(answers: Arrays, expected: Arrays) -> tuple[float, str]:
-    """The least cosine, and the output that has it. What is no fraction has to be equal."""
+def _compare(answers: Sequence[Arrays], expected: Sequence[Arrays]) -> tuple[float, str]:
+    """The least cosine, and the output that has it. What is no fraction has to be equal; text has no cosine, and is left out."""
     worst, where = 1.0, ""
-    for key, want in expected.items():
-        got = answers.get(key)
-        cosine = -1.0 if got is None or got.shape != want.shape else _compare_one(got, want)
-        if cosine < worst:
-            worst, where = cosine, key.partition(":")[2]
+    for given, wanted in zip(answers, expected, strict=True):
+        for name, want in wanted.items():
+            if want.dtype.kind == "O":
+                continue
+            got = given.get(name)
+            cosine = -1.0 if got is None or got.shape != want.shape else _compare_one(got, want)
+            if cosine < worst:
+                worst, where = cosine, name
     return worst, where
 
 

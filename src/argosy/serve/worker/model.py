@@ -22,7 +22,7 @@ from argosy.serve.worker.watch import PERIOD_ROWS, Watch
 if TYPE_CHECKING:
     from argosy.runtimes.preprocess import Preprocessor
 
-__all__ = ["MAX_REFUSAL", "LoadedModel"]
+__all__ = ["MAX_REFUSAL", "LoadedModel", "own_memory_bytes"]
 
 MAX_REFUSAL: Final = 600
 
@@ -89,7 +89,7 @@ class LoadedModel:
             load_s=load_s,
             warm_s=time.perf_counter() - started - load_s,
             threads=threads,
-            memory_bytes=_own_memory_bytes(),
+            memory_bytes=own_memory_bytes(),
             golden_difference=difference,
             join_refusal=fit_text(join_refusal, MAX_REFUSAL),
             joining=fit_text(self._describe_joining(), MAX_REFUSAL),
@@ -197,7 +197,7 @@ class LoadedModel:
         return self.preprocessor.apply(inputs, self.infer, counts=form == FORM_COUNTED)
 
 
-def _own_memory_bytes() -> int:
+def own_memory_bytes() -> int:
     """Memory that would be given back if this process ended: its private pages."""
     kinds = ("Private_Clean:", "Private_Dirty:")
     with open("/proc/self/smaps_rollup") as file:  # noqa: PTH123 - procfs, and pathlib is not imported for it elsewhere

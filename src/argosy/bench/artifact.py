@@ -1,0 +1,53 @@
+"""Files that a runtime serves, whether or not a store holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from argosy.signature import Signature
+from argosy.store.local import Store
+from argosy.store.manifest import OWN_FILES, Version
+
+__all__ = ["Artifact", "open_version"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model as a worker loads it."""
+
+    folder: Path
+    """Holds its files, and no others."""
+    entry: str
+    """The file to load, as `Manifest.entry`."""
+    runtime: str
+    signature: Signature
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the runtime is told, as `Manifest.options`; `precision` among them."""
+
+    @property
+    def path(self) -> Path:
+        """Of the entry."""
+        return self.folder / self.entry
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All files, by their names below the folder."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {name: path for path in paths if (name := path.relative_to(self.folder).as_posix()) not in OWN_FILES}
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+def open_version(store: Store, version: Version) -> Artifact:
+    """Give a version's artifact.
+
+    Raises:
+        StoreError: its files are damaged.
+    """
+    manifest = version.manifest
+    return Artifact(store.open_artifact(version), manifest.entry, manifest.runtime, manifest.signature, dict(manifest.options))
