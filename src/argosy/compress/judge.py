@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.bench.rows import stack_answers
+from argosy.compress.fidelity import FIDELITIES
+from argosy.compress.interval import find_interval
 from argosy.compress.kind import Meaning
-from argosy.compress.measure import BATCH_ROWS
 from argosy.datatypes import is_float
 from argosy.errors import InputError, list_choices
-from argosy.frameworks.onnx import OnnxModel
 from argosy.signature import Arrays
-from argosy.train.losses import get_metric, prepare_targets
+from argosy.train.losses import prepare_targets
 
-__all__ = ["Evidence", "Guard", "Score", "judge_outputs", "run_in_batches"]
+__all__ = ["METRICS", "Evidence", "Guard", "Score", "judge_outputs"]
 
 Array = NDArray[Any]
 
-_METRICS: Final = ("accuracy", "fidelity", "mae", "mse", "r2")
+METRICS: Final = ("accuracy", "r2", "mae", "mse", "fidelity", *FIDELITIES)
+"""What a guard may name."""
+_RATES: Final = ("accuracy", "agreement", "neighbours")
+"""Metrics that count rows: of N rows, they say nothing finer than 1/N."""
+_LOWER_IS_BETTER: Final = ("mae", "mse", "kl", "max_difference")
 
 _CONSTANT: Final = 1e-10
 """Variance beside the mean square, below which values count as one value: rounding of float32 gives 1e-14."""
@@ -35,16 +41,21 @@ class Guard:
     """How much compression may lose."""
 
     metric: str | None = None
-    """`accuracy`, `r2` (the part of the variance that is explained), `mae`, `mse`, or `fidelity`, which is `r2` with the
-    original's answers for targets. None: what the version was trained for, see `judge_outputs`."""
+    """`accuracy`, `r2` (the part of the variance that is explained), `mae`, `mse`; or how close the answers are to the
+    original's: `fidelity` (`r2` with the original's answers for targets), `cosine`, `agreement`, `neighbours`, `kl`,
+    `max_difference`, `iou`, `text` (see `fidelity.py`). None: what the version was trained for, see `judge_outputs`."""
     max_loss: float = 0.01
     """Largest fall of the metric (rise, where lower is better). One in a hundred rows is seldom missed."""
 
     def __post_init__(self) -> None:
-        if self.metric is not None and self.metric not in _METRICS:
-            raise InputError("unknown_choice", kind="metric", got=self.metric, known=list_choices(_METRICS))
+        if self.metric is not None and self.metric not in METRICS:
+            raise InputError("unknown_choice", kind="metric", got=self.metric, known=list_choices(METRICS))
         if not 0.0 <= self.max_loss < float("inf"):
             raise InputError("bad_option", option="guard.max_loss", got=self.max_loss, expected="a number, at least 0")
+
+    def accepts(self, score: Score) -> bool:
+        """Say whether so much may be lost; a score that is no number is refused."""
+        return score.loss <= self.max_loss
 
 
 @dataclass(frozen=True)
@@ -64,14 +75,22 @@ class Score:
     """Of several output tensors the one that lost most."""
     reason: str = ""
     """Why this metric, in words."""
+    interval: tuple[float, float] | None = None
+    """In which the loss lies with 95 % confidence, as these rows are a sample of those to come; None where that cannot be said:
+    of the largest difference, and of a single row."""
+
+    @property
+    def is_noise(self) -> bool:
+        """True for a loss that may as well be none."""
+        return self.interval is not None and self.loss > 0 >= self.interval[0]
 
 
 class Evidence(NamedTuple):
     """Rows, with the answers of both models to them."""
 
-    before: Arrays
-    """The original's, by output name in the model's order."""
-    after: Arrays
+    before: Sequence[Arrays]
+    """The original's answer to each row, by output name in the model's order."""
+    after: Sequence[Arrays]
     targets: Arrays
     """By output name; empty where none are known."""
     basis: str
@@ -87,6 +106,14 @@ class _Choice(NamedTuple):
     reason: str
 
 
+class _Values(NamedTuple):
+    """A metric before and after, and how much each row lost."""
+
+    before: float
+    after: float
+    losses: Array
+
+
 def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     """Hold a compressed model's answers against the targets, or against the original's answers where there are none.
 
@@ -96,6 +123,7 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     - Of values, each entry of each axis is judged by itself (each column of a table), by its own spread: the one that fell
       most counts. Probabilities, which sum to 1, have one spread in common.
     - Every output is judged, and the one that lost most counts. Lineage and guard speak of the first, or of those with targets.
+    - What counts rows needs as many that one of them is within the guard: without targets, fewer are judged by fidelity.
 
     Args:
         evidence: answers and targets.
@@ -103,31 +131,60 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
         guard: names a metric, or none.
 
     Raises:
-        InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not.
+        InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not; `too_few_rows`.
     """
+    before, after = _pair(evidence)
     scores: list[Score] = []
-    for index, name in enumerate(evidence.before):
+    for index, name in enumerate(before):
         is_meant = name in evidence.targets if evidence.targets else index == 0
         choice = _choose(
-            evidence.before[name],
+            before[name],
             evidence.targets.get(name),
             meaning if index == 0 else Meaning("unknown", "no lineage speaks of this output"),
             guard.metric if is_meant else None,
         )
-        scores.append(_score(name, choice, evidence))
+        choice = _look_at_number(choice, len(evidence.before), guard, is_named=is_meant and guard.metric is not None)
+        scores.append(_score(name, choice, before[name], after[name], evidence))
     return max(scores, key=lambda score: math.inf if math.isnan(score.loss) else score.loss)
 
 
-def run_in_batches(model: OnnxModel, inputs: Arrays) -> Arrays:
-    """Answer all rows, a bounded number at a time."""
-    num_rows = len(next(iter(inputs.values())))
-    starts = range(0, num_rows, BATCH_ROWS)
-    answers = [model.run({name: array[start : start + BATCH_ROWS] for name, array in inputs.items()}) for start in starts]
-    return {name: np.concatenate([answer[name] for answer in answers]) for name in model.output_names}
+def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
+    """Put the answers into arrays whose first axis counts rows; where shapes differ from row to row, flat and in a row of arrays.
+
+    Raises:
+        InputError: `bad_data`, a row's answer has another shape now.
+    """
+    for old, new in zip(evidence.before, evidence.after, strict=True):
+        for name, array in old.items():
+            if name not in new or new[name].shape != array.shape:
+                got = new[name].shape if name in new else "none"
+                raise InputError("bad_data", detail=f"output {name!r} has shape {array.shape}, when compressed {got}")
+    before, after = stack_answers(evidence.before), stack_answers(evidence.after)
+    if before is not None and after is not None:
+        return before, after
+    return _line_up(evidence.before), _line_up(evidence.after)
+
+
+def _line_up(answers: Sequence[Arrays]) -> Arrays:
+    found: Arrays = {}
+    for name in answers[0]:
+        found[name] = np.empty(len(answers), object)
+        for index, answer in enumerate(answers):
+            found[name][index] = answer[name].ravel()
+    return found
+
+
+def _is_uneven(outputs: Array) -> bool:
+    return outputs.dtype.kind == "O" and outputs.ndim == 1 and len(outputs) > 0 and isinstance(outputs[0], np.ndarray)
 
 
 def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str | None) -> _Choice:
     """Find how an output is judged."""
+    if _is_uneven(outputs):
+        if targets is not None or metric not in (None, "fidelity", "cosine", "max_difference"):
+            expected = "fidelity, cosine or max_difference, without targets: answers have other shapes from row to row"
+            raise InputError("bad_option", option="guard.metric", got=metric or "targets", expected=expected)
+        return _Choice(metric or "fidelity", None, meaning, "the answers have other shapes from row to row")
     if not is_float(outputs.dtype):
         return _Choice("accuracy", targets, Meaning("labels", meaning.source), "its answers are no fractions")
     if metric is None:
@@ -144,6 +201,9 @@ def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str
             got = f"{metric}, while {meaning.source}" if meaning.kind == "values" else f"{metric} of a single number"
             raise InputError("bad_option", option="guard.metric", got=got, expected="r2, mae, mse or fidelity")
         meaning = Meaning("classes", meaning.source)
+    if metric in FIDELITIES:
+        FIDELITIES[metric].check(outputs)
+        return _Choice(metric, None, meaning, reason)
     if metric in ("fidelity", "r2") and (targets is None or metric == "fidelity"):
         return _Choice("fidelity", None, meaning, reason)
     return _Choice(metric, targets, meaning, reason)
@@ -155,10 +215,20 @@ def _choose_by_targets(outputs: Array, targets: Array) -> str | None:
     return "r2" if targets.dtype.kind == "f" else None
 
 
-def _score(name: str, choice: _Choice, evidence: Evidence) -> Score:
-    before, after = evidence.before[name], evidence.after[name]
-    if before.shape != after.shape:
-        raise InputError("bad_data", detail=f"output {name!r} has shape {before.shape}, when compressed {after.shape}")
+def _look_at_number(choice: _Choice, num_rows: int, guard: Guard, *, is_named: bool) -> _Choice:
+    """See that what counts rows has enough of them."""
+    if choice.metric not in _RATES or num_rows * guard.max_loss >= 1.0 or not 0.0 < guard.max_loss < 1.0:
+        return choice
+    needed = math.ceil(1.0 / guard.max_loss)
+    if is_named or choice.targets is not None:
+        raise InputError("too_few_rows", metric=choice.metric, got=num_rows, needed=needed, max_loss=guard.max_loss)
+    if choice.meaning.kind == "labels":
+        return choice
+    reason = f"{num_rows} rows are too few for a rate within {guard.max_loss:g}, which takes {needed}; {choice.reason}"
+    return _Choice("fidelity", None, choice.meaning, reason)
+
+
+def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Evidence) -> Score:
     targets = choice.targets
     if targets is not None and (targets.ndim == 0 or len(targets) != len(before)):
         raise InputError("bad_data", detail=f"evaluation has {len(before)} rows, its targets have shape {targets.shape}")
@@ -168,20 +238,29 @@ def _score(name: str, choice: _Choice, evidence: Evidence) -> Score:
     if metric == "accuracy":
         values = _measure_accuracy(before, after, targets, choice.meaning)
         metric = "accuracy" if targets is not None else "agreement"
+    elif metric in FIDELITIES:
+        values = _measure_fidelity(metric, before, after)
     elif metric in ("fidelity", "r2"):
-        values = _measure_r2(before, after, before if targets is None else prepare_targets("mse", targets, before.shape))
+        values = _measure_r2(before, after, targets)
     else:
-        compute = get_metric(metric).compute
-        right = before if targets is None else prepare_targets("mse", targets, before.shape)
-        values = compute(before, right), compute(after, right)
-    loss = values[1] - values[0] if metric in ("mae", "mse") else values[0] - values[1]
-    return Score(metric, *values, loss, evidence.basis, len(before), name, reason)
+        values = _measure_errors(metric, before, after, targets)
+    sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
+    loss = sign * (values.after - values.before)
+    interval = None if metric == "max_difference" else find_interval(values.losses, is_rate=metric in _RATES)
+    return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval)
 
 
-def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> tuple[float, float]:
+def _measure_fidelity(metric: str, before: Array, after: Array) -> _Values:
+    measure = FIDELITIES[metric]
+    rows = measure.compute(before, after)
+    found = float(rows.max()) if metric == "max_difference" else float(rows.mean())
+    return _Values(measure.best, found, rows - measure.best if metric in _LOWER_IS_BETTER else measure.best - rows)
+
+
+def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> _Values:
     own, other = (_name_answers(outputs, meaning) for outputs in (before, after))
     if targets is None:
-        return 1.0, _measure_agreement(own, other)
+        return _compare_rates(own, other, own)
     right = targets
     if meaning.kind == "yes_no":
         right = np.asarray(prepare_targets("mse", targets, before.shape) > 0.5)
@@ -191,12 +270,12 @@ def _measure_accuracy(before: Array, after: Array, targets: Array | None, meanin
         right = prepare_targets("cross_entropy", targets, before.shape)
     if right.shape != own.shape:
         raise InputError("bad_data", detail=f"the targets have shape {right.shape}, the model's answers to them {own.shape}")
-    return _measure_agreement(own, right), _measure_agreement(other, right)
+    return _compare_rates(own, other, right)
 
 
-def _measure_agreement(one: Array, other: Array) -> float:
-    is_equal: Array = np.asarray(one == other, np.bool_)
-    return float(np.mean(is_equal))
+def _compare_rates(own: Array, other: Array, right: Array) -> _Values:
+    old, new = (np.asarray(answers == right, np.float64).reshape(len(right), -1).mean(axis=1) for answers in (own, other))
+    return _Values(float(old.mean()), float(new.mean()), old - new)
 
 
 def _name_answers(outputs: Array, meaning: Meaning) -> Array:
@@ -211,13 +290,23 @@ def _is_one_answer(outputs: Array, meaning: Meaning) -> bool:
     return bool((answers == answers.flat[0]).all())
 
 
-def _measure_r2(before: Array, after: Array, targets: Array) -> tuple[float, float]:
+def _measure_errors(metric: str, before: Array, after: Array, targets: Array | None) -> _Values:
+    """Give mean absolute or squared errors."""
+    right = before.astype(np.float64) if targets is None else prepare_targets("mse", targets, before.shape)
+    error: Callable[[Array], Array] = np.abs if metric == "mae" else np.square
+    old, new = (error(outputs.astype(np.float64) - right).reshape(len(right), -1).mean(axis=1) for outputs in (before, after))
+    return _Values(float(old.mean()), float(new.mean()), new - old)
+
+
+def _measure_r2(before: Array, after: Array, targets: Array | None) -> _Values:
     """Give R2 before and after, of the entry of an axis that fell most."""
-    right = targets.astype(np.float64)
-    old, new = (outputs.astype(np.float64) for outputs in (before, after))
+    if _is_uneven(before):
+        return _measure_uneven(before, after)
+    right = before if targets is None else prepare_targets("mse", targets, before.shape)
+    old, new, right = (np.asarray(outputs, np.float64) for outputs in (before, after, right))
     axes = [None] if before.ndim == 1 or _is_distribution(before) else list(range(1, before.ndim))
-    pairs = [(old_score, new_score) for axis in axes for old_score, new_score in _list_r2(old, new, right, axis)]
-    return max(pairs, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[0] - pair[1])
+    found = [_find_worst_r2(old, new, right, axis) for axis in axes]
+    return max(found, key=lambda values: math.inf if math.isnan(values.after) else values.before - values.after)
 
 
 def _is_distribution(outputs: Array) -> bool:
@@ -227,8 +316,8 @@ def _is_distribution(outputs: Array) -> bool:
     return bool(np.allclose(outputs.sum(axis=-1), 1.0, rtol=0, atol=_SUM_TOLERANCE))
 
 
-def _list_r2(old: Array, new: Array, right: Array, axis: int | None) -> list[tuple[float, float]]:
-    """Give R2 before and after of each entry of an axis; of all numbers together for none."""
+def _find_worst_r2(old: Array, new: Array, right: Array, axis: int | None) -> _Values:
+    """Give R2 before and after of the entry of an axis that fell most; of all numbers together for none."""
     others = tuple(other for other in range(right.ndim) if other != axis)
     whole = float(np.mean(np.square(right)))
     mean_square: Array = np.mean(np.square(right), axis=others)
@@ -237,4 +326,22 @@ def _list_r2(old: Array, new: Array, right: Array, axis: int | None) -> list[tup
     scale = np.where(scale > _CONSTANT * mean_square, scale, mean_square)
     scale = np.where(scale > 0, scale, whole if whole > 0 else 1.0)
     scores = [np.ravel(1 - np.mean(np.square(outputs - right), axis=others) / scale) for outputs in (old, new)]
-    return list(zip(*(score.tolist() for score in scores), strict=True))
+    falls = scores[0] - scores[1]
+    place = int(np.argmax(np.where(np.isnan(falls), np.inf, falls)))
+    if axis is not None:
+        old, new, right = (np.take(outputs, place, axis) for outputs in (old, new, right))
+    squares = [np.square(outputs - right).reshape(len(right), -1).mean(axis=1) for outputs in (old, new)]
+    return _Values(float(scores[0][place]), float(scores[1][place]), (squares[1] - squares[0]) / np.ravel(scale)[place])
+
+
+def _measure_uneven(before: Array, after: Array) -> _Values:
+    """Give the fidelity of answers whose shapes differ from row to row, by the spread of all numbers together."""
+    everything = np.concatenate([np.asarray(row, np.float64) for row in before])
+    scale = float(np.var(everything)) or float(np.mean(np.square(everything))) or 1.0
+    total = max(1, everything.size)
+    squares = [
+        float(np.square(np.asarray(new, np.float64) - np.asarray(old, np.float64)).sum())
+        for old, new in zip(before, after, strict=True)
+    ]
+    losses = np.array(squares) * len(squares) / total / scale
+    return _Values(1.0, 1.0 - float(losses.mean()), losses)

@@ -1,0 +1,162 @@
+"""How close answers are to the original's, where nobody knows what is right: measures that suit what the answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.errors import InputError
+
+__all__ = ["FIDELITIES", "Fidelity"]
+
+Array = NDArray[Any]
+
+_MASK: Final = 0.5
+_MAX_PAIRS: Final = 4_000_000
+"""Of rows, whose similarity is held at once."""
+_TINY: Final = 1e-12
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One measure."""
+
+    name: str
+    best: float
+    """Of equal answers."""
+    compute: Callable[[Array, Array], Array]
+    """From the original's answers and the others, first axis rows, a number a row."""
+    least_axes: int = 1
+    """That the answers must have, rows included."""
+    needs: str = ""
+    """What answers it suits, for messages."""
+
+    def check(self, outputs: Array) -> None:
+        """See that it suits the answers.
+
+        Raises:
+            InputError: `bad_option`.
+        """
+        is_wide = outputs.ndim < 2 or self.least_axes < 2 or outputs.shape[-1] > 1
+        if outputs.ndim < self.least_axes or not is_wide:
+            got = f"{self.name} of answers of shape {('rows', *outputs.shape[1:])}"
+            raise InputError(
+                "bad_option", option="guard.metric", got=got, expected=f"a metric that suits them; this takes {self.needs}"
+            )
+
+
+def _flatten(outputs: Array) -> Array:
+    return np.asarray(outputs, np.float64).reshape(len(outputs), -1)
+
+
+def _measure_cosine(before: Array, after: Array) -> Array:
+    if before.dtype.kind == "O":
+        rows = [_measure_cosine(old[None], new[None])[0] for old, new in zip(before, after, strict=True)]
+        return np.array(rows)
+    old, new = _flatten(before), _flatten(after)
+    lengths = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
+    cosines = np.einsum("ij,ij->i", old, new) / np.maximum(lengths, _TINY)
+    # Of zeros, only zeros are like them.
+    return np.where(lengths > _TINY, cosines, (old == new).all(axis=1).astype(np.float64))
+
+
+def _measure_agreement(before: Array, after: Array) -> Array:
+    same = before.argmax(axis=-1) == after.argmax(axis=-1)
+    return np.asarray(same, np.float64).reshape(len(before), -1).mean(axis=1)
+
+
+def _measure_neighbours(before: Array, after: Array) -> Array:
+    old, new = (_find_neighbours(_flatten(outputs)) for outputs in (before, after))
+    return np.asarray(old == new, np.float64)
+
+
+def _find_neighbours(rows: Array) -> Array:
+    """For each row the other one whose direction is most like its own."""
+    lengths: Array = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.maximum(lengths, _TINY)
+    chunk = max(1, _MAX_PAIRS // max(1, len(rows)))
+    found: list[Array] = []
+    for start in range(0, len(rows), chunk):
+        similar: Array = rows[start : start + chunk] @ rows.T
+        similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -np.inf
+        found.append(similar.argmax(axis=1))
+    return np.concatenate(found)
+
+
+def _measure_kl(before: Array, after: Array) -> Array:
+    old, new = (_to_log_probabilities(outputs) for outputs in (before, after))
+    divergence = np.sum(np.exp(old) * (old - new), axis=-1)
+    return np.maximum(divergence, 0.0).reshape(len(before), -1).mean(axis=1)
+
+
+def _to_log_probabilities(outputs: Array) -> Array:
+    wide = np.asarray(outputs, np.float64)
+    if (wide >= 0).all() and np.allclose(wide.sum(axis=-1), 1.0, rtol=0, atol=1e-3):
+        return np.log(np.maximum(wide, _TINY))
+    shifted = wide - wide.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _measure_largest(before: Array, after: Array) -> Array:
+    if before.dtype.kind == "O":
+        scale = max(max((float(np.abs(row).max()) for row in before if row.size), default=0.0), _TINY)
+        rows = [float(np.abs(new - old).max()) if old.size else 0.0 for old, new in zip(before, after, strict=True)]
+        return np.array(rows) / scale
+    old, new = _flatten(before), _flatten(after)
+    return np.abs(new - old).max(axis=1) / max(float(np.abs(old).max()), _TINY)
+
+
+def _measure_iou(before: Array, after: Array) -> Array:
+    old, new = _flatten(before) > _MASK, _flatten(after) > _MASK
+    both, either = (old & new).sum(axis=1), (old | new).sum(axis=1)
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+
+
+def _measure_text(before: Array, after: Array) -> Array:
+    return np.array([_compare_texts(_read(old), _read(new)) for old, new in zip(before, after, strict=True)])
+
+
+def _read(steps: Array) -> list[int]:
+    """Read what a recogniser says: the likeliest symbol of each step, repetitions once, without the blank, which is 0."""
+    symbols = steps.reshape(-1, steps.shape[-1]).argmax(axis=-1)
+    kept = np.flatnonzero(np.concatenate([[True], symbols[1:] != symbols[:-1]]) & (symbols != 0))
+    return symbols[kept].tolist()
+
+
+def _compare_texts(one: list[int], other: list[int]) -> float:
+    """1 - edit distance / length of the longer."""
+    longest = max(len(one), len(other))
+    if not longest:
+        return 1.0
+    costs = list(range(len(other) + 1))
+    for index, symbol in enumerate(one):
+        previous, costs[0] = costs[0], index + 1
+        for place, found in enumerate(other):
+            previous, costs[place + 1] = (
+                costs[place + 1],
+                min(costs[place + 1] + 1, costs[place] + 1, previous + (symbol != found)),
+            )
+    return 1.0 - costs[-1] / longest
+
+
+_VECTORS: Final = "vectors"
+
+FIDELITIES: Final[Mapping[str, Fidelity]] = {
+    fidelity.name: fidelity
+    for fidelity in (
+        Fidelity("cosine", 1.0, _measure_cosine, 1, _VECTORS),
+        Fidelity("agreement", 1.0, _measure_agreement, 2, "scores of classes along the last axis"),
+        Fidelity("neighbours", 1.0, _measure_neighbours, 2, "vectors, of which some are alike"),
+        Fidelity("kl", 0.0, _measure_kl, 2, "scores or probabilities of classes along the last axis"),
+        Fidelity("max_difference", 0.0, _measure_largest, 1, "numbers"),
+        Fidelity("iou", 1.0, _measure_iou, 2, "maps of 0 to 1, such as a detector's or of segments"),
+        Fidelity("text", 1.0, _measure_text, 3, "scores of symbols (the first is the blank) by steps, as of a text recogniser"),
+    )
+}
+"""By name: the mean cosine of a row's answer; the part of rows whose best class stays; whose nearest other row stays; the mean
+Kullback-Leibler divergence in nats; the largest difference of any number, relative to the largest number; the mean overlap of
+what is above 0.5; the mean similarity of the texts that are read (1 - edit distance / length)."""

@@ -1,0 +1,136 @@
+"""Recipes: which steps make a smaller or faster artifact of another one, as data that a version keeps and that runs again."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+import msgspec
+
+from argosy.bench.artifact import Artifact
+from argosy.bench.rows import Rows
+from argosy.errors import InputError, list_choices
+
+__all__ = ["STEPS", "Recipe", "Step", "Workshop", "describe_recipe", "get_recipe", "read_recipe", "run_recipe"]
+
+STEPS: Final[Mapping[str, str]] = {
+    "simplify": "argosy.compress.steps.simplify:Simplify",
+    "float16": "argosy.compress.steps.half:Float16",
+    "bfloat16": "argosy.compress.steps.openvino:Bfloat16",
+    "openvino": "argosy.compress.steps.openvino:OpenVino",
+    "dynamic-int8": "argosy.compress.steps.dynamic:DynamicInt8",
+    "int8": "argosy.compress.steps.int8:Int8",
+    "weights": "argosy.compress.steps.weights:Weights",
+    "nncf-int8": "argosy.compress.steps.nncf:NncfInt8",
+    "nncf-weights": "argosy.compress.steps.nncf:NncfWeights",
+    "low-rank": "argosy.compress.steps.low_rank:LowRank",
+}
+"""Where each step's class is, imported when it is asked for."""
+
+
+@dataclass
+class Workshop:
+    """What steps work with."""
+
+    folder: Path
+    """For what they make."""
+    calibration: Rows = ()
+    """Requests that are like those to come; never those that the result is judged on."""
+    _num_folders: int = field(default=0, init=False)
+
+    def make_folder(self) -> Path:
+        """Give a new, empty folder."""
+        self._num_folders += 1
+        folder = self.folder / f"made{self._num_folders}"
+        folder.mkdir(parents=True)
+        return folder
+
+
+class Step(Protocol):
+    """One way to compress: a frozen struct whose fields are its parameters."""
+
+    @property
+    def name(self) -> str:
+        """As in `STEPS`."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What most weights are afterwards, such as `int8`; "" where the step leaves them as they are. For the lineage."""
+        ...
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True if it looks at rows."""
+        ...
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """Make another artifact: same inputs and outputs.
+
+        Raises:
+            InputError: `nothing_to_compress`, `missing_extra`; `step_failed`, the step's library cannot do this model.
+        """
+        ...
+
+
+Recipe = tuple[Step, ...]
+
+
+def _import_step(name: str) -> type[Any]:
+    if name not in STEPS:
+        raise InputError("unknown_choice", kind="compression method", got=name, known=list_choices(STEPS))
+    module, _, kind = STEPS[name].partition(":")
+    return getattr(importlib.import_module(module), kind)
+
+
+def get_recipe(given: str | Step | Sequence[str | Step]) -> Recipe:
+    """Give a recipe: of names with their default parameters (several with `+` between them), of steps, or of both.
+
+    Raises:
+        InputError: `unknown_choice`.
+    """
+    parts: Sequence[str | Step] = (
+        given.split("+") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+    )
+    recipe = tuple(cast("Step", _import_step(part)()) if isinstance(part, str) else part for part in parts)
+    if not recipe:
+        raise InputError("bad_option", option="method", got="no step", expected="one at least")
+    return recipe
+
+
+def describe_recipe(recipe: Recipe) -> list[dict[str, Any]]:
+    """Give a recipe as JSON data."""
+    return [{"name": step.name, **cast("dict[str, Any]", msgspec.to_builtins(step))} for step in recipe]
+
+
+def read_recipe(data: object) -> Recipe:
+    """Give the recipe that `describe_recipe` wrote.
+
+    Raises:
+        InputError: `bad_option`, it is none.
+    """
+    try:
+        steps: list[Step] = []
+        for entry in msgspec.convert(data, list[dict[str, Any]]):
+            fields = dict(entry)
+            steps.append(msgspec.convert(fields, _import_step(str(fields.pop("name", "")))))
+    except msgspec.ValidationError as error:
+        raise InputError("bad_option", option="recipe", got=error, expected="a list of steps, each with its name") from error
+    return tuple(steps)
+
+
+def run_recipe(
+    recipe: Recipe, artifact: Artifact, workshop: Workshop, say: Callable[[str], None] = lambda text: None
+) -> Artifact:
+    """Carry out the steps, one after the other.
+
+    Raises:
+        InputError: as `Step.apply`.
+    """
+    for step in recipe:
+        say(f"{step.name} ...")
+        artifact = step.apply(artifact, workshop)
+    return artifact

@@ -1,0 +1,12 @@
+"""Ways to compress, one file each, with its card beside it. They know nothing of the store, of accuracy or of guards.
+
+graph.py      ONNX files: read, named, written (no step of its own)
+simplify.py   the same graph with fewer operators
+half.py       float16 weights
+dynamic.py    int8 weights, activations quantised as they come
+int8.py       int8 weights and activations, scales fixed beforehand
+weights.py    weights alone in 8 or 4 bits
+low_rank.py   matrices as products of two thinner ones
+openvino.py   for the runtime OpenVINO, as it is or in bfloat16
+nncf.py       int8, and weights alone, by NNCF for OpenVINO
+"""

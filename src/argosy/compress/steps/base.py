@@ -1,0 +1,103 @@
+"""What steps on ONNX files share: the file read, its nodes named, another one written."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from argosy.bench.artifact import Artifact
+from argosy.compress.recipe import Workshop
+from argosy.errors import InputError
+
+__all__ = ["HEAVY", "StepBase", "blame_library", "list_heavy", "name_nodes", "read_model", "write_model"]
+
+HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators with weights, which make the file and the time."""
+_MAX_DETAIL: Final = 300
+_LARGE_BYTES: Final = 1 << 30
+"""From so many bytes on, weights stand in a file of their own: a message of protobuf ends at 2 GiB."""
+
+
+class StepBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A step; its fields are its parameters."""
+
+    @property
+    def name(self) -> str:
+        """As in `STEPS`."""
+        raise NotImplementedError
+
+    @property
+    def precision(self) -> str:
+        """What most weights are afterwards."""
+        return ""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True if it looks at rows."""
+        return False
+
+
+def read_model(artifact: Artifact, step: str) -> Any:
+    """Read an artifact's ONNX file, with its weights.
+
+    Raises:
+        InputError: `step_unfit`, it is none.
+    """
+    if artifact.runtime not in ("onnx", "openvino") or artifact.path.suffix != ".onnx":
+        raise InputError("step_unfit", method=step, runtime=artifact.runtime, expected="an ONNX file")
+    onnx: Any = importlib.import_module("onnx")
+    return onnx.load(str(artifact.path))
+
+
+def write_model(model: Any, artifact: Artifact, workshop: Workshop, **changes: Any) -> Artifact:
+    """Write an ONNX file into a new folder, and give it as an artifact; its name stays.
+
+    Args:
+        model: the parsed file.
+        artifact: that it was made of.
+        workshop: has the folder.
+        changes: to the fields of the artifact, such as its runtime.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    folder, name = workshop.make_folder(), Path(artifact.entry).name
+    is_large = model.ByteSize() > _LARGE_BYTES
+    where = {"save_as_external_data": True, "location": f"{name}.data"} if is_large else {}
+    onnx.save(model, str(folder / name), **where)
+    return replace(artifact, folder=folder, entry=name, **changes)
+
+
+def name_nodes(model: Any) -> None:
+    """Give each node a name that no other has: exclusions are by name, and exporters leave some without."""
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{index}"
+        seen.add(node.name)
+
+
+def list_heavy(model: Any) -> list[str]:
+    """Names of the nodes with weights of their own, in the graph's order."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type in HEAVY and weights & set(node.input)]
+
+
+@contextmanager
+def blame_library(step: str) -> Generator[None, None, None]:
+    """Turn what a library raises into an error that names the step.
+
+    Raises:
+        InputError: `step_failed`.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the edge of a library: quantizers raise anything, KeyError and RuntimeError among them
+        told = " ".join(str(error).split()) or "it says no more"
+        raise InputError("step_failed", method=step, detail=f"{type(error).__name__}: {told}"[:_MAX_DETAIL]) from error

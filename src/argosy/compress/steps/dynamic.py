@@ -1,0 +1,61 @@
+"""Weights in int8, activations quantised as they come, by ONNX Runtime's quantizer."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+from argosy.bench.artifact import Artifact
+from argosy.compress.recipe import Workshop
+from argosy.compress.steps.base import StepBase, blame_library, name_nodes, read_model, write_model
+from argosy.errors import InputError
+from argosy.frameworks.base import import_extra
+
+__all__ = ["DynamicInt8"]
+
+
+class DynamicInt8(StepBase, frozen=True, kw_only=True):
+    """No calibration; the scale of activations is taken from each batch, so that rows of a batch depend on one another.
+
+    A worker finds that out and runs each request by itself: good for one request at a time, not for many at once.
+    """
+
+    per_channel: bool = True
+    """One scale for each output channel of a weight, else one for the whole weight."""
+    operators: tuple[str, ...] = ("MatMul", "Gemm")
+    """Kinds that are quantised; ONNX Runtime's convolutions of this kind are slow."""
+    exclude: tuple[str, ...] = ()
+    """Names of nodes that stay as they are."""
+
+    @property
+    def name(self) -> str:
+        """As in `STEPS`."""
+        return "dynamic-int8"
+
+    @property
+    def precision(self) -> str:
+        """Of the weights."""
+        return "int8"
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """See `recipe.Step`."""
+        # The quantizer's shape inference imports it on the way, and without it says nothing that helps.
+        import_extra("sympy", feature="Compression dynamic-int8", extra="compress")
+        model = read_model(artifact, self.name)
+        name_nodes(model)
+        if not any(node.op_type in self.operators for node in model.graph.node):
+            raise InputError("nothing_to_compress", method=self.name, what=f"an operator of {', '.join(self.operators)}")
+        named, folder = write_model(model, artifact, workshop), workshop.make_folder()
+        with blame_library(self.name):
+            quantization: Any = importlib.import_module("onnxruntime.quantization")
+            quantization.quantize_dynamic(
+                str(named.path),
+                str(folder / named.entry),
+                op_types_to_quantize=list(self.operators),
+                per_channel=self.per_channel,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_exclude=list(self.exclude),
+                extra_options={"MatMulConstBOnly": True},
+            )
+        return replace(named, folder=folder)

@@ -1,0 +1,136 @@
+"""Static int8 quantisation by ONNX Runtime's quantizer. The card is `int8.md`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+from argosy.bench.artifact import Artifact
+from argosy.bench.rows import Rows, stack_answers
+from argosy.compress.recipe import Workshop
+from argosy.compress.steps.base import HEAVY, StepBase, blame_library, name_nodes, read_model, write_model
+from argosy.errors import InputError
+from argosy.frameworks.base import import_extra
+from argosy.signature import Arrays
+
+__all__ = ["Int8"]
+
+_PASSING: Final = ("Flatten", "MaxPool", "Relu", "Reshape", "Transpose")
+"""Operators that take int8 as it is, so that it stays int8 between two heavy ones. All others stay float32:
+quantising softmax, normalisation and sums too turned a sentence encoder into noise (cosine 0.36)."""
+
+_CHUNK_ROWS: Final = 64
+"""Rows of one calibration run; bounds its memory."""
+_PER_CHANNEL_OPSET: Final = 13
+"""In which QuantizeLinear has learnt to take a scale for each channel."""
+
+_CALIBRATORS: Final = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+
+
+class Int8(StepBase, frozen=True, kw_only=True):
+    """Weights and activations as 8-bit integers, with scales fixed beforehand from calibration rows.
+
+    Because the scales are fixed, a row's answer does not depend on its batch mates, so that requests can be
+    joined; dynamic quantisation takes them from the batch and fails that.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877.
+    """
+
+    per_channel: bool = True
+    """One scale for each output channel of a weight, else one for the whole weight."""
+    ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """How the range of an activation is found: the smallest and the largest value; or with outliers cut off, where that
+    changes the distribution least (`entropy`), or at the 99.999th percentile. The latter two need rows of one shape."""
+    max_calibration_rows: int = 512
+    """More are not looked at: the ranges hardly grow, the time does."""
+    exclude: tuple[str, ...] = ()
+    """Names of nodes that stay as they are."""
+
+    def __post_init__(self) -> None:
+        if self.max_calibration_rows < 1:
+            got = self.max_calibration_rows
+            raise InputError("bad_option", option="int8.max_calibration_rows", got=got, expected="at least 1")
+
+    @property
+    def name(self) -> str:
+        """As in `STEPS`."""
+        return "int8"
+
+    @property
+    def precision(self) -> str:
+        """Of weights and activations."""
+        return "int8"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """For the ranges of activations."""
+        return True
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """See `recipe.Step`."""
+        model = read_model(artifact, self.name)
+        if not any(node.op_type in HEAVY for node in model.graph.node):
+            raise InputError("nothing_to_compress", method="int8", what=f"an operator of {', '.join(HEAVY)}")
+        # The quantizer's shape inference imports it on the way, and without it says nothing that helps.
+        import_extra("sympy", feature="Compression int8", extra="compress")
+        with blame_library(self.name):
+            model = _raise_opset(model)
+        name_nodes(model)
+        given = write_model(model, artifact, workshop)
+        with blame_library(self.name):
+            folder = self._quantize(given, workshop)
+        return replace(given, folder=folder)
+
+    def _quantize(self, given: Artifact, workshop: Workshop) -> Any:
+        quantization: Any = importlib.import_module("onnxruntime.quantization")
+        shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
+        prepared, folder = workshop.make_folder() / given.entry, workshop.make_folder()
+        # Folds constants and batch normalisation into the weights, which must be final when they are rounded.
+        shapes.quant_pre_process(str(given.path), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(folder / given.entry),
+            _CalibrationReader(workshop.calibration, self.max_calibration_rows, is_batched=given.signature.is_batched),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=self.per_channel,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=getattr(quantization.CalibrationMethod, _CALIBRATORS[self.ranges]),
+            op_types_to_quantize=[*HEAVY, *_PASSING],
+            nodes_to_exclude=list(self.exclude),
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return folder
+
+
+def _raise_opset(model: Any) -> Any:
+    """Give the model in an opset in which channels have scales of their own."""
+    if any(opset.domain in ("", "ai.onnx") and opset.version < _PER_CHANNEL_OPSET for opset in model.opset_import):
+        converter: Any = importlib.import_module("onnx.version_converter")
+        return converter.convert_version(model, _PER_CHANNEL_OPSET)
+    return model
+
+
+class _CalibrationReader:
+    """Hands calibration rows to the quantizer, a chunk of rows of one shape at a time."""
+
+    def __init__(self, rows: Rows, max_rows: int, *, is_batched: bool) -> None:
+        # Evenly spaced, not the first: data is often sorted by class.
+        count = min(len(rows), max_rows)
+        picked = [rows[index * len(rows) // count] for index in range(count)]
+        self._chunks: Iterator[Arrays] = iter(_join(picked) if is_batched else picked)
+
+    def get_next(self) -> Arrays | None:
+        return next(self._chunks, None)
+
+
+def _join(rows: Rows) -> list[Arrays]:
+    """Put neighbours of one shape into chunks."""
+    chunks: list[Arrays] = []
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        part = rows[start : start + _CHUNK_ROWS]
+        joined = stack_answers(part)
+        chunks += part if joined is None else [joined]
+    return chunks

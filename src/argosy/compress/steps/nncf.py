@@ -1,0 +1,112 @@
+"""Quantisation by NNCF for the runtime OpenVINO: weights and activations in int8, or weights alone in 8 or 4 bits."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal
+
+from argosy.bench.artifact import Artifact
+from argosy.compress.recipe import Workshop
+from argosy.compress.steps.base import StepBase, blame_library
+from argosy.compress.steps.openvino import read_ir, write_ir
+from argosy.errors import InputError
+from argosy.frameworks.base import import_extra
+
+__all__ = ["NncfInt8", "NncfWeights"]
+
+
+def _import_nncf(step: str) -> Any:
+    nncf = import_extra("nncf", feature=f"Compression {step}", extra="compress")
+    importlib.import_module("logging").getLogger("nncf").setLevel("ERROR")
+    return nncf
+
+
+class NncfInt8(StepBase, frozen=True, kw_only=True):
+    """Weights and activations in int8, with scales fixed beforehand from calibration rows, by NNCF's post-training quantisation.
+
+    Source: github.com/openvinotoolkit/nncf.
+    """
+
+    preset: Literal["performance", "mixed"] = "mixed"
+    """`mixed` has zero points for activations, `performance` has none."""
+    is_transformer: bool = False
+    """Leave out what suffers in transformers, and smooth outliers of activations into the weights."""
+    max_calibration_rows: int = 300
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """In which what is left is computed."""
+    exclude: tuple[str, ...] = ()
+    """Names of operators that stay as they are."""
+
+    @property
+    def name(self) -> str:
+        """As in `STEPS`."""
+        return "nncf-int8"
+
+    @property
+    def precision(self) -> str:
+        """Of weights and activations."""
+        return "int8"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """For the ranges of activations."""
+        return True
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """See `recipe.Step`."""
+        nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
+        rows = workshop.calibration
+        count = min(len(rows), self.max_calibration_rows)
+        picked = [rows[index * len(rows) // count] for index in range(count)]
+        with blame_library(self.name):
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset(picked),
+                preset=nncf.QuantizationPreset(self.preset),
+                model_type=nncf.ModelType.TRANSFORMER if self.is_transformer else None,
+                subset_size=count,
+                ignored_scope=nncf.IgnoredScope(names=list(self.exclude), validate=False) if self.exclude else None,
+            )
+        if not any(operator.get_type_name() == "FakeQuantize" for operator in quantized.get_ops()):
+            raise InputError("nothing_to_compress", method=self.name, what="an operator with weights that NNCF quantises")
+        return write_ir(quantized, artifact, workshop, self.name, is_half=True, precision=self.compute)
+
+
+class NncfWeights(StepBase, frozen=True, kw_only=True):
+    """Weights alone in 8 or 4 bits, activations as they are. No calibration."""
+
+    bits: Literal[4, 8] = 8
+    group_size: int = 64
+    """Numbers that share a scale, with 4 bits; with 8 it is one a channel."""
+    ratio: float = 1.0
+    """Part of the weights that is in 4 bits; the rest, which would suffer most, in 8."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    exclude: tuple[str, ...] = ()
+    """Names of operators that stay as they are."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio <= 1.0:
+            raise InputError("bad_option", option="nncf-weights.ratio", got=self.ratio, expected="above 0, and at most 1")
+
+    @property
+    def name(self) -> str:
+        """As in `STEPS`."""
+        return "nncf-weights"
+
+    @property
+    def precision(self) -> str:
+        """Of the weights."""
+        return f"int{self.bits}"
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """See `recipe.Step`."""
+        nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
+        options: dict[str, Any] = {}
+        if self.bits == 4:
+            options = {"ratio": self.ratio, "group_size": self.group_size}
+        mode = nncf.CompressWeightsMode.INT8_ASYM if self.bits == 8 else nncf.CompressWeightsMode.INT4_ASYM
+        if self.exclude:
+            options["ignored_scope"] = nncf.IgnoredScope(names=list(self.exclude), validate=False)
+        with blame_library(self.name):
+            compressed = nncf.compress_weights(model, mode=mode, **options)
+        return write_ir(compressed, artifact, workshop, self.name, is_half=True, precision=self.compute)

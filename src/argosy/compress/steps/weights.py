@@ -1,0 +1,59 @@
+"""Weights alone in 8 or 4 bits, by ONNX Runtime's MatMulNBits; activations stay float32."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal
+
+from argosy.bench.artifact import Artifact
+from argosy.compress.recipe import Workshop
+from argosy.compress.steps.base import StepBase, blame_library, name_nodes, read_model, write_model
+from argosy.errors import InputError
+from argosy.frameworks.base import import_extra
+
+__all__ = ["Weights"]
+
+
+class Weights(StepBase, frozen=True, kw_only=True):
+    """Matrices in blocks of 8 or 4 bits, each with a scale. Tables of embeddings stay as they are. No calibration."""
+
+    bits: Literal[4, 8] = 8
+    block_size: int = 128
+    """Numbers that share a scale: a power of two from 16 on. Fewer are more exact, and larger."""
+    exclude: tuple[str, ...] = ()
+    """Names of nodes that stay as they are."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 16 or self.block_size & (self.block_size - 1):
+            raise InputError("bad_option", option="weights.block_size", got=self.block_size, expected="16, 32, 64, 128 ...")
+
+    @property
+    def name(self) -> str:
+        """As in `STEPS`."""
+        return "weights"
+
+    @property
+    def precision(self) -> str:
+        """Of the weights."""
+        return f"int{self.bits}"
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """See `recipe.Step`."""
+        import_extra("onnx_ir", feature="Compression weights", extra="compress")
+        model = read_model(artifact, self.name)
+        name_nodes(model)
+        if not any(node.op_type == "MatMul" for node in model.graph.node):
+            raise InputError("nothing_to_compress", method=self.name, what="an operator MatMul")
+        with blame_library(self.name):
+            quantizers: Any = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
+            quantizer = quantizers.MatMulNBitsQuantizer(
+                model,
+                bits=self.bits,
+                block_size=self.block_size,
+                is_symmetric=True,
+                accuracy_level=4,
+                nodes_to_exclude=list(self.exclude),
+            )
+            quantizer.process()
+            quantized = quantizer.model.model
+        return write_model(quantized, artifact, workshop)
