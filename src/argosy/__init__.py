@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from argosy.client import AdminClient, AsyncClient, Client, Prediction
-    from argosy.compress.base import CompressResult, Guard, compress
+    from argosy.compress.judge import Guard
+    from argosy.compress.result import CompressResult
+    from argosy.compress.run import compress
     from argosy.deploy.spec import DeploymentSpec
     from argosy.errors import ArgosyError
     from argosy.registry.transfer import pull, push
@@ -55,9 +57,9 @@ _HOMES: Final = {
     "AsyncClient": "argosy.client",
     "Checkpoints": "argosy.train.checkpoint",
     "Client": "argosy.client",
-    "CompressResult": "argosy.compress.base",
+    "CompressResult": "argosy.compress.result",
     "DeploymentSpec": "argosy.deploy.spec",
-    "Guard": "argosy.compress.base",
+    "Guard": "argosy.compress.judge",
     "Prediction": "argosy.client",
     "Server": "argosy.server",
     "Signature": "argosy.signature",

@@ -312,6 +312,16 @@ MESSAGES: dict[str, Message] = {
         "nothing was published; it is judged by {metric}, as {reason}; try calibration rows that are more like what will be "
         "asked, or a larger guard",
     ),
+    "nothing_found": Message(
+        "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}",
+        "nothing was published; allow a larger loss, give more rows, or another objective",
+    ),
+    "too_few_rows": Message(
+        "{metric} on {got} rows says nothing finer than one row in {got}; a loss of {max_loss:g} takes {needed} rows at least",
+        "give more evaluation rows, allow a larger loss, or take a metric that compares numbers, such as fidelity",
+    ),
+    "step_unfit": Message("Compression method {method} does not work on artifacts of the runtime {runtime}, it takes {expected}"),
+    "step_failed": Message("Compression method {method} cannot do this model: {detail}"),
     "no_gain": Message(
         "Compression {method} of {reference} does not make it smaller, nor faster without a loss: {found}",
         "nothing was published; to publish it all the same: needs_gain=False, on the command line --without-gain",

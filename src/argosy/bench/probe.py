@@ -56,14 +56,16 @@ class Probe:
     ) -> None:
         self.artifact, self._title, self._timeout_s = artifact, title, timeout_s
         runtime = runtime or artifact.runtime
-        self._work = tempfile.TemporaryDirectory(prefix="argosy-bench-")
+        self._folder = tempfile.TemporaryDirectory(prefix="argosy-bench-")
+        self.work = Path(self._folder.name)
+        """For files of this probe; goes with it."""
         self._num_files = 0
         self._rest = b""
         package = PACKAGES.get(runtime)
         is_here = package is None or is_importable(package)
         python = sys.executable if package is None or is_here else str(find_interpreter(package))
         environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
-        self._log = Path(self._work.name, "log")
+        self._log = self.work / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [python, "-P", "-m", "argosy.bench.child"],
@@ -99,14 +101,14 @@ class Probe:
         """End the process."""
         self._process.kill()
         self._process.communicate()
-        self._work.cleanup()
+        self._folder.cleanup()
 
     def answer(self, rows: RowFiles) -> list[Arrays]:
         """Answer requests one after the other; returns the outputs of each by name."""
         paths: list[Path] = []
         for path in rows.paths:
             self._num_files += 1
-            paths.append(Path(self._work.name, f"answers{self._num_files}.npz"))
+            paths.append(self.work / f"answers{self._num_files}.npz")
             self._ask("answer", rows=str(path), answers=str(paths[-1]))
         answers = read_answers(rows, paths)
         for path in paths:

@@ -1,22 +1,37 @@
-"""Make a version small and fast within an accuracy guard. `argosy.compress(...)` compresses."""
+"""Make a version small and fast within an accuracy guard. `argosy.compress(...)` compresses.
+
+run.py         the whole of it; the place to start
+find.py        which recipe serves an objective best; catalogue.py: which suit a model
+recipe.py      recipes as data; steps/: what they are made of
+sample.py      rows to calibrate with and rows to judge on, never the same
+jury.py        candidates beside their original, each in a process of its own
+judge.py       the guard; fidelity.py, interval.py, kind.py: its measures
+measure.py     bytes, seconds, memory
+publish.py     the child version; result.py, report.py: what it came to
+"""
 
 from argosy.callables import make_callable
-from argosy.compress.base import CompressResult, Method, compress, get_method
+from argosy.compress.find import Budget
 from argosy.compress.judge import Guard, Score
 from argosy.compress.measure import Cost, Gain
+from argosy.compress.recipe import Recipe, Step, get_recipe
 from argosy.compress.report import describe_result, tabulate_result
+from argosy.compress.result import CompressResult
+from argosy.compress.run import compress
 
 __all__ = [
+    "Budget",
     "CompressResult",
     "Cost",
     "Gain",
     "Guard",
-    "Method",
+    "Recipe",
     "Score",
+    "Step",
     "compress",
     "describe_result",
-    "get_method",
+    "get_recipe",
     "tabulate_result",
 ]
 
-make_callable(__name__, "argosy.compress.base:compress")
+make_callable(__name__, "argosy.compress.run:compress")

@@ -81,10 +81,11 @@ def _find_neighbours(rows: Array) -> Array:
     chunk = max(1, _MAX_PAIRS // max(1, len(rows)))
     found: list[Array] = []
     for start in range(0, len(rows), chunk):
-        similar: Array = rows[start : start + chunk] @ rows.T
+        similar = np.asarray(rows[start : start + chunk] @ rows.T, np.float64)
         similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -np.inf
-        found.append(similar.argmax(axis=1))
-    return np.concatenate(found)
+        found.append(np.asarray(similar.argmax(axis=1)))
+    whole: Array = np.concatenate(found)
+    return whole
 
 
 def _measure_kl(before: Array, after: Array) -> Array:

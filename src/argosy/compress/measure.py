@@ -1,28 +1,29 @@
-"""What compression saved in bytes and seconds, and whether rows stay apart."""
+"""What compression saved in bytes and seconds, and whether rows stay apart: measured by the runtimes that serve."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from argosy.frameworks.onnx import OnnxModel
-from argosy.signature import Arrays
+from argosy.bench.probe import Probe
+from argosy.bench.rows import RowFiles, Rows, stack_answers, write_rows
+from argosy.serve.worker.agreement import exceeds, largest_difference
 
-__all__ = ["BATCH_ROWS", "Cost", "Gain", "measure_batch_difference", "measure_cost"]
+__all__ = ["BATCH_ROWS", "Cost", "Gain", "Timing", "measure_costs"]
 
 BATCH_ROWS: Final = 32
 """The larger of the two batch sizes that are measured, and that of the check for batch mates."""
 
-_TIMED_ROUNDS: Final = 60
-"""Runs of each model at each batch size, the models in turn, so that other work on the machine hits both."""
-
-_TRIES: Final = 3
-"""Of a measurement in which the second model is slower, which work elsewhere on the machine may have made it."""
+_NUM_TYPICAL: Final = 16
+"""Rows that are timed, evenly spaced over those that are there."""
+_BLOCKS: Final = 6
+"""Turns of each model at each batch size, so that other work on the machine hits all alike."""
+_MIN_RUNS, _MAX_RUNS = 2, 60
+"""Runs of a turn."""
 
 _LEAST_SAVING: Final = 0.05
 """Part of the file that must be saved for it to be called smaller."""
@@ -36,12 +37,20 @@ class Cost:
     """What a model costs to keep and to run."""
 
     size_bytes: int
-    """Of the ONNX file."""
+    """Of its files."""
+    memory_bytes: int
+    """Of a worker that has run it: what would be given back if it ended."""
+    load_s: float
     latency_s: float
-    """Of one row alone: median on one thread of ONNX Runtime."""
+    """Of one row (of a version without rows: one request) alone."""
+    p99_s: float
+    """The 99th percentile of that."""
     batch_row_s: float
-    """Of one row in a batch of `batch_rows`: the batch's median, divided by its rows."""
+    """Of one row in a batch of `batch_rows`: the batch's time, divided by its rows. Where rows are not joined, that of one alone."""
     batch_rows: int
+    """1 where rows are not joined."""
+    batch_difference: float
+    """Largest difference between a row's answer alone and in a batch, relative to the largest answer."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,10 @@ class Gain:
             word = "larger" if size > 1 else "smaller"
             sizes = f"{before.size_bytes / 1e3:.1f} -> {after.size_bytes / 1e3:.1f} kB"
             verdicts.append((size < 1, f"the file is {abs(1 - size):.1%} {word} ({sizes})"))
+        batch = max(before.batch_rows, after.batch_rows)
         for what, old_s, new_s in (
             ("one row alone", before.latency_s, after.latency_s),
-            (f"a row in a batch of {before.batch_rows}", before.batch_row_s, after.batch_row_s),
+            (f"a row in a batch of {batch}", before.batch_row_s, after.batch_row_s),
         ):
             ratio = new_s / old_s
             if abs(ratio - 1) > _TIME_NOISE:
@@ -95,63 +105,101 @@ class Gain:
         return verdicts
 
 
-def measure_cost(before: tuple[OnnxModel, bytes], after: tuple[OnnxModel, bytes], inputs: Arrays) -> tuple[Cost, Cost]:
-    """Measure size and speed of two models on the same rows.
+class Timing:
+    """Rows to time models with.
 
     Args:
-        before: a model and its file's content.
-        after: the other one.
-        inputs: by name; taken again from the start when there are fewer than a batch of rows.
+        rows: real ones.
+        folder: for files of them, new.
+        is_batched: the signature has rows.
     """
-    models = (before[0], after[0])
-    one, many = (_time_models(models, _take_rows(inputs, num_rows)) for num_rows in (1, BATCH_ROWS))
-    sizes = (len(before[1]), len(after[1]))
-    costs = [Cost(sizes[i], one[i], many[i] / BATCH_ROWS, BATCH_ROWS) for i in range(2)]
-    return costs[0], costs[1]
+
+    def __init__(self, rows: Rows, folder: Path, *, is_batched: bool) -> None:
+        count = min(len(rows), _NUM_TYPICAL)
+        chosen = [rows[index * len(rows) // count] for index in range(count)]
+        self.typical = write_rows(chosen, folder / "typical")
+        self.alone: RowFiles | None = None
+        self.together: RowFiles | None = None
+        # Neighbours of the shape that most rows have: batches are made of these.
+        shapes = [tuple(array.shape for array in row.values()) for row in rows]
+        common = max(set(shapes), key=shapes.count)
+        alike = [row for row, shape in zip(rows, shapes, strict=True) if shape == common]
+        joined = stack_answers([alike[index % len(alike)] for index in range(BATCH_ROWS)]) if is_batched else None
+        if joined is not None:
+            rows_alone = [{name: array[index : index + 1] for name, array in joined.items()} for index in range(BATCH_ROWS)]
+            self.alone = write_rows(rows_alone, folder / "alone")
+            self.together = write_rows([joined], folder / "together")
 
 
-def measure_batch_difference(model: OnnxModel, inputs: Arrays) -> float:
-    """Give how far a row's answer depends on its batch mates.
+def measure_costs(probes: Sequence[Probe], timing: Timing, *, budget_s: float) -> list[Cost]:
+    """Measure models in turn.
 
     Args:
-        model: to run.
-        inputs: real rows by name.
+        probes: have them loaded.
+        timing: the rows.
+        budget_s: for each of them at each batch size.
 
-    Returns:
-        The largest difference between rows alone and in a batch of 32, relative to the largest answer.
-        0 or rounding (below 1e-5) for a static graph; scales computed from the batch show as 1e-2 and more.
+    Raises:
+        FaultError: `engine_failed`.
     """
-    rows = _take_rows(inputs, BATCH_ROWS)
-    together, alone = model.run(rows), model.run_alone(rows)
-    return max(_relative_difference(together[name], alone[name]) for name in model.output_names)
+    differences = [_measure_batch_difference(probe, timing) for probe in probes]
+    one = _time_in_turn(probes, timing.typical, budget_s)
+    many = None if timing.together is None else _time_in_turn(probes, timing.together, budget_s)
+    costs: list[Cost] = []
+    for index, probe in enumerate(probes):
+        latency_s, p99_s = _typical_s(one[index]), float(np.quantile(np.concatenate(one[index]), 0.99))
+        is_joined = many is not None and differences[index][1]
+        batch_s = _typical_s(many[index]) / BATCH_ROWS if many is not None and is_joined else latency_s
+        costs.append(
+            Cost(
+                size_bytes=probe.artifact.size_bytes,
+                memory_bytes=probe.take_memory(),
+                load_s=probe.load_s,
+                latency_s=latency_s,
+                p99_s=p99_s,
+                batch_row_s=batch_s,
+                batch_rows=BATCH_ROWS if is_joined else 1,
+                batch_difference=differences[index][0],
+            )
+        )
+    return costs
 
 
-def _time_models(models: tuple[OnnxModel, OnnxModel], inputs: Arrays) -> list[float]:
-    """Give the median of each; of several tries the one in which the second does best beside the first."""
-    tries: list[list[float]] = []
-    while len(tries) < _TRIES:
-        tries.append(_time_in_turn(models, inputs))
-        if tries[-1][1] <= tries[-1][0] * (1 + _TIME_NOISE):
-            break
-    return min(tries, key=lambda times: times[1] / times[0])
+def _measure_batch_difference(probe: Probe, timing: Timing) -> tuple[float, bool]:
+    """Give how far a row's answer depends on its batch mates, and whether that is rounding.
+
+    Of rows alone and in a batch, relative to the largest answer: 0 or rounding (below 1e-5) for a static graph; scales computed
+    from the batch show as 1e-2 and more.
+    """
+    if timing.alone is None or timing.together is None:
+        return 0.0, False
+    alone, together = stack_answers(probe.answer(timing.alone)), probe.answer(timing.together)[0]
+    if alone is None:
+        return float("inf"), False
+    worst, is_rounding = 0.0, True
+    for name, expected in alone.items():
+        got = together[name]
+        difference = largest_difference(got, expected)
+        is_rounding = is_rounding and not exceeds(difference, expected.dtype)
+        worst = max(worst, difference)
+    return worst, is_rounding
 
 
-def _time_in_turn(models: Sequence[OnnxModel], inputs: Arrays) -> list[float]:
-    seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(_TIMED_ROUNDS):
-        for model, times in zip(models, seconds, strict=True):
-            started_s = time.perf_counter()
-            model.run(inputs)
-            times.append(time.perf_counter() - started_s)
-    return [float(np.median(times)) for times in seconds]
+def _typical_s(turns: list[list[float]]) -> float:
+    """Give the median over the turns of what a turn's faster quarter takes: other work on the machine only ever slows runs."""
+    return float(np.median([np.quantile(turn, 0.25) for turn in turns]))
 
 
-def _take_rows(inputs: Arrays, num_rows: int) -> Arrays:
-    return {name: array[np.arange(num_rows) % len(array)] for name, array in inputs.items()}
-
-
-def _relative_difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    if expected.dtype.kind not in "fiub":
-        return float(np.any(got != expected))
-    scale = max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
-    return float(np.max(np.abs(got.astype(np.float64) - expected))) / scale
+def _time_in_turn(probes: Sequence[Probe], rows: RowFiles, budget_s: float) -> list[list[list[float]]]:
+    """Give seconds of runs, by probe and turn."""
+    seconds: list[list[list[float]]] = [[] for _ in probes]
+    runs: list[int] = []
+    for probe in probes:
+        probe.choose(rows)
+        # The first run of a shape is not counted.
+        warm = probe.time_rounds(1, rows.num_rows)
+        runs.append(int(min(_MAX_RUNS, max(_MIN_RUNS, budget_s / _BLOCKS / max(1e-6, float(np.median(warm)))))))
+    for _ in range(_BLOCKS):
+        for probe, count, times in zip(probes, runs, seconds, strict=True):
+            times.append(probe.time_rounds(1, count))
+    return seconds

@@ -67,6 +67,11 @@ class Step(Protocol):
         """True if it looks at rows."""
         ...
 
+    @property
+    def keeps_rows(self) -> bool:
+        """True if rows that do not influence one another do not do so afterwards either."""
+        ...
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """Make another artifact: same inputs and outputs.
 

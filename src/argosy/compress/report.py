@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from argosy.compress.base import CompressResult
+from argosy.compress.result import CompressResult
 
 __all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result"]
 
@@ -34,7 +34,7 @@ def describe_result(result: CompressResult) -> str:
         f"{row[0]:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     ]
-    return "\n".join([f"{result.method['name']} of {result.parent.name}@{result.parent.number}", *lines, *_explain(result)])
+    return "\n".join([f"{result.title} of {result.parent.name}@{result.parent.number}", *lines, *_explain(result)])
 
 
 def _compare(what: str, before: float, after: float) -> tuple[str, ...]:
@@ -49,13 +49,13 @@ def _explain(result: CompressResult) -> list[str]:
         basis = (
             f"{score.metric} with the parent on its {score.num_rows} golden examples{made_up}, as no evaluation data was given"
         )
-    mates = "does not depend" if result.batch_difference <= BATCH_TOLERANCE else "DEPENDS"
+    mates = "does not depend" if result.after.batch_difference <= BATCH_TOLERANCE else "DEPENDS"
     outcome = f"published as {result.version.name}@{result.version.number}" if result.version else "not published"
     return [
         *(f"better: {text}" for text in result.gain.gains),
         *(f"worse: {text}" for text in result.gain.losses),
         f"judged by {score.metric}: {score.reason}",
         f"guard: {score.metric} may lose {result.guard.max_loss:g}, lost {score.loss:.4f}; measured on {basis}",
-        f"a row's answer {mates} on its batch mates: largest relative difference {result.batch_difference:.1e}",
+        f"a row's answer {mates} on its batch mates: largest relative difference {result.after.batch_difference:.1e}",
         outcome,
     ]

@@ -57,7 +57,7 @@ def take_sample(signature: Signature, rows: object, targets: object = None, basi
     if listed and isinstance(listed[0], Mapping):
         requests = [_check_request(signature, request) for request in listed]
     else:
-        requests = _cut(signature, _name_arrays(signature, rows))
+        requests = _cut(signature, _name_arrays(signature, cast("object", rows)))
     if not requests:
         raise InputError("bad_data", detail="there are no rows")
     return Sample(requests, _name_targets(signature, targets, len(requests)), basis)

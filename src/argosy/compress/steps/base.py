@@ -42,6 +42,11 @@ class StepBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """True if it looks at rows."""
         return False
 
+    @property
+    def keeps_rows(self) -> bool:
+        """True if rows that do not influence one another do not do so afterwards either."""
+        return True
+
 
 def read_model(artifact: Artifact, step: str) -> Any:
     """Read an artifact's ONNX file, with its weights.

@@ -38,6 +38,11 @@ class DynamicInt8(StepBase, frozen=True, kw_only=True):
         """Of the weights."""
         return "int8"
 
+    @property
+    def keeps_rows(self) -> bool:
+        """The scale of activations is that of the batch."""
+        return False
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
         # The quantizer's shape inference imports it on the way, and without it says nothing that helps.

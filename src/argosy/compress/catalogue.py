@@ -1,0 +1,68 @@
+"""Which recipes suit a model: what is tried, in this order, when the best is looked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections import Counter
+from typing import Any
+
+from argosy.bench.artifact import Artifact
+from argosy.compress.recipe import Recipe, Workshop
+from argosy.compress.steps.base import HEAVY
+from argosy.compress.steps.dynamic import DynamicInt8
+from argosy.compress.steps.half import Float16
+from argosy.compress.steps.int8 import Int8
+from argosy.compress.steps.nncf import NncfInt8, NncfWeights
+from argosy.compress.steps.openvino import Bfloat16, OpenVino
+from argosy.compress.steps.simplify import Simplify
+from argosy.compress.steps.weights import Weights
+
+__all__ = ["list_recipes"]
+
+
+def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
+    """List the recipes that may suit an artifact, the least invasive first.
+
+    Args:
+        artifact: the original.
+        workshop: has the rows to calibrate with.
+    """
+    if artifact.path.suffix != ".onnx":
+        return _list_for_openvino(is_transformer=False) if artifact.runtime == "openvino" else []
+    kinds = _count_operators(artifact)
+    is_transformer = kinds["Softmax"] > 0 and kinds["MatMul"] > 2 * kinds["Softmax"]
+    recipes: list[Recipe] = [(Simplify(),), (Float16(),)]
+    if _is_here("openvino"):
+        recipes += _list_for_openvino(is_transformer=is_transformer)
+    if any(kinds[kind] for kind in HEAVY):
+        recipes.append((Int8(),))
+        if kinds["Conv"]:
+            recipes.append((Int8(ranges="percentile"),))
+    if kinds["MatMul"] or kinds["Gemm"]:
+        recipes += [(DynamicInt8(),)]
+    if kinds["MatMul"]:
+        recipes += [(Weights(),), (Weights(bits=4, block_size=32),)]
+    return recipes
+
+
+def _list_for_openvino(*, is_transformer: bool) -> list[Recipe]:
+    recipes: list[Recipe] = [(OpenVino(half_weights=True),), (Bfloat16(),)]
+    if _is_here("nncf"):
+        recipes += [
+            (NncfInt8(is_transformer=is_transformer),),
+            (NncfInt8(is_transformer=is_transformer, compute="bfloat16"),),
+            (NncfWeights(compute="bfloat16"),),
+            (NncfWeights(bits=4, compute="bfloat16"),),
+        ]
+    return recipes
+
+
+def _is_here(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _count_operators(artifact: Artifact) -> Counter[str]:
+    onnx: Any = importlib.import_module("onnx")
+    model = onnx.load(str(artifact.path), load_external_data=False)
+    return Counter(node.op_type for node in model.graph.node)

@@ -1,0 +1,127 @@
+"""Find the recipe that serves an objective best within the guard: try what suits the model, and refine what comes near."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from argosy.bench.artifact import Artifact
+from argosy.compress.catalogue import list_recipes
+from argosy.compress.jury import Jury
+from argosy.compress.measure import Cost
+from argosy.compress.recipe import Recipe, Workshop, run_recipe
+from argosy.compress.result import Tried
+from argosy.errors import ConflictError, FaultError, InputError
+
+__all__ = ["OBJECTIVES", "Budget", "find"]
+
+OBJECTIVES: Final[Mapping[str, Callable[[Cost], float]]] = {
+    "latency": lambda cost: cost.latency_s,
+    "throughput": lambda cost: cost.batch_row_s,
+    "size": lambda cost: float(cost.size_bytes),
+    "memory": lambda cost: float(cost.memory_bytes),
+}
+"""What can be looked for: each is the less the better."""
+
+_QUICK_S: Final = 0.3
+"""For timing a candidate at each batch size, when all are looked at."""
+_CAREFUL_S: Final = 1.5
+"""For those that are left."""
+_NUM_FINALISTS: Final = 3
+_LEAST_GAIN: Final = 0.03
+"""Part of the objective by which a candidate must be better than the original."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of a search."""
+
+    max_s: float = 600.0
+    """Seconds after which no new candidate is begun."""
+
+    def __post_init__(self) -> None:
+        if not self.max_s > 0.0:
+            raise InputError("bad_option", option="budget.max_s", got=self.max_s, expected="more than 0 seconds")
+
+
+def find(
+    jury: Jury, workshop: Workshop, objective: str, budget: Budget, *, say: Callable[[str], None]
+) -> tuple[Artifact, Tried, tuple[Tried, ...]]:
+    """Find the best recipe.
+
+    Args:
+        jury: judges candidates.
+        workshop: makes them.
+        objective: a name of `OBJECTIVES`.
+        budget: how long it may take.
+        say: is told what happens.
+
+    Returns:
+        The best artifact, how it was judged, and all that was tried.
+
+    Raises:
+        ConflictError: `nothing_found`; says how near each came.
+    """
+    deadline = time.monotonic() + budget.max_s
+    value = OBJECTIVES[objective]
+    tried: list[Tried] = []
+    made: dict[int, Artifact] = {}
+    for recipe in list_recipes(jury.parent, workshop):
+        if time.monotonic() > deadline:
+            say(f"{budget.max_s:g} s are over: the rest is not tried")
+            break
+        one, artifact = try_recipe(recipe, jury, workshop, budget_s=_QUICK_S)
+        if artifact is not None:
+            made[len(tried)] = artifact
+        tried.append(one)
+        say(_describe(one, value))
+    order = sorted((place for place in made if not tried[place].problem), key=lambda place: _ratio(tried[place], value))
+    finalists: list[tuple[float, int, Tried]] = []
+    for place in order[:_NUM_FINALISTS]:
+        again = _measure_again(tried[place], made[place], jury)
+        finalists.append((_ratio(again, value), place, again))
+        tried[place] = again
+        say(f"once more: {_describe(again, value)}")
+    best = min(finalists, key=lambda finalist: finalist[0], default=None)
+    if best is None or best[0] > 1.0 - _LEAST_GAIN:
+        raise ConflictError("nothing_found", objective=objective, tried=_tell_all(tried, value), max_loss=jury.guard.max_loss)
+    return made[best[1]], best[2], tuple(tried)
+
+
+def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: float) -> tuple[Tried, Artifact | None]:
+    """Make and judge what a recipe makes; whatever goes wrong with it is told in `problem`."""
+    started = time.monotonic()
+    try:
+        artifact = run_recipe(recipe, jury.parent, workshop)
+        found = jury.judge(artifact, Tried(recipe).title, budget_s=budget_s)
+    except (InputError, FaultError) as error:
+        return Tried(recipe, problem=error.message, seconds=time.monotonic() - started), None
+    score = found.score
+    problem = ""
+    if not jury.guard.accepts(score):
+        problem = f"{score.metric} loses {score.loss:.4g}, allowed {jury.guard.max_loss:g}"
+    return Tried(recipe, score, found.before, found.after, problem, time.monotonic() - started), artifact
+
+
+def _measure_again(one: Tried, artifact: Artifact, jury: Jury) -> Tried:
+    found = jury.judge(artifact, one.title, budget_s=_CAREFUL_S)
+    return Tried(one.recipe, found.score, found.before, found.after, seconds=one.seconds)
+
+
+def _ratio(one: Tried, value: Callable[[Cost], float]) -> float:
+    """Of the objective to that of the original, measured in turn with it."""
+    assert one.before is not None and one.after is not None
+    return value(one.after) / value(one.before)
+
+
+def _describe(one: Tried, value: Callable[[Cost], float]) -> str:
+    if one.score is None:
+        return f"{one.title}: {one.problem}"
+    found = f"{one.score.metric} {one.score.after:.4f} (loses {one.score.loss:.4g}), {_ratio(one, value):.2f} of the original"
+    return f"{one.title}: {found}{', too much' if one.problem else ''}"
+
+
+def _tell_all(tried: list[Tried], value: Callable[[Cost], float]) -> str:
+    return "; ".join(_describe(one, value) for one in tried)

@@ -1,0 +1,97 @@
+"""Judge artifacts beside the version that they were made of: answers, cost, both by the runtimes that serve them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple
+
+from argosy.bench.artifact import Artifact
+from argosy.bench.probe import Probe
+from argosy.bench.rows import RowFiles, write_rows
+from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
+from argosy.compress.kind import Meaning
+from argosy.compress.measure import Cost, Timing, measure_costs
+from argosy.compress.sample import Sample
+from argosy.errors import InputError
+from argosy.signature import Arrays
+
+__all__ = ["Finding", "Jury"]
+
+_MAX_ANSWER_BYTES: Final = 4 << 30
+"""Of all answers of one model, which are held in memory."""
+
+
+class Finding(NamedTuple):
+    """What was found of an artifact."""
+
+    score: Score
+    before: Cost
+    after: Cost
+
+
+class Jury:
+    """A context: holds the original in a process of its own, and its answers.
+
+    Args:
+        parent: the original.
+        meaning: of its first output.
+        guard: how much may be lost of what.
+        sample: rows that no candidate saw.
+        folder: for files, new.
+        threads: of one operator, of the original and of candidates.
+    """
+
+    def __init__(self, parent: Artifact, meaning: Meaning, guard: Guard, sample: Sample, folder: Path, *, threads: int) -> None:
+        self.parent, self.sample, self.guard = parent, sample, guard
+        self._meaning, self._threads, self._folder = meaning, threads, folder
+        self._stack = ExitStack()
+        self._first: RowFiles = write_rows(sample.rows[:1], folder / "first")
+        self._files: RowFiles = write_rows(sample.rows, folder / "rows")
+        self._timing = Timing(sample.rows, folder / "timing", is_batched=parent.signature.is_batched)
+        self._original = self._open(parent, "the version itself")
+        try:
+            self._answers = self._answer(self._original)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Jury:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def judge(self, artifact: Artifact, title: str, *, budget_s: float) -> Finding:
+        """Have an artifact answer the rows, and time it beside the original.
+
+        Args:
+            artifact: what to judge.
+            title: what it is called in messages.
+            budget_s: for timing each of the two at each batch size.
+
+        Raises:
+            FaultError: `engine_failed`, it does not load or run.
+            InputError: as `judge_outputs`.
+        """
+        with Probe(artifact, threads=self._threads, title=title) as probe:
+            answers = self._answer(probe)
+            score = self.score(answers)
+            before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
+        return Finding(score, before, after)
+
+    def score(self, answers: list[Arrays]) -> Score:
+        """Hold answers to the rows against the original's, or against what is right."""
+        evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis)
+        return judge_outputs(evidence, self._meaning, self.guard)
+
+    def _open(self, artifact: Artifact, title: str) -> Probe:
+        return self._stack.enter_context(Probe(artifact, threads=self._threads, title=title))
+
+    def _answer(self, probe: Probe) -> list[Arrays]:
+        num_bytes = sum(int(array.nbytes) for array in probe.answer(self._first)[0].values()) * self._files.num_rows
+        if num_bytes > _MAX_ANSWER_BYTES:
+            detail = f"the answers to {self._files.num_rows} rows take {num_bytes / 1e9:.1f} GB: give fewer"
+            raise InputError("bad_data", detail=detail)
+        return probe.answer(self._files)

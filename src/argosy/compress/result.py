@@ -1,0 +1,101 @@
+"""What compressing a version came to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from argosy.compress.judge import Guard, Score
+from argosy.compress.measure import Cost, Gain
+from argosy.compress.recipe import Recipe, describe_recipe
+from argosy.store.manifest import Version
+
+__all__ = ["CompressResult", "Tried"]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One recipe, tried."""
+
+    recipe: Recipe
+    score: Score | None = None
+    before: Cost | None = None
+    """Of the original, measured in turn with this one."""
+    after: Cost | None = None
+    problem: str = ""
+    """Why it is no answer: it cannot be made or run, or loses too much; "" where it could be one."""
+    seconds: float = 0.0
+    """That making and judging it took."""
+
+    @property
+    def title(self) -> str:
+        """Names and parameters that are not the defaults."""
+        return name_recipe(self.recipe)
+
+    def describe(self) -> dict[str, Any]:
+        """Give all of it as JSON data."""
+        return {
+            "recipe": describe_recipe(self.recipe),
+            "score": None if self.score is None else dataclasses.asdict(self.score),
+            "before": None if self.before is None else dataclasses.asdict(self.before),
+            "after": None if self.after is None else dataclasses.asdict(self.after),
+            "problem": self.problem,
+            "seconds": self.seconds,
+        }
+
+
+def name_recipe(recipe: Recipe) -> str:
+    """Name a recipe's steps, and their parameters that are not the defaults."""
+    parts: list[str] = []
+    for step, described in zip(recipe, describe_recipe(recipe), strict=True):
+        default = describe_recipe((type(step)(),))[0]
+        other = [f"{name}={_shorten(value)}" for name, value in described.items() if value != default[name]]
+        parts.append(f"{step.name}({', '.join(other)})" if other else step.name)
+    return " + ".join(parts)
+
+
+def _shorten(value: object) -> str:
+    return f"{len(value)} nodes" if isinstance(value, list | tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType]
+
+
+@dataclass(frozen=True, eq=False)
+class CompressResult:
+    """What compressing a version came to."""
+
+    parent: Version
+    version: Version | None
+    """What was published, None if that was not wanted."""
+    recipe: Recipe
+    guard: Guard
+    """As it was given, with the metric that was chosen."""
+    score: Score
+    before: Cost
+    after: Cost
+    objective: str = ""
+    """What the recipe was chosen for; "" where it was given."""
+    tried: tuple[Tried, ...] = ()
+    """All recipes that were tried, in order."""
+
+    @property
+    def title(self) -> str:
+        """Names the recipe."""
+        return name_recipe(self.recipe)
+
+    @property
+    def gain(self) -> Gain:
+        """What became smaller or larger, faster or slower."""
+        return Gain(self.before, self.after)
+
+    def describe(self) -> dict[str, Any]:
+        """Give everything but the versions and what else was tried, as JSON data."""
+        return {
+            "recipe": describe_recipe(self.recipe),
+            "guard": dataclasses.asdict(self.guard),
+            "score": dataclasses.asdict(self.score),
+            "before": dataclasses.asdict(self.before),
+            "after": dataclasses.asdict(self.after),
+            "gains": self.gain.gains,
+            "losses": self.gain.losses,
+            "objective": self.objective,
+        }

@@ -1,0 +1,189 @@
+"""`compress`: make a version smaller or faster, measure what that cost, and publish it if it cost little enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from argosy.bench.artifact import Artifact, open_version
+from argosy.bench.rows import Rows
+from argosy.compress.find import OBJECTIVES, Budget, find
+from argosy.compress.judge import Guard
+from argosy.compress.jury import Jury
+from argosy.compress.kind import find_meaning
+from argosy.compress.publish import publish_artifact
+from argosy.compress.recipe import Recipe, Step, Workshop, get_recipe, run_recipe
+from argosy.compress.result import CompressResult, Tried
+from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
+from argosy.errors import ConflictError, InputError, list_choices
+from argosy.serve.worker.cores import count_cores
+from argosy.store.local import Store
+from argosy.store.manifest import Version
+
+__all__ = ["compress"]
+
+_BUDGET_S = 1.0
+"""For timing a model at each batch size."""
+
+
+def compress(
+    reference: str | Version,
+    *,
+    method: str | Step | Sequence[str | Step] | None = None,
+    objective: str = "latency",
+    data: object = None,
+    calibration: object = None,
+    evaluation: tuple[object, object] | None = None,
+    guard: Guard | None = None,
+    budget: Budget | None = None,
+    needs_gain: bool = True,
+    publish: bool = True,
+    store: Store | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> CompressResult:
+    """Compress a version of the store and publish the result as the next version of its model.
+
+    Candidates are judged in processes of their own, by the runtimes that would serve them, on rows that none of them saw.
+
+    Args:
+        reference: the version, or NAME, NAME@VERSION, NAME@ALIAS.
+        method: a recipe: names of `STEPS` with `+` between them, or steps with their parameters set. None finds the best one for
+            the objective.
+        objective: what to look for without a method: `latency`, `throughput`, `size` or `memory`.
+        data: rows like those to come, without or with targets as a pair; they are split into rows to calibrate with and rows to
+            judge on. As `calibration` and `evaluation`, which may be given instead.
+        calibration: representative rows, such as those of training; an array, one for each input by name, or a list of requests
+            of any shapes, each a mapping by input name. Rows that are among them are left out of the evaluation.
+        evaluation: rows and targets to judge on, before and after: targets one a row, or by output name, or None. Without
+            targets the answers are held against the parent's; without rows, on its golden examples if they are real.
+        guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
+            and of the fidelity to the original where nothing says what its outputs are.
+        budget: of the search.
+        needs_gain: refuse what is larger, and what is neither smaller nor faster. False publishes it all the same.
+        publish: False measures only.
+        store: default: that of ARGOSY_HOME.
+        say: is told what happens.
+
+    Raises:
+        ConflictError: `guard_failed`, too much was lost; `no_gain`; `nothing_found`; nothing was published.
+        InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
+            `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`.
+        FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
+        NotFoundError: no such version.
+        StoreError: the parent's files are damaged.
+    """
+    store = store or Store()
+    guard = guard or Guard()
+    recipe = None if method is None else get_recipe(method)
+    if objective not in OBJECTIVES:
+        raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
+    parent = store.get_version(reference) if isinstance(reference, str) else reference
+    _check_parent(parent)
+    rows, sample = _take_rows(store, parent, recipe, data, calibration, evaluation)
+    artifact = open_version(store, parent)
+    with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
+        work = Path(name)
+        workshop = Workshop(work / "made", rows)
+        threads = count_cores()
+        with Jury(artifact, find_meaning(parent), guard, sample, work / "jury", threads=threads) as jury:
+            if recipe is None:
+                made, chosen, tried = find(jury, workshop, objective, budget or Budget(), say=say)
+            else:
+                made, chosen = _try_one(recipe, jury, workshop, say)
+                tried = (chosen,)
+            assert chosen.score is not None and chosen.before is not None and chosen.after is not None
+            metric = "accuracy" if chosen.score.metric == "agreement" else chosen.score.metric
+            result = CompressResult(
+                parent=parent,
+                version=None,
+                recipe=chosen.recipe,
+                guard=dataclasses.replace(guard, metric=metric),
+                score=chosen.score,
+                before=chosen.before,
+                after=chosen.after,
+                objective=objective if recipe is None else "",
+                tried=tried,
+            )
+            if not publish:
+                return result
+            if needs_gain and not result.gain.is_one and recipe is not None:
+                name = f"{parent.name}@{parent.number}"
+                raise ConflictError("no_gain", method=result.title, reference=name, found=result.gain.describe())
+            return dataclasses.replace(result, version=publish_artifact(store, result, made, rows))
+
+
+def _check_parent(parent: Version) -> None:
+    """Refuse what was compressed already."""
+    lineage: dict[str, Any] = parent.manifest.lineage
+    if "compression" in lineage:
+        steps = lineage["compression"].get("recipe") or [lineage["compression"]["method"]]
+        made_by = " + ".join(step["name"] for step in steps)
+        origin = f"{lineage['parent']['name']}@{lineage['parent']['number']}"
+        raise InputError("already_compressed", name=parent.name, version=parent.number, method=made_by, parent=origin)
+
+
+def _take_rows(
+    store: Store,
+    parent: Version,
+    recipe: Recipe | None,
+    data: object,
+    calibration: object,
+    evaluation: object,
+) -> tuple[Rows, Sample]:
+    """Give the rows to calibrate with, and those to judge on."""
+    signature = parent.manifest.signature
+    rows: Rows = ()
+    sample: Sample | None = None
+    if data is not None:
+        if calibration is not None or evaluation is not None:
+            raise InputError(
+                "bad_option", option="data", got="data and its parts", expected="either data, or calibration and evaluation"
+            )
+        whole, targets = _split_pair(data)
+        rows, sample = split_sample(take_sample(signature, whole, targets))
+    if calibration is not None:
+        rows = take_sample(signature, calibration).rows
+    if evaluation is not None:
+        got = type(evaluation).__qualname__
+        pair = tuple(cast("Sequence[object]", evaluation)) if isinstance(evaluation, tuple | list) else ()
+        if len(pair) != 2:
+            detail = f"evaluation is a {got}, expected a pair of rows and targets; None for no targets"
+            raise InputError("bad_data", detail=detail)
+        sample = remove_known(take_sample(signature, *pair), rows)
+    name = parent.name
+    steps = "+".join(step.name for step in recipe) if recipe else "search"
+    if not rows and (recipe is None or any(step.needs_calibration for step in recipe)):
+        raise InputError("needs_calibration", method=steps, what="calibration rows", name=name)
+    if sample is None:
+        if not parent.manifest.num_golden or (recipe is None and parent.manifest.golden_is_synthetic):
+            raise InputError("needs_calibration", method=steps, what="evaluation rows", name=name)
+        sample = take_golden(signature, store.load_golden(parent))
+    return rows, sample
+
+
+def _split_pair(data: object) -> tuple[object, object]:
+    parts: tuple[object, ...] = cast("Any", data) if isinstance(data, tuple) else ()
+    return (parts[0], parts[1]) if len(parts) == 2 else (cast("object", data), None)
+
+
+def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str], None]) -> tuple[Artifact, Tried]:
+    """Make and judge what a given recipe makes.
+
+    Raises:
+        ConflictError: `guard_failed`.
+        InputError, FaultError: as `compress`.
+    """
+    started = time.monotonic()
+    made = run_recipe(recipe, jury.parent, workshop, say)
+    title = Tried(recipe).title
+    found = jury.judge(made, title, budget_s=_BUDGET_S)
+    score = found.score
+    if not jury.guard.accepts(score):
+        basis = f"{score.num_rows} {score.basis} rows"
+        fields: dict[str, Any] = {"metric": score.metric, "before": score.before, "after": score.after, "basis": basis}
+        raise ConflictError("guard_failed", **fields, allowed=jury.guard.max_loss, reason=score.reason)
+    return made, Tried(recipe, score, found.before, found.after, seconds=time.monotonic() - started)
