@@ -1,64 +1,124 @@
-"""`argosy compress`: make a version smaller and faster, or say that it is not."""
+"""`argosy compress`: make a version smaller or faster, or say that it cannot be."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
-from argosy.cli.shell import Shell, Table, command, format_bytes, format_seconds
+from argosy.cli.shell import Shell, Table, command, format_bytes, format_seconds, overwrite_option
 from argosy.cli.version import describe_version, format_head
 
 if TYPE_CHECKING:
-    from argosy.compress.base import CompressResult
-    from argosy.compress.judge import Guard
+    from argosy.compress import CompressResult, Guard
     from argosy.store.local import Store
     from argosy.store.manifest import Version
 
 __all__ = ["compress", "compress_version"]
 
-_CALIBRATION: Final = "[default: the training rows of the version's recipe]"
-_EVALUATION: Final = "[default: the test rows of the version's recipe, else its golden examples]"
+_DATA: Final = "[default: rows of the version's recipe]"
 _TARGETS: Final = "targets"
 _PAIR: Final = {"x", "y"}
 
 
 @command("compress")
 @click.argument("reference", metavar="NAME[@VERSION]")
-@click.option("--method", default="int8", show_default=True, help="How the version is made smaller.")
-@click.option("--metric", help="What is guarded: accuracy, r2, mae, mse, fidelity.  [default: what the version was trained for]")
+@click.option("--objective", default="latency", show_default=True, help="What to improve: latency, throughput, size, memory.")
+@click.option("--method", help="Steps to take, with + between them.  [default: the best that is found]")
+@click.option("--metric", help="What is guarded, such as accuracy or cosine.  [default: what the version was trained for]")
 @click.option("--max-loss", type=float, default=0.01, show_default=True, help="What it may lose of the metric.")
-@click.option("--calibration", type=click.Path(path_type=Path), help=f"File with representative inputs. {_CALIBRATION}")
-@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help=f"File with rows and targets. {_EVALUATION}")
-@click.option("--without-gain", is_flag=True, help="Publish it also if it is larger, or no better.")
-def compress(shell: Shell, reference: str, method: str, metric: str | None, max_loss: float, **options: Any) -> None:
-    """Quantise a version within an accuracy guard; publish what is smaller or faster, and neither larger nor slower.
+@click.option("--data", type=click.Path(path_type=Path), help=f"Rows like those to come, with targets or without. {_DATA}")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Rows to calibrate with, instead of a part of --data.")
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Rows to judge on, instead of the rest of --data.")
+@click.option("--max-seconds", type=float, default=600.0, show_default=True, help="After which no new candidate is begun.")
+@click.option("--without-gain", is_flag=True, help="Publish what --method makes also if it is larger, or no better.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="HTML file for all that was measured.")
+@overwrite_option
+@click.option("--deploy", "is_deployed", is_flag=True, help="Roll the compressed version out.")
+def compress(
+    shell: Shell,
+    reference: str,
+    objective: str,
+    method: str | None,
+    metric: str | None,
+    max_loss: float,
+    max_seconds: float,
+    report: Path | None,
+    overwrite: bool,
+    is_deployed: bool,
+    **options: Any,
+) -> None:
+    """Compress a version within a guard: find the way that improves the objective most, publish it and report.
 
     A version trained for classes is judged by accuracy, one trained for values by R2, one of which nothing is known by how
-    far its answers are from the original's. Files are .npz, .npy or .json, as for argosy predict; that of --eval holds
-    `targets` (or targets by output name) beside the inputs, or `x` and `y`. Without targets, the original's answers stand
-    for them.
+    far its answers are from the original's. Files are .npz, .npy or .json, as for argosy predict, with `targets` (or targets by
+    output name) beside the inputs, or `x` and `y`; for versions that take text, .txt with a text a line. Without targets, the
+    original's answers stand for them.
     """
-    from argosy.compress.judge import Guard
+    from argosy.compress import Budget, Guard
+    from argosy.output_file import OutputFile
 
+    report_file = None if report is None else OutputFile(report, overwrite=overwrite)
     store = shell.open_store()
     version = store.get_version(reference)
     with shell.hold_stdout():
-        result = compress_version(store, version, method, Guard(metric, max_loss), **options)
+        result = compress_version(
+            store,
+            version,
+            method,
+            Guard(metric, max_loss),
+            objective=objective,
+            budget=Budget(max_seconds),
+            say=shell.say,
+            **options,
+        )
+    if report_file is not None:
+        from argosy.compress.report import write_report
+
+        write_report(report_file, result)
+        shell.say(f"report: {report}")
+    if is_deployed:
+        from argosy.cli.deploy import roll_out
+
+        assert result.version is not None
+        if not shell.is_json:
+            _show(shell, result)
+        roll_out(shell, f"{result.version.name}@{result.version.number}", made=_describe(result))
+        return
+    _show(shell, result)
+
+
+def _describe(result: CompressResult) -> dict[str, Any]:
+    assert result.version is not None
+    tried = [one.describe() for one in result.tried]
+    return describe_version(result.version) | {"parent": result.parent.number, **result.describe(), "tried": tried}
+
+
+def _show(shell: Shell, result: CompressResult) -> None:
     assert result.version is not None
     score, before, after, gain = result.score, result.before, result.after, result.gain
+    interval = "" if score.interval is None else f" (95 %: {score.interval[0]:.4f} to {score.interval[1]:.4f})"
     rows = [
         (f"{score.metric} ({score.num_rows} {score.basis} rows)", f"{score.before:.4f}", f"{score.after:.4f}"),
-        ("file", format_bytes(before.size_bytes), format_bytes(after.size_bytes)),
+        ("files", format_bytes(before.size_bytes), format_bytes(after.size_bytes)),
+        ("memory of a worker", format_bytes(before.memory_bytes), format_bytes(after.memory_bytes)),
         ("one row", format_seconds(before.latency_s), format_seconds(after.latency_s)),
         (f"a row in a batch of {before.batch_rows}", format_seconds(before.batch_row_s), format_seconds(after.batch_row_s)),
     ]
     shell.show(
-        describe_version(result.version) | {"parent": version.number, **result.describe()},
+        _describe(result),
         format_head(result.version),
-        Table(("measure", f"version {version.number}", f"version {result.version.number}"), rows),
-        "\n".join([f"judged by {score.metric}: {score.reason}", f"better: {'; '.join(gain.gains) or 'nothing'}"]),
+        f"made by {result.title}",
+        Table(("measure", f"version {result.parent.number}", f"version {result.version.number}"), rows),
+        "\n".join(
+            [
+                f"judged by {score.metric}: {score.reason}",
+                f"lost: {score.loss:.4f}{interval}{', which is within the noise' if score.is_noise else ''}",
+                f"better: {'; '.join(gain.gains) or 'nothing'}",
+            ]
+        ),
         *([f"worse: {'; '.join(gain.losses)}"] if gain.losses else []),
     )
 
@@ -66,45 +126,78 @@ def compress(shell: Shell, reference: str, method: str, metric: str | None, max_
 def compress_version(
     store: Store,
     version: Version,
-    method: str,
+    method: str | None,
     guard: Guard,
+    *,
+    data: Path | None = None,
     calibration: Path | None = None,
     evaluation: Path | None = None,
     without_gain: bool = False,
+    **options: Any,
 ) -> CompressResult:
-    """Compress a version with what is given, and what its recipe knows of calibration and test rows."""
-    from argosy.cli.predict import read_inputs
-    from argosy.compress.base import compress
+    """Compress a version with what is given, and what its recipe knows of calibration and test rows.
+
+    Args:
+        store: holds the version.
+        version: the original.
+        method: a recipe, None to find one.
+        guard: how much may be lost.
+        data: file of rows for both.
+        calibration: file of rows to calibrate with.
+        evaluation: file of rows and targets to judge on.
+        without_gain: publish what a given method makes also if it is no better.
+        options: of `argosy.compress`.
+    """
+    from argosy.compress.run import compress
     from argosy.train.recipes import load_data_for
 
-    rows = None if calibration is None else read_inputs(calibration)
-    pair = None if evaluation is None else _read_evaluation(evaluation, version)
-    training, testing = (load_data_for(version) if rows is None or pair is None else None) or (None, None)
+    given = None if data is None else _read_rows(data, version)
+    rows = None if calibration is None else _read_rows(calibration, version)[0]
+    pair = None if evaluation is None else _read_rows(evaluation, version)
+    is_complete = given is not None or (rows is not None and pair is not None)
+    training, testing = (None if is_complete else load_data_for(version)) or (None, None)
     return compress(
         version,
         method=method,
+        data=given,
         calibration=training.x if rows is None and training else rows,
         guard=guard,
         evaluation=pair or testing,
         needs_gain=not without_gain,
         store=store,
+        **options,
     )
 
 
-def _read_evaluation(path: Path, version: Version) -> tuple[Any, Any]:
-    """Read rows and targets: inputs by name, with `targets` or outputs by name; or `x` and `y`; or rows alone."""
+def _read_rows(path: Path, version: Version) -> tuple[Any, Any]:
+    """Read rows and targets: inputs by name, with `targets` or outputs by name; or `x` and `y`; or rows alone; or texts."""
     from argosy.cli.predict import read_inputs
 
+    if path.suffix in (".txt", ".jsonl"):
+        return _read_lines(path), None
     given: Any = read_inputs(path)
     if not isinstance(given, dict):
         return given, None
     arrays = cast("dict[str, Any]", given)
     signature = version.manifest.signature
-    inputs = {spec.name for spec in signature.inputs}
+    inputs = {spec.name for spec in (*signature.inputs, *signature.raw_inputs)}
     outputs = {spec.name for spec in signature.outputs}
-    if arrays.keys() == _PAIR and len(inputs) == 1 and not inputs | outputs >= _PAIR:
+    if arrays.keys() == _PAIR and len(signature.inputs) == 1 and not inputs | outputs >= _PAIR:
         return arrays["x"], arrays["y"]
     if _TARGETS in arrays and _TARGETS not in inputs | outputs:
         return arrays, arrays.pop(_TARGETS)
     targets = {name: arrays.pop(name) for name in outputs - inputs if name in arrays}
     return arrays, targets or None
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """Read a file of texts, one a line; of .jsonl each line is JSON: a text, or a request by input name."""
+    from argosy.errors import InputError
+
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return lines if path.suffix == ".txt" else [json.loads(line) for line in lines]
+    except OSError as error:
+        raise InputError("missing_file", path=path, detail=error.strerror or error) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError("bad_inputs", path=path, detail=error) from error

@@ -130,7 +130,7 @@ def _train_program(shell: Shell, target: str, name: str, given: dict[str, Any]) 
 
 def _compress(shell: Shell, version: Version, method: str) -> Version:
     from argosy.cli.compress import compress_version
-    from argosy.compress.judge import Guard
+    from argosy.compress import Guard
 
     made = compress_version(shell.open_store(), version, method, Guard()).version
     assert made is not None

@@ -59,9 +59,11 @@ def _measure_cosine(before: Array, after: Array) -> Array:
         return np.array(rows)
     old, new = _flatten(before), _flatten(after)
     lengths = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
-    cosines = np.einsum("ij,ij->i", old, new) / np.maximum(lengths, _TINY)
+    products: Array = (old * new).sum(axis=1)
+    cosines = products / np.maximum(lengths, _TINY)
     # Of zeros, only zeros are like them.
-    return np.where(lengths > _TINY, cosines, (old == new).all(axis=1).astype(np.float64))
+    same = np.asarray((old == new).all(axis=1), np.float64)
+    return np.where(lengths > _TINY, cosines, same)
 
 
 def _measure_agreement(before: Array, after: Array) -> Array:

@@ -46,7 +46,7 @@ class Cost:
     p99_s: float
     """The 99th percentile of that."""
     batch_row_s: float
-    """Of one row in a batch of `batch_rows`: the batch's time, divided by its rows. Where rows are not joined, that of one alone."""
+    """Of one row in a batch of `batch_rows`: the batch's time, divided by its rows. Where rows are not joined: alone."""
     batch_rows: int
     """1 where rows are not joined."""
     batch_difference: float

@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +56,8 @@ def compress(
             the objective.
         objective: what to look for without a method: `latency`, `throughput`, `size` or `memory`.
         data: rows like those to come, without or with targets as a pair; they are split into rows to calibrate with and rows to
-            judge on. As `calibration` and `evaluation`, which may be given instead.
+            judge on. As `calibration` and `evaluation`, which may be given instead. Where the version makes tensors of texts or
+            pictures, a list of these.
         calibration: representative rows, such as those of training; an array, one for each input by name, or a list of requests
             of any shapes, each a mapping by input name. Rows that are among them are left out of the evaluation.
         evaluation: rows and targets to judge on, before and after: targets one a row, or by output name, or None. Without
@@ -83,8 +85,8 @@ def compress(
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
-    rows, sample = _take_rows(store, parent, recipe, data, calibration, evaluation)
     artifact = open_version(store, parent)
+    rows, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
         workshop = Workshop(work / "made", rows)
@@ -129,6 +131,7 @@ def _check_parent(parent: Version) -> None:
 def _take_rows(
     store: Store,
     parent: Version,
+    artifact: Artifact,
     recipe: Recipe | None,
     data: object,
     calibration: object,
@@ -136,6 +139,7 @@ def _take_rows(
 ) -> tuple[Rows, Sample]:
     """Give the rows to calibrate with, and those to judge on."""
     signature = parent.manifest.signature
+    take = partial(take_sample, signature, folder=artifact.folder)
     rows: Rows = ()
     sample: Sample | None = None
     if data is not None:
@@ -144,16 +148,16 @@ def _take_rows(
                 "bad_option", option="data", got="data and its parts", expected="either data, or calibration and evaluation"
             )
         whole, targets = _split_pair(data)
-        rows, sample = split_sample(take_sample(signature, whole, targets))
+        rows, sample = split_sample(take(whole, targets))
     if calibration is not None:
-        rows = take_sample(signature, calibration).rows
+        rows = take(calibration).rows
     if evaluation is not None:
         got = type(evaluation).__qualname__
         pair = tuple(cast("Sequence[object]", evaluation)) if isinstance(evaluation, tuple | list) else ()
         if len(pair) != 2:
             detail = f"evaluation is a {got}, expected a pair of rows and targets; None for no targets"
             raise InputError("bad_data", detail=detail)
-        sample = remove_known(take_sample(signature, *pair), rows)
+        sample = remove_known(take(*pair), rows)
     name = parent.name
     steps = "+".join(step.name for step in recipe) if recipe else "search"
     if not rows and (recipe is None or any(step.needs_calibration for step in recipe)):

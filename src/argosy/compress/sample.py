@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bench.rows import Rows
 from argosy.errors import InputError, list_choices
+from argosy.runtimes.preprocess import Preprocessor
 from argosy.signature import Arrays, Signature, TensorSpec
 from argosy.store.golden import Golden
 from argosy.train.data import check_rows
@@ -40,27 +43,31 @@ class Sample:
         return Sample([self.rows[place] for place in places], targets, self.basis)
 
 
-def take_sample(signature: Signature, rows: object, targets: object = None, basis: str = "evaluation") -> Sample:
+def take_sample(signature: Signature, rows: object, targets: object = None, *, folder: Path = Path()) -> Sample:
     """Name and check rows, and their targets.
 
     Args:
-        signature: of the version.
+        signature: of the version. Where it says how tensors are made of texts or pictures, rows may be these: a list of texts or
+            of files' contents, or such lists by the steps' names, besides the tensors that no step makes.
         rows: an array, or one for each input by name, whose first axis counts rows (of a signature without rows: requests); or
             a list of requests, each a mapping of arrays by input name, whose shapes may differ.
         targets: one a row, or by output name; None for none.
-        basis: as `Sample.basis`.
+        folder: of the artifact, with the steps' files.
 
     Raises:
         InputError: `bad_data`.
     """
-    listed: list[Any] = cast("list[Any]", rows) if isinstance(rows, list) else []
-    if listed and isinstance(listed[0], Mapping):
+    listed = _as_list(rows)
+    raw = _name_raw(signature, rows)
+    if raw is not None:
+        requests = _convert_raw(signature, raw, folder)
+    elif listed and isinstance(listed[0], Mapping):
         requests = [_check_request(signature, request) for request in listed]
     else:
-        requests = _cut(signature, _name_arrays(signature, cast("object", rows)))
+        requests = _cut(signature, _name_arrays(signature, rows))
     if not requests:
         raise InputError("bad_data", detail="there are no rows")
-    return Sample(requests, _name_targets(signature, targets, len(requests)), basis)
+    return Sample(requests, _name_targets(signature, targets, len(requests)))
 
 
 def take_golden(signature: Signature, golden: Golden) -> Sample:
@@ -98,6 +105,46 @@ def remove_known(sample: Sample, calibration: Rows) -> Sample:
             "bad_data", detail="every evaluation row is a calibration row, too: a candidate must be judged on others"
         )
     return sample if len(places) == len(sample.rows) else sample.pick(places)
+
+
+def _as_list(rows: object) -> list[Any]:
+    return cast("list[Any]", rows) if isinstance(rows, list) else []
+
+
+def _name_raw(signature: Signature, rows: object) -> dict[str, list[Any]] | None:
+    """Give rows as clients send them, by name; None for tensors."""
+    names = [spec.name for spec in signature.raw_inputs]
+    if not signature.preprocess:
+        return None
+    if isinstance(rows, Mapping):
+        given = cast("Mapping[str, Any]", rows)
+        return {name: list(given[name]) for name in names} if set(given) == set(names) else None
+    texts = _as_list(rows)
+    return {names[0]: texts} if len(names) == 1 and texts and isinstance(texts[0], str | bytes) else None
+
+
+def _convert_raw(signature: Signature, raw: Mapping[str, list[Any]], folder: Path) -> list[Arrays]:
+    """Make tensors of texts and pictures as a worker does, each row alone, so that none is padded."""
+    steps = {step.name for step in signature.preprocess}
+    given = {name: [_encode(item) for item in items] if name in steps else items for name, items in raw.items()}
+    try:
+        preprocessor = Preprocessor(msgspec.to_builtins(signature), folder)
+        made = preprocessor.convert({name: items for name, items in given.items() if name in steps}).tensors
+    except ValueError as error:  # BadStep, BadInput: which row, and what is wrong with it
+        raise InputError("bad_data", detail=str(error)) from error
+    columns = {**made, **{name: [np.asarray(item) for item in items] for name, items in given.items() if name not in steps}}
+    if len({len(column) for column in columns.values()}) != 1:
+        raise InputError("bad_data", detail="the inputs have different numbers of rows")
+    return [
+        _check_request(signature, {name: column[index][None] for name, column in columns.items()})
+        for index in range(len(next(iter(columns.values()))))
+    ]
+
+
+def _encode(item: object) -> bytes:
+    if not isinstance(item, str | bytes):
+        raise InputError("bad_data", detail=f"a row is a {type(item).__name__}, expected text, or the bytes of a picture")
+    return item.encode() if isinstance(item, str) else item
 
 
 def _digest(row: Arrays) -> bytes:

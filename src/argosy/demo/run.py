@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.compress.base import CompressResult, compress
+from argosy.compress.result import CompressResult
+from argosy.compress.run import compress
 from argosy.demo.crowd import Crowd, Seen
 from argosy.demo.timeline import Phase
 from argosy.errors import FaultError
