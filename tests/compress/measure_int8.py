@@ -1,4 +1,4 @@
-"""Make the table of src/argosy/compress/quantize.md: `python -m tests.compress.measure_int8`."""
+"""Make the table of src/argosy/compress/steps/int8.md: `python -m tests.compress.measure_int8`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from argosy.compress import Guard, compress
-from argosy.compress.quantize import Int8
+from argosy.compress.steps.int8 import Int8
 from argosy.store.local import Store
 from argosy.train.recipes import load_data_for, run_recipe
 
@@ -46,7 +46,7 @@ def main() -> None:
                     f"{after.size_bytes / 1e3:.0f} | {after.size_bytes / before.size_bytes:.1%} | "
                     f"{before.latency_s * 1e6:.1f} -> {after.latency_s * 1e6:.1f} | "
                     f"{before.batch_row_s * 1e6:.1f} -> {after.batch_row_s * 1e6:.1f} | "
-                    f"{result.batch_difference:.0e} |",
+                    f"{result.after.batch_difference:.0e} |",
                     flush=True,
                 )
 

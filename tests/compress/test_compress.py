@@ -18,7 +18,8 @@ from argosy.compress import Gain, Guard, compress, describe_result, get_recipe
 from argosy.compress.judge import Evidence, judge_outputs
 from argosy.compress.kind import find_meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
-from argosy.compress.steps.dynamic import DynamicInt8
+from argosy.compress.recipe import Workshop, read_recipe, run_recipe
+from argosy.compress.sample import take_sample
 from argosy.compress.steps.int8 import Int8
 from argosy.errors import ConflictError, InputError
 from argosy.frameworks.onnx import OnnxModel
@@ -30,7 +31,12 @@ ANY_SPEED = {"needs_gain": False}
 
 @pytest.fixture(scope="module")
 def result(digits):
-    return compress(digits.version, calibration=digits.training.x, evaluation=digits.testing, store=digits.store, **ANY_SPEED)
+    options = {"calibration": digits.training.x, "evaluation": digits.testing, "store": digits.store, **ANY_SPEED}
+    return compress(digits.version, method="int8", **options)
+
+
+def open_artifact(digits, result):
+    return digits.store.open_artifact(result.version) / "model.onnx"
 
 
 def accuracy_of(path, data):
@@ -61,7 +67,7 @@ def test_score_is_the_accuracy_of_both_files_on_the_evaluation_rows(digits, resu
 def test_golden_examples_are_the_parents_rows_with_the_childs_own_answers(digits, result):
     parent, child = (digits.store.load_golden(version) for version in (digits.version, result.version))
     np.testing.assert_array_equal(child.inputs["image"], parent.inputs["image"])
-    own = OnnxModel(result.model).run_alone(child.inputs)["logits"]  # On one thread, as they were made.
+    own = OnnxModel(open_artifact(digits, result)).run_alone(child.inputs)["logits"]  # On one thread, as they were made.
     np.testing.assert_array_equal(child.outputs["logits"], own)
     assert not np.array_equal(child.outputs["logits"], parent.outputs["logits"])
 
@@ -71,9 +77,11 @@ def test_lineage_tells_parent_method_guard_and_both_measurements(digits, result)
     assert lineage["parent"] == {"name": "digits", "number": 1, "digest": digits.version.digest}
     assert lineage["precision"] == "int8"
     assert lineage["compression"] == json.loads(json.dumps(result.describe()))
-    assert lineage["compression"]["method"] == {"name": "int8", "per_channel": True, "max_calibration_rows": 512}
+    defaults = {"per_channel": True, "ranges": "minmax", "max_calibration_rows": 512, "exclude": []}
+    assert lineage["compression"]["recipe"] == [{"name": "int8", **defaults}]
     assert lineage["compression"]["guard"] == {"metric": "accuracy", "max_loss": 0.01}
     assert lineage["calibration"]["rows"] == len(digits.training.x)
+    assert read_recipe(lineage["compression"]["recipe"]) == result.recipe
     assert result.version.measurements["accuracy"] == result.score.after
     assert result.version.measurements["size_bytes"] == result.after.size_bytes
 
@@ -84,8 +92,8 @@ def test_data_of_a_compressed_version_is_its_parents(digits, result):
 
 
 def test_rows_of_static_int8_do_not_depend_on_their_batch_mates(digits, result):
-    assert result.batch_difference <= 1e-5
-    assert result.version.measurements["batch_difference"] == result.batch_difference
+    assert result.after.batch_difference <= 1e-5 and result.after.batch_rows == 32
+    assert result.version.measurements["batch_difference"] == result.after.batch_difference
     session = onnxruntime.InferenceSession(digits.store.open_artifact(result.version) / "model.onnx")
     x = digits.testing.x[:32].copy()
     x[3] *= 50.0  # An outlier, which would stretch the scale of a batch.
@@ -94,11 +102,14 @@ def test_rows_of_static_int8_do_not_depend_on_their_batch_mates(digits, result):
     np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(alone).max())
 
 
-def test_batch_difference_finds_scales_that_come_from_the_batch(digits, tmp_path):
-    from onnxruntime.quantization import quantize_dynamic
-
-    quantize_dynamic(digits.store.open_artifact(digits.version) / "model.onnx", tmp_path / "dynamic.onnx")
-    assert measure_batch_difference(OnnxModel(tmp_path / "dynamic.onnx"), {"image": digits.testing.x}) > 1e-3
+def test_rows_whose_scales_come_from_the_batch_are_found_and_not_timed_together(digits, tmp_path):
+    artifact = open_version(digits.store, digits.version)
+    made = run_recipe(get_recipe("dynamic-int8"), artifact, Workshop(tmp_path))
+    rows = take_sample(artifact.signature, digits.testing.x[:32]).rows
+    with Probe(made) as probe:
+        (cost,) = measure_costs([probe], Timing(rows, tmp_path / "rows", is_batched=True), budget_s=0.1)
+    assert cost.batch_difference > 1e-3
+    assert cost.batch_rows == 1 and cost.batch_row_s == cost.latency_s
 
 
 def test_failed_guard_publishes_nothing(digits, store):
@@ -111,23 +122,27 @@ def test_failed_guard_publishes_nothing(digits, store):
     )
     # Rows a hundred times too dark give scales that clip every real image.
     with pytest.raises(ConflictError) as caught:
-        compress("copy@1", calibration=digits.training.x / 100, evaluation=digits.testing, store=store)
+        compress("copy@1", method="int8", calibration=digits.training.x / 100, evaluation=digits.testing, store=store)
     assert caught.value.key == "guard_failed"
     assert "accuracy went from 0.9" in caught.value.message
     assert "nothing was published" in caught.value.hint
     assert [v.number for v in store.list_versions("copy")] == [1]
     options = {"calibration": digits.training.x / 100, "evaluation": digits.testing, **ANY_SPEED}
-    wide = compress(version, guard=Guard("accuracy", max_loss=1.0), store=store, **options)
+    wide = compress(version, method="int8", guard=Guard("accuracy", max_loss=1.0), store=store, **options)
     assert wide.version.number == 2
 
 
-def test_without_evaluation_the_guard_is_agreement_on_golden_examples(digits):
-    result = compress("digits@1", calibration=digits.training.x, publish=False, store=digits.store)
+def test_without_evaluation_the_guard_is_fidelity_on_golden_examples(digits):
+    # Of 8 rows a rate says nothing finer than 1 in 8: their numbers are compared.
+    result = compress("digits@1", method="int8", calibration=digits.training.x, publish=False, store=digits.store)
     assert result.version is None
-    assert (result.score.metric, result.score.basis, result.score.num_rows) == ("agreement", "golden", 8)
+    assert (result.score.metric, result.score.basis, result.score.num_rows) == ("fidelity", "golden", 8)
+    assert result.score.reason == "8 rows are too few for a rate within 0.01, which takes 100; it was trained with cross_entropy"
     report = describe_result(result)
-    assert "agreement with the parent on its 8 golden examples, as no evaluation data was given" in report
+    assert "fidelity with the parent on its 8 golden examples, as no evaluation data was given" in report
     assert "not published" in report
+    with pytest.raises(InputError, match="accuracy on 8 rows says nothing finer than one row in 8; a loss of 0.01 takes 100"):
+        compress("digits@1", method="int8", calibration=digits.training.x, guard=Guard("accuracy"), store=digits.store)
 
 
 def test_report_tells_all_numbers(digits, result):
@@ -145,9 +160,9 @@ def test_report_tells_all_numbers(digits, result):
 
 def test_named_metric_of_a_regression_is_guarded_in_its_own_unit(make_regressor, store):
     version, x, y = make_regressor()
-    options = {"guard": Guard("mae", 0.05), "store": store, **ANY_SPEED}
+    options = {"method": "int8", "guard": Guard("mae", 0.05), "store": store, **ANY_SPEED}
     result = compress(version, calibration=x[:100], evaluation=(x[100:], y[100:]), **options)
-    outputs = OnnxModel(result.model).run({"input": x[100:]})["output"]
+    outputs = OnnxModel(store.open_artifact(result.version) / "model.onnx").run({"input": x[100:]})["output"]
     assert result.score.after == pytest.approx(np.mean(np.abs(outputs - y[100:])), rel=1e-6)
     assert result.score.loss == result.score.after - result.score.before
     golden = compress(version, calibration=x, publish=False, **options)
@@ -161,13 +176,13 @@ def test_regression_that_calibration_ruins_is_refused(columns, make_values, stor
     version, x, y = make_values(columns)
     calibration = x[:20] * 0.01
     with pytest.raises(ConflictError, match=r"fidelity went from 1\.0000 to .* on 8 golden rows") as caught:
-        compress(version, calibration=calibration, store=store)
+        compress(version, method="int8", calibration=calibration, store=store)
     assert "as it was trained with mse" in caught.value.hint
     with pytest.raises(ConflictError, match=r"r2 went from 0\.9.* on 100 evaluation rows"):
-        compress(version, calibration=calibration, evaluation=(x[100:], y[100:]), store=store)
+        compress(version, method="int8", calibration=calibration, evaluation=(x[100:], y[100:]), store=store)
     with pytest.raises(InputError, match="accuracy, while it was trained with mse"):
-        compress(version, calibration=x, guard=Guard("accuracy"), store=store)
-    kept = compress(version, calibration=x, evaluation=(x[100:], y[100:]), store=store, publish=False)
+        compress(version, method="int8", calibration=x, guard=Guard("accuracy"), store=store)
+    kept = compress(version, method="int8", calibration=x[:100], evaluation=(x[100:], y[100:]), store=store, publish=False)
     assert (kept.score.metric, kept.guard.metric) == ("r2", "r2") and kept.score.before > 0.9
 
 
@@ -177,18 +192,34 @@ def test_version_of_unknown_kind_is_judged_by_fidelity_to_the_original(digits, m
     golden = store.load_golden(trained)
     version = store.publish("found", files, signature=trained.manifest.signature, entry="model.onnx", golden=golden)
     with pytest.raises(ConflictError, match=r"fidelity went from 1\.0000") as caught:
-        compress(version, calibration=x * 0.01, store=store)
+        compress(version, method="int8", calibration=x * 0.01, store=store)
     assert "what the outputs are is not known: its lineage names no loss" in caught.value.hint
-    kept = compress(version, calibration=x, evaluation=(x, None), store=store, publish=False)
-    assert (kept.score.metric, kept.score.basis, kept.score.num_rows) == ("fidelity", "evaluation", len(x))
+    kept = compress(version, method="int8", calibration=x[:40], evaluation=(x, None), store=store, publish=False)
+    assert (kept.score.metric, kept.score.basis, kept.score.num_rows) == ("fidelity", "evaluation", 160)
     assert "judged by fidelity: what the outputs are is not known" in describe_result(kept)
-    assert compress(version, calibration=x, evaluation=(x, {"output": y}), store=store, publish=False).score.metric == "r2"
+    options = {"method": "int8", "calibration": x[:40], "store": store, "publish": False}
+    assert compress(version, evaluation=(x, {"output": y}), **options).score.metric == "r2"
+
+
+def test_rows_of_the_calibration_are_left_out_of_the_evaluation(make_values, store):
+    version, x, y = make_values(1)
+    options = {"method": "int8", "calibration": x[:60], "store": store, "publish": False}
+    assert compress(version, evaluation=(x, y), **options).score.num_rows == 140
+    with pytest.raises(InputError, match="every evaluation row is a calibration row, too"):
+        compress(version, evaluation=(x[:60], y[:60]), **options)
+
+
+def cut(answers):
+    """Answers as a model gives them to each row."""
+    count = len(next(iter(answers.values())))
+    return [{name: array[row : row + 1] for name, array in answers.items()} for row in range(count)]
 
 
 def judge(before, after, targets=None, *, loss=None, guard=None, framework="torch"):
-    """Score hand-made answers of one output."""
-    outputs = {"y": np.asarray(before, np.float32)}, {"y": np.asarray(after, np.float32)}
-    evidence = Evidence(*outputs, {} if targets is None else {"y": np.asarray(targets)}, "evaluation")
+    """Score hand-made answers of one output, each of them often enough that its rows can be counted."""
+    many = [np.concatenate([np.asarray(array)] * 60) for array in (before, after, targets) if array is not None]
+    outputs = (cut({"y": answers.astype(np.float32)}) for answers in many[:2])
+    evidence = Evidence(*outputs, {"y": target for target in many[2:]}, "evaluation")
     lineage = {"framework": framework, "training": {"loss": loss}} if loss else {}
     version: Any = SimpleNamespace(manifest=SimpleNamespace(lineage=lineage))
     return judge_outputs(evidence, find_meaning(version), guard or Guard())
@@ -233,10 +264,10 @@ def test_every_output_is_judged_and_the_worst_counts():
     before = {"y": COLUMN, "label": np.arange(4), "name": np.array(["a", "b", "c", "d"])}
     meaning = find_meaning(SimpleNamespace(manifest=SimpleNamespace(lineage={"training": {"loss": "mse"}})))
     for changed, metric, loss in ((("y", -COLUMN), "fidelity", 4.0), (("label", np.array([0, 1, 2, 2])), "agreement", 0.25)):
-        score = judge_outputs(Evidence(before, before | dict([changed]), {}, "golden"), meaning, Guard())
+        score = judge_outputs(Evidence(cut(before), cut(before | dict([changed])), {}, "golden"), meaning, Guard())
         assert (score.output, score.metric) == (changed[0], metric)
         assert score.loss == pytest.approx(loss, rel=1e-6)
-    assert judge_outputs(Evidence(before, dict(before), {}, "golden"), meaning, Guard()).loss == 0
+    assert judge_outputs(Evidence(cut(before), cut(before), {}, "golden"), meaning, Guard()).loss == 0
 
 
 def test_accuracy_of_a_number_whose_meaning_is_unknown_is_refused():
@@ -246,7 +277,7 @@ def test_accuracy_of_a_number_whose_meaning_is_unknown_is_refused():
 
 def test_what_is_larger_is_refused_with_the_figures(make_regressor, store):
     version, x, y = make_regressor()  # Of so few weights that scales and names take more than is saved.
-    options = {"calibration": x[:100], "evaluation": (x[100:], y[100:]), "store": store}
+    options = {"method": "int8", "calibration": x[:100], "evaluation": (x[100:], y[100:]), "store": store}
     with pytest.raises(ConflictError) as caught:
         compress(version, **options)
     assert caught.value.key == "no_gain"
@@ -258,26 +289,30 @@ def test_what_is_larger_is_refused_with_the_figures(make_regressor, store):
     assert result.version.manifest.lineage["compression"]["losses"] == result.gain.losses
 
 
+def make_cost(size_bytes, latency_s, batch_row_s):
+    return Cost(size_bytes, 1000, 1.0, latency_s, latency_s, batch_row_s, 32, 0.0)
+
+
 @pytest.mark.parametrize(
     ("after", "said"),
     [
-        pytest.param(Cost(25, 0.5, 0.5, 32), "75.0% smaller .* alone is 2.00 times faster .* batch of 32 is 2.00", id="all"),
-        pytest.param(Cost(98, 1.05, 0.95, 32), "neither smaller nor faster", id="noise"),
+        pytest.param(make_cost(25, 0.5, 0.5), "75.0% smaller .* alone is 2.00 times faster .* batch of 32 is 2.00", id="all"),
+        pytest.param(make_cost(98, 1.05, 0.95), "neither smaller nor faster", id="noise"),
         pytest.param(
-            Cost(25, 1.5, 0.5, 32), "smaller .* batch of 32 is 2.00 times faster .* alone is 1.50 times slower", id="slow"
+            make_cost(25, 1.5, 0.5), "smaller .* batch of 32 is 2.00 times faster .* alone is 1.50 times slower", id="slow"
         ),
-        pytest.param(Cost(101, 0.5, 0.5, 32), "faster .* the file is 1.0% larger", id="large"),
+        pytest.param(make_cost(101, 0.5, 0.5), "faster .* the file is 1.0% larger", id="large"),
     ],
 )
 def test_gain_says_what_became_smaller_and_faster_and_what_not(after, said):
-    gain = Gain(Cost(100, 1.0, 1.0, 32), after)
+    gain = Gain(make_cost(100, 1.0, 1.0), after)
     assert re.search(said, gain.describe())
     assert gain.is_one == (after.size_bytes == 25)
 
 
 def test_compressed_version_is_not_compressed_again(digits, result):
     with pytest.raises(InputError) as caught:
-        compress(result.version, calibration=digits.training.x, store=digits.store)
+        compress(result.version, method="int8", calibration=digits.training.x, store=digits.store)
     assert caught.value.key == "already_compressed"
     assert "compress its parent, digits@1" in caught.value.hint
 
@@ -292,16 +327,16 @@ def test_compressed_version_is_not_compressed_again(digits, result):
 )
 def test_unfit_calibration_is_refused(calibration, words, digits):
     with pytest.raises(InputError) as caught:
-        compress("digits@1", calibration=calibration, store=digits.store)
+        compress("digits@1", method="int8", calibration=calibration, store=digits.store)
     assert caught.value.key == "bad_data"
     assert words in caught.value.message
 
 
 def test_missing_calibration_and_unfit_targets_are_named(digits):
     with pytest.raises(InputError, match="int8 needs calibration rows of model 'digits'"):
-        compress("digits@1", store=digits.store)
+        compress("digits@1", method="int8", store=digits.store)
     with pytest.raises(InputError, match="evaluation has 359 rows"):
-        compress("digits@1", calibration=digits.training.x, evaluation=(digits.testing.x, [1, 2]), store=digits.store)
+        compress("digits@1", method="int8", calibration=digits.training.x, evaluation=(digits.testing.x, [1, 2]), store=digits.store)
 
 
 def test_model_without_weights_has_nothing_to_compress(make_regressor, store):
@@ -315,13 +350,13 @@ def test_model_without_weights_has_nothing_to_compress(make_regressor, store):
 
     version, x, _ = make_regressor(Scale(), "scale")
     with pytest.raises(InputError, match="finds nothing to work on in the model: it needs an operator of Conv"):
-        compress(version, calibration=x, store=store)
+        compress(version, method="int8", calibration=x, store=store)
 
 
 def test_unknown_method_and_bad_parameters_are_named():
-    with pytest.raises(InputError, match="Unknown compression method 'int3'; known: int8"):
-        get_method("int3")
-    assert get_method("int8") == Int8()
+    with pytest.raises(InputError, match="Unknown compression method 'int3'; known: bfloat16, dynamic-int8, "):
+        get_recipe("int3")
+    assert get_recipe("int8") == (Int8(),)
     with pytest.raises(InputError, match=r"int8\.max_calibration_rows"):
         Int8(max_calibration_rows=0)
     with pytest.raises(InputError, match=r"guard\.max_loss"):

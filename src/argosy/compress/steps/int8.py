@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from argosy.bench.artifact import Artifact
-from argosy.bench.rows import Rows, stack_answers
+from argosy.bench.rows import Rows, spread_rows, stack_answers
 from argosy.compress.recipe import Workshop
 from argosy.compress.steps.base import HEAVY, StepBase, blame_library, name_nodes, read_model, write_model
 from argosy.errors import InputError
@@ -117,9 +117,7 @@ class _CalibrationReader:
     """Hands calibration rows to the quantizer, a chunk of rows of one shape at a time."""
 
     def __init__(self, rows: Rows, max_rows: int, *, is_batched: bool) -> None:
-        # Evenly spaced, not the first: data is often sorted by class.
-        count = min(len(rows), max_rows)
-        picked = [rows[index * len(rows) // count] for index in range(count)]
+        picked = spread_rows(rows, max_rows)
         self._chunks: Iterator[Arrays] = iter(_join(picked) if is_batched else picked)
 
     def get_next(self) -> Arrays | None:

@@ -6,6 +6,7 @@ import importlib
 from typing import Any, Literal
 
 from argosy.bench.artifact import Artifact
+from argosy.bench.rows import spread_rows
 from argosy.compress.recipe import Workshop
 from argosy.compress.steps.base import StepBase, blame_library
 from argosy.compress.steps.openvino import read_ir, write_ir
@@ -55,16 +56,14 @@ class NncfInt8(StepBase, frozen=True, kw_only=True):
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
         nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
-        rows = workshop.calibration
-        count = min(len(rows), self.max_calibration_rows)
-        picked = [rows[index * len(rows) // count] for index in range(count)]
+        picked = list(spread_rows(workshop.calibration, self.max_calibration_rows))
         with blame_library(self.name):
             quantized = nncf.quantize(
                 model,
                 nncf.Dataset(picked),
                 preset=nncf.QuantizationPreset(self.preset),
                 model_type=nncf.ModelType.TRANSFORMER if self.is_transformer else None,
-                subset_size=count,
+                subset_size=len(picked),
                 ignored_scope=nncf.IgnoredScope(names=list(self.exclude), validate=False) if self.exclude else None,
             )
         if not any(operator.get_type_name() == "FakeQuantize" for operator in quantized.get_ops()):
