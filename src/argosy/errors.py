@@ -312,6 +312,10 @@ MESSAGES: dict[str, Message] = {
         "nothing was published; it is judged by {metric}, as {reason}; try calibration rows that are more like what will be "
         "asked, or a larger guard",
     ),
+    "answers_ruined": Message(
+        "Compression ruined the answers: {ruin}; {metric} went from {before:.4f} to {after:.4f} on {basis}",
+        "nothing was published; try calibration rows that are more like what will be asked, or another method",
+    ),
     "nothing_found": Message(
         "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}",
         "nothing was published; allow a larger loss, give more rows, or another objective",

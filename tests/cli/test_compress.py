@@ -48,7 +48,16 @@ def test_compress_takes_evaluation_rows_of_any_version(
     np.save(tmp_path / "rows.npy", rows[:64])
     save: Any = np.savez  # Its stub takes every array for the option `allow_pickle`.
     save(tmp_path / "test.npz", **dict(zip(keys, (rows[64:], answers[64:]), strict=False)))
-    options = ("--method", "int8", "--calibration", tmp_path / "rows.npy", "--eval", tmp_path / "test.npz", "--without-gain", "--json")
+    options = (
+        "--method",
+        "int8",
+        "--calibration",
+        tmp_path / "rows.npy",
+        "--eval",
+        tmp_path / "test.npz",
+        "--without-gain",
+        "--json",
+    )
     made = json.loads(call("compress", "wide", *options).stdout)
     assert (made["score"]["metric"], made["score"]["basis"], made["score"]["num_rows"]) == (basis, "evaluation", 32)
     assert made["gains"][0].startswith("the file is 69.")

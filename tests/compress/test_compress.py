@@ -141,7 +141,7 @@ def test_without_evaluation_the_guard_is_fidelity_on_golden_examples(digits):
     report = describe_result(result)
     assert "fidelity with the parent on its 8 golden examples, as no evaluation data was given" in report
     assert "not published" in report
-    with pytest.raises(InputError, match="accuracy on 8 rows says nothing finer than one row in 8; a loss of 0.01 takes 100"):
+    with pytest.raises(InputError, match="accuracy on 8 rows says nothing finer than one row in 8"):
         compress("digits@1", method="int8", calibration=digits.training.x, guard=Guard("accuracy"), store=digits.store)
 
 
@@ -219,7 +219,7 @@ def judge(before, after, targets=None, *, loss=None, guard=None, framework="torc
     """Score hand-made answers of one output, each of them often enough that its rows can be counted."""
     many = [np.concatenate([np.asarray(array)] * 60) for array in (before, after, targets) if array is not None]
     outputs = (cut({"y": answers.astype(np.float32)}) for answers in many[:2])
-    evidence = Evidence(*outputs, {"y": target for target in many[2:]}, "evaluation")
+    evidence = Evidence(*outputs, {} if targets is None else {"y": many[2]}, "evaluation")
     lineage = {"framework": framework, "training": {"loss": loss}} if loss else {}
     version: Any = SimpleNamespace(manifest=SimpleNamespace(lineage=lineage))
     return judge_outputs(evidence, find_meaning(version), guard or Guard())
@@ -336,7 +336,9 @@ def test_missing_calibration_and_unfit_targets_are_named(digits):
     with pytest.raises(InputError, match="int8 needs calibration rows of model 'digits'"):
         compress("digits@1", method="int8", store=digits.store)
     with pytest.raises(InputError, match="evaluation has 359 rows"):
-        compress("digits@1", method="int8", calibration=digits.training.x, evaluation=(digits.testing.x, [1, 2]), store=digits.store)
+        compress(
+            "digits@1", method="int8", calibration=digits.training.x, evaluation=(digits.testing.x, [1, 2]), store=digits.store
+        )
 
 
 def test_model_without_weights_has_nothing_to_compress(make_regressor, store):

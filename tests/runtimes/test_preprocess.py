@@ -25,8 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 import argosy
 from argosy.cli.main import main
-from argosy.compress.base import compress
-from argosy.compress.judge import Guard
+from argosy.compress import Guard, compress
 from argosy.errors import InputError
 from argosy.importers.onnx import import_onnx
 from argosy.importers.python import publish_python
@@ -661,7 +660,9 @@ def test_compressed_version_keeps_its_tokenizer(home: Home) -> None:
     step = {"kind": "text", "file": str(write_tokenizer(home.files)), "pad_id": 0}
     import_onnx(home.store, path, "dense", preprocess=[step])
     rows = {"ids": np.arange(256).reshape(4, 64) % 16}
-    child = compress("dense", calibration=rows, guard=Guard(max_loss=1e3), needs_gain=False, store=home.store).version
+    child = compress(
+        "dense", method="int8", calibration=rows, guard=Guard(max_loss=1e3), needs_gain=False, store=home.store
+    ).version
     assert child is not None
     assert child.manifest.signature.preprocess == home.store.get_version("dense@1").manifest.signature.preprocess
     assert (home.store.open_artifact(child) / "tokenizer.json").exists()

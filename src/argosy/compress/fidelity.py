@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 
-__all__ = ["FIDELITIES", "Fidelity"]
+__all__ = ["FIDELITIES", "Fidelity", "is_distribution"]
 
 Array = NDArray[Any]
 
@@ -19,6 +19,8 @@ _MASK: Final = 0.5
 _MAX_PAIRS: Final = 4_000_000
 """Of rows, whose similarity is held at once."""
 _TINY: Final = 1e-12
+_SUM_TOLERANCE: Final = 1e-3
+"""How far probabilities may be from a sum of 1, in half precision."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Fidelity:
             raise InputError(
                 "bad_option", option="guard.metric", got=got, expected=f"a metric that suits them; this takes {self.needs}"
             )
+
+
+def is_distribution(outputs: Array) -> bool:
+    """Say whether these are probabilities along the last axis, which all have one scale in common."""
+    if outputs.ndim < 2 or outputs.shape[-1] < 2 or not (outputs >= 0).all():
+        return False
+    return bool(np.allclose(outputs.sum(axis=-1, dtype=np.float64), 1.0, rtol=0, atol=_SUM_TOLERANCE))
 
 
 def _flatten(outputs: Array) -> Array:
@@ -98,7 +107,7 @@ def _measure_kl(before: Array, after: Array) -> Array:
 
 def _to_log_probabilities(outputs: Array) -> Array:
     wide = np.asarray(outputs, np.float64)
-    if (wide >= 0).all() and np.allclose(wide.sum(axis=-1), 1.0, rtol=0, atol=1e-3):
+    if is_distribution(wide):
         return np.log(np.maximum(wide, _TINY))
     shifted = wide - wide.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

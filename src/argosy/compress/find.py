@@ -98,10 +98,7 @@ def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: floa
         found = jury.judge(artifact, Tried(recipe).title, budget_s=budget_s)
     except (InputError, FaultError) as error:
         return Tried(recipe, problem=error.message, seconds=time.monotonic() - started), None
-    score = found.score
-    problem = ""
-    if not jury.guard.accepts(score):
-        problem = f"{score.metric} loses {score.loss:.4g}, allowed {jury.guard.max_loss:g}"
+    score, problem = found.score, jury.guard.find_problem(found.score)
     return Tried(recipe, score, found.before, found.after, problem, time.monotonic() - started), artifact
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bench.rows import stack_answers
-from argosy.compress.fidelity import FIDELITIES
+from argosy.compress.fidelity import FIDELITIES, is_distribution
 from argosy.compress.interval import find_interval
 from argosy.compress.kind import Meaning
+from argosy.compress.ruin import find_ruin, name_answers
 from argosy.datatypes import is_float
 from argosy.errors import InputError, list_choices
 from argosy.signature import Arrays
@@ -31,9 +32,6 @@ _LOWER_IS_BETTER: Final = ("mae", "mse", "kl", "max_difference")
 
 _CONSTANT: Final = 1e-10
 """Variance beside the mean square, below which values count as one value: rounding of float32 gives 1e-14."""
-
-_SUM_TOLERANCE: Final = 1e-3
-"""How far probabilities may be from a sum of 1, in half precision."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,14 @@ class Guard:
             raise InputError("bad_option", option="guard.max_loss", got=self.max_loss, expected="a number, at least 0")
 
     def accepts(self, score: Score) -> bool:
-        """Say whether so much may be lost; a score that is no number is refused."""
-        return score.loss <= self.max_loss
+        """Say whether so much may be lost; a score that is no number is refused, and so is what `ruin.py` finds."""
+        return not self.find_problem(score)
+
+    def find_problem(self, score: Score) -> str:
+        """Say why so much may not be lost; "" if it may."""
+        if score.ruin:
+            return score.ruin
+        return "" if score.loss <= self.max_loss else f"{score.metric} loses {score.loss:.4g}, allowed {self.max_loss:g}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Score:
     interval: tuple[float, float] | None = None
     """In which the loss lies with 95 % confidence, as these rows are a sample of those to come; None where that cannot be said:
     of the largest difference, and of a single row."""
+    ruin: str = ""
+    """What is lost that the metric does not count; such a version is refused whatever the loss."""
 
     @property
     def is_noise(self) -> bool:
@@ -123,6 +129,7 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     - Of values, each entry of each axis is judged by itself (each column of a table), by its own spread: the one that fell
       most counts. Probabilities, which sum to 1, have one spread in common.
     - Every output is judged, and the one that lost most counts. Lineage and guard speak of the first, or of those with targets.
+    - Whatever the metric, a version that has lost its answers is ruined: see `ruin.py`.
     - What counts rows needs as many that one of them is within the guard: without targets, fewer are judged by fidelity.
 
     Args:
@@ -133,7 +140,11 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     Raises:
         InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not; `too_few_rows`.
     """
-    before, after = _pair(evidence)
+    with np.errstate(all="ignore"):  # Answers that are no numbers are told in the score.
+        return _judge_pairs(*_pair(evidence), evidence, meaning, guard)
+
+
+def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     scores: list[Score] = []
     for index, name in enumerate(before):
         is_meant = name in evidence.targets if evidence.targets else index == 0
@@ -144,8 +155,8 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
             guard.metric if is_meant else None,
         )
         choice = _look_at_number(choice, len(evidence.before), guard, is_named=is_meant and guard.metric is not None)
-        scores.append(_score(name, choice, before[name], after[name], evidence))
-    return max(scores, key=lambda score: math.inf if math.isnan(score.loss) else score.loss)
+        scores.append(_score(name, choice, *_settle(before[name], after[name]), evidence, guard.max_loss))
+    return max(scores, key=lambda score: (bool(score.ruin), math.inf if math.isnan(score.loss) else score.loss))
 
 
 def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
@@ -172,6 +183,16 @@ def _line_up(answers: Sequence[Arrays]) -> Arrays:
         for index, answer in enumerate(answers):
             found[name][index] = answer[name].ravel()
     return found
+
+
+def _settle(before: Array, after: Array) -> tuple[Array, Array]:
+    """Give 0 for what is the same infinity, or no number, in both: a mask, of which nothing can be lost."""
+    if before.dtype.kind == "O" or not is_float(before.dtype):
+        return before, after
+    same = ~np.isfinite(before.astype(np.float64)) & ((before == after) | (np.isnan(before) & np.isnan(after)))
+    if not same.any():
+        return before, after
+    return np.where(same, before.dtype.type(0), before), np.where(same, after.dtype.type(0), after)
 
 
 def _is_uneven(outputs: Array) -> bool:
@@ -228,7 +249,7 @@ def _look_at_number(choice: _Choice, num_rows: int, guard: Guard, *, is_named: b
     return _Choice("fidelity", None, choice.meaning, reason)
 
 
-def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Evidence) -> Score:
+def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Evidence, max_loss: float) -> Score:
     targets = choice.targets
     if targets is not None and (targets.ndim == 0 or len(targets) != len(before)):
         raise InputError("bad_data", detail=f"evaluation has {len(before)} rows, its targets have shape {targets.shape}")
@@ -247,7 +268,8 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
     loss = sign * (values.after - values.before)
     interval = None if metric == "max_difference" else find_interval(values.losses, is_rate=metric in _RATES)
-    return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval)
+    ruin = find_ruin(before, after, choice.meaning, metric, max_loss)
+    return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)
 
 
 def _measure_fidelity(metric: str, before: Array, after: Array) -> _Values:
@@ -258,14 +280,14 @@ def _measure_fidelity(metric: str, before: Array, after: Array) -> _Values:
 
 
 def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> _Values:
-    own, other = (_name_answers(outputs, meaning) for outputs in (before, after))
+    own, other = (name_answers(outputs, meaning) for outputs in (before, after))
     if targets is None:
         return _compare_rates(own, other, own)
     right = targets
     if meaning.kind == "yes_no":
         right = np.asarray(prepare_targets("mse", targets, before.shape) > 0.5)
     elif meaning.kind == "classes" and targets.shape == before.shape:
-        right = _name_answers(targets, meaning)  # One column a class.
+        right = name_answers(targets, meaning)  # One column a class.
     elif meaning.kind == "classes" and before.ndim == 2:
         right = prepare_targets("cross_entropy", targets, before.shape)
     if right.shape != own.shape:
@@ -278,15 +300,8 @@ def _compare_rates(own: Array, other: Array, right: Array) -> _Values:
     return _Values(float(old.mean()), float(new.mean()), old - new)
 
 
-def _name_answers(outputs: Array, meaning: Meaning) -> Array:
-    """Give what outputs stand for: a class, yes or no, or themselves."""
-    if meaning.kind == "classes" and outputs.ndim > 1:
-        return np.asarray(outputs.argmax(axis=meaning.class_axis))
-    return np.asarray(outputs > meaning.threshold) if meaning.kind == "yes_no" else outputs
-
-
 def _is_one_answer(outputs: Array, meaning: Meaning) -> bool:
-    answers = _name_answers(outputs, meaning)
+    answers = name_answers(outputs, meaning)
     return bool((answers == answers.flat[0]).all())
 
 
@@ -304,16 +319,9 @@ def _measure_r2(before: Array, after: Array, targets: Array | None) -> _Values:
         return _measure_uneven(before, after)
     right = before if targets is None else prepare_targets("mse", targets, before.shape)
     old, new, right = (np.asarray(outputs, np.float64) for outputs in (before, after, right))
-    axes = [None] if before.ndim == 1 or _is_distribution(before) else list(range(1, before.ndim))
+    axes = [None] if before.ndim == 1 or is_distribution(before) else list(range(1, before.ndim))
     found = [_find_worst_r2(old, new, right, axis) for axis in axes]
     return max(found, key=lambda values: math.inf if math.isnan(values.after) else values.before - values.after)
-
-
-def _is_distribution(outputs: Array) -> bool:
-    """Whether these are probabilities, all of one scale: a column that is rarely above 0 says little by itself."""
-    if outputs.ndim < 2 or outputs.shape[-1] < 2 or not (outputs >= 0).all():
-        return False
-    return bool(np.allclose(outputs.sum(axis=-1), 1.0, rtol=0, atol=_SUM_TOLERANCE))
 
 
 def _find_worst_r2(old: Array, new: Array, right: Array, axis: int | None) -> _Values:

@@ -71,7 +71,8 @@ def compress(
         say: is told what happens.
 
     Raises:
-        ConflictError: `guard_failed`, too much was lost; `no_gain`; `nothing_found`; nothing was published.
+        ConflictError: `guard_failed`, too much was lost; `answers_ruined`, whatever its metric says; `no_gain`; `nothing_found`;
+            nothing was published.
         InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
             `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`.
         FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
@@ -178,7 +179,7 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
     """Make and judge what a given recipe makes.
 
     Raises:
-        ConflictError: `guard_failed`.
+        ConflictError: `guard_failed`, `answers_ruined`.
         InputError, FaultError: as `compress`.
     """
     started = time.monotonic()
@@ -189,5 +190,7 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
     if not jury.guard.accepts(score):
         basis = f"{score.num_rows} {score.basis} rows"
         fields: dict[str, Any] = {"metric": score.metric, "before": score.before, "after": score.after, "basis": basis}
+        if score.ruin:
+            raise ConflictError("answers_ruined", **fields, ruin=score.ruin)
         raise ConflictError("guard_failed", **fields, allowed=jury.guard.max_loss, reason=score.reason)
     return made, Tried(recipe, score, found.before, found.after, seconds=time.monotonic() - started)

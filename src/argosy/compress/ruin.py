@@ -1,0 +1,144 @@
+"""Whether a version has lost its answers, whatever its metric counts.
+
+The best class stays best if every score is ten times too large; one that is seldom asked for is hardly missed by accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.compress.fidelity import is_distribution
+from argosy.compress.kind import Meaning
+from argosy.datatypes import is_float
+
+__all__ = ["find_ruin", "name_answers"]
+
+Array = NDArray[Any]
+
+_OWN_JUDGES: Final = ("mae", "mse", "neighbours", "kl", "max_difference", "iou", "text")
+"""Metrics of a unit of their own; and those that say of answers that move far that they may, or look at every number."""
+
+_WIDTH: Final = 10.0
+"""A guard of 0.01 lets the answers as a whole move by 0.1: who allows a larger loss allows this, too."""
+_MOVED: Final = 0.1
+"""1 - R2 of all numbers together, with the original's answers as targets, that is allowed at least. Rounding to 8 bits moves
+them by 0.01 at most; half of every number is a move of 0.25, nothing one of 1."""
+_MOVED_COLUMN: Final = 0.2
+"""Of one entry of an axis, such as the scores of one class."""
+_LEAST_SPREAD: Final = 0.01
+"""Beside the mean of an axis' entries: one that hardly moves is not looked at by itself."""
+_LEAST_PROBABILITY: Final = 1e-4
+"""Smaller ones are as good as this. No step rounds probabilities themselves to 8 bits, which would lose those below 2e-3."""
+
+_SUM_ERROR: Final = 0.25
+"""By which probabilities of 8 bits may miss a sum of 1."""
+
+_MOST_LOST: Final = 0.5
+"""Part of a class' rows."""
+_FEWEST: Final = 3
+"""Rows of a class without which nothing is said of it."""
+_CHANCE: Final = 1e-3
+"""With which a class may lose so many rows by what all rows lose."""
+
+
+def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_loss: float) -> str:
+    """Say what a version has lost that its metric may not count; "" for nothing.
+
+    Answers that are no numbers, where the original gives some; all numbers, or those of one class or column, far from the
+    original's, which a wrong scale does without another class becoming the best; a class that is hardly given any more.
+
+    Args:
+        before: the original's answers, first axis rows.
+        after: the version's, of the same shape.
+        meaning: of the output.
+        metric: that they are judged by otherwise.
+        max_loss: of that metric.
+    """
+    if before.dtype.kind == "O":
+        return ""
+    if is_float(before.dtype):
+        odd = np.isfinite(np.asarray(before, np.float64)) != np.isfinite(np.asarray(after, np.float64))
+        if odd.any():
+            return f"the answers to {int(odd.reshape(len(odd), -1).any(axis=1).sum())} of {len(odd)} rows are no numbers"
+    if metric in _OWN_JUDGES:
+        return ""
+    slack = _WIDTH * max_loss
+    found = _compare_numbers(before, after, meaning, slack) if is_float(before.dtype) else ""
+    return found or _compare_classes(before, after, meaning, max(slack, _MOST_LOST))
+
+
+def name_answers(outputs: Array, meaning: Meaning) -> Array:
+    """Give what outputs stand for: a class, yes or no, or themselves."""
+    if meaning.kind == "classes" and outputs.ndim > 1:
+        return np.asarray(outputs.argmax(axis=meaning.class_axis))
+    return np.asarray(outputs > meaning.threshold) if meaning.kind == "yes_no" else outputs
+
+
+def _compare_numbers(before: Array, after: Array, meaning: Meaning, slack: float) -> str:
+    if is_distribution(before):
+        worst = float(np.abs(after.sum(axis=-1, dtype=np.float64) - 1.0).max())
+        if worst > max(_SUM_ERROR, slack):
+            return f"its probabilities miss a sum of 1 by up to {worst:.2f}"
+    old, new = (_widen(outputs, before, meaning) for outputs in (before, after))
+    squares, spread = np.square(new - old), np.square(old - old.mean())
+    whole = float(spread.mean())
+    if whole <= 0.0:
+        return ""
+    moved, allowed = float(squares.mean()) / whole, max(_MOVED, slack)
+    if moved > allowed:
+        return f"its answers are far from the original's: {_tell(moved, allowed)}"
+    allowed = max(_MOVED_COLUMN, 2.0 * slack)
+    for axis in range(1, old.ndim):
+        others = tuple(other for other in range(old.ndim) if other != axis)
+        errors, scales = np.mean(squares, axis=others), np.var(old, axis=others)
+        moves = np.where(scales > _LEAST_SPREAD * scales.mean(), errors / np.maximum(scales, 1e-300), 0.0)
+        place = int(moves.argmax())
+        if moves[place] > allowed:
+            return (
+                f"entry {place} of axis {axis} of its answers is far from the original's: {_tell(float(moves[place]), allowed)}"
+            )
+    return ""
+
+
+def _tell(moved: float, allowed: float) -> str:
+    return f"R2 is {1.0 - moved:.3f} with these as targets, below {1.0 - allowed:g}"
+
+
+def _widen(outputs: Array, original: Array, meaning: Meaning) -> Array:
+    """Give numbers whose differences count alike: of probabilities their logarithms; what is no number counts as 0."""
+    wide = np.asarray(outputs, np.float64)
+    if is_distribution(original):
+        return np.log(np.clip(wide, _LEAST_PROBABILITY, None))
+    if meaning.kind == "yes_no" and meaning.threshold > 0.0:
+        inner = np.clip(wide, _LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
+        return np.log(inner) - np.log(1.0 - inner)
+    return np.where(np.isfinite(wide), wide, 0.0)
+
+
+def _compare_classes(before: Array, after: Array, meaning: Meaning, most: float) -> str:
+    """Find a class most of whose rows got another answer, more than the rows of all classes would let one expect."""
+    if meaning.kind not in ("classes", "yes_no", "labels"):
+        return ""
+    old, new = (name_answers(outputs, meaning).ravel() for outputs in (before, after))
+    names, places, counts = np.unique(old, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        return ""
+    moved = np.bincount(places, weights=old != new, minlength=len(names))
+    rate = float(moved.sum()) / len(old)
+    for name, count, lost in zip(names.tolist(), counts.tolist(), moved.tolist(), strict=True):
+        if count >= _FEWEST and lost > most * count and len(names) * _bound_chance(count, lost, rate) < _CHANCE:
+            return f"of {count} rows that the original gives the answer {name}, {lost:.0f} get another one"
+    return ""
+
+
+def _bound_chance(count: int, lost: float, rate: float) -> float:
+    """Chernoff's bound of the probability that so many of the rows are lost, each with the same probability."""
+    part = lost / count
+    if part <= rate:
+        return 1.0
+    rest = (1.0 - part) * math.log((1.0 - part) / (1.0 - rate)) if part < 1.0 else 0.0
+    return math.exp(-count * (part * math.log(part / rate) + rest))

@@ -1,0 +1,126 @@
+"""What ruins a version whatever its metric counts, and what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from argosy.compress.judge import Evidence, Guard, judge_outputs
+from argosy.compress.kind import Kind, Meaning
+
+
+def judge(
+    before: Any, after: Any, kind: Kind = "classes", targets: Any = None, guard: Guard | None = None, threshold: float = 0.0
+):
+    guard = guard or Guard()
+    cut = [[{"y": row[None]} for row in np.asarray(answers, np.float32)] for answers in (before, after)]
+    known = {} if targets is None else {"y": np.asarray(targets)}
+    score = judge_outputs(
+        Evidence(cut[0], cut[1], known, "evaluation"), Meaning(kind, "it is a test", threshold=threshold), guard
+    )
+    return score, guard.accepts(score)
+
+
+def make_scores(count: int = 300, classes: int = 5):
+    """Scores of classes that are far from one another, and the best class of each row."""
+    random = np.random.default_rng(3)
+    scores = random.normal(size=(count, classes)).astype(np.float32) * 2
+    best = scores.argmax(axis=1)
+    scores[np.arange(count), best] += 2
+    return scores, best
+
+
+def soften(scores: Any, factor: float = 1.0):
+    powers = np.exp(scores * factor)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_scores_of_another_size_are_refused_though_no_class_changes():
+    scores, best = make_scores()
+    for factor in (0.1, 0.5, 2.0, 10.0):
+        for targets in (best, None):
+            score, is_accepted = judge(scores, scores * factor, targets=targets)
+            assert score.loss == 0 and not is_accepted, factor
+    assert "its answers are far from the original's: R2 is" in score.ruin
+    assert judge(scores, scores * 1.02 + 0.01, targets=best)[1]
+
+
+def test_probabilities_of_another_sharpness_are_refused():
+    scores, best = make_scores()
+    for factor in (0.3, 2.0):
+        score, is_accepted = judge(soften(scores), soften(scores, factor), targets=best)
+        assert score.loss == 0 and not is_accepted
+    tripled = soften(scores)
+    tripled[:, 2] *= 3
+    assert "its probabilities miss a sum of 1 by up to" in judge(soften(scores), tripled)[0].ruin
+    noisy = scores + np.random.default_rng(0).normal(size=scores.shape) * 0.05
+    assert judge(soften(scores), soften(noisy).astype(np.float16), targets=best)[1]
+
+
+def test_scores_of_one_class_that_are_lost_are_named():
+    scores, _ = make_scores(classes=40)
+    lost = scores.copy()
+    lost[:, 7] = lost[:, 7].mean()
+    assert "entry 7 of axis 1 of its answers is far" in judge(scores, lost, guard=Guard(max_loss=0.05))[0].ruin
+
+
+def test_class_that_is_seldom_asked_for_is_missed():
+    random = np.random.default_rng(1)
+    scores = np.abs(random.normal(size=(400, 1))) * -5 - 1
+    scores[:4] = 0.5
+    always_no = np.minimum(scores, -0.2)
+    # One row in a hundred: accuracy loses no more than is allowed.
+    score, is_accepted = judge(scores, always_no, "yes_no", scores > 0)
+    assert score.loss == pytest.approx(0.01) and not is_accepted
+    assert score.ruin == "of 4 rows that the original gives the answer True, 4 get another one"
+    moved = scores.copy()
+    moved[0] = -0.2
+    assert judge(scores, moved, "yes_no", scores > 0)[1]
+
+
+def test_labels_that_are_lost_are_named():
+    before = np.repeat(["cat", "dog", "emu"], [297, 200, 3])
+    after = np.where(before == "emu", "dog", before)
+    cut = [[{"y": answers[row : row + 1]} for row in range(500)] for answers in (before, after)]
+    score = judge_outputs(Evidence(*cut, {}, "evaluation"), Meaning("unknown", "it is a test"), Guard())
+    assert score.loss < 0.01 and "the answer emu, 3 get another one" in score.ruin
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "infinity"])
+def test_one_answer_that_is_no_number_is_refused(value):
+    scores, best = make_scores()
+    spoilt = scores.copy()
+    spoilt[17, 0] = value
+    for kind, targets, guard in (
+        ("classes", best, Guard()),
+        ("classes", None, Guard(max_loss=1e3)),
+        ("unknown", None, Guard("cosine")),
+        ("values", scores, Guard("mae", 10.0)),
+    ):
+        score, is_accepted = judge(scores, spoilt, kind, targets, guard)
+        assert not is_accepted and score.ruin == "the answers to 1 of 300 rows are no numbers"
+
+
+def test_mask_that_is_the_same_in_both_is_nothing_lost():
+    scores, _ = make_scores()
+    masked = scores.copy()
+    masked[::2, 0] = -np.inf
+    score, is_accepted = judge(masked, np.where(np.isfinite(masked), masked * 1.001, masked), "unknown")
+    assert is_accepted and 0 < score.loss < 1e-4
+    assert not judge(masked, scores, "unknown")[1]
+
+
+def test_guard_that_allows_more_lets_the_answers_move_further():
+    scores, best = make_scores()
+    assert not judge(scores, scores * 2, targets=best, guard=Guard(max_loss=0.05))[1]
+    assert judge(scores, scores * 2, targets=best, guard=Guard(max_loss=0.2))[1]
+
+
+def test_worst_of_several_outputs_is_the_ruined_one():
+    scores, best = make_scores()
+    before = [{"best": row[None], "other": row[None]} for row in scores]
+    after = [{"best": row[None] * 1.05, "other": np.where(row > 3, np.nan, row)[None]} for row in scores]
+    score = judge_outputs(Evidence(before, after, {"best": best}, "evaluation"), Meaning("classes", "it is a test"), Guard())
+    assert score.output == "other" and "no numbers" in score.ruin
