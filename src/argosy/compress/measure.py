@@ -11,6 +11,7 @@ import numpy as np
 
 from argosy.bench.probe import Probe
 from argosy.bench.rows import RowFiles, Rows, stack_answers, write_rows
+from argosy.compress.sample import thin_rows
 from argosy.serve.worker.agreement import exceeds, largest_difference
 
 __all__ = ["BATCH_ROWS", "Cost", "Gain", "Timing", "measure_costs"]
@@ -115,9 +116,7 @@ class Timing:
     """
 
     def __init__(self, rows: Rows, folder: Path, *, is_batched: bool) -> None:
-        count = min(len(rows), _NUM_TYPICAL)
-        chosen = [rows[index * len(rows) // count] for index in range(count)]
-        self.typical = write_rows(chosen, folder / "typical")
+        self.typical = write_rows(thin_rows(rows, _NUM_TYPICAL), folder / "typical")
         self.alone: RowFiles | None = None
         self.together: RowFiles | None = None
         # Neighbours of the shape that most rows have: batches are made of these.
