@@ -11,7 +11,7 @@ import numpy as np
 from argosy.signature import Arrays
 from argosy.store.golden import Golden, decode_golden, encode_golden
 
-__all__ = ["RowFiles", "Rows", "read_answers", "spread_rows", "stack_answers", "write_rows"]
+__all__ = ["RowFiles", "Rows", "read_answers", "stack_answers", "write_rows"]
 
 Rows = Sequence[Arrays]
 """Requests: of each its inputs by name, as a client sends them; where the signature has rows, of one row each."""
@@ -29,13 +29,6 @@ class RowFiles:
     def num_rows(self) -> int:
         """How many requests there are."""
         return sum(map(len, self.places))
-
-
-def spread_rows(rows: Rows, count: int) -> Rows:
-    """Give at most so many of the rows, evenly spaced from the first to the last: data is often sorted by class."""
-    if len(rows) <= count:
-        return rows
-    return [rows[index * (len(rows) - 1) // max(1, count - 1)] for index in range(count)]
 
 
 def write_rows(rows: Rows, folder: Path) -> RowFiles:

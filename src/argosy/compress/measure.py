@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 
 from argosy.bench.probe import Probe
-from argosy.bench.rows import RowFiles, Rows, spread_rows, stack_answers, write_rows
+from argosy.bench.rows import RowFiles, Rows, stack_answers, write_rows
+from argosy.compress.sample import thin_rows
 from argosy.serve.worker.agreement import exceeds, largest_difference
 
 __all__ = ["BATCH_ROWS", "Cost", "Gain", "Timing", "measure_costs"]
@@ -115,7 +116,7 @@ class Timing:
     """
 
     def __init__(self, rows: Rows, folder: Path, *, is_batched: bool) -> None:
-        self.typical = write_rows(spread_rows(rows, _NUM_TYPICAL), folder / "typical")
+        self.typical = write_rows(thin_rows(rows, _NUM_TYPICAL), folder / "typical")
         self.alone: RowFiles | None = None
         self.together: RowFiles | None = None
         # Neighbours of the shape that most rows have: batches are made of these.
