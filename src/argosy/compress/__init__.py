@@ -5,9 +5,9 @@ find.py        which recipe serves an objective best; catalogue.py: which suit a
 recipe.py      recipes as data; steps/: what they are made of
 sample.py      rows to calibrate with and rows to judge on, never the same
 jury.py        candidates beside their original, each in a process of its own
-judge.py       the guard; fidelity.py, interval.py, kind.py: its measures
+judge.py       the guard; fidelity.py, interval.py, kind.py, ruin.py: its measures
 measure.py     bytes, seconds, memory
-publish.py     the child version; result.py, report.py: what it came to
+publish.py     the child version; result.py, examples.py, report.py, plot.py: what it came to
 """
 
 from argosy.callables import make_callable
@@ -15,7 +15,7 @@ from argosy.compress.find import Budget
 from argosy.compress.judge import Guard, Score
 from argosy.compress.measure import Cost, Gain
 from argosy.compress.recipe import Recipe, Step, get_recipe
-from argosy.compress.report import describe_result, tabulate_result
+from argosy.compress.report import describe_result, tabulate_result, write_report
 from argosy.compress.result import CompressResult
 from argosy.compress.run import compress
 
@@ -32,6 +32,7 @@ __all__ = [
     "describe_result",
     "get_recipe",
     "tabulate_result",
+    "write_report",
 ]
 
 make_callable(__name__, "argosy.compress.run:compress")

@@ -148,7 +148,8 @@ def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: floa
     except (InputError, FaultError) as error:
         return Tried(recipe, problem=error.message, seconds=time.monotonic() - started), None
     score, problem = found.score, jury.guard.find_problem(found.score)
-    return Tried(recipe, score, found.before, found.after, problem, time.monotonic() - started), artifact
+    seconds = time.monotonic() - started
+    return Tried(recipe, score, found.before, found.after, problem, seconds, found.examples), artifact
 
 
 def _measure_again(one: Tried, artifact: Artifact, jury: Jury) -> Tried:

@@ -266,7 +266,7 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     else:
         values = _measure_errors(metric, before, after, targets)
     sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
-    loss = sign * (values.after - values.before)
+    loss = sign * (values.after - values.before) + 0.0  # No -0.0, which people would see.
     interval = None if metric == "max_difference" else find_interval(values.losses, is_rate=metric in _RATES)
     ruin = find_ruin(before, after, choice.meaning, metric, max_loss)
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
 from argosy.bench.rows import RowFiles, write_rows
+from argosy.compress.examples import Example, find_examples
 from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
@@ -34,6 +36,8 @@ class Finding(NamedTuple):
     score: Score
     before: Cost
     after: Cost
+    examples: tuple[Example, ...]
+    """Rows whose answers moved most."""
 
 
 class Jury:
@@ -86,7 +90,7 @@ class Jury:
             answers = self._answer(probe)
             score = self.score(answers)
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
-        return Finding(score, before, after)
+        return Finding(score, before, after, self._find_examples(answers, score.output))
 
     def measure_distance(self, artifact: Artifact) -> float:
         """Measure how far the answers to a few rows move: their mean squared difference, relative to the spread of each output.
@@ -111,6 +115,12 @@ class Jury:
         """Hold answers to the rows against the original's, or against what is right."""
         evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis)
         return judge_outputs(evidence, self._meaning, self.guard)
+
+    def _find_examples(self, answers: list[Arrays], output: str) -> tuple[Example, ...]:
+        is_first = output == next(iter(self._answers[0]))
+        meaning = self._meaning if is_first else Meaning("unknown", "no lineage speaks of this output")
+        found = find_examples(self._answers, answers, output, meaning)
+        return tuple(replace(example, row=self.sample.find_place(example.row)) for example in found)
 
     def _open(self, artifact: Artifact, title: str) -> Probe:
         return self._stack.enter_context(Probe(artifact, threads=self._threads, title=title))

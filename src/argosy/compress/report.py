@@ -1,12 +1,18 @@
-"""What compression came to, in words and numbers, for people."""
+"""What compression came to, in words and numbers and as a page, for people."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
-from argosy.compress.result import CompressResult
+from argosy.compress.find import OBJECTIVES
+from argosy.compress.judge import Score
+from argosy.compress.plot import draw_tradeoff, list_points
+from argosy.compress.result import CompressResult, Tried
+from argosy.output_file import OutputFile
+from argosy.train.report import Section, write_page
 
-__all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result"]
+__all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result", "write_report"]
 
 BATCH_TOLERANCE: Final = 1e-5
 """Below it, a row is said to be answered alike alone and in a batch: rounding of float32."""
@@ -59,3 +65,111 @@ def _explain(result: CompressResult) -> list[str]:
         f"a row's answer {mates} on its batch mates: largest relative difference {result.after.batch_difference:.1e}",
         outcome,
     ]
+
+
+def write_report(file: OutputFile | Path | str, result: CompressResult) -> None:
+    """Write all that was measured as a self-contained HTML page: before and after, what was tried, which answers moved.
+
+    Args:
+        file: to write; its name stands for a file that is not there.
+        result: of `compress`.
+
+    Raises:
+        InputError: `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
+    """
+    name = f"{result.parent.name}@{result.parent.number}"
+    sections = [_show_costs(result), _show_tradeoff(result), _show_tried(result), _show_examples(result)]
+    write_page(file, title=f"Compression of {name}", lead=_lead(result), sections=sections)
+
+
+def _lead(result: CompressResult) -> str:
+    found = "; ".join(result.gain.gains) or "nothing is better"
+    made = f" It is {result.version.name}@{result.version.number}." if result.version else " It was not published."
+    chosen = f", the best of {len(result.tried)} for {result.objective}" if result.objective else ""
+    return f"{result.title}{chosen}: {found}.{made}"
+
+
+def _show_costs(result: CompressResult) -> Section:
+    before, after, score = result.before, result.after, result.score
+    rows: list[tuple[str, ...]] = [
+        ("", "before", "after", "after / before"),
+        _ratio("files", before.size_bytes, after.size_bytes, 1e3, "kB"),
+        _ratio("memory of a worker", before.memory_bytes, after.memory_bytes, 1e6, "MB"),
+        _ratio("loading", before.load_s, after.load_s, 1e-3, "ms"),
+        _ratio("one row alone, p50", before.latency_s, after.latency_s, 1e-6, "us"),
+        _ratio("one row alone, p99", before.p99_s, after.p99_s, 1e-6, "us"),
+    ]
+    batch_rows = max(before.batch_rows, after.batch_rows)
+    if batch_rows > 1:
+        what = f"a row in a batch of {batch_rows}"
+        rows.append(_ratio(what, before.batch_row_s, after.batch_row_s, 1e-6, "us"))
+        rows.append(_ratio("rows a second in it", 1 / before.batch_row_s, 1 / after.batch_row_s, 1, ""))
+    rows.append((f"{score.metric} ({score.num_rows} {score.basis} rows)", f"{score.before:.4f}", f"{score.after:.4f}", ""))
+    text = f"Judged by {score.metric}: {score.reason}. {_tell_loss(score)}, allowed {result.guard.max_loss:g}. "
+    text += "Both were loaded by the runtimes that serve them, each in a process of its own, and timed in turn."
+    if result.gain.losses:
+        text += f" Worse: {'; '.join(result.gain.losses)}."
+    return Section(title="Before and after", text=text, table=rows)
+
+
+def _ratio(what: str, before: float, after: float, unit: float, name: str) -> tuple[str, ...]:
+    cells = (f"{value / unit:,.1f} {name}" if name else f"{value / unit:,.0f}" for value in (before, after))
+    return what, *cells, f"{after / before:.2f}" if before else ""
+
+
+def _tell_loss(score: Score) -> str:
+    interval = "" if score.interval is None else f" (with 95 % confidence {score.interval[0]:.4g} to {score.interval[1]:.4g})"
+    return f"Lost {score.loss:.4g}{interval}{', which is within the noise' if score.is_noise else ''}"
+
+
+def _show_tradeoff(result: CompressResult) -> Section:
+    objective = result.objective or "latency"
+    points = list_points(result.tried, OBJECTIVES[objective])
+    metric, max_loss = result.score.metric, result.guard.max_loss
+    drawing = draw_tradeoff(points, _find_chosen(result), objective=objective, metric=metric, max_loss=max_loss)
+    text = "Each point is a recipe, by its number in the table below; filled is what the guard takes, ringed what was chosen. "
+    text += "Lines through points are 95 % intervals. The loss is even up to twice the guard, and by powers of ten beyond."
+    return Section(title="What is lost for what is won", text=text, drawing=drawing)
+
+
+def _find_chosen(result: CompressResult) -> int:
+    """Give the number of the chosen one among those that were tried, from 1."""
+    return next(number for number, one in enumerate(result.tried, 1) if one.recipe == result.recipe and one.score == result.score)
+
+
+def _show_tried(result: CompressResult) -> Section:
+    header = ("", "recipe", "what became of it", "loss", "files", "memory", "p50", "p99", "batch", "took")
+    chosen = _find_chosen(result)
+    rows = [_row(number, one, is_chosen=number == chosen) for number, one in enumerate(result.tried, 1)]
+    text = "Files, memory, p50 and p99 of one row alone, and a row in a batch: parts of the original's, which was measured in "
+    text += "turn with each."
+    return Section(title="What was tried", text=text, table=[header, *rows], num_text_columns=3)
+
+
+def _row(number: int, one: Tried, *, is_chosen: bool) -> tuple[str, ...]:
+    verdict = "chosen" if is_chosen else one.problem or "within the guard"
+    if one.score is None or one.before is None or one.after is None:
+        return str(number), one.title, verdict, *[""] * 6, f"{one.seconds:.1f} s"
+    before, after = one.before, one.after
+    pairs = [
+        (before.size_bytes, after.size_bytes),
+        (before.memory_bytes, after.memory_bytes),
+        (before.latency_s, after.latency_s),
+        (before.p99_s, after.p99_s),
+        (before.batch_row_s, after.batch_row_s),
+    ]
+    parts = [f"{new / old:.2f}" if old else "" for old, new in pairs]
+    return str(number), one.title, verdict, f"{one.score.loss:.4g}", *parts, f"{one.seconds:.1f} s"
+
+
+def _show_examples(result: CompressResult) -> Section:
+    output = f" of output {result.score.output!r}" if result.score.output else ""
+    if not result.examples:
+        return Section(title="Answers that moved most", text=f"No answer{output} to any of the rows is another one.")
+    rows: list[tuple[str, ...]] = [("row", "before", "after", "moved by")]
+    for one in result.examples:
+        kind = "another class" if one.changes_class else f"{one.moved:.3g}"
+        rows.append((str(one.row), one.before, one.after, kind))
+    text = f"Rows by their place in what was given, from 0, with both answers{output}. They move by the root mean square of the "
+    text += "difference, relative to the spread of all answers."
+    return Section(title="Answers that moved most", text=text, table=rows, num_text_columns=3)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from argosy.compress.examples import Example
 from argosy.compress.judge import Guard, Score
 from argosy.compress.measure import Cost, Gain
 from argosy.compress.recipe import Recipe, describe_recipe
@@ -27,6 +28,8 @@ class Tried:
     """Why it is no answer: it cannot be made or run, or loses too much; "" where it could be one."""
     seconds: float = 0.0
     """That making and judging it took."""
+    examples: tuple[Example, ...] = ()
+    """Rows whose answers moved most."""
 
     @property
     def title(self) -> str:
@@ -76,6 +79,8 @@ class CompressResult:
     """What the recipe was chosen for; "" where it was given."""
     tried: tuple[Tried, ...] = ()
     """All recipes that were tried, in order."""
+    examples: tuple[Example, ...] = ()
+    """Rows whose answers moved most, of those that it was judged on."""
 
     @property
     def title(self) -> str:

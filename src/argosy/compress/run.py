@@ -110,6 +110,7 @@ def compress(
                 after=chosen.after,
                 objective=objective if recipe is None else "",
                 tried=tried,
+                examples=chosen.examples,
             )
             if not publish:
                 return result
@@ -193,4 +194,5 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
         if score.ruin:
             raise ConflictError("answers_ruined", **fields, ruin=score.ruin)
         raise ConflictError("guard_failed", **fields, allowed=jury.guard.max_loss, reason=score.reason)
-    return made, Tried(recipe, score, found.before, found.after, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return made, Tried(recipe, score, found.before, found.after, seconds=seconds, examples=found.examples)

@@ -35,12 +35,19 @@ class Sample:
     """By output; the first axis counts the requests. Empty where none are known."""
     basis: str = "evaluation"
     """What they are: `evaluation` rows, or `golden` examples of the version."""
+    places: Sequence[int] = ()
+    """Of each among the rows that were given; empty where these are all of them."""
+
+    def find_place(self, row: int) -> int:
+        """Give the place of a request among the rows that were given."""
+        return self.places[row] if self.places else row
 
     def pick(self, places: Sequence[int]) -> Sample:
         """Some of the requests."""
         index = np.asarray(places, np.int64)
         targets = {name: array[index] for name, array in self.targets.items()}
-        return Sample([self.rows[place] for place in places], targets, self.basis)
+        found = [self.find_place(place) for place in places]
+        return Sample([self.rows[place] for place in places], targets, self.basis, found)
 
 
 def take_sample(signature: Signature, rows: object, targets: object = None, *, folder: Path = Path()) -> Sample:
