@@ -15,6 +15,8 @@ _Z: Final = 1.959964
 _NUM_DRAWS: Final = 1000
 _MAX_NUMBERS: Final = 20_000_000
 """Of rows times draws; more rows are drawn less often."""
+_HELD_NUMBERS: Final = 1_000_000
+"""Of these, at once."""
 _LEAST_ROWS: Final = 2
 
 
@@ -40,6 +42,8 @@ def find_interval(losses: NDArray[Any], *, is_rate: bool) -> tuple[float, float]
         spread = math.sqrt(max(0.0, (float(np.square(losses).sum()) + 1.0) / total - mean * mean) / total)
         return mean - _Z * spread, mean + _Z * spread
     random = np.random.default_rng(0)
-    means = [losses[random.integers(0, count, count)].mean() for _ in range(max(100, min(_NUM_DRAWS, _MAX_NUMBERS // count)))]
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    num_draws, at_once = max(100, min(_NUM_DRAWS, _MAX_NUMBERS // count)), max(1, _HELD_NUMBERS // count)
+    sizes = [min(at_once, num_draws - start) for start in range(0, num_draws, at_once)]
+    means = [losses[random.integers(0, count, (size, count))].mean(axis=1) for size in sizes]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975)).tolist()
     return float(low), float(high)

@@ -1,6 +1,6 @@
 """Ways to compress, one file each, with its card beside it. They know nothing of the store, of accuracy or of guards.
 
-graph.py      ONNX files: read, named, written (no step of its own)
+base.py       ONNX files: read, named, written (no step of its own)
 simplify.py   the same graph with fewer operators
 half.py       float16 weights
 dynamic.py    int8 weights, activations quantised as they come

@@ -1,0 +1,101 @@
+"""Each measure of fidelity against a value found by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from argosy.compress.fidelity import FIDELITIES
+from argosy.compress.judge import Evidence, Guard, judge_outputs
+from argosy.compress.kind import Meaning
+from argosy.errors import InputError
+
+
+def compute(name, before, after):
+    return FIDELITIES[name].compute(np.asarray(before, np.float32), np.asarray(after, np.float32))
+
+
+# Of three steps each, the first symbol is the blank: "1 1", "1 2", "2".
+SYMBOLS = np.eye(3)
+TEXTS = SYMBOLS[[[1, 0, 1], [1, 1, 2], [0, 2, 2]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "expected"),
+    [
+        pytest.param("cosine", [[1, 0], [1, 1], [0, 0]], [[0, 2], [3, 3], [0, 0]], [0, 1, 1], id="cosine"),
+        pytest.param("cosine", [[3, 4]], [[4, 3]], [24 / 25], id="cosine-of-an-angle"),
+        pytest.param("cosine", [[0, 0]], [[1, 0]], [0], id="cosine-of-zeros"),
+        pytest.param("agreement", [[1, 2], [5, 4]], [[3, 9], [4, 5]], [1, 0], id="agreement"),
+        pytest.param("agreement", [[[1, 2], [2, 1]]], [[[1, 2], [1, 2]]], [0.5], id="agreement-of-steps"),
+        pytest.param(
+            "neighbours",
+            [[1, 0], [1, 0.1], [0, 1], [0.1, 1]],
+            [[1, 0], [1, 0.1], [0, 1], [1, -1]],
+            [1, 1, 0, 0],
+            id="neighbours",
+        ),
+        pytest.param("kl", [[0.5, 0.5]], [[0.25, 0.75]], [0.5 * math.log(2) + 0.5 * math.log(2 / 3)], id="kl-of-probabilities"),
+        pytest.param("kl", [[0, 0]], [[5, 5 + math.log(3)]], [0.5 * math.log(2) + 0.5 * math.log(2 / 3)], id="kl-of-scores"),
+        pytest.param("max_difference", [[1, -4], [2, 2]], [[1, -3], [2, 2.5]], [0.25, 0.125], id="largest"),
+        pytest.param("iou", [[0.9, 0.6, 0.1], [0, 0, 0]], [[0.9, 0.2, 0.7], [0, 0, 0]], [1 / 3, 1], id="overlap"),
+        pytest.param("text", TEXTS, TEXTS[[0, 0, 2]], [1, 1 / 2, 1], id="text"),
+        pytest.param("text", TEXTS[[2]], SYMBOLS[[[0, 0, 0]]], [0], id="text-that-is-gone"),
+    ],
+)
+def test_measure_equals_the_value_by_hand(name, before, after, expected):
+    np.testing.assert_allclose(compute(name, before, after), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FIDELITIES)
+def test_equal_answers_are_the_best(name):
+    answers = np.random.default_rng(0).random((6, 4, 5)).astype(np.float32)
+    np.testing.assert_allclose(compute(name, answers, answers), FIDELITIES[name].best, atol=1e-6)
+
+
+def test_answers_of_different_lengths_are_compared_row_by_row():
+    before, after = np.empty(2, object), np.empty(2, object)
+    before[:] = [np.array([3.0, 4.0]), np.array([1.0, 0.0, 0.0])]
+    after[:] = [np.array([4.0, 3.0]), np.array([1.0, 0.0, 0.4])]
+    np.testing.assert_allclose(FIDELITIES["cosine"].compute(before, after), [0.96, 1 / math.sqrt(1.16)])
+    np.testing.assert_allclose(FIDELITIES["max_difference"].compute(before, after), [0.25, 0.1])
+
+
+def judge(metric, before, after):
+    cut = [[{"y": row[None]} for row in np.asarray(answers, np.float32)] for answers in (before, after)]
+    return judge_outputs(Evidence(*cut, {}, "evaluation"), Meaning("unknown", "it is a test"), Guard(metric))
+
+
+@pytest.mark.parametrize(
+    ("metric", "shape", "takes"),
+    [
+        pytest.param("agreement", (200, 1), "scores of classes", id="one-number"),
+        pytest.param("kl", (200,), "scores or probabilities", id="no-axis"),
+        pytest.param("iou", (200,), "maps of 0 to 1", id="no-map"),
+        pytest.param("neighbours", (200,), "vectors", id="no-vector"),
+        pytest.param("text", (200, 5), "scores of symbols", id="no-steps"),
+    ],
+)
+def test_measure_that_does_not_suit_the_answers_is_refused(metric, shape, takes):
+    answers = np.random.default_rng(0).random(shape)
+    with pytest.raises(InputError, match=takes) as caught:
+        judge(metric, answers, answers)
+    assert caught.value.key == "bad_option" and metric in caught.value.message
+
+
+def test_score_of_a_named_measure_has_its_own_sense_of_better():
+    random = np.random.default_rng(0)
+    before = random.normal(size=(300, 6))
+    after = before + random.normal(size=before.shape) * 0.05
+    cosine, largest = judge("cosine", before, after), judge("max_difference", before, after)
+    assert (cosine.before, cosine.metric) == (1.0, "cosine") and 0 < cosine.loss == 1.0 - cosine.after < 0.01
+    assert (largest.before, largest.interval) == (0.0, None) and largest.loss == largest.after > 0.02
+    assert cosine.interval is not None and cosine.interval[0] < cosine.loss < cosine.interval[1]
+
+
+def test_rate_on_too_few_rows_is_refused_with_the_number_that_it_takes():
+    answers = np.random.default_rng(0).random((40, 5))
+    with pytest.raises(InputError, match=r"agreement on 40 rows says nothing finer than one row in 40; .* takes 100 rows"):
+        judge("agreement", answers, answers)
