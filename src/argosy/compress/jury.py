@@ -50,6 +50,10 @@ class Jury:
         sample: rows that no candidate saw.
         folder: for files, new.
         threads: of one operator, of the original and of candidates.
+
+    Raises:
+        FaultError: `engine_failed`, the original does not load or run.
+        InputError: as `judge_outputs`, for the original beside itself.
     """
 
     def __init__(self, parent: Artifact, meaning: Meaning, guard: Guard, sample: Sample, folder: Path, *, threads: int) -> None:
@@ -64,6 +68,8 @@ class Jury:
         try:
             self._answers = self._answer(self._original)
             self._few_answers = self._original.answer(self._few)
+            # A metric that does not suit the answers, or too few rows for it, is nobody's fault but the caller's: said at once.
+            self.score(self._answers)
         except BaseException:
             self._stack.close()
             raise

@@ -1,4 +1,4 @@
-"""Weights alone in 8 or 4 bits, by ONNX Runtime's MatMulNBits; activations stay float32."""
+"""Weights alone in 8 or 4 bits, by ONNX Runtime's MatMulNBits; what is multiplied with them is rounded to 8 bits as it comes."""
 
 from __future__ import annotations
 
