@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+from argosy.compress import get_recipe
 from argosy.frameworks.onnx import OnnxModel
 from argosy.store.local import Store
-from tests.cli.site import make_affine_model
+from tests.cli.site import Site, make_affine_model
+from tests.home import Home
+from tests.runtimes.words import publish_words
 
 
 def test_compress_takes_calibration_rows_of_an_imported_model(call: Callable[..., Result], tmp_path: Path) -> None:
@@ -73,3 +77,102 @@ def test_failed_guard_publishes_nothing(call: Callable[..., Result], tmp_path: P
     assert result.exit_code == 1
     assert json.loads(result.stdout)["key"] == "guard_failed"
     assert len(Store(tmp_path / "home").list_versions("wide")) == 1
+
+
+@pytest.fixture
+def wide(call: Callable[..., Result], tmp_path: Path) -> Path:
+    """A file of rows for the imported model `wide`."""
+    call("import", make_affine_model(tmp_path / "wide.onnx", 1, width=2000), "--name", "wide")
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((200, 2000), np.float32))
+    return tmp_path / "rows.npy"
+
+
+def test_search_tells_what_it_tries_and_writes_a_page(
+    call: Callable[..., Result], tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("argosy.compress.find.list_recipes", lambda *given: [get_recipe("simplify"), get_recipe("float16")])
+    page = tmp_path / "page.html"
+    done = call("compress", "wide", "--objective", "size", "--data", wide, "--report", page, "--json")
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert (made["version"], made["parent"], made["objective"]) == (2, 1, "size")
+    assert [one["recipe"][0]["name"] for one in made["tried"]] == ["simplify", "float16"] and made["recipe"] == made["tried"][1][
+        "recipe"
+    ]
+    assert made["score"]["num_rows"] == 150 and made["score"]["interval"] is not None
+    assert "simplify: fidelity 1.0000" in done.stderr and f"report: {page}" in done.stderr
+    assert "float16, the best of 2 for size" in page.read_text()
+    again = call("compress", "wide@1", "--objective", "size", "--data", wide, "--report", page)
+    assert again.exit_code == 1 and "page.html is there already" in again.stderr
+    assert len(Store(tmp_path / "home").list_versions("wide")) == 2
+
+
+def test_report_without_its_package_is_refused_before_the_work(
+    call: Callable[..., Result], tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for arguments in (("compress", "wide", "--data", wide), ("train", "recipe:digits")):
+        done = call(*arguments, "--report", tmp_path / "page.html", "--json")
+        assert done.exit_code == 1 and json.loads(done.stdout)["key"] == "missing_extra"
+    assert len(Store(tmp_path / "home").list_versions("wide")) == 1
+
+
+def test_texts_of_a_file_are_made_tensors_as_a_worker_makes_them(home: Home, call: Callable[..., Result], tmp_path: Path) -> None:
+    publish_words(home)
+    (tmp_path / "texts.txt").write_text("the ship\n\nrich cargo over the sea\nred\ngreen land\n")
+    (tmp_path / "texts.jsonl").write_text('"the ship"\n"over sea and land"\n"blue"\n"green"\n')
+    for name in ("texts.txt", "texts.jsonl"):
+        options = ("--metric", "cosine", "--without-gain", "--method", "simplify", "--eval", tmp_path / name)
+        done = call("compress", "words@1", *options, "--home", home.store.home, "--json")
+        assert done.exit_code == 0, done.output
+        score = json.loads(done.stdout)["score"]
+        assert (score["num_rows"], score["basis"]) == (4, "evaluation") and score["after"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        pytest.param("gone.npy", None, "No such file", id="missing"),
+        pytest.param("gone.txt", None, "No such file", id="missing-texts"),
+        pytest.param("rows.npy", b"no numbers", "rows.npy", id="no-npy"),
+        pytest.param("rows.npz", b"PK\x03\x04", "rows.npz", id="half-a-zip"),
+        pytest.param("rows.json", b'{"x": [[1, 2', "rows.json", id="half-of-json"),
+        pytest.param("rows.jsonl", b'"one"\n{"x": ', "rows.jsonl", id="half-a-line"),
+        pytest.param("rows.txt", b"\xff\xfe\x00", "rows.txt", id="no-text"),
+        pytest.param("rows.txt", b"one\ntwo\n", "x has type <U3, expected numbers", id="texts-for-tensors"),
+        pytest.param("rows.txt", b"", "row", id="no-line"),
+        pytest.param("rows.json", b'{"x": [[1, 2, 3]]}', "shape (1, 3)", id="shape"),
+        pytest.param("rows.json", b'{"z": [[1, 2, 3]]}', "arrays for z", id="name"),
+    ],
+)
+def test_bad_files_are_refused_and_named(
+    call: Callable[..., Result], tmp_path: Path, wide: Path, name: str, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = call("compress", "wide", "--method", "float16", "--data", tmp_path / name)
+    assert done.exit_code == 1 and words in done.stderr, done.output
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.output
+    assert len(Store(tmp_path / "home").list_versions("wide")) == 1
+
+
+def test_bad_options_are_refused_with_the_choices(call: Callable[..., Result], wide: Path) -> None:
+    for option, value, words in (
+        ("--objective", "speed", "known: latency, memory, size, throughput"),
+        ("--method", "int3", "known: bfloat16, dynamic-int8"),
+        ("--metric", "f1", "Unknown metric 'f1'"),
+        ("--max-loss", "-1", "guard.max_loss"),
+        ("--max-seconds", "0", "budget.max_s"),
+    ):
+        done = call("compress", "wide", "--data", wide, option, value)
+        assert done.exit_code == 1 and words in done.stderr, (option, done.output)
+
+
+def test_compressed_version_is_rolled_out(site: Site) -> None:
+    site.run("import", make_affine_model(site.folder / "wide.onnx", 1, width=2000), "--name", "wide")
+    np.save(site.folder / "rows.npy", np.random.default_rng(0).standard_normal((40, 2000), np.float32))
+    site.start("--deploy", "wide@1")
+    made = site.read("compress", "wide@1", "--method", "float16", "--data", site.folder / "rows.npy", "--deploy")
+    assert (made["version"]["version"], made["version"]["recipe"][0]["name"]) == (2, "float16")
+    answered = site.read("predict", "wide", "--golden", "0")
+    assert "2" in str(answered["version"])

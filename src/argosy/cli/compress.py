@@ -61,6 +61,10 @@ def compress(
     from argosy.output_file import OutputFile
 
     report_file = None if report is None else OutputFile(report, overwrite=overwrite)
+    if report_file is not None:
+        from argosy.train.report import open_style
+
+        open_style()  # What is missing for the page is told before the work.
     store = shell.open_store()
     version = store.get_version(reference)
     with shell.hold_stdout():

@@ -83,8 +83,9 @@ def read_inputs(path: Path) -> Inputs:
         if path.suffix == ".json":
             return json.loads(path.read_bytes())
         # Never with pickle: a file of inputs may come from anybody.
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix == ".npz" else loaded
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:
         raise InputError("missing_file", path=path, detail=error.strerror or error) from error
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile, RecursionError) as error:

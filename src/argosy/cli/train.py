@@ -71,6 +71,10 @@ def train(
     if framework is not None and lives_apart(framework):
         run_in(framework, ["-m", "argosy", *sys.argv[1:]])
     report_file = None if report is None else OutputFile(report, overwrite=overwrite)
+    if report_file is not None:
+        from argosy.train.report import open_style
+
+        open_style()  # What is missing for the page is told before the work.
     default = re.sub(r"[^A-Za-z0-9._-]", "-", target.rpartition(":")[2]) or "model"
     name = name or default
     folder = checkpoints or shell.home / "runs" / name

@@ -57,9 +57,9 @@ class Guard:
 
     def find_problem(self, score: Score) -> str:
         """Say why so much may not be lost; "" if it may."""
-        if score.ruin:
-            return score.ruin
-        return "" if score.loss <= self.max_loss else f"{score.metric} loses {score.loss:.4g}, allowed {self.max_loss:g}"
+        if score.loss > self.max_loss or (math.isnan(score.loss) and not score.ruin):
+            return f"{score.metric} loses {score.loss:.4g}, allowed {self.max_loss:g}"
+        return score.ruin
 
 
 @dataclass(frozen=True)

@@ -187,11 +187,11 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
     made = run_recipe(recipe, jury.parent, workshop, say)
     title = Tried(recipe).title
     found = jury.judge(made, title, budget_s=_BUDGET_S)
-    score = found.score
-    if not jury.guard.accepts(score):
+    score, problem = found.score, jury.guard.find_problem(found.score)
+    if problem:
         basis = f"{score.num_rows} {score.basis} rows"
         fields: dict[str, Any] = {"metric": score.metric, "before": score.before, "after": score.after, "basis": basis}
-        if score.ruin:
+        if problem == score.ruin:
             raise ConflictError("answers_ruined", **fields, ruin=score.ruin)
         raise ConflictError("guard_failed", **fields, allowed=jury.guard.max_loss, reason=score.reason)
     seconds = time.monotonic() - started
