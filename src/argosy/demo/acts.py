@@ -29,7 +29,7 @@ def list_acts(result: DemoResult) -> list[Act]:
     changes = {phase.name: _tell_change(result, phase) for phase in result.phases if phase.is_change}
     return [
         Act("train", trained, f"argosy train recipe:{NAME}"),
-        Act("compress", f"{part:.1%} of the size in int8, {score.after:.1%} right", f"argosy compress {NAME}@1"),
+        Act("compress", f"{part:.1%} of the size in int8, {score.after:.1%} right", f"argosy compress {NAME}@1 --method int8"),
         Act("deploy", deployed, f"argosy serve --deploy {NAME}@1"),
         Act("update", changes["update"], f"argosy deploy {NAME}@2"),
         Act("roll back", changes["roll back"], f"argosy rollback {NAME}"),
