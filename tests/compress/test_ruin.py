@@ -57,6 +57,16 @@ def test_probabilities_of_another_sharpness_are_refused():
     assert "its probabilities miss a sum of 1 by up to" in judge(soften(scores), tripled)[0].ruin
     noisy = scores + np.random.default_rng(0).normal(size=scores.shape) * 0.05
     assert judge(soften(scores), soften(noisy).astype(np.float16), targets=best)[1]
+    assert judge(soften(scores), np.round(soften(scores) * 255) / 255, targets=best)[1]
+    assert "not as sure as the original's" in judge(soften(scores), soften(scores, 2.0))[0].ruin
+
+
+def test_fewer_votes_are_no_ruin():
+    random = np.random.default_rng(4)
+    scores, best = make_scores()
+    votes = [[random.multinomial(1, row / row.sum()) for _ in range(100)] for row in soften(scores, 0.8).astype(np.float64)]
+    whole, half = np.mean(votes, axis=1), np.mean(np.asarray(votes)[:, :50], axis=1)
+    assert judge(whole, half, targets=best)[0].ruin == ""
 
 
 def test_scores_of_one_class_that_are_lost_are_named():

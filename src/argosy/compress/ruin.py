@@ -31,9 +31,10 @@ _MOVED_COLUMN: Final = 0.2
 """Of one entry of an axis, such as the scores of one class."""
 _LEAST_SPREAD: Final = 0.01
 """Beside the mean of an axis' entries: one that hardly moves is not looked at by itself."""
-_LEAST_PROBABILITY: Final = 1e-4
-"""Smaller ones are as good as this. No step rounds probabilities themselves to 8 bits, which would lose those below 2e-3."""
-
+_DOUBT: Final = 1.5
+"""By which factor the mean doubt of probabilities, 1 - the largest, may change: scores twice too large halve it."""
+_LEAST_DOUBT: Final = 1e-3
+"""Below it, all are as sure as one another."""
 _SUM_ERROR: Final = 0.25
 """By which probabilities of 8 bits may miss a sum of 1."""
 
@@ -49,7 +50,8 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
     """Say what a version has lost that its metric may not count; "" for nothing.
 
     Answers that are no numbers, where the original gives some; all numbers, or those of one class or column, far from the
-    original's, which a wrong scale does without another class becoming the best; a class that is hardly given any more.
+    original's, which a wrong scale does without another class becoming the best; probabilities that are surer, or less sure; a
+    class that is hardly given any more.
 
     Args:
         before: the original's answers, first axis rows.
@@ -67,7 +69,9 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
     if metric in _OWN_JUDGES:
         return ""
     slack = _WIDTH * max_loss
-    found = _compare_numbers(before, after, meaning, slack) if is_float(before.dtype) else ""
+    found = ""
+    if is_float(before.dtype):
+        found = _compare_numbers(before, after, slack) or _compare_doubt(before, after, meaning, slack)
     return found or _compare_classes(before, after, meaning, max(slack, _MOST_LOST))
 
 
@@ -78,12 +82,12 @@ def name_answers(outputs: Array, meaning: Meaning) -> Array:
     return np.asarray(outputs > meaning.threshold) if meaning.kind == "yes_no" else outputs
 
 
-def _compare_numbers(before: Array, after: Array, meaning: Meaning, slack: float) -> str:
+def _compare_numbers(before: Array, after: Array, slack: float) -> str:
     if is_distribution(before):
         worst = float(np.abs(after.sum(axis=-1, dtype=np.float64) - 1.0).max())
         if worst > max(_SUM_ERROR, slack):
             return f"its probabilities miss a sum of 1 by up to {worst:.2f}"
-    old, new = (_widen(outputs, before, meaning) for outputs in (before, after))
+    old, new = (np.where(np.isfinite(wide), wide, 0.0) for wide in (before.astype(np.float64), after.astype(np.float64)))
     squares, spread = np.square(new - old), np.square(old - old.mean())
     whole = float(spread.mean())
     if whole <= 0.0:
@@ -108,15 +112,20 @@ def _tell(moved: float, allowed: float) -> str:
     return f"R2 is {1.0 - moved:.3f} with these as targets, below {1.0 - allowed:g}"
 
 
-def _widen(outputs: Array, original: Array, meaning: Meaning) -> Array:
-    """Give numbers whose differences count alike: of probabilities their logarithms; what is no number counts as 0."""
-    wide = np.asarray(outputs, np.float64)
-    if is_distribution(original):
-        return np.log(np.clip(wide, _LEAST_PROBABILITY, None))
-    if meaning.kind == "yes_no" and meaning.threshold > 0.0:
-        inner = np.clip(wide, _LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
-        return np.log(inner) - np.log(1.0 - inner)
-    return np.where(np.isfinite(wide), wide, 0.0)
+def _compare_doubt(before: Array, after: Array, meaning: Meaning, slack: float) -> str:
+    """Find probabilities that are surer than they should be, or less sure."""
+    if is_distribution(before):
+        doubts = [1.0 - float(outputs.max(axis=-1).mean(dtype=np.float64)) for outputs in (before, after)]
+    elif meaning.kind == "yes_no" and meaning.threshold > 0.0:
+        doubts = [float(np.minimum(outputs, 1.0 - outputs).mean(dtype=np.float64)) for outputs in (before, after)]
+    else:
+        return ""
+    old, new = (max(doubt, _LEAST_DOUBT) for doubt in doubts)
+    if max(old / new, new / old) <= _DOUBT + slack:
+        return ""
+    return (
+        f"its probabilities are not as sure as the original's: 1 - the largest is {doubts[1]:.4f} on average, was {doubts[0]:.4f}"
+    )
 
 
 def _compare_classes(before: Array, after: Array, meaning: Meaning, most: float) -> str:
