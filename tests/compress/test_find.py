@@ -75,7 +75,8 @@ def search(store: Store, parent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(*steps: Any, **options: Any) -> Any:
         monkeypatch.setattr(find, "list_recipes", lambda artifact, workshop: [(step,) for step in steps])
-        return compress(parent[0], **{"objective": "size", "data": ROWS, "store": store, **options})
+        settings: dict[str, Any] = {"objective": "size", "data": ROWS, "store": store, **options}
+        return compress(parent[0], **settings)
 
     return run
 
@@ -159,5 +160,6 @@ def test_real_golden_examples_are_a_basis(search: Any, store: Store, parent: Any
     assert not version.manifest.golden_is_synthetic
     result = compress(version, method=Made(size=0.5), store=store)
     assert (result.score.basis, result.score.num_rows, result.score.loss) == ("golden", 6, 0.0)
+    assert result.version is not None
     child = store.load_golden(result.version)
     np.testing.assert_allclose(child.outputs["y"], answer(artifact, x=ROWS[:6])["y"], rtol=1e-5)

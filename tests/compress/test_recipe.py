@@ -81,3 +81,8 @@ def test_every_step_has_a_module_in_the_list_of_its_folder() -> None:
     assert argosy.compress.steps.__doc__ is not None
     for path in folder.glob("*.py"):
         assert path.name == "__init__.py" or path.name in argosy.compress.steps.__doc__, path.name
+
+
+def test_every_step_stands_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compressing.md").read_text()
+    assert [name for name in STEPS if f"`{name}`" not in page] == []
