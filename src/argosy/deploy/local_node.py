@@ -26,10 +26,12 @@ from argosy.serve.wire.control_messages import (
     ArrivalsAnswer,
     AskArrivals,
     AskBusy,
+    AskLinks,
     AskStats,
     BusyAnswer,
     ErrandDone,
     LaneStats,
+    LinksAnswer,
     LoadModel,
     Ready,
     Report,
@@ -243,6 +245,14 @@ class LocalNode:
         async def ask(front: FrontLink) -> bool:
             await front.reach(epoch)
             return (await front.ask(question, BusyAnswer)).is_busy
+
+        return await self._gather(ask)
+
+    async def ask_links(self, name: str, workers: Iterable[str], *, is_raw: bool) -> Asked[tuple[str, ...]]:
+        question = AskLinks(name, tuple(workers), is_raw)
+
+        async def ask(front: FrontLink) -> tuple[str, ...]:
+            return (await front.ask(question, LinksAnswer)).lacking
 
         return await self._gather(ask)
 

@@ -195,18 +195,26 @@ class _Work:
                 await self._start(lane)
 
     async def _start(self, lane: DesiredLane) -> None:
-        """Start the workers that are missing, and wait until all are ready."""
+        """Start the workers that are missing, and wait until all are ready and every front can give them requests."""
         lane.workers = self.lanes.ensure_workers(lane)
         workers = [self.node.workers[name] for name in lane.workers]
         deaths = {worker.name: worker.num_seen_deaths for worker in workers}
         self._say("load", f"{len(workers)} worker(s)")
         deadline_s = self._loop.time() + LOAD_TIMEOUT_S
-        while not all(worker.is_ready for worker in workers):
-            await self.node.wait_changed(_PERIOD_S)
+        told = ""
+        while True:
+            lacking = ""
+            if not all(worker.is_ready for worker in workers):
+                await self.node.wait_changed(_PERIOD_S)
+            elif self._is_restoring or not (lacking := await self.lanes.find_lacking(lane)):
+                return
             for worker in workers:
                 _check_load(lane.spec, worker, deaths[worker.name])
             if self._loop.time() > deadline_s:
-                raise _failed(lane.spec, "load", f"not ready after {LOAD_TIMEOUT_S:.0f} s")
+                raise _failed(lane.spec, "load", f"{lacking or 'not ready'} after {LOAD_TIMEOUT_S:.0f} s")
+            if lacking not in ("", told):
+                told = lacking
+                self._say("load", f"waits, for {lacking}")
 
     # shift, drain, unload
 

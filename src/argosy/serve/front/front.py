@@ -38,12 +38,14 @@ from argosy.serve.wire.control_messages import (
     AskArrivals,
     AskBusy,
     AskLink,
+    AskLinks,
     AskStats,
     Beat,
     BusyAnswer,
     ErrandDone,
     Held,
     LaneStats,
+    LinksAnswer,
     Message,
     NewLink,
     PutTable,
@@ -92,6 +94,8 @@ class Front:
         """With the process ids of their workers; also those whose worker has not said anything yet."""
         self._lost_links: set[str] = set()
         """Siblings to which a link came without its descriptor, as this process had too many."""
+        self._narrow_links: list[Link] = []
+        """Links to workers that take batches, and that there is no room to share arenas with."""
         self._control: asyncio.StreamWriter | None = None
         self.done = asyncio.Event()
         loop.add_reader(channel.fileno(), follow, channel, self._take_message)
@@ -110,13 +114,23 @@ class Front:
             case NewLink():
                 sock = socket.socket(fileno=fds[0])
                 is_loaded = message.is_loaded
-                link = Link(self.loop, sock, message.peer, self.router.add_link, self._lose_worker, is_loaded=is_loaded)
+                link = Link(self.loop, sock, message.peer, self._open_link, self._lose_worker, is_loaded=is_loaded)
                 self._links[link] = message.pid
             case _:
                 pass
 
+    def _open_link(self, link: Link) -> None:
+        """A worker takes batches. It is given some once there are arenas for them: other replicas may have those already."""
+        if link.make_room():
+            self.router.add_link(link)
+        else:
+            self._narrow_links.append(link)
+            self.router.lose_link(link.worker)
+
     def _lose_worker(self, link: Link) -> None:
         pid = self._links.pop(link)
+        if link in self._narrow_links:
+            self._narrow_links.remove(link)
         self.router.remove_link(link)
         if link.fault:
             self._accuse(link.worker, pid, link.fault)
@@ -188,6 +202,8 @@ class Front:
         match ask:
             case AskBusy():
                 return BusyAnswer(ask.id, self.router.is_busy(list(ask.lanes), list(ask.workers)))
+            case AskLinks():
+                return LinksAnswer(ask.id, tuple(self.router.make_room(ask.name, ask.workers, is_raw=ask.is_raw)))
             case AskStats():
                 return StatsAnswer(ask.id, tuple(self._describe_lanes()))
             case AskArrivals():
@@ -277,6 +293,9 @@ class Front:
         lost, self._lost_links = self._lost_links, set()
         for peer in lost:
             self.channel.send(AskLink(peer))
+        narrow, self._narrow_links = self._narrow_links, []
+        for link in narrow:
+            self._open_link(link)
 
     async def _drain(self) -> None:
         """Serve on for a while, as not everybody knows yet that this server ends; then end what is under way.
