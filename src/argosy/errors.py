@@ -464,6 +464,10 @@ MESSAGES: dict[str, Message] = {
         "The server (process {pid}) was told to restart, and its successor does not answer",
         "it says why on its standard error; start it again with: argosy serve",
     ),
+    "restart_refused": Message(
+        "The server (process {pid}) cannot be restarted, and goes on as it was: {detail}",
+        "see that the interpreter and the package are in their places, and try again",
+    ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
     "signature_changes": Message(
         "Version {version} has another signature than {live}, which is live as {name!r}: {differences}",

@@ -31,6 +31,7 @@ _STOP_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.01
 _RESTART_TIMEOUT_S: Final = 60.0
 """Beyond `drain_s`: for requests that are under way, and for the successor to answer."""
+_MAX_DETAIL: Final = 1000
 _KEPT: Final = ("host", "http_port", "grpc_port", "metrics_port", "admin_port", "num_fronts")
 """What a successor has as its predecessor had it."""
 
@@ -81,7 +82,8 @@ def restart_server(home: Path) -> dict[str, Any]:
         UnavailableError: none runs.
         InputError: the settings on disk cannot be used.
         ConflictError: they are of another server: address, ports or number of fronts differ.
-        FaultError: the successor did not come up.
+        FaultError: `restart_refused`, the program cannot be run any more, and the server goes on as it was; `restart_failed`,
+            the successor did not come up.
     """
     old = find_server(home)
     if old is None:
@@ -95,7 +97,9 @@ def restart_server(home: Path) -> dict[str, Any]:
             if want != old[name] and not (want == 0 and name.endswith("_port")):
                 raise ConflictError("restart_other", setting=name, got=want, expected=old[name])
         was_ready = _asks(Server(home, old), "/v2/health/ready")
-        _write_private(home / "run" / SUCCESSOR_FILE, _build_job(config, old["given"], stop_with_stdin=old["stop_with_stdin"]))
+        job = _build_job(config, old["given"], stop_with_stdin=old["stop_with_stdin"])
+        _try_program(pid, job)
+        _write_private(home / "run" / SUCCESSOR_FILE, job)
         signal.pidfd_send_signal(pidfd, signal.SIGUSR2)
         deadline = time.monotonic() + config.drain_s + _RESTART_TIMEOUT_S
         while time.monotonic() < deadline and not select.select([pidfd], [], [], _POLL_S)[0]:
@@ -103,12 +107,40 @@ def restart_server(home: Path) -> dict[str, Any]:
             state = find_server(home)
             if state is None:
                 continue
+            # One of an earlier Argosy does not tell.
+            refused = state.get("refused_restarts", [])
+            if state["token"] == old["token"] and len(refused) > len(old.get("refused_restarts", [])):
+                raise FaultError("restart_refused", pid=pid, detail=refused[-1])
             if state["token"] != old["token"] and _asks(server := Server(home, state), "/v2/health/live"):
                 # Its models take as long as they take.
                 while was_ready and not select.select([pidfd], [], [], _POLL_S)[0] and not _asks(server, "/v2/health/ready"):
                     pass
                 return state
     raise FaultError("restart_failed", pid=pid)
+
+
+def _try_program(pid: int, job: str) -> None:
+    """See that the program of a server can be run anew as it is on disk, before the server begins to end.
+
+    Raises:
+        FaultError: `restart_refused`.
+    """
+    python = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0", 1)[0])
+    command = [python, "-P", "-c", "import argosy.serve.node.supervisor", job]
+    try:
+        done = subprocess.run(
+            command,
+            env=_read_environment(pid),
+            cwd=f"/proc/{pid}/cwd",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FaultError("restart_refused", pid=pid, detail=f"{python} cannot be run: {error}") from error
+    if done.returncode:
+        detail = done.stderr.decode(errors="replace").strip()[-_MAX_DETAIL:] or f"exit code {done.returncode}"
+        raise FaultError("restart_refused", pid=pid, detail=f"{python} cannot run this Argosy: {detail}")
 
 
 @contextmanager

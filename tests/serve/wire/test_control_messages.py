@@ -94,7 +94,7 @@ EXAMPLES: list[Message] = [
     EndOfWorkers(),
     WorkerDied(NAME, "signal SIGSEGV", "the end\n", True, REFUSED),
     WorkerGone(NAME),
-    StartFront({"home": "/x"}, 1, ("http", "grpc")),
+    StartFront({"home": "/x"}, 1, ("http", "grpc"), 2.5),
     NewLink("front-0", "front", 78, True),
     AskLink(NAME),
     ForkWorker(NAME, 1, SPEC),
@@ -136,7 +136,7 @@ WRONG: dict[type, list[Any]] = {
     bytes: [None, 1, "not base64", [], "AAAA"],
     tuple: [None, 1, "x", {}, [None], [[]], [["x"]], [[1]]],
 }
-NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind", "escape"}
+NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind", "escape", "drain_s"}
 
 
 def name_of(value: Any) -> str:

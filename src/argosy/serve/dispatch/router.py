@@ -283,8 +283,8 @@ class Router:
         What its present workers share with this process is large enough for what is asked of it.
         """
         route = self.deployments.get(name)
-        links = [link for lane in route.lanes.values() for link in lane.links] if route is not None else []
-        sizes = [link.arena_bytes for link in links]
+        present = [worker for lane in route.lanes.values() for worker in lane.workers] if route is not None else []
+        sizes = [self._links[worker].arena_bytes for worker in present if worker in self._links]
         input_bytes, output_bytes = max((size[0] for size in sizes), default=0), max((size[1] for size in sizes), default=0)
         lacking: list[str] = []
         for worker in workers:

@@ -27,6 +27,7 @@ from argosy.serve.front.metrics_page import MetricsConnection
 from argosy.serve.grpc.connection import make_grpc_protocol
 from argosy.serve.http.connection import HttpConnection
 from argosy.serve.http.routes import HttpServer
+from argosy.serve.node.listeners import SETTLE_S
 from argosy.serve.v2.json_body import prepare_front
 from argosy.serve.wire.channel import Channel, follow, open_channel, read_message, write_message
 from argosy.serve.wire.control_messages import (
@@ -64,8 +65,6 @@ _EXPIRE_PERIOD_S: Final = 0.05
 _SWEEP_PERIOD_S: Final = 1.0
 _DRAIN_S: Final = 12.0
 """For requests that are under way when nothing new is taken any more."""
-_SETTLE_S: Final = 0.5
-"""For a connection that has begun to be made: to be completed, and to bring its first request."""
 _MAX_REASON: Final = 300
 _MAX_CONNECTIONS: Final = 4096
 _RESERVED_DESCRIPTORS: Final = 160
@@ -98,6 +97,9 @@ class Front:
         """Links to workers that take batches, and that there is no room to share arenas with."""
         self._control: asyncio.StreamWriter | None = None
         self.done = asyncio.Event()
+        """The server ends."""
+        self._drain_s = 0.0
+        """How long to serve new connections from then on."""
         loop.add_reader(channel.fileno(), follow, channel, self._take_message)
 
     def _take_message(self, message: Message, fds: list[int]) -> None:
@@ -165,6 +167,11 @@ class Front:
             self.router, self.admit, self.errands, version=__version__, max_connections=max_connections
         )
         self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message.listeners, listeners, strict=True)}
+        self._drain_s = config.drain_s
+        if message.drain_s is not None:
+            # In the place of one that died meanwhile: those that have connected to it wait.
+            self._drain_s = message.drain_s
+            self.done.set()
 
     async def _follow_control(self, sock: socket.socket, pid: int) -> None:
         """Serve by the tables that the control process sends; keep the last one while it is away."""
@@ -303,14 +310,13 @@ class Front:
         Whoever connects after that is refused, or waits for the server's successor: see `Supervisor`.
         """
         if not self._sockets:
-            return
-        drain_s = self.config.drain_s
-        until_s = time.monotonic() + drain_s
-        settle_s = min(_SETTLE_S, drain_s)
+            return  # another takes its place, which finds those that wait
+        until_s = time.monotonic() + self._drain_s
+        settle_s = min(SETTLE_S, self.config.drain_s)
         self.http.is_draining = True
         self._grpc_server.begin_drain()
         with suppress(TimeoutError):
-            async with asyncio.timeout(drain_s):
+            async with asyncio.timeout(self.config.drain_s):
                 # Those that connected to a front which has no table yet wait as well.
                 await self.is_started.wait()
         # By then the supervisor lets no further connection begin.

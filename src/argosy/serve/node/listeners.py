@@ -9,10 +9,12 @@ import struct
 import sys
 from typing import Any, Final, NoReturn
 
-__all__ = ["LISTENERS", "fail", "inherit_listeners", "open_listeners", "refuse_connects"]
+__all__ = ["LISTENERS", "SETTLE_S", "fail", "inherit_listeners", "open_listeners", "refuse_connects"]
 
 LISTENERS: Final = ("http", "grpc", "metrics")
 """What fronts listen on; the control process has `admin`."""
+SETTLE_S: Final = 0.5
+"""For a connection that has begun to be made when the server ends: to be completed, and to bring its first request."""
 _BACKLOG: Final = 1024
 _EXIT_USAGE: Final = 2
 _SO_ATTACH_FILTER: Final = 26

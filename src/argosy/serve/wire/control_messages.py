@@ -257,6 +257,8 @@ class StartFront(Message):
     """Its place among the fronts."""
     listeners: tuple[str, ...]
     """What its listeners are for."""
+    drain_s: float | None = None
+    """The server ends, and new connections are served for so long still; None while it does not."""
 
 
 class NewLink(Message):
