@@ -159,12 +159,26 @@ def _read_environment(pid: int) -> dict[str, str]:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a file that no other user may read, at once."""
+    """Write a file that no other user may read, at once.
+
+    Raises:
+        FaultError: `unwritable`.
+    """
     temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    temporary.replace(path)
+    with _explain_write(path):
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        temporary.replace(path)
+
+
+@contextmanager
+def _explain_write(path: Path) -> Generator[None, None, None]:
+    """Turn what the disk refuses into FaultError."""
+    try:
+        yield
+    except OSError as error:
+        raise FaultError("unwritable", path=path, detail=error.strerror or error) from error
 
 
 def _asks(server: Server, path: str) -> bool:
@@ -262,9 +276,11 @@ def serve(*references: str, home: Path | str | None = None, **settings: Any) -> 
     config, _ = load_serve_config(own, home=home)
     _refuse_second(config)
     folder = Path(config.home)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / "serve.log"
-    with log.open("ab") as output:
+    with _explain_write(log):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        output = log.open("ab")
+    with output:
         # The server stops when this process is gone, however it ends: its standard input closes then.
         command = _build_command(_build_job(config, own, stop_with_stdin=True))
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)

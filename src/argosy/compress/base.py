@@ -151,6 +151,8 @@ def compress(
     chosen = get_method(method)
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
+    if publish:
+        store.check_writable()
     rows = _check_calibration(parent, chosen, calibration)
     tested = _take_evaluation(parent.manifest.signature, evaluation)
     golden = store.load_golden(parent) if parent.manifest.num_golden else None

@@ -110,6 +110,7 @@ def import_foreign(
         StoreError: as `Store.publish`. Nothing was published, whichever is raised.
     """
     check_name(name)
+    store.check_writable()
     path = Path(path)
     with _hostile_folder() as work:
         copied = _copy(path, work / "source")
