@@ -303,6 +303,11 @@ MESSAGES: dict[str, Message] = {
         "train it by its own loop and publish it by argosy.publish; or give `train` a model without them, which {framework} "
         "runs forward, and the loss as `loss`",
     ),
+    "not_compressible": Message(
+        "Model {name!r} version {version} is of the runtime {runtime}, and compression works on ONNX files alone",
+        "publish the network as ONNX (argosy.publish, or argosy import of a file that becomes it), and compress that version; "
+        "argosy tune finds faster settings for this one",
+    ),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",
         "compress its parent, {parent}",
@@ -456,6 +461,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
     "server_failed": Message("The server did not start: {detail}"),
+    "stop_failed": Message(
+        "The server (process {pid}) {detail}",
+        "it ends when the requests under way are answered; a second argosy stop ends it at once",
+    ),
     "restart_other": Message(
         "A restart keeps a server's address, ports and number of fronts: {setting} would become {got!r}, and is {expected!r}",
         "stop the server and start it again to change that",

@@ -24,7 +24,7 @@ from argosy.serve.wire.counters import MEMORY_BYTES
 if TYPE_CHECKING:
     from argosy.client import AdminClient, AsyncClient, Client
 
-__all__ = ["Server", "exec_server", "restart_server", "serve"]
+__all__ = ["Server", "exec_server", "restart_server", "serve", "stop_server"]
 
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
@@ -70,6 +70,44 @@ def exec_server(config: ServeConfig, given: Mapping[str, object]) -> NoReturn:
     _refuse_second(config)
     command = _build_command(_build_job(config, given, stop_with_stdin=False))
     os.execv(command[0], command)  # noqa: S606 - the command is ours
+
+
+def stop_server(home: Path, timeout_s: float = 60.0) -> int:
+    """End the server of a home as by SIGTERM, and wait until it has gone.
+
+    Args:
+        home: whose server.
+        timeout_s: how long to wait for its end: `drain_s`, and requests that are under way.
+
+    Returns:
+        The process that has ended.
+
+    Raises:
+        UnavailableError: `no_server`, none runs.
+        FaultError: `stop_failed`, it is another user's, or has not ended in time; it ends still.
+    """
+    pid = _find_pid(home)
+    if pid is None:
+        raise UnavailableError("no_server", home=home)
+    try:
+        with _open_pidfd(pid) as pidfd:
+            # Its number may be another process' by now.
+            if _find_pid(home) == pid:
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            waiter = select.poll()
+            waiter.register(pidfd, select.POLLIN)
+            if not waiter.poll(timeout_s * 1e3):
+                raise FaultError("stop_failed", pid=pid, detail=f"has not ended within {timeout_s:g} s")
+    except ProcessLookupError:
+        pass  # it has ended meanwhile
+    except PermissionError as error:
+        raise FaultError("stop_failed", pid=pid, detail=f"cannot be told to end: {error.strerror}") from error
+    return pid
+
+
+def _find_pid(home: Path) -> int | None:
+    state = find_server(home)
+    return find_holder(home) if state is None else state["pid"]
 
 
 def restart_server(home: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def compress(
     Raises:
         ConflictError: `guard_failed`, too much was lost; `no_gain`; nothing was published.
         InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
-            `nothing_to_compress`, `missing_extra`.
+            `not_compressible`, `nothing_to_compress`, `missing_extra`.
         NotFoundError: no such version.
         StoreError: the parent's files are damaged.
     """
@@ -194,7 +194,7 @@ def _check_parent(parent: Version) -> None:
         origin = f"{lineage['parent']['name']}@{lineage['parent']['number']}"
         raise InputError("already_compressed", name=parent.name, version=parent.number, method=made_by, parent=origin)
     if parent.manifest.runtime != "onnx":
-        raise InputError("bad_option", option="version", got=parent.manifest.runtime, expected="a version of the runtime onnx")
+        raise InputError("not_compressible", name=parent.name, version=parent.number, runtime=parent.manifest.runtime)
     if not parent.manifest.signature.is_batched:
         expected = "a version whose tensors all have rows as first axis"
         raise InputError("bad_option", option="version", got=f"{parent.name}@{parent.number}", expected=expected)

@@ -398,7 +398,7 @@ def _describe_report(lane: DesiredLane, report: Message) -> str:
         golden = f"{manifest.num_golden} {kind}golden examples answered, largest difference {report['golden_difference']:.2g}"
         golden += " (1 - cosine)" if lane.spec.precision == "bfloat16" else ""
     else:
-        golden = "no golden examples, nothing verified"
+        golden = f"no golden examples, nothing verified; {report.get('trial') or 'it takes no tensors to try it with'}"
     refusal = report["join_refusal"]
     joining = f"rows are not joined: {refusal}" if refusal else f"rows are joined: {report['joining']}"
     if report.get("pad_refusal") and not report["join_refusal"]:

@@ -204,6 +204,29 @@ def test_server_that_is_to_end_while_it_restarts_serves_those_who_connect_until_
         thread.join(20)
 
 
+@pytest.mark.parametrize("settings", [{"drain_s": 60.0}, {}], ids=["argosy serve", "notebook"])
+def test_ctrl_c_and_the_end_of_a_block_wait_for_nobody_but_those_who_are_answered(home: Home, settings: dict[str, float]) -> None:
+    home.publish_code("time.sleep(float(x[0, 0]))\nreturn {'y': x}", "slow")
+    with ExitStack() as stack:
+        server = stack.enter_context(home.serve(**settings))
+        server.deploy("slow", allow_code=True)
+        where = address(server)
+        idle, slow = (stack.enter_context(connect(where)) for _ in range(2))
+        idle.connect()
+        slow.request("POST", "/v2/models/slow/infer", BODY)
+        began_s = time.monotonic()
+        if settings:
+            time.sleep(0.1)
+            os.kill(server.pid, signal.SIGINT)
+            wait_until(lambda: is_refused(where), 2.0)
+        else:
+            stop = threading.Timer(0.1, lambda: os.kill(server.pid, signal.SIGTERM))
+            stop.start()
+        assert slow.getresponse().status == 200
+        wait_until(lambda: not is_alive(server.pid), 5.0)
+        assert time.monotonic() - began_s < 4.0
+
+
 def test_second_sigterm_ends_a_server_at_once(home: Home) -> None:
     home.publish_scale()
     with home.serve("scale", drain_s=60.0) as server:

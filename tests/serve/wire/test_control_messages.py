@@ -83,6 +83,7 @@ READY = Ready(
     service_s=((1, 0.001), (2, 0.0015)),
     service=((1, 16, 0.001), (2, 16, 0.0015)),
     escape=0.25,
+    trial="a made-up request failed",
 )
 REFUSED = Refused("GoldenMismatch: é \U0001f600", tensor="y", got=0.5, allowed=0.001)
 LANE = LaneStats("mnist", "3", 1, 0, 2, 1234.5, True, "", "independent", "", 64, "full", 0.002)

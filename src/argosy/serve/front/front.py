@@ -258,10 +258,16 @@ class Front:
     async def run(self) -> None:
         """Serve until told to stop, then finish what is under way."""
         self.loop.add_signal_handler(signal.SIGTERM, self.done.set)
+        self.loop.add_signal_handler(signal.SIGINT, self._end_soon)
         ticker = self.loop.create_task(self._tick())
         await self.done.wait()
         await self._drain()
         ticker.cancel()
+
+    def _end_soon(self) -> None:
+        """The server ends, and takes nobody in any more."""
+        self._drain_s = 0.0
+        self.done.set()
 
     async def _tick(self) -> None:
         """What no request triggers: deadlines in idle queues, silent clients, workers that hang."""

@@ -183,15 +183,19 @@ class Family:
             child.fault = child.fault or fault
             self.kill(child)
 
-    def drain(self, until_s: float) -> None:
+    def drain(self, until_s: float, number: signal.Signals) -> None:
         """Have the fronts finish what they have begun, once nobody connects to them any more, which is so from `until_s` on.
 
         One that is not there begins now: those that connect are to be served until then.
+
+        Args:
+            until_s: see above.
+            number: SIGTERM where they are to serve on for `drain_s`, SIGINT where not.
         """
         self.fronts_until_s = until_s
         for child in self.children.values():
             if child.kind == "front" and child.pid:
-                self.kill(child, signal.SIGTERM)
+                self.kill(child, number)
             elif child.kind == "front":
                 child.restart_s = time.monotonic()
 

@@ -12,6 +12,7 @@ Each child has a channel to the supervisor. Fronts are linked with the control p
 worker by socket pairs that the supervisor makes anew whenever either side starts.
 
 SIGTERM ends the server: fronts serve new connections for `drain_s` more, then the listeners are closed so that nothing is reset.
+SIGINT does the same at once, for who presses Ctrl-C waits.
 SIGUSR2 has it succeeded (`argosy restart`): once the fronts have ended in the same way, this process becomes the program anew
 by exec, with the listeners and the lock, and who has connected meanwhile is served by the successor. Until it runs, nothing but
 the fronts has ended: where the kernel does not run it, this process goes on with new ones.
@@ -205,22 +206,26 @@ class Supervisor:
         numbers = self._signal_pair[0].recv(64)
         if signal.SIGCHLD in numbers:
             self.family.note_death()
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        if signal.SIGTERM in numbers:
             self._begin_stop()
+        elif signal.SIGINT in numbers:
+            # Somebody waits for the end, at a terminal.
+            self._begin_stop(is_urgent=True)
         elif signal.SIGUSR2 in numbers:
             self._begin_restart()
 
-    def _begin_stop(self) -> None:
+    def _begin_stop(self, *, is_urgent: bool = False) -> None:
         if self.stop_s is not None and self._successor is None:
             # Asked a second time: do not wait for requests.
             self.stop_s = 0.0
             return
         self._successor = None
-        drain_s: float = self.config["drain_s"]
+        longest_s: float = self.config["drain_s"]
+        drain_s = 0.0 if is_urgent else longest_s
         self._close_s = time.monotonic() + drain_s
         # Until then somebody may take the place of a front that dies, and find those that have connected to it.
-        self._shut_s = self._close_s + min(SETTLE_S, drain_s)
-        self._drain("stopping", self._shut_s)
+        self._shut_s = self._close_s + min(SETTLE_S, longest_s)
+        self._drain("stopping", drain_s, self._shut_s, signal.SIGINT if is_urgent else signal.SIGTERM)
 
     def _begin_restart(self) -> None:
         """Read what this process is to go on with, and end the fronts."""
@@ -231,14 +236,14 @@ class Supervisor:
         except (OSError, ValueError) as error:
             self.family.say(f"no restart: the successor's job cannot be used ({error})")
             return
-        self._drain("restarting", time.monotonic() + self.config["drain_s"])
-
-    def _drain(self, what: str, until_s: float) -> None:
         drain_s: float = self.config["drain_s"]
+        self._drain("restarting", drain_s, time.monotonic() + drain_s, signal.SIGTERM)
+
+    def _drain(self, what: str, drain_s: float, until_s: float, number: signal.Signals) -> None:
         self._drained_s = time.monotonic() + drain_s
         self.stop_s = self._drained_s + DRAIN_S
         self.family.say(f"{what}; new connections are served for {drain_s:g} s more")
-        self.family.drain(until_s)
+        self.family.drain(until_s, number)
 
     def _refuse_connects(self) -> None:
         """Let nobody connect any more. Fronts take those that have, and close their copies of the listeners."""

@@ -182,6 +182,8 @@ class Ready(Message):
     """The same by rows and length (0 where the signature is not ragged)."""
     escape: float | None = None
     """By how much a joined row has moved that was run again alone, where one has."""
+    trial: str = ""
+    """What came of a made-up request, where there are no golden examples."""
 
 
 class JoinEnded(Message):

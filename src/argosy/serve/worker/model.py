@@ -14,7 +14,7 @@ from argosy.datatypes import learn_bfloat16
 from argosy.runtimes.base import Runtime, load_runtime_class
 from argosy.serve.wire.control_messages import Ready, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
-from argosy.serve.worker import cores, padding_proof, row_trials, runtime_trials, warmup
+from argosy.serve.worker import cores, made_up, padding_proof, row_trials, runtime_trials, warmup
 from argosy.serve.worker.agreement import Measure, choose_measure
 from argosy.serve.worker.answers import Answers
 from argosy.serve.worker.watch import PERIOD_ROWS, Watch
@@ -96,7 +96,17 @@ class LoadedModel:
             pad_refusal=None if pad_refusal is None else fit_text(pad_refusal, MAX_REFUSAL),
             service_s=by_rows,
             service=by_length,
+            trial=fit_text(self._try_request(), MAX_REFUSAL) if difference is None else "",
         )
+
+    def _try_request(self) -> str:
+        """Say what came of a made-up request, of a version that nothing else has asked yet; "" where it takes no tensors."""
+
+        def answer(inputs: Arrays) -> None:
+            assert self.runtime is not None
+            self.answers.check(self.answers.order(self.runtime.infer(inputs)), 1)
+
+        return made_up.try_request(answer, self.inputs) if self.outputs else ""
 
     def _judge_joining(self, inputs: Arrays, measure: Measure) -> str:
         """Say why rows of several requests are not joined; "" where they are, and watched unless the graph proves them."""
