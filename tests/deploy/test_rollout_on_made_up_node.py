@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from argosy.deploy.front_link import SILENT_S
 from argosy.deploy.rollout import LOAD_TIMEOUT_S
+from argosy.deploy.spec import Rollout
 from argosy.errors import StoreError
 from argosy.serve.worker.cores import count_cores
 from tests.deploy.world import MB, World, deploy_first, play
@@ -583,7 +585,7 @@ async def work_with_full_front(world: World, **behaviour: Any) -> list[Any]:
     return world.send_requests()
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[World], Rollout]] = {
     "rollout": lambda world: world.deploy("m@2"),
     "more replicas": lambda world: world.deploy("m@1", replicas=3),
     "other workers": lambda world: world.deploy("m@1", threads=2),

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -110,7 +111,7 @@ def list_steps(server: Server, rollout: int) -> str:
         return "; ".join(f"{event.step}: {event.detail}" for event in admin.rollout(rollout).events)
 
 
-SCALE_UP = {"version": 1, "replicas": 2}
+SCALE_UP: dict[str, Any] = {"version": 1, "replicas": 2}
 
 
 @pytest.mark.parametrize(
@@ -123,13 +124,14 @@ SCALE_UP = {"version": 1, "replicas": 2}
     ],
 )
 def test_new_workers_get_requests_once_every_front_shares_memory_with_them(
-    home: Home, settings: dict[str, int], num_spare: int
+    home: Home, settings: dict[str, Any], num_spare: int
 ) -> None:
     home.publish_scale()
     home.publish_scale()
     with home.serve("scale@1", num_fronts=2) as server, Load(server, "scale", is_double) as load, server.admin() as admin:
         load.wait_for(100)
-        spec = argosy.DeploymentSpec(**{"name": "scale", "model": "scale", "version": 2, **settings})
+        changed: dict[str, Any] = {"name": "scale", "model": "scale", "version": 2, **settings}
+        spec = argosy.DeploymentSpec(**changed)
         with leave_descriptors(find_child(server, FRONT), num_spare):
             rollout = admin.deploy(spec).id
             wait_until(lambda: "no descriptor or memory left in front-" in list_steps(server, rollout))
