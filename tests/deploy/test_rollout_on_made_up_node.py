@@ -599,7 +599,7 @@ def test_traffic_shifts_once_every_front_can_give_requests_to_the_new_workers(ch
         rollout = CHANGES[change](world)
         await asyncio.sleep(30.0)
         assert not world.ledger.find_rollout(rollout.id).is_over
-        assert "waits, for no descriptor or memory left in front-1 to share with w-m-" in find_detail(world, rollout, "load")
+        assert "waits: no memory is shared yet by front-1 with w-m-" in find_detail(world, rollout, "load")
         assert len([event for event in world.events(rollout) if "waits" in event]) == 1
         world.machine.relieve_front("front-1")
         assert await world.until_over(rollout) == "done"
@@ -615,7 +615,7 @@ def test_change_that_a_front_never_has_room_for_fails_and_what_is_live_stays(cha
         requests = await work_with_full_front(world)
         rollout = CHANGES[change](world)
         assert await world.until_over(rollout) == "failed"
-        reason = f"no descriptor or memory left in front-1 to share with w-m-[^ ]+.* after {LOAD_TIMEOUT_S:.0f} s"
+        reason = f"no memory is shared yet by front-1 with w-m-[^ ]+.* after {LOAD_TIMEOUT_S:.0f} s"
         assert re.search(reason, find_detail(world, rollout, "failed"))
         await world.until_quiet()
         assert (world.workers(), world.served()) == ([(1, True)], {"1"})

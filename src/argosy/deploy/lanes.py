@@ -290,8 +290,8 @@ class Lanes:
             names.append(self.node.start_worker(lane.name, lane.version.number, spec))
         return names
 
-    async def find_lacking(self, lane: DesiredLane) -> str:
-        """Say why a front could not give requests to a lane's workers, which are ready; "" where all fronts could.
+    async def find_lacking(self, lane: DesiredLane) -> list[str]:
+        """The fronts that could not give requests to each of a lane's workers, which are ready.
 
         A front that is silent is not waited for: it is replaced, or finds its links before it goes on.
         """
@@ -300,10 +300,8 @@ class Lanes:
         while True:
             asked = await self.node.ask_links(lane.name, lane.workers, is_raw=is_raw)
             fronts = sorted(front for front, lacking in asked.answers.items() if lacking)
-            if not fronts:
-                return ""
-            if asyncio.get_running_loop().time() > until_s:
-                return f"no descriptor or memory left in {' and '.join(fronts)} to share with {' and '.join(lane.workers)}"
+            if not fronts or asyncio.get_running_loop().time() > until_s:
+                return fronts
             await asyncio.sleep(_POLL_S)
 
     async def end_workers(self, lane: DesiredLane, names: Iterable[str]) -> None:

@@ -201,9 +201,9 @@ class _Work:
         deaths = {worker.name: worker.num_seen_deaths for worker in workers}
         self._say("load", f"{len(workers)} worker(s)")
         deadline_s = self._loop.time() + LOAD_TIMEOUT_S
-        told = ""
+        told: list[str] = []
         while True:
-            lacking = ""
+            lacking: list[str] = []
             if not all(worker.is_ready for worker in workers):
                 await self.node.wait_changed(_PERIOD_S)
             elif self._is_restoring or not (lacking := await self.lanes.find_lacking(lane)):
@@ -211,10 +211,11 @@ class _Work:
             for worker in workers:
                 _check_load(lane.spec, worker, deaths[worker.name])
             if self._loop.time() > deadline_s:
-                raise _failed(lane.spec, "load", f"{lacking or 'not ready'} after {LOAD_TIMEOUT_S:.0f} s")
-            if lacking not in ("", told):
+                raise _failed(lane.spec, "load", f"{_describe_lack(lacking, lane) or 'not ready'} after {LOAD_TIMEOUT_S:.0f} s")
+            # A link ends with its worker.
+            if lacking not in ([], told) and all(worker.is_ready for worker in workers):
                 told = lacking
-                self._say("load", f"waits, for {lacking}")
+                self._say("load", f"waits: {_describe_lack(lacking, lane)}")
 
     # shift, drain, unload
 
@@ -371,6 +372,11 @@ def _show(num_bytes: int) -> str:
 
 def _list_names(names: Iterable[str]) -> str:
     return " and ".join(names)
+
+
+def _describe_lack(fronts: Iterable[str], lane: DesiredLane) -> str:
+    names = _list_names(fronts)
+    return names and f"no memory is shared yet by {names} with {_list_names(lane.workers)} (a descriptor may be lacking)"
 
 
 def _check_load(spec: DeploymentSpec, worker: WorkerHandle, num_deaths: int) -> None:

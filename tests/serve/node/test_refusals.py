@@ -134,7 +134,7 @@ def test_new_workers_get_requests_once_every_front_shares_memory_with_them(
         spec = argosy.DeploymentSpec(**changed)
         with leave_descriptors(find_child(server, FRONT), num_spare):
             rollout = admin.deploy(spec).id
-            wait_until(lambda: "no descriptor or memory left in front-" in list_steps(server, rollout))
+            wait_until(lambda: "no memory is shared yet by front-" in list_steps(server, rollout))
             load.wait_for(100)
         admin.wait(rollout)
         load.wait_for(100)
@@ -153,7 +153,7 @@ def test_raw_requests_reach_a_new_version_once_every_front_has_a_stream_to_it(ho
         # Enough for the link and its arenas.
         with leave_descriptors(find_child(server, FRONT), 5):
             rollout = admin.deploy(argosy.DeploymentSpec(name="raw", model="raw", version=2, allow_code=True)).id
-            wait_until(lambda: "no descriptor or memory left in front-" in list_steps(server, rollout))
+            wait_until(lambda: "no memory is shared yet by front-" in list_steps(server, rollout))
             assert client.post(url, content=b"2").content == b"2"
         admin.wait(rollout)
         assert client.post(url, content=b"3").content == b"3"
