@@ -92,6 +92,8 @@ def publish(
         expected_labels = f"{expected.shape[-1]} names, one for each entry of the output's last axis"
         raise InputError("bad_option", option="labels", got=list(labels), expected=expected_labels)
     names = (input_name, output_name)
+    store = store or Store()
+    store.check_writable()
     with tempfile.TemporaryDirectory(prefix="argosy-export-") as folder:
         try:
             if native:
@@ -105,7 +107,7 @@ def publish(
         signature = _derive_signature(golden, free, made.output_shape, labels, ragged)
         _check_ragged(signature, lambda given: framework.predict(model, given), rows)
         signature, step_files = add_steps(signature, preprocess)
-        return (store or Store()).publish(
+        return store.publish(
             name,
             {path.name: path for path in made.files} | step_files,
             signature=signature,
