@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from argosy.errors import InputError, ModelError
+from argosy.frameworks.agreement import Differs, Run, hold_against
+from argosy.frameworks.trials import draw_trials
 from argosy.importers.convert import measure_difference
 from argosy.importers.formats.base import ForeignModel, Source, load
 from argosy.runtimes.onnx import OnnxRuntime
@@ -251,6 +253,35 @@ def test_estimators_answer_as_themselves(tmp_path: Path) -> None:
             # Where two classes are as likely, either may be named.
             is_near = np.isclose(served, own, rtol=1e-4, atol=1e-4 * np.abs(own).max())
             assert is_near.mean() > 0.9 if name == "boolean labels" else is_near.all(), name
+
+
+@pytest.mark.parametrize("kernel", ["poly", "linear"])
+@pytest.mark.filterwarnings("ignore:The `probability` parameter:FutureWarning")
+def test_support_vectors_whose_terms_cancel_may_differ_by_as_much_as_float32_moves_them(kernel: str, tmp_path: Path) -> None:
+    from sklearn import svm
+
+    # Classes at random: nearly every row is a support vector, and what is left of the sum of their terms is small.
+    random = np.random.default_rng(23)
+    rows, classes = random.random((90, 4)), random.integers(0, 3, 90)
+    model = sklearn_files.wrap(svm.SVC(kernel=kernel, probability=True, random_state=0).fit(rows, classes))
+    inputs = {"input": rows.astype(np.float32)}
+    model.export_onnx(inputs, tmp_path / "model.onnx")
+    runtime = OnnxRuntime()
+    runtime.load(tmp_path, "model.onnx", {})
+
+    def hold(answer: Run, **options: Any) -> None:
+        hold_against(answer, model.predict, draw_trials(inputs, {}), TOLERANCE, **options)
+
+    with pytest.raises(Differs):
+        hold(runtime.infer)
+    hold(runtime.infer, round_model=model.draw_roundings)
+
+    def answer_wrongly(batch: dict[str, Any]) -> dict[str, Any]:
+        answers = runtime.infer(batch)
+        return answers | {"probabilities": answers["probabilities"] * np.float32(0.998)}
+
+    with pytest.raises(Differs):
+        hold(answer_wrongly, round_model=model.draw_roundings)
 
 
 def test_skops_archive_is_loaded_and_one_that_names_other_types_is_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
@@ -14,9 +15,22 @@ from argosy.errors import InputError, ModelError
 from argosy.frameworks.trials import LENGTHS, SAMPLE, Trial
 from argosy.signature import Arrays
 
-__all__ = ["FAR_TOLERANCE", "Differs", "Evidence", "Fails", "Run", "Saved", "check_saved", "hold_against", "measure_difference"]
+__all__ = [
+    "FAR_TOLERANCE",
+    "Differs",
+    "Evidence",
+    "Fails",
+    "Roundings",
+    "Run",
+    "Saved",
+    "check_saved",
+    "hold_against",
+    "measure_difference",
+]
 
 Run = Callable[[Arrays], Arrays]
+Roundings = Callable[[], Iterable[Run]]
+"""Gives the model with its own numbers rounded, as float32 might leave them."""
 
 FAR_TOLERANCE: Final = 1e-3
 """For rows that are unlike the sample: large terms that cancel leave more of float32's rounding; another way 1e-2."""
@@ -80,11 +94,19 @@ class Differs(Exception):
         self.allowed = allowed
 
 
-def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: float, *, has_rows: bool = True) -> Evidence:
+def hold_against(
+    answer: Run,
+    expect: Run,
+    trials: Iterable[Trial],
+    tolerance: float,
+    *,
+    has_rows: bool = True,
+    round_model: Roundings = tuple,
+) -> Evidence:
     """Compare an artifact's answers with the model's on every trial that the model itself answers.
 
     A difference counts unless the model's own answer to that row moves by a sixteenth of it if the row is only rounded, or
-    summed in float64.
+    summed in float64, or if the numbers of the model are rounded.
 
     Args:
         answer: the artifact.
@@ -92,6 +114,7 @@ def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: f
         trials: of `draw_trials`; the sample comes first.
         tolerance: allowed difference, relative to the largest magnitude of an output; for rows unlike the sample `FAR_TOLERANCE`.
         has_rows: the first axis of every tensor counts rows.
+        round_model: asked where something differs; by default the model has no numbers that an artifact would round.
 
     Raises:
         Fails: the artifact does not run, or other tensors come out.
@@ -116,7 +139,10 @@ def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: f
         allowed = max(tolerance, FAR_TOLERANCE) if trial.is_far else tolerance
         apart = _list_differences(expected, got, scales, trial.kind != SAMPLE, has_rows)
         if not bool((apart <= allowed).all()):
-            apart = _excuse(apart, trial, expect, expected, scales, has_rows)
+            others = itertools.chain(
+                ((expect, inputs) for inputs in _nudge(trial.inputs)), ((run, trial.inputs) for run in round_model())
+            )
+            apart = _excuse(apart, others, expected, scales, has_rows)
         if not bool((apart <= allowed).all()):
             raise Differs(trial.kind, float(apart.max()), allowed)
         worst[trial.is_far] = max(worst[trial.is_far], float(apart.max(initial=0.0)))
@@ -234,18 +260,17 @@ def _find_ties(probabilities: NDArray[Any] | None) -> NDArray[Any] | None:
 
 def _excuse(
     apart: NDArray[np.float64],
-    trial: Trial,
-    expect: Run,
+    others: Iterable[tuple[Run, Arrays]],
     expected: Arrays,
     scales: dict[str, float],
     has_rows: bool,
 ) -> NDArray[np.float64]:
-    """Take away the differences of rows where the model itself is as undecided."""
+    """Take away the differences of rows where the model itself is as undecided: asked so, it says something else."""
     moved = np.zeros_like(apart)
-    for inputs in _nudge(trial.inputs):
+    for run, inputs in others:
         answers: Arrays | None = None
         with contextlib.suppress(Exception):  # As above; the model may take no other than whole numbers, or no float64.
-            answers = expect(inputs)
+            answers = run(inputs)
         if answers is not None and _has_same_form(expected, answers):
             moved = np.maximum(moved, _list_differences(expected, answers, scales, True, has_rows))
     return np.where(apart <= _ALLOWED_TIMES * moved, 0.0, apart)

@@ -274,11 +274,14 @@ def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arra
         draw_trials(inputs, model.free_axes, has_rows=has_rows), [] if edges is None else [Trial("edges", edges)]
     )
     try:
-        return runtime.infer, hold_against(runtime.infer, model.predict, trials, TOLERANCE, has_rows=has_rows)
+        evidence = hold_against(
+            runtime.infer, model.predict, trials, TOLERANCE, has_rows=has_rows, round_model=model.draw_roundings
+        )
     except Fails as error:
         raise ModelError(key, detail=f"of what was written, {error}") from error
     except Differs as error:
         raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
+    return runtime.infer, evidence
 
 
 def answer_alone(answer: _Run, inputs: Arrays, *, has_rows: bool) -> Golden:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -176,6 +176,10 @@ class ForeignModel(ABC):
     def draw_edges(self, inputs: Arrays) -> Arrays | None:
         """Give rows at and beside numbers where the model switches, if it tells any, beside real rows."""
         return None
+
+    def draw_roundings(self) -> Iterable[Callable[[Arrays], Arrays]]:
+        """Give the model a few times, its own float64 numbers rounded as float32 might leave them; by default it has none."""
+        return ()
 
     @abstractmethod
     def predict(self, inputs: Arrays) -> Arrays:
