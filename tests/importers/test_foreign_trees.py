@@ -224,6 +224,7 @@ def make_estimators() -> dict[str, Any]:
         "boosted": ensemble.GradientBoostingClassifier(n_estimators=5).fit(DENSE, CLASSES),
         "boosted histograms, missing values": ensemble.HistGradientBoostingClassifier(max_iter=5).fit(ROWS, CLASSES),
         "vote": ensemble.VotingClassifier(voters, voting="soft").fit(DENSE, CLASSES),
+        "stack": ensemble.StackingClassifier([("forest", ensemble.RandomForestClassifier(5)), voters[0]]).fit(DENSE, CLASSES),
         "neighbours": neighbors.KNeighborsClassifier().fit(SMOOTH, CLASSES),
         "bayes": naive_bayes.GaussianNB().fit(DENSE, CLASSES),
         "perceptron": make_pipeline(scaler(), neural_network.MLPClassifier((8,), max_iter=300, tol=1e-2)).fit(DENSE, CLASSES),

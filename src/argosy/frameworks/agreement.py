@@ -53,6 +53,8 @@ class Evidence(NamedTuple):
     """The largest, relative to the largest magnitude of each output; where the model itself does not move by more."""
     far_difference: float
     """The same, of rows that are unlike the sample."""
+    rounding: float
+    """The same, of rows on which the model itself moves by as much when it is rounded; 0 if there are none."""
     num_rows: int
     """That were compared."""
     kinds: tuple[str, ...]
@@ -65,6 +67,7 @@ class Evidence(NamedTuple):
         return {
             "difference": self.difference,
             "far_difference": self.far_difference,
+            "rounding": self.rounding,
             "rows": self.num_rows,
             "kinds": list(self.kinds),
         }
@@ -121,7 +124,7 @@ def hold_against(
         Differs: its answers differ.
         InputError: `bad_option`, the model takes none of the other lengths.
     """
-    worst, num_rows, kinds, refusal, scales = [0.0, 0.0], 0, dict[str, None](), None, dict[str, float]()
+    worst, rounding, num_rows, kinds, refusal, scales = [0.0, 0.0], 0.0, 0, dict[str, None](), None, dict[str, float]()
     shapes: dict[str, tuple[int, ...]] = {}
     for trial in trials:
         try:
@@ -142,7 +145,9 @@ def hold_against(
             others = itertools.chain(
                 ((expect, inputs) for inputs in _nudge(trial.inputs)), ((run, trial.inputs) for run in round_model())
             )
-            apart = _excuse(apart, others, expected, scales, has_rows)
+            excused = _find_excused(apart, others, expected, scales, has_rows)
+            rounding = max(rounding, float(apart[excused & np.isfinite(apart)].max(initial=0.0)))
+            apart = np.where(excused, 0.0, apart)
         if not bool((apart <= allowed).all()):
             raise Differs(trial.kind, float(apart.max()), allowed)
         worst[trial.is_far] = max(worst[trial.is_far], float(apart.max(initial=0.0)))
@@ -152,7 +157,7 @@ def hold_against(
     if refusal is not None and not any(kind.startswith(LENGTHS) for kind in kinds):
         expected = f"axes along which the model takes other lengths than its sample's; of these it says: {refusal[:300]}"
         raise InputError("bad_option", option="dynamic", got="axes of its input", expected=expected)
-    return Evidence(worst[0], worst[1], num_rows, tuple(kinds), shapes)
+    return Evidence(worst[0], worst[1], rounding, num_rows, tuple(kinds), shapes)
 
 
 def check_saved(entry: str, answer: Run, expect: Run, trials: Iterable[Trial], tolerance: float) -> Saved:
@@ -258,14 +263,14 @@ def _find_ties(probabilities: NDArray[Any] | None) -> NDArray[Any] | None:
     return np.asarray(first - second <= _TIE)
 
 
-def _excuse(
+def _find_excused(
     apart: NDArray[np.float64],
     others: Iterable[tuple[Run, Arrays]],
     expected: Arrays,
     scales: dict[str, float],
     has_rows: bool,
-) -> NDArray[np.float64]:
-    """Take away the differences of rows where the model itself is as undecided: asked so, it says something else."""
+) -> NDArray[np.bool_]:
+    """Say of which rows the difference is no more than the model's own: asked so, it says something else, too."""
     moved = np.zeros_like(apart)
     for run, inputs in others:
         answers: Arrays | None = None
@@ -273,7 +278,7 @@ def _excuse(
             answers = run(inputs)
         if answers is not None and _has_same_form(expected, answers):
             moved = np.maximum(moved, _list_differences(expected, answers, scales, True, has_rows))
-    return np.where(apart <= _ALLOWED_TIMES * moved, 0.0, apart)
+    return np.asarray(apart <= _ALLOWED_TIMES * moved)
 
 
 def _nudge(inputs: Arrays) -> Iterator[Arrays]:

@@ -150,6 +150,8 @@ class ForeignModel(ABC):
     """What serves its native form; "" if it has none that is no pickle."""
     words: tuple[str, ...] = ()
     """Some that the model knows, for random texts."""
+    is_of_doubles: bool = False
+    """Its own numbers are float64; what is written may hold them in float32."""
     dynamic: Mapping[str, Sequence[int]] = {}
     """Axes of any length that the user names, by input, of a model that does not tell shapes."""
 
@@ -178,7 +180,7 @@ class ForeignModel(ABC):
         return None
 
     def draw_roundings(self) -> Iterable[Callable[[Arrays], Arrays]]:
-        """Give the model a few times, its own float64 numbers rounded as float32 might leave them; by default it has none."""
+        """Give a model that is of doubles a few times, its own numbers rounded as float32 might leave them."""
         return ()
 
     @abstractmethod

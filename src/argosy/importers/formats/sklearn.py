@@ -52,6 +52,7 @@ class SklearnModel(ForeignModel):
 
     framework = "scikit-learn"
     packages = ("scikit-learn", "skl2onnx")
+    is_of_doubles = True
 
     def __init__(self, estimator: Any) -> None:
         """Take an estimator.
@@ -152,12 +153,12 @@ class SklearnModel(ForeignModel):
             return {"label": "predict"}
         if base.is_outlier_detector(estimator):
             return {"label": "predict", "scores": "decision_function"}
-        if base.is_clusterer(estimator) and hasattr(estimator, "transform"):
+        if base.is_clusterer(estimator) and hasattr(estimator, "predict") and hasattr(estimator, "transform"):
             return {"label": "predict", "scores": "transform"}
         method = next((method for method in ("predict", "transform") if hasattr(estimator, method)), None)
         if method is None:
             raise refuse("a model", f"its {type(estimator).__name__} predicts nothing")
-        return {"label" if base.is_clusterer(estimator) else "output": method}
+        return {"label" if base.is_clusterer(estimator) and method == "predict" else "output": method}
 
     def _arrange_matrix(self, inputs: Arrays) -> Arrays:
         if self.inputs:
