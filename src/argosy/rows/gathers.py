@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argosy.importers.rows.moves import holds_rows, place_axis
-from argosy.importers.rows.values import Node, Value, handles, mixed, rows_of, unknown
+from argosy.rows.moves import holds_rows, place_axis
+from argosy.rows.values import Node, Value, handles, mixed, rows_of, unknown
 
 __all__: list[str] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from argosy.importers.rows.dims import ONE, Dim, combine, fixed, named
+from argosy.rows.dims import ONE, Dim, combine, fixed, named
 
 __all__ = [
     "HANDLERS",

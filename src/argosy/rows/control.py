@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from argosy.importers.rows.dims import Dim, combine
-from argosy.importers.rows.values import Node, Value, handles, mixed, unknown
+from argosy.rows.dims import Dim, combine
+from argosy.rows.values import Node, Value, handles, mixed, unknown
 
 __all__: list[str] = []
 

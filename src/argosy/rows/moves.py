@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
-from argosy.importers.rows.dims import ONE, ROWS, Dim, combine, fixed, named, product
-from argosy.importers.rows.elementwise import content_of, spread_to
-from argosy.importers.rows.values import MAX_CONTENT, Node, Shape, Value, handles, mixed, rows_of, unknown
+from argosy.rows.dims import ONE, ROWS, Dim, combine, fixed, named, product
+from argosy.rows.elementwise import content_of, spread_to
+from argosy.rows.values import MAX_CONTENT, Node, Shape, Value, handles, mixed, rows_of, unknown
 
 __all__ = ["holds_rows", "place_axis", "reshape"]
 

@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from argosy.importers.rows import control, elementwise, gathers, learned, moves, products, reductions
-from argosy.importers.rows.dims import ROWS, Dim, fixed, named
-from argosy.importers.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
+from argosy.rows import control, elementwise, gathers, learned, moves, products, reductions
+from argosy.rows.dims import ROWS, Dim, fixed, named
+from argosy.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
 from argosy.signature import JoinVerdict, Signature
 
 __all__ = ["judge_rows"]

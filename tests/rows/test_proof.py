@@ -15,12 +15,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from argosy.importers.rows.axis import settle_rows
-from argosy.importers.rows.proof import judge_rows
+from argosy.rows.axis import settle_rows
+from argosy.rows.proof import judge_rows
 from argosy.serve.worker.agreement import choose_measure
 from argosy.serve.worker.row_trials import find_influence
 from argosy.signature import Signature, TensorSpec
-from tests.importers.rows.random_graphs import make_graph
+from tests.rows.random_graphs import make_graph
 
 NUM_GRAPHS = int(os.environ.get("ARGOSY_TEST_GRAPHS", "300"))
 ALLOWED = 1e-3
