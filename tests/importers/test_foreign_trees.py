@@ -239,6 +239,32 @@ def make_estimators() -> dict[str, Any]:
     }
 
 
+def make_boosters() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    noise, held = random.permutation(CLASSES), {"eval_set": [(DENSE, random.permutation(CLASSES))]}
+    stop = {"early_stopping_rounds": 1, "n_estimators": 50, "learning_rate": 0.5}
+    sentinel = np.where(np.isnan(ROWS), np.float32(-999), ROWS)
+    quiet = {"verbose": -1, "n_jobs": 1, "n_estimators": 50, "learning_rate": 0.5}
+    return {
+        "xgboost, stopped early": xgboost.XGBClassifier(**stop).fit(DENSE, noise, **held, verbose=False),
+        "xgboost, what is missing": xgboost.XGBClassifier(n_estimators=5, missing=-999.0).fit(sentinel, CLASSES),
+        "xgboost, nothing is missing": xgboost.XGBClassifier(n_estimators=5, missing=0.0).fit(DENSE, CLASSES),
+        "lightgbm, stopped early": lightgbm.LGBMClassifier(**quiet).fit(
+            DENSE, noise, **held, callbacks=[lightgbm.early_stopping(1, verbose=False)]
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+def test_estimators_of_boosters_answer_with_what_they_know_beside_the_trees(tmp_path: Path) -> None:
+    for name, estimator in make_boosters().items():
+        model = sklearn_files.wrap(estimator)
+        rows = np.where(np.isnan(ROWS), np.float32(-999), ROWS) if "what is missing" in name else DENSE
+        want, got = answer(model, model.arrange({"input": rows}), tmp_path)
+        assert measure_difference(want, got) <= TOLERANCE, name
+        np.testing.assert_allclose(got["probabilities"], estimator.predict_proba(rows), atol=1e-5, err_msg=name)
+
+
 def test_estimators_answer_as_themselves(tmp_path: Path) -> None:
     for name, estimator in make_estimators().items():
         # Rows of one decimal have several neighbours at one distance.

@@ -191,9 +191,9 @@ def wrap(model: Any) -> ForeignModel:
     """
     package = type(model).__module__.partition(".")[0]
     if package == "xgboost":
-        from argosy.importers.formats.xgboost import XgboostModel
+        from argosy.importers.formats.xgboost import XgboostModel, wrap_estimator
 
-        return XgboostModel(model.get_booster() if hasattr(model, "get_booster") else model)
+        return wrap_estimator(model) if hasattr(model, "get_booster") else XgboostModel(model)
     if package == "lightgbm":
         from argosy.importers.formats.lightgbm import LightgbmModel
 
