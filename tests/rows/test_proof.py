@@ -140,6 +140,35 @@ CASES = {
         "independent",
         "",
     ),
+    "each row's own part of a flat tensor": (
+        build(
+            [
+                node("Shape", ["x"], ["n"], end=1),
+                node("Squeeze", ["n"], ["count"]),
+                node("Range", ["zero", "count", "one"], ["places"]),
+                node("Unsqueeze", ["places", "last"], ["column"]),
+                node("Mul", ["column", "width"], ["starts"]),
+                node("Add", ["starts", "steps"], ["i"]),
+                node("Reshape", ["x", "flat"], ["f"]),
+                node("Gather", ["f", "i"], ["y"]),
+            ],
+            ["N", 4],
+            ["N", 4],
+            {"zero": 0, "one": 1, "last": [1], "width": 4, "steps": np.arange(4), "flat": [-1]},
+        ),
+        "unknown",
+        "by their places",
+    ),
+    "picked of what is constant": (
+        build(
+            [node("GatherElements", ["w", "i"], ["g"], axis=1), node("Add", ["x", "g"], ["y"])],
+            ["N", 4],
+            ["N", 4],
+            {"w": np.ones((1, 9), F4), "i": np.array([[0, 8, 2, 1]])},
+        ),
+        "independent",
+        "",
+    ),
     "first row": (
         build([node("Gather", ["x", "i"], ["f"]), node("Sub", ["x", "f"], ["y"])], ["N", 4], ["N", 4], {"i": np.array([0])}),
         "dependent",
