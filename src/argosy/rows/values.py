@@ -66,6 +66,11 @@ class Value(NamedTuple):
     fault: Fault | None = None
 
     @property
+    def depends_on_count(self) -> bool:
+        """True where it depends on how many rows there are; of known numbers, where one of them does."""
+        return self.is_counted if self.content is None else any(dim.is_tainted for dim in self.content)
+
+    @property
     def is_rows(self) -> bool:
         """True where it depends on rows, each part of it on one."""
         return self.axis >= 0
