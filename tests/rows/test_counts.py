@@ -29,12 +29,17 @@ UNIT = {"unit": np.ones((1, 1, 1), F4), **AXES}
 
 def make_body() -> Any:
     """Doubles a, and goes on while there are rows left."""
-    tensors = [
-        helper.make_tensor_value_info(name, kind, None) for name, kind in (("i", 7), ("goes", 9), ("a", 1), ("on", 9), ("b", 1))
-    ]
-    return helper.make_graph(
-        [node("Add", ["a", "a"], ["b"]), node("Less", ["i", "count"], ["on"])], "b", tensors[:3], tensors[3:]
-    )
+    kinds = {
+        "i": TensorProto.INT64,
+        "goes": TensorProto.BOOL,
+        "a": TensorProto.FLOAT,
+        "on": TensorProto.BOOL,
+        "b": TensorProto.FLOAT,
+    }
+    shapes = {"a": ["N", 4], "b": ["N", 4]}
+    tensors = [helper.make_tensor_value_info(name, kind, shapes.get(name, [])) for name, kind in kinds.items()]
+    nodes = [node("Add", ["a", "a"], ["b"]), node("Less", ["i", "count"], ["on"])]
+    return helper.make_graph(nodes, "b", tensors[:3], tensors[3:])
 
 
 def around(op: str, *inputs: str, axis: str = "second", **attributes: Any) -> list[Any]:
