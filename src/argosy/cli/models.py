@@ -203,7 +203,7 @@ def _read_signature(path: Path) -> Signature:
         return msgspec.json.decode(path.read_bytes(), type=Signature)
     except OSError as error:
         raise InputError("missing_file", path=path, detail=error.strerror) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError("bad_config", component="signature", source=path, detail=str(error)) from error
 
 

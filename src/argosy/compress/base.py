@@ -21,6 +21,7 @@ from argosy.compress.kind import find_meaning
 from argosy.compress.measure import Cost, Gain, measure_batch_difference, measure_cost
 from argosy.errors import ConflictError, InputError, list_choices
 from argosy.frameworks.onnx import OnnxModel
+from argosy.rows.axis import judge_file
 from argosy.signature import Arrays, Signature
 from argosy.store.golden import Golden
 from argosy.store.local import Store
@@ -291,6 +292,7 @@ def _publish(store: Store, result: CompressResult, precision: str, calibration: 
         repeatable=parent.manifest.repeatable,
         golden=golden,
         golden_is_synthetic=parent.manifest.golden_is_synthetic and golden is not None,
+        joining=judge_file(result.model, parent.manifest.signature),
         lineage=lineage,
         measurements={
             result.score.metric: result.score.after,

@@ -257,7 +257,12 @@ def _describe(
     if program:
         source["code"] = {"name": f"{program.path.name}:{program.function}", "digest": f"sha256:{_digest(program.path)}"}
     export: dict[str, object] = {"format": answer.runtime, "difference": difference}
-    export |= {"far_difference": answer.far_difference, "rows": answer.num_rows, "kinds": [clean(kind) for kind in answer.kinds]}
+    export |= {
+        "far_difference": answer.far_difference,
+        "rounding": answer.rounding,
+        "rows": answer.num_rows,
+        "kinds": [clean(kind) for kind in answer.kinds],
+    }
     return {
         "kind": "imported model",
         "source_file": path.name,

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from argosy.datatypes import DATATYPES
 from argosy.errors import InputError, list_choices
 from argosy.importers.golden_run import counts_rows, open_session, record_golden, record_synthetic, shapes_of_outputs
-from argosy.importers.rows.axis import settle_rows
-from argosy.importers.rows.proof import judge_rows
+from argosy.rows.axis import settle_rows
+from argosy.rows.proof import judge_rows
 from argosy.signature import JoinVerdict, Ragged, Signature, TensorSpec, check_name
 from argosy.store.golden import Golden
 from argosy.store.local import Staged, Store, Version

@@ -58,7 +58,7 @@ def read_modelpack(data: bytes, location: Location) -> ImageManifest:
     """
     try:
         found = msgspec.json.decode(data, type=_AnyManifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_modelpack(location, f"its manifest cannot be read ({error})") from error
     if found.manifests is not None:
         raise _not_modelpack(location, "it is an index of several artifacts; name one of them by its digest")
