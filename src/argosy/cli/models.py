@@ -103,7 +103,7 @@ def import_model(
         told: dict[str, Any] = {"labels": _read_labels(labels), "ragged": _parse_ragged(ragged_inputs, ragged_outputs)}
         told["preprocess"] = () if preprocess is None else _read_preprocess(preprocess)
         limits = {"timeout_s": timeout, "memory_bytes": None if memory is None else int(memory * 2**30)}
-        given = {name: value for name, value in limits.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         if path.suffix == ".py" and not is_named:
             steps = told.pop("preprocess")
             other = _list_given(sample=sample, timeout=timeout, memory=memory, **told, **foreign)

@@ -1,8 +1,8 @@
 """What a confined process does first: give up all rights but the few it was given, then run the module.
 
-`confine.py` starts this file as a script, in any interpreter: `python -I -B child.py ARGOSY [LIBRARY ...]`, and writes the plan to
-its standard input. Until the last line of `main` only Argosy's own code, the standard library and the libraries that it is told to
-import have run, and these have read nothing yet but their own files. Standard library only.
+`confine.py` starts this file as a script, in any interpreter: `python -I -B child.py ARGOSY [LIBRARY ...]`, and writes the plan
+to its standard input. Until the last line of `main` only Argosy's own code, the standard library and the libraries that it is
+told to import have run, and none of them has read anything but its own files. Standard library only.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _import_ahead(libraries: list[str]) -> None:
             importlib.import_module(library)
     if libraries and len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
         # A thread of a library's own would not be confined: begin again, and import it once that is done.
-        os.execv(sys.executable, [sys.executable, "-I", "-B", *sys.argv[:2]])
+        os.execv(sys.executable, [sys.executable, "-I", "-B", *sys.argv[:2]])  # noqa: S606
 
 
 def _register_argosy(folder: str) -> None:

@@ -185,7 +185,9 @@ def run_confined(
         return _finish(process, plan, title or arguments[0], timeout_s)
 
 
-def start_ahead(libraries: Sequence[str], *, python: Path = Path(sys.executable), env: Mapping[str, str] | None = None) -> Waiting:
+def start_ahead(
+    libraries: Sequence[str], *, python: Path = Path(sys.executable), env: Mapping[str, str] | None = None
+) -> Waiting:
     """Start the process of a later `run_confined`; it imports libraries meanwhile.
 
     Args:
@@ -269,7 +271,7 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[
         raise InputError("not_started", python=command[0], detail=error) from error
 
 
-def _finish(process: subprocess.Popen[bytes], plan: dict[str, object], title: str, timeout_s: float) -> Completed:
+def _finish(process: subprocess.Popen[bytes], plan: Mapping[str, object], title: str, timeout_s: float) -> Completed:
     """Tell a process what to do, and read what it says until it ends; whatever happens, it is gone afterwards."""
     assert process.stdin is not None
     with process:

@@ -1,10 +1,10 @@
-"""What the confined process of an import answers, as it is written there and as it is read here: hostile as the file it opened."""
+"""What the confined process of an import answers: how it is written there, and how it is read here, hostile as the file."""
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -55,9 +55,7 @@ class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def refuse_error(error: ArgosyError) -> Refusal:
     """Give an error as a refusal. In the process."""
-    fields = {
-        name: value if isinstance(value, int | float) else str(value)[:_MAX_DETAIL] for name, value in error.fields.items()
-    }
+    fields = {name: value if isinstance(value, int | float) else str(value)[:_MAX_DETAIL] for name, value in error.fields.items()}
     return Refusal(error.message[:_MAX_DETAIL], error.key, fields, is_out_of_memory(error))
 
 
@@ -106,7 +104,7 @@ def find_refusal(refusal: Refusal, **known: str) -> ArgosyError | None:
     """
     fields: dict[str, Any] = {key: clean(value) if isinstance(value, str) else value for key, value in refusal.fields.items()}
     try:
-        return _ERRORS[refusal.key](refusal.key, **{**fields, **known})
+        return _ERRORS[refusal.key](refusal.key, **(fields | dict[str, Any](known)))
     except (LookupError, ValueError, TypeError):
         # What a library raised; or fields that do not fit their text, which only a hostile process says.
         return None

@@ -38,6 +38,7 @@ from argosy.store.golden import Golden, decode_golden, encode_golden
 
 __all__ = ["main"]
 
+
 def main() -> None:
     """Carry out the request in the first argument."""
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ExamineRequest | ListRequest)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from argosy.confine.confine import Completed, hostile_folder, run_confined
-from argosy.errors import ArgosyError, InputError, ModelError, StoreError
+from argosy.errors import ArgosyError, InputError, StoreError, TooLargeError
 from argosy.importers.ahead import ENVIRONMENT, take_examiner
 from argosy.importers.answer import Refusal, clean, explain_death, find_refusal, lacked_memory, read_answer
 from argosy.importers.examination import (
@@ -60,8 +59,8 @@ class Question(NamedTuple):
     """First axes of any length count rows. None tells it by the graph."""
     is_open: bool = True
     """Its outputs may have other rows than its inputs."""
-    trial: Arrays | None = None
-    """More inputs, to be answered each row alone."""
+    trial: Golden | None = None
+    """More inputs, to be answered each row alone, and answers as large as those that are expected."""
     trial_has_rows: bool = True
     """False: the trial is one request."""
 
@@ -78,7 +77,7 @@ class Looked(NamedTuple):
     """The answers to the trial."""
 
 
-def list_locations(paths: Sequence[Path], folder: Path, limits: Limits = Limits()) -> list[tuple[str, ...]]:
+def list_locations(paths: Sequence[Path], folder: Path, limits: Limits) -> list[tuple[str, ...]]:
     """Give the files that the weights of ONNX files lie in, for each file as it names them.
 
     Args:
@@ -88,7 +87,8 @@ def list_locations(paths: Sequence[Path], folder: Path, limits: Limits = Limits(
 
     Raises:
         InputError: `bad_onnx`, `bad_external_data`.
-        ModelError: `confined_timeout`, `confined_memory`.
+        ModelError: `confined_timeout`.
+        TooLargeError: `confined_memory`.
     """
     with hostile_folder("argosy-import-") as work:
         answer = _ask(ListRequest(tuple(map(str, paths)), str(_make_out(work))), folder, paths[0], limits, Locations)
@@ -97,7 +97,7 @@ def list_locations(paths: Sequence[Path], folder: Path, limits: Limits = Limits(
     return list(answer.locations)
 
 
-def look_into(path: Path, names: Collection[str], question: Question, limits: Limits = Limits()) -> Looked | list[str]:
+def look_into(path: Path, names: Collection[str], question: Question, limits: Limits) -> Looked | list[str]:
     """Look into an ONNX file.
 
     Args:
@@ -111,7 +111,8 @@ def look_into(path: Path, names: Collection[str], question: Question, limits: Li
 
     Raises:
         InputError: `bad_onnx`, `bad_external_data`, `unsupported_type`, `duplicate_tensor`, `missing_locale`, `bad_golden`.
-        ModelError: `confined_timeout`, `confined_memory`.
+        ModelError: `confined_timeout`.
+        TooLargeError: `confined_memory`.
     """
     examples = None if question.examples is None else pack_texts(question.examples, question.model)
     with hostile_folder("argosy-import-") as work:
@@ -123,7 +124,7 @@ def look_into(path: Path, names: Collection[str], question: Question, limits: Li
             has_rows=question.has_rows,
             is_open=question.is_open,
             examples=_write_inputs(work / "examples.npz", examples),
-            trial=_write_inputs(work / "trial.npz", question.trial),
+            trial=_write_inputs(work / "trial.npz", None if question.trial is None else question.trial.inputs),
             trial_has_rows=question.trial_has_rows,
         )
         answer = _ask(request, path.parent, path, limits, Examined, Locations)
@@ -157,7 +158,7 @@ def _ask(request: ExamineRequest | ListRequest, folder: Path, path: Path, limits
     out = Path(request.folder)
     file = out.parent / "request.json"
     file.write_bytes(msgspec.json.encode(request))
-    size_bytes = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+    size_bytes = sum(entry.stat().st_size for entry in folder.rglob("*"))
     memory_bytes = limits.memory_bytes or _MEMORY_BYTES + _MEMORY_TIMES * size_bytes
     title = f"The process that opens {path.name}"
     done = run_confined(
@@ -176,7 +177,7 @@ def _ask(request: ExamineRequest | ListRequest, folder: Path, path: Path, limits
     if isinstance(answer, kinds):
         return answer
     if lacked_memory(answer, done):
-        raise ModelError("confined_memory", what=title, limit_gib=memory_bytes / 2**30)
+        raise TooLargeError("confined_memory", what=title, limit_gib=memory_bytes / 2**30)
     raise _explain(path, answer, done)
 
 
@@ -207,7 +208,7 @@ def _check(answer: Examined, out: Path, path: Path, question: Question, given: A
                 examples = arrange_examples(given, signature, question.model)
                 golden.inputs = {name: array[list(answer.kept)] for name, array in examples.items()}
             check_golden(golden, signature, question.model)
-        trial = {} if question.trial is None else _read_arrays(out / TRIAL_FILE, _bound_answers(question.trial)).outputs
+        trial = {} if question.trial is None else _read_trial(out / TRIAL_FILE, question.trial, signature)
     except (InputError, StoreError, OSError, IndexError, TypeError, ValueError) as error:
         raise _impossible(path) from error
     if given is not None and golden is None:
@@ -229,8 +230,12 @@ def _tell(answer: Examined) -> dict[str, object]:
     return {key: value for key, value in told.items() if value or key not in ("precision", "golden_error", "example_error")}
 
 
-def _bound_answers(trial: Arrays) -> int:
-    return MAX_GOLDEN_BYTES
+def _read_trial(file: Path, trial: Golden, signature: Signature) -> Arrays:
+    # The same numbers in another type have at most 8 bytes for each byte.
+    answers = _read_arrays(file, 8 * len(encode_golden(Golden({}, trial.outputs)))).outputs
+    if {name: array.dtype for name, array in answers.items()} != {spec.name: spec.dtype for spec in signature.outputs}:
+        raise ValueError("the answers are not of the signature")
+    return answers
 
 
 def _read_arrays(file: Path, max_bytes: int) -> Golden:

@@ -64,7 +64,8 @@ def import_onnx(
         InputError: `missing_file`; `bad_onnx`, it is no ONNX file or ONNX Runtime cannot load it;
             `bad_external_data`; `unsupported_type`; `bad_golden`; `bad_preprocess`; `bad_option`, no output fits the
             labels, or no input the ragged axes.
-        ModelError: `confined_timeout`, `confined_memory`.
+        ModelError: `confined_timeout`.
+        TooLargeError: `confined_memory`.
         StoreError: as `Store.publish`. Nothing was published, whichever is raised.
     """
     check_name(name)
@@ -119,9 +120,10 @@ def check_external_data(paths: Sequence[Path], folder: Path, names: Collection[s
 
     Raises:
         InputError: `bad_onnx`, `bad_external_data`.
-        ModelError: `confined_timeout`, `confined_memory`.
+        ModelError: `confined_timeout`.
+        TooLargeError: `confined_memory`.
     """
-    for path, locations in zip(paths, list_locations(paths, folder), strict=True):
+    for path, locations in zip(paths, list_locations(paths, folder, Limits()), strict=True):
         place = PurePosixPath(path.relative_to(folder)).parent
         for location in locations:
             # An absolute one, and one with `..` in it, is no name of a file.
@@ -139,7 +141,9 @@ def look_at_staged(staged: Staged, path: Path, question: Question, limits: Limit
         limits: of the process that looks.
 
     Raises:
-        InputError, ModelError: as `look_into`; `missing_file`, `bad_file_name`.
+        InputError: as `look_into`; `missing_file`, `bad_file_name`.
+        ModelError: as `look_into`.
+        TooLargeError: as `look_into`.
         StoreError: `disk_full`, `write_failed`.
     """
     staged.add(path.name, path)
