@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from argosy.errors import ArgosyError, InputError, ModelError
+from argosy.runtimes.base import lacks_memory
 
 if TYPE_CHECKING:
     from argosy.confine.confine import Completed
@@ -21,7 +22,6 @@ __all__ = [
     "clean",
     "explain_death",
     "find_refusal",
-    "is_out_of_memory",
     "lacked_memory",
     "read_answer",
     "refuse_error",
@@ -32,7 +32,6 @@ _Answer = TypeVar("_Answer", bound=msgspec.Struct)
 MAX_ANSWER_BYTES: Final = 1 << 20
 _MAX_DETAIL: Final = 1000
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
-_OUT_OF_MEMORY: Final = re.compile(r"bad_?alloc|MemoryError|(?i:failed to allocate memory|cannot allocate memory|out of memory)")
 
 _ERRORS: Final[dict[str, type[ArgosyError]]] = {
     **dict.fromkeys(("bad_model_file", "bad_sample", "needs_sample", "bad_code", "missing_extra"), InputError),
@@ -56,17 +55,7 @@ class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def refuse_error(error: ArgosyError) -> Refusal:
     """Give an error as a refusal. In the process."""
     fields = {name: value if isinstance(value, int | float) else str(value)[:_MAX_DETAIL] for name, value in error.fields.items()}
-    return Refusal(error.message[:_MAX_DETAIL], error.key, fields, is_out_of_memory(error))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error, or what it came from, is a lack of memory: libraries have words of their own for it."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, MemoryError) or _OUT_OF_MEMORY.search(str(found)):
-            return True
-        found = found.__cause__
-    return False
+    return Refusal(error.message[:_MAX_DETAIL], error.key, fields, lacks_memory(error))
 
 
 def read_answer(file: Path, kinds: Sequence[type[_Answer]]) -> _Answer | Refusal | None:
@@ -86,7 +75,7 @@ def lacked_memory(answer: object, done: Completed) -> bool:
     """Say whether a process that made nothing says that it lacked memory, or died of it."""
     if isinstance(answer, Refusal):
         return answer.is_out_of_memory
-    return answer is None and _OUT_OF_MEMORY.search(done.stderr) is not None
+    return answer is None and lacks_memory(done.stderr)
 
 
 def clean(text: str) -> str:

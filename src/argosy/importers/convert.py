@@ -27,11 +27,11 @@ from argosy.errors import ArgosyError, InputError, ModelError
 from argosy.frameworks.agreement import Differs, Evidence, Fails, hold_against, measure_difference
 from argosy.frameworks.onnx import declare_shapes
 from argosy.frameworks.trials import Trial, draw_trials
-from argosy.importers.answer import Refusal, is_out_of_memory, refuse_error
+from argosy.importers.answer import Refusal, refuse_error
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, load, refuse
 from argosy.importers.formats.sample import count_rows, is_batched, name_sample, synthesise
 from argosy.importers.golden_run import answer_alone
-from argosy.runtimes.base import Runtime, load_runtime_class
+from argosy.runtimes.base import Runtime, lacks_memory, load_runtime_class
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
 from argosy.store.golden import decode_golden, encode_golden
 
@@ -113,7 +113,7 @@ def main() -> None:
     except ArgosyError as error:
         answer = refuse_error(error)
     except Exception as error:  # The edge of the process: a library raises anything on a damaged file.
-        answer = Refusal(_summarise(error), is_out_of_memory=is_out_of_memory(error))
+        answer = Refusal(_summarise(error), is_out_of_memory=lacks_memory(error))
     Path(request.folder, ANSWER_FILE).write_bytes(msgspec.json.encode(answer))
     sys.stdout.flush()
     # Libraries that were interrupted by a damaged file may crash when they are torn down.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, InputError
 from argosy.importers import golden_run
-from argosy.importers.answer import MAX_ANSWER_BYTES, Refusal, is_out_of_memory, refuse_error
+from argosy.importers.answer import MAX_ANSWER_BYTES, Refusal, refuse_error
 from argosy.importers.examination import (
     ANSWER_FILE,
     GOLDEN_FILE,
@@ -33,6 +33,7 @@ from argosy.importers.examination import (
 from argosy.importers.graph import derive_signature, describe, list_locations, read_graph
 from argosy.importers.rows.axis import settle_rows
 from argosy.importers.rows.proof import judge_rows
+from argosy.runtimes.base import lacks_memory
 from argosy.signature import Arrays, JoinVerdict, Signature
 from argosy.store.golden import Golden, decode_golden, encode_golden
 
@@ -47,7 +48,7 @@ def main() -> None:
     except ArgosyError as error:
         answer = refuse_error(error)
     except Exception as error:  # The edge of the process: libraries raise anything on a hostile file.
-        answer = Refusal(f"{type(error).__name__}: {str(error)[:400]}", is_out_of_memory=is_out_of_memory(error))
+        answer = Refusal(f"{type(error).__name__}: {str(error)[:400]}", is_out_of_memory=lacks_memory(error))
     data = msgspec.json.encode(answer)
     if len(data) > MAX_ANSWER_BYTES:
         data = msgspec.json.encode(Refusal(f"what it tells of its tensors has more than {MAX_ANSWER_BYTES} bytes"))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import is_float, widen
 from argosy.errors import InputError, list_choices
-from argosy.importers.answer import is_out_of_memory
+from argosy.runtimes.base import lacks_memory
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 
@@ -165,7 +165,7 @@ def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple
             return golden, {}
         except _NoExampleError as error:
             errors.append(error)
-    if lack := next((error for error in errors if is_out_of_memory(error)), None):
+    if lack := next((error for error in errors if lacks_memory(error)), None):
         # Not what the model is, but what it may take here.
         raise MemoryError(str(lack)) from lack
     answered = [error for error in errors if not error.is_refusal]
