@@ -53,7 +53,7 @@ _MAX_ELEMENTS: Final = 1 << 26
 """Of one synthetic tensor, all examples together: 256 MiB of float32."""
 
 _HEADER_BYTES: Final = 1024
-"""Of an array in a file, its name aside."""
+"""Of an array in a file."""
 
 _RTOL: Final = 1e-3
 _ATOL: Final = 1e-4
@@ -133,13 +133,9 @@ def record_golden(session: Any, inputs: Mapping[str, NDArray[Any]], signature: S
     """
     arrays = arrange_examples(inputs, signature, model)
     try:
-        recorded = _run_each(session, arrays, signature)
+        return _run_each(session, arrays, signature)
     except _NoExampleError as error:
         raise InputError("bad_golden", model=model, detail=error) from error
-    if (size_bytes := _count_bytes(recorded.golden)) > MAX_GOLDEN_BYTES:
-        detail = f"with their answers they have {size_bytes} bytes, at most {MAX_GOLDEN_BYTES} are kept"
-        raise InputError("bad_golden", model=model, detail=detail)
-    return recorded
 
 
 def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple[Golden | None, dict[str, str]]:
@@ -158,7 +154,7 @@ def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple
         generator = np.random.default_rng(seed)
         try:
             inputs = {spec.name: _synthesise(spec, signature, generator, free_length, bound) for spec in signature.inputs}
-            golden = _cut(_run_each(session, inputs, signature).golden)
+            golden = _run_each(session, inputs, signature, may_leave_out=True).golden
             for name, array in golden.outputs.items():
                 if is_float(array.dtype) and np.isnan(widen(array)).any():
                     raise _NoExampleError(f"output {name!r} is NaN on random inputs")
@@ -172,19 +168,11 @@ def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple
     return None, {"golden_error": str(answered[0])} if answered else {"example_error": str(errors[0])}
 
 
-def _cut(golden: Golden) -> Golden:
-    """Leave out the last examples of what has too many bytes."""
-    count = min(golden.num_examples, MAX_GOLDEN_BYTES * golden.num_examples // _count_bytes(golden))
-    if not count:
-        raise _NoExampleError(f"one example with its answer has more than {MAX_GOLDEN_BYTES} bytes")
-    return Golden(*({name: array[:count] for name, array in side.items()} for side in (golden.inputs, golden.outputs)))
-
-
-def _count_bytes(golden: Golden) -> int:
-    """Give the size of a file of examples, or a little more."""
+def _count_bytes(arrays: Arrays) -> int:
+    """Give the size of arrays in a file of examples, or a little more."""
     return sum(
-        _HEADER_BYTES + (sum(4 + len(item) for item in array.ravel().tolist()) if array.dtype.kind == "O" else array.nbytes)
-        for array in (*golden.inputs.values(), *golden.outputs.values())
+        array.nbytes if array.dtype.kind != "O" else sum(4 + len(item) for item in array.ravel().tolist())
+        for array in arrays.values()
     )
 
 
@@ -260,13 +248,26 @@ def _map_elements(array: NDArray[Any], function: Callable[[Any], bytes | str]) -
     return out
 
 
-def _run_each(session: Any, inputs: Arrays, signature: Signature) -> Recorded:
+def _run_each(session: Any, inputs: Arrays, signature: Signature, *, may_leave_out: bool = False) -> Recorded:
     """Run the examples one by one, and the first one again, for a model that samples has no golden answers.
 
-    Of whole requests, whose answers may differ in shape, those are kept that have the shapes of the first one's.
+    Of whole requests, whose answers may differ in shape, those are kept that have the shapes of the first one's. Where all
+    together have too many bytes, `may_leave_out` keeps the first ones.
     """
     golden = Golden(inputs, {})
-    answers = [_run_one(session, golden, index, signature) for index in range(golden.num_examples)]
+    answers: list[Arrays] = []
+    room_bytes = MAX_GOLDEN_BYTES - _HEADER_BYTES * len(inputs | {spec.name: None for spec in signature.outputs})
+    for index in range(golden.num_examples):
+        answer = _run_one(session, golden, index, signature)
+        room_bytes -= _count_bytes(golden.example(index, is_batched=signature.is_batched).inputs) + _count_bytes(answer)
+        if room_bytes < 0:
+            break
+        answers.append(answer)
+    if len(answers) < golden.num_examples:
+        if not may_leave_out or not answers:
+            what = "examples with their answers have" if answers else "one example with its answer has"
+            raise _NoExampleError(f"{what} more than {MAX_GOLDEN_BYTES} bytes")
+        inputs = {name: array[: len(answers)] for name, array in inputs.items()}
     again = _run_one(session, golden, 0, signature)
     kept = list(range(len(answers)))
     if not signature.is_batched:
