@@ -314,7 +314,7 @@ def test_files_that_never_end_hold_no_rollout_up(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.publish_scale()
     endless = write_endless(tmp_path / "endless.onnx").read_bytes()
-    with home.serve() as server, ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool, home.serve() as server:
         headers = {"Authorization": f"Bearer {read_state(server)['token']}"}
         url = f"{server.admin_url}/v1/models/evil/versions"
         control = find_child(server, "argosy.deploy.control")
@@ -328,8 +328,7 @@ def test_files_that_never_end_hold_no_rollout_up(tmp_path: Path) -> None:
         opening = wait_until(lambda: children if len(children := list_children(control)) == 2 else [])
         server.deploy("scale")
         assert list_children(control) == opening
-        server.close()
-        assert not any(map(is_alive, opening))
+    assert not any(map(is_alive, opening))
 
 
 def test_upload_that_breaks_off_is_not_published(server: Server, friend: httpx.Client, token: str, tmp_path: Path) -> None:
