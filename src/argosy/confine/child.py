@@ -57,20 +57,22 @@ def main() -> None:
     """Confine this process as the plan on its input says, and become the module that the plan names."""
     _register_argosy(sys.argv[1])
     _import_ahead(sys.argv[2:])
-    from argosy.confine.landlock import restrict_files
+    from argosy.confine.landlock import make_rules, restrict_files
     from argosy.confine.seccomp import filter_calls
 
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         os._exit(1)  # who started it has ended
     plan: dict[str, Any] = json.loads(line)
-    os.chdir(plan["home"])
+    # What root may open by its privileges alone, a folder within another user's home, is opened before they are gone.
+    os.chdir(plan["folder"])
     os.environ |= {"HOME": plan["home"], "TMPDIR": plan["home"]}
     _limit(plan["memory_bytes"])
+    read = [*_list_readable(), sys.argv[1], *plan["read"], *plan["module_folders"]]
+    rules = make_rules(read, ["/dev/null", *plan["write"]]) if plan["has_landlock"] else -1
     _drop_privileges(plan["parent"])
-    if plan["has_landlock"]:
-        read = [*_list_readable(), sys.argv[1], *plan["read"], *plan["module_folders"]]
-        restrict_files(read, ["/dev/null", *plan["write"]])
+    if rules >= 0:
+        restrict_files(rules)
     if plan["has_call_filter"]:
         filter_calls()
     # Not before: what lies in these folders may bear the name of any module.

@@ -132,12 +132,13 @@ def run_confined(
     module_folders: Sequence[Path] = (),
     is_required: bool = True,
     title: str = "",
+    folder: Path | None = None,
     waiting: Waiting | None = None,
 ) -> Completed:
     """Run `python -I -m MODULE ARGUMENT ...` in a process that reaches nothing but what is named here.
 
     Modules come from the interpreter's own site-packages, and `argosy` from this installation whatever the interpreter.
-    The working folder is a new one, so paths in `arguments` must be absolute. It is also HOME and TMPDIR.
+    It has a new, empty folder as HOME and TMPDIR, and works there if no other is given.
 
     Args:
         arguments: the module, then its arguments.
@@ -151,6 +152,8 @@ def run_confined(
         module_folders: where else modules are looked for, after all others; it may read them. They may be hostile too.
         is_required: False runs it also where `describe_confinement()` misses something. Never for what can hold code.
         title: what messages call the process; by default its module.
+        folder: where it works, one of `read` or `write`; by default its HOME. Root's process can reach no more than this one
+            of what lies within another user's folder.
         waiting: of `start_ahead`, with the same `python` and `env`; it is gone afterwards. None starts one.
 
     Raises:
@@ -173,6 +176,7 @@ def run_confined(
         plan = {
             "parent": os.getpid(),
             "home": str(home),
+            "folder": str(home if folder is None else _resolve(folder)),
             "arguments": list(arguments),
             "read": [_resolve(path) for path in read],
             "write": [_resolve(path) for path in (*write, home)],

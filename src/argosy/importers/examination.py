@@ -29,7 +29,7 @@ class ListRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=T
     """Ask which files the weights of graphs lie in."""
 
     paths: tuple[str, ...]
-    """Of the graphs."""
+    """Of the graphs, in the folder that the process works in."""
     folder: str
     """To write to; empty."""
 
@@ -45,7 +45,7 @@ class ExamineRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     """Ask for all that is published of a graph."""
 
     path: str
-    """Of the graph; its external data lies beside it."""
+    """Of the graph, in the folder that the process works in; its external data lies beside it."""
     folder: str
     """To write to; empty."""
     names: tuple[str, ...]

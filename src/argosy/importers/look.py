@@ -91,7 +91,13 @@ def list_locations(paths: Sequence[Path], folder: Path, limits: Limits) -> list[
         TooLargeError: `confined_memory`.
     """
     with hostile_folder("argosy-import-") as work:
-        answer = _ask(ListRequest(tuple(map(str, paths)), str(_make_out(work))), folder, paths[0], limits, Locations)
+        answer = _ask(
+            ListRequest(tuple(str(path.relative_to(folder)) for path in paths), str(_make_out(work))),
+            folder,
+            paths[0],
+            limits,
+            Locations,
+        )
     if len(answer.locations) != len(paths):
         raise _impossible(paths[0])
     return list(answer.locations)
@@ -117,7 +123,7 @@ def look_into(path: Path, names: Collection[str], question: Question, limits: Li
     examples = None if question.examples is None else pack_texts(question.examples, question.model)
     with hostile_folder("argosy-import-") as work:
         request = ExamineRequest(
-            path=str(path),
+            path=path.name,
             folder=str(_make_out(work)),
             names=tuple(names),
             model=question.model,
@@ -171,6 +177,7 @@ def _ask(request: ExamineRequest | ListRequest, folder: Path, path: Path, limits
         # A graph is data: a machine that cannot confine takes what the limits leave.
         is_required=False,
         title=title,
+        folder=folder,
         waiting=take_examiner(),
     )
     answer = read_answer(out / ANSWER_FILE, kinds)
