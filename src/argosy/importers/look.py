@@ -7,6 +7,9 @@ signature, and neither is read if it is too large.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import site
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,6 +40,7 @@ _MEMORY_BYTES: Final = 4 << 30
 """Address space of the process beside that for the files. Before a file is opened it has reserved about 1 GiB."""
 _MEMORY_TIMES: Final = 4
 """The files' size so many times: weights as they are read or mapped, packed for this processor, folded, and copied by each."""
+_PACKAGES: Final = ("numpy", "msgspec", "onnx", "onnxruntime", "ml_dtypes", "google")
 _OF_EXAMPLES: Final = "the golden examples"
 
 
@@ -174,6 +178,7 @@ def _ask(request: ExamineRequest | ListRequest, folder: Path, path: Path, limits
         timeout_s=limits.timeout_s,
         memory_bytes=memory_bytes,
         env=ENVIRONMENT,
+        module_folders=_list_other_folders(),
         # A graph is data: a machine that cannot confine takes what the limits leave.
         is_required=False,
         title=title,
@@ -186,6 +191,14 @@ def _ask(request: ExamineRequest | ListRequest, folder: Path, path: Path, limits
     if lacked_memory(answer, done):
         raise TooLargeError("confined_memory", what=title, limit_gib=memory_bytes / 2**30)
     raise _explain(path, answer, done)
+
+
+def _list_other_folders() -> list[Path]:
+    """Give the folders of what the process imports that PYTHONPATH, which it does not get, leads to."""
+    own = {os.path.realpath(folder) for folder in site.getsitepackages()}
+    specs = [spec for package in _PACKAGES if (spec := importlib.util.find_spec(package)) is not None]
+    folders = {os.path.realpath(Path(place).parent) for spec in specs for place in spec.submodule_search_locations or ()}
+    return [Path(folder) for folder in sorted(folders - own)]
 
 
 def _explain(path: Path, answer: Refusal | None, done: Completed) -> ArgosyError:
