@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import importlib.util
 import json
@@ -83,10 +84,14 @@ def main() -> None:
 
 def _import_ahead(libraries: list[str]) -> None:
     """Import libraries while the plan is being made."""
+    # What is imported stays: to look among it for garbage is lost time.
+    gc.disable()
     for library in libraries:
         # One of a folder that is named later is imported then.
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
+    gc.freeze()
+    gc.enable()
     if libraries and len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
         # A thread of a library's own would not be confined: begin again, and import it once that is done.
         os.execv(sys.executable, [sys.executable, "-I", "-B", *sys.argv[:2]])  # noqa: S606
