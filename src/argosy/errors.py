@@ -228,9 +228,14 @@ MESSAGES: dict[str, Message] = {
     ),
     "not_started": Message("Python {python} could not be started: {detail}"),
     "confined_timeout": Message(
-        "{module} did not end within {timeout_s:.0f} s and was killed", "allow it more time, if you trust the file"
+        "{what} did not end within {timeout_s:g} s and was killed",
+        "allow it more time, if you trust the file: argosy import --timeout SECONDS, in Python timeout_s",
     ),
-    "confined_output": Message("{module} wrote more than {limit} bytes to its output and was killed"),
+    "confined_memory": Message(
+        "{what} needs more memory than the {limit_gib:.1f} GiB that it may take",
+        "allow it more, if you trust the file: argosy import --memory GIB, in Python memory_bytes",
+    ),
+    "confined_output": Message("{what} wrote more than {limit} bytes to its output and was killed"),
     "unknown_format": Message(
         "File {path} is of no format that can be imported, neither by its content nor by its suffix",
         "known formats: {known}, and files .onnx and .py",

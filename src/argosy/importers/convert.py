@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, InputError, ModelError
 from argosy.frameworks.agreement import Differs, Evidence, Fails, Roundings, hold_against, measure_difference
 from argosy.frameworks.onnx import declare_shapes
 from argosy.frameworks.trials import Trial, draw_trials
+from argosy.importers.answer import Refusal, refuse_error
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, load, refuse
 from argosy.importers.formats.sample import count_rows, is_batched, name_sample, synthesise
-from argosy.runtimes.base import Runtime, load_runtime_class
+from argosy.importers.golden_run import answer_alone
+from argosy.runtimes.base import Runtime, lacks_memory, load_runtime_class
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
-from argosy.store.golden import Golden, decode_golden, encode_golden
+from argosy.store.golden import decode_golden, encode_golden
 
 __all__ = [
     "ANSWER_FILE",
@@ -41,10 +42,7 @@ __all__ = [
     "TOLERANCE",
     "ConvertAnswer",
     "ConvertRequest",
-    "Refusal",
-    "answer_alone",
     "main",
-    "measure_difference",
 ]
 
 ANSWER_FILE: Final = "answer.json"
@@ -109,26 +107,15 @@ class ConvertAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the artifact is not ONNX."""
 
 
-class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Why the child made nothing: an error's key and fields, or what a library raised."""
-
-    detail: str
-    key: str = ""
-    fields: dict[str, str | int | float] = {}
-
-
 def main() -> None:
     """Carry out the request in the first argument."""
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ConvertRequest)
     try:
         answer: ConvertAnswer | Refusal = _convert(request)
     except ArgosyError as error:
-        fields = {
-            name: value if isinstance(value, int | float) else str(value)[:_MAX_DETAIL] for name, value in error.fields.items()
-        }
-        answer = Refusal(error.message[:_MAX_DETAIL], error.key, fields)
+        answer = refuse_error(error)
     except Exception as error:  # The edge of the process: a library raises anything on a damaged file.
-        answer = Refusal(_summarise(error))
+        answer = Refusal(_summarise(error), is_out_of_memory=lacks_memory(error))
     Path(request.folder, ANSWER_FILE).write_bytes(msgspec.json.encode(answer))
     sys.stdout.flush()
     # Libraries that were interrupted by a damaged file may crash when they are torn down.
@@ -319,14 +306,6 @@ def _open(
     except Differs as error:
         raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
     return runtime.infer, evidence
-
-
-def answer_alone(answer: _Run, inputs: Arrays, *, has_rows: bool) -> Golden:
-    """Record what is answered to each row alone; where rows are not counted, to the one request that the inputs are."""
-    if not has_rows:
-        return Golden(*({name: array[None] for name, array in arrays.items()} for arrays in (inputs, answer(inputs))))
-    answers = [answer({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count_rows(inputs))]
-    return Golden(inputs, {name: np.concatenate([one[name] for one in answers]) for name in answers[0]})
 
 
 def _describe_tensors(model: ForeignModel, inputs: Arrays, evidence: Evidence) -> Signature:

@@ -129,6 +129,8 @@ def check_files(folder: Path, manifest: Manifest, files: Mapping[str, Descriptor
 
     Raises:
         InputError: `not_servable`, `bad_golden`, `bad_onnx`, `bad_external_data`.
+        ModelError: `confined_timeout`.
+        TooLargeError: `confined_memory`.
         StoreError: `bad_manifest`.
     """
     if manifest.num_golden:
@@ -139,8 +141,7 @@ def check_files(folder: Path, manifest: Manifest, files: Mapping[str, Descriptor
     if graphs := {name for name in files if name.endswith(".onnx") or (name, manifest.runtime) == (manifest.entry, "onnx")}:
         from argosy.importers.onnx import check_external_data
 
-        for name in sorted(graphs):
-            check_external_data(folder / name, folder, files)
+        check_external_data([folder / name for name in sorted(graphs)], folder, files)
 
 
 def _is_printable(value: Any) -> bool:
