@@ -87,22 +87,27 @@ test-processors: setup
 	$(SSE4) $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
 
-## The suite with what a user gets today, and with the lowest versions that pyproject.toml admits, each in an environment of its own.
-## torch is the one of the constraints in both: what an index gives untold brings gigabytes of CUDA's libraries along.
+## The suite with what a user gets today: with all extras; and then with those that need neither TensorFlow nor a protobuf before 7,
+## Keras running on JAX. (tritonclient does not say that it works with protobuf 7.) Tests of what is not installed skip themselves.
 test-latest: setup
-	$(call test_with,latest,highest)
+	$(call test_with,latest,highest,dev)
+	$(call test_with,plain,highest,test,'protobuf>=7',KERAS_BACKEND=jax)
 
+## The suite with the lowest versions that pyproject.toml admits.
 test-lowest: setup
-	$(call test_with,lowest,lowest-direct)
+	$(call test_with,lowest,lowest-direct,dev)
 
+# In an environment of its own, made anew: name, versions, extra, a package that is installed over what others say, variables.
+# torch is the one of .venv: what an index gives untold brings gigabytes of CUDA's libraries along.
 define test_with
-	@test -x .venv-$(1)/bin/python || $(PYTHON) -m venv .venv-$(1)
-	@grep '^torch==' $(CONSTRAINTS) > .venv-$(1)/constraints.txt
-	$(BIN)/uv pip install -q --compile-bytecode --upgrade --resolution $(2) --python .venv-$(1)/bin/python \
-		-c .venv-$(1)/constraints.txt -e '.[dev]'
-	$(BIN)/uv pip freeze -q --python .venv-$(1)/bin/python > .venv-$(1)/versions.txt
-	.venv-$(1)/bin/python -m pytest -n 2 --dist loadfile -m "not alone and not slow"
-	.venv-$(1)/bin/python -m pytest $(ALONE) -m "alone and not slow"
+	$(PYTHON) -m venv --clear .venv-$(1)
+	$(BIN)/uv pip freeze -q --python $(BIN)/python | grep '^torch==' > .venv-$(1)/constraints.txt
+	$(BIN)/uv pip install -q --compile-bytecode --resolution $(2) --python .venv-$(1)/bin/python \
+		-c .venv-$(1)/constraints.txt -e '.[$(3)]'
+	$(if $(4),$(BIN)/uv pip install -q --compile-bytecode --python .venv-$(1)/bin/python $(4))
+	$(BIN)/uv pip list --python .venv-$(1)/bin/python
+	$(5) .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile -m "not alone and not slow"
+	$(5) .venv-$(1)/bin/python -m pytest $(ALONE) -m "alone and not slow"
 endef
 
 format: setup

@@ -244,7 +244,7 @@ def main() -> None:
     names = options.faults.split(";") if options.faults else list(FAULTS)
     if unknown := [name for name in names if name not in FAULTS]:
         parser.error(f"unknown faults: {'; '.join(unknown)}. Known: {'; '.join(FAULTS)}")
-        print(f"{describe_machine()}; seed {options.seed}, fronts {options.fronts}, clients {NUM_HTTP} HTTP and {NUM_GRPC} gRPC")
+    print(f"{describe_machine()}; seed {options.seed}, fronts {options.fronts}, clients {NUM_HTTP} HTTP and {NUM_GRPC} gRPC")
     broken = run(options, names)
     for text in broken:
         print("broken:", text)

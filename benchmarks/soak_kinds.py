@@ -75,17 +75,13 @@ def make_signal(kind: str, number: signal.Signals) -> Fault:
 
 
 def make_few_descriptors(kind: str) -> Fault:
-    """Let every process of a kind open no more than it has, nearly, while there is work for it.
-
-    A front without descriptors refuses what it would need them for, and says so: new connections, and the batches for a worker
-    that it shares no memory with yet. So no worker begins meanwhile; what the front has must go on.
-    """
+    """Let every process of a kind open no more than it has, nearly, while there is work for it, and new workers begin."""
 
     def begin(subject: Subject, rng: random.Random) -> None:
         with contextlib.ExitStack() as stack:
             for pid in subject.find(kind):
                 stack.enter_context(_limit_descriptors(pid))
-            rollouts = [] if kind == "front" else [_try(lambda: subject.deploy("scale", rng.randint(1, 2)))]
+            rollouts = [_try(lambda: subject.deploy("scale", rng.randint(1, 2)))]
             for connection in [HttpConnection(subject.server.url, LASTS_S / 4) for _ in range(4)]:
                 with contextlib.suppress(FailedError, LostError), contextlib.closing(connection):
                     connection.get("/v2/health/live")

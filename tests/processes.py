@@ -37,8 +37,12 @@ def find_child(server: Server, module: str) -> int:
 
 
 def list_children(pid: int) -> list[int]:
-    """Children of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Children of a process, whichever of its threads has started them."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+            children += map(int, (task / "children").read_text().split())
+    return children
 
 
 def is_alive(pid: int) -> bool:

@@ -90,7 +90,7 @@ def test_every_extra_has_its_size_on_both_pages() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     sizes = read_sizes(README, "| extra | adds | MiB |", 2)
     assert sizes == read_sizes((ROOT / "docs" / "installing.md").read_text(), "| extra | MiB | what it brings |", 1)
-    assert set(sizes) == set(extras) - {"dev"}
+    assert set(sizes) == set(extras) - {"dev", "test"}
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^    )make ([a-z-]+)", README, re.MULTILINE))))

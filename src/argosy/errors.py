@@ -228,9 +228,14 @@ MESSAGES: dict[str, Message] = {
     ),
     "not_started": Message("Python {python} could not be started: {detail}"),
     "confined_timeout": Message(
-        "{module} did not end within {timeout_s:.0f} s and was killed", "allow it more time, if you trust the file"
+        "{what} did not end within {timeout_s:g} s and was killed",
+        "allow it more time, if you trust the file: argosy import --timeout SECONDS, in Python timeout_s",
     ),
-    "confined_output": Message("{module} wrote more than {limit} bytes to its output and was killed"),
+    "confined_memory": Message(
+        "{what} needs more memory than the {limit_gib:.1f} GiB that it may take",
+        "allow it more, if you trust the file: argosy import --memory GIB, in Python memory_bytes",
+    ),
+    "confined_output": Message("{what} wrote more than {limit} bytes to its output and was killed"),
     "unknown_format": Message(
         "File {path} is of no format that can be imported, neither by its content nor by its suffix",
         "known formats: {known}, and files .onnx and .py",
@@ -302,6 +307,11 @@ MESSAGES: dict[str, Message] = {
         "{model} says by {methods} how it is trained, which `train` does not call: it would be trained in another way",
         "train it by its own loop and publish it by argosy.publish; or give `train` a model without them, which {framework} "
         "runs forward, and the loss as `loss`",
+    ),
+    "not_compressible": Message(
+        "Model {name!r} version {version} is of the runtime {runtime}, and compression works on ONNX files and OpenVINO's",
+        "publish the network as ONNX (argosy.publish, or argosy import of a file that becomes it), and compress that version; "
+        "argosy tune finds faster settings for this one",
     ),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",
@@ -470,6 +480,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
     "server_failed": Message("The server did not start: {detail}"),
+    "stop_failed": Message(
+        "The server (process {pid}) {detail}",
+        "it ends when the requests under way are answered; a second argosy stop ends it at once",
+    ),
     "restart_other": Message(
         "A restart keeps a server's address, ports and number of fronts: {setting} would become {got!r}, and is {expected!r}",
         "stop the server and start it again to change that",
@@ -477,6 +491,10 @@ MESSAGES: dict[str, Message] = {
     "restart_failed": Message(
         "The server (process {pid}) was told to restart, and its successor does not answer",
         "it says why on its standard error; start it again with: argosy serve",
+    ),
+    "restart_refused": Message(
+        "The server (process {pid}) cannot be restarted, and goes on as it was: {detail}",
+        "see that the interpreter and the package are in their places, and try again",
     ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
     "signature_changes": Message(

@@ -24,13 +24,14 @@ from argosy.serve.wire.counters import MEMORY_BYTES
 if TYPE_CHECKING:
     from argosy.client import AdminClient, AsyncClient, Client
 
-__all__ = ["Server", "exec_server", "restart_server", "serve"]
+__all__ = ["Server", "exec_server", "restart_server", "serve", "stop_server"]
 
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.01
 _RESTART_TIMEOUT_S: Final = 60.0
 """Beyond `drain_s`: for requests that are under way, and for the successor to answer."""
+_MAX_DETAIL: Final = 1000
 _KEPT: Final = ("host", "http_port", "grpc_port", "metrics_port", "admin_port", "num_fronts")
 """What a successor has as its predecessor had it."""
 
@@ -71,6 +72,44 @@ def exec_server(config: ServeConfig, given: Mapping[str, object]) -> NoReturn:
     os.execv(command[0], command)  # noqa: S606 - the command is ours
 
 
+def stop_server(home: Path, timeout_s: float = 60.0) -> int:
+    """End the server of a home as by SIGTERM, and wait until it has gone.
+
+    Args:
+        home: whose server.
+        timeout_s: how long to wait for its end: `drain_s`, and requests that are under way.
+
+    Returns:
+        The process that has ended.
+
+    Raises:
+        UnavailableError: `no_server`, none runs.
+        FaultError: `stop_failed`, it is another user's, or has not ended in time; it ends still.
+    """
+    pid = _find_pid(home)
+    if pid is None:
+        raise UnavailableError("no_server", home=home)
+    try:
+        with _open_pidfd(pid) as pidfd:
+            # Its number may be another process' by now.
+            if _find_pid(home) == pid:
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            waiter = select.poll()
+            waiter.register(pidfd, select.POLLIN)
+            if not waiter.poll(timeout_s * 1e3):
+                raise FaultError("stop_failed", pid=pid, detail=f"has not ended within {timeout_s:g} s")
+    except ProcessLookupError:
+        pass  # it has ended meanwhile
+    except PermissionError as error:
+        raise FaultError("stop_failed", pid=pid, detail=f"cannot be told to end: {error.strerror}") from error
+    return pid
+
+
+def _find_pid(home: Path) -> int | None:
+    state = find_server(home)
+    return find_holder(home) if state is None else state["pid"]
+
+
 def restart_server(home: Path) -> dict[str, Any]:
     """Have the server of a home succeeded by itself, with the code and the settings that are on disk now.
 
@@ -81,7 +120,8 @@ def restart_server(home: Path) -> dict[str, Any]:
         UnavailableError: none runs.
         InputError: the settings on disk cannot be used.
         ConflictError: they are of another server: address, ports or number of fronts differ.
-        FaultError: the successor did not come up.
+        FaultError: `restart_refused`, the program cannot be run any more, and the server goes on as it was; `restart_failed`,
+            the successor did not come up.
     """
     old = find_server(home)
     if old is None:
@@ -95,7 +135,9 @@ def restart_server(home: Path) -> dict[str, Any]:
             if want != old[name] and not (want == 0 and name.endswith("_port")):
                 raise ConflictError("restart_other", setting=name, got=want, expected=old[name])
         was_ready = _asks(Server(home, old), "/v2/health/ready")
-        _write_private(home / "run" / SUCCESSOR_FILE, _build_job(config, old["given"], stop_with_stdin=old["stop_with_stdin"]))
+        job = _build_job(config, old["given"], stop_with_stdin=old["stop_with_stdin"])
+        _try_program(pid, job)
+        _write_private(home / "run" / SUCCESSOR_FILE, job)
         signal.pidfd_send_signal(pidfd, signal.SIGUSR2)
         deadline = time.monotonic() + config.drain_s + _RESTART_TIMEOUT_S
         while time.monotonic() < deadline and not select.select([pidfd], [], [], _POLL_S)[0]:
@@ -103,12 +145,40 @@ def restart_server(home: Path) -> dict[str, Any]:
             state = find_server(home)
             if state is None:
                 continue
+            # One of an earlier Argosy does not tell.
+            refused = state.get("refused_restarts", [])
+            if state["token"] == old["token"] and len(refused) > len(old.get("refused_restarts", [])):
+                raise FaultError("restart_refused", pid=pid, detail=refused[-1])
             if state["token"] != old["token"] and _asks(server := Server(home, state), "/v2/health/live"):
                 # Its models take as long as they take.
                 while was_ready and not select.select([pidfd], [], [], _POLL_S)[0] and not _asks(server, "/v2/health/ready"):
                     pass
                 return state
     raise FaultError("restart_failed", pid=pid)
+
+
+def _try_program(pid: int, job: str) -> None:
+    """See that the program of a server can be run anew as it is on disk, before the server begins to end.
+
+    Raises:
+        FaultError: `restart_refused`.
+    """
+    python = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0", 1)[0])
+    command = [python, "-P", "-c", "import argosy.serve.node.supervisor", job]
+    try:
+        done = subprocess.run(
+            command,
+            env=_read_environment(pid),
+            cwd=f"/proc/{pid}/cwd",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FaultError("restart_refused", pid=pid, detail=f"{python} cannot be run: {error}") from error
+    if done.returncode:
+        detail = done.stderr.decode(errors="replace").strip()[-_MAX_DETAIL:] or f"exit code {done.returncode}"
+        raise FaultError("restart_refused", pid=pid, detail=f"{python} cannot run this Argosy: {detail}")
 
 
 @contextmanager
@@ -127,12 +197,26 @@ def _read_environment(pid: int) -> dict[str, str]:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a file that no other user may read, at once."""
+    """Write a file that no other user may read, at once.
+
+    Raises:
+        FaultError: `unwritable`.
+    """
     temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    temporary.replace(path)
+    with _explain_write(path):
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        temporary.replace(path)
+
+
+@contextmanager
+def _explain_write(path: Path) -> Generator[None, None, None]:
+    """Turn what the disk refuses into FaultError."""
+    try:
+        yield
+    except OSError as error:
+        raise FaultError("unwritable", path=path, detail=error.strerror or error) from error
 
 
 def _asks(server: Server, path: str) -> bool:
@@ -230,9 +314,11 @@ def serve(*references: str, home: Path | str | None = None, **settings: Any) -> 
     config, _ = load_serve_config(own, home=home)
     _refuse_second(config)
     folder = Path(config.home)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / "serve.log"
-    with log.open("ab") as output:
+    with _explain_write(log):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        output = log.open("ab")
+    with output:
         # The server stops when this process is gone, however it ends: its standard input closes then.
         command = _build_command(_build_job(config, own, stop_with_stdin=True))
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)

@@ -153,10 +153,11 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     def __post_init__(self) -> None:
         for specs in (self.inputs, self.outputs):
-            names = [spec.name for spec in specs]
-            for name in names:
-                if names.count(name) > 1:
-                    raise InputError("duplicate_tensor", tensor=name)
+            known: set[str] = set()
+            for spec in specs:
+                if spec.name in known:
+                    raise InputError("duplicate_tensor", tensor=spec.name)
+                known.add(spec.name)
         if self.ragged is not None:
             self._check_axes("input", self.inputs, {name: item.axis for name, item in self.ragged.inputs.items()})
             self._check_axes("output", self.outputs, self.ragged.outputs)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -207,10 +209,24 @@ def test_logs_are_read_by_name(served: Site) -> None:
     assert served.read("logs", "../serve", code=1)["key"] == "unknown_choice"
 
 
+@pytest.mark.parametrize("command", ["status", "stats"])
+def test_help_says_what_each_column_means_and_so_do_the_docs(served: Site, command: str) -> None:
+    table = next(line for line in served.run(command).stdout.splitlines() if line.startswith("NAME"))
+    columns = re.split(r" {2,}", table)
+    told = served.run(command, "--help").stdout
+    assert [name for name in columns if not re.search(rf"\b{name}\b", told)] == (
+        [] if command == "status" else ["NAME", "VERSION"]
+    )
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    rows = " ".join(re.findall(r"^\| ([A-Z0-9/, ]+) \|", page, re.MULTILINE))
+    assert [name for name in columns if name not in rows] == []
+
+
 def test_undeploy_ends_a_deployment(served: Site) -> None:
     deploy(served, "affine@1", "gone")
     assert served.run("undeploy", "gone").stdout == "gone is not deployed any more\n"
-    assert served.read("undeploy", "gone", code=1)["key"] == "unknown_deployment"
+    refused = served.read("undeploy", "gone", code=1)
+    assert refused["key"] == "unknown_deployment" and "affine, " in refused["error"]
     with Client(url_of(served)) as client:
         wait_until(lambda: not client.is_ready("gone"))
     assert served.store.get_version("affine@1").number == 1
@@ -245,3 +261,28 @@ def test_restart_runs_the_server_anew_and_status_says_so(served: Site) -> None:
     after = find_server(served.home)
     assert after is not None
     assert (after["given"], after["http_port"]) == (before["given"], before["http_port"])
+
+
+def test_stop_ends_the_server_and_says_when_none_runs(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    assert "No server runs" in site.read("stop", code=1)["error"]
+    site.start("--drain-s", "30")
+    server = site.server
+    assert server is not None
+    late = site.read("stop", "--timeout-s", "0.2", code=1)
+    assert late["key"] == "stop_failed" and f"process {server.pid}) has not ended within 0.2 s" in late["error"]
+    # It was told already, and ends at once now.
+    assert re.fullmatch(rf"the server \(process {server.pid}\) has ended, after [0-3]\.\d s\n", site.run("stop").stdout)
+    assert server.wait(1.0) == 0
+    assert site.read("stop", code=1)["key"] == "no_server"
+
+
+def test_port_in_use_says_which_setting_names_another(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = site.run("serve", "--http-port=0", f"--grpc-port={port}", code=2)
+    assert (
+        f"Port {port} of 127.0.0.1 cannot be used: Address already in use\nhint: --grpc-port names another (or ARGOSY_"
+        in done.stderr
+    )

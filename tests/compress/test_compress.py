@@ -94,6 +94,7 @@ def test_data_of_a_compressed_version_is_its_parents(digits, result):
 def test_rows_of_static_int8_do_not_depend_on_their_batch_mates(digits, result):
     assert result.after.batch_difference <= 1e-5 and result.after.batch_rows == 32
     assert result.version.measurements["batch_difference"] == result.after.batch_difference
+    assert (digits.version.manifest.joining.kind, result.version.manifest.joining.kind) == ("independent", "independent")
     session = onnxruntime.InferenceSession(digits.store.open_artifact(result.version) / "model.onnx")
     x = digits.testing.x[:32].copy()
     x[3] *= 50.0  # An outlier, which would stretch the scale of a batch.

@@ -65,6 +65,10 @@ def test_given_folders_can_be_read_and_written(box: Box) -> None:
     assert not Path(cwd).exists()
 
 
+def test_process_is_the_first_to_end_where_memory_runs_out(box: Box) -> None:
+    assert box.run("print(open('/proc/self/oom_score_adj').read().strip())").stdout == b"1000\n"
+
+
 def test_one_file_can_be_given(box: Box) -> None:
     (box.read / "other").write_text("x")
     assert box.attempt("open(GIVEN).read()", read=[box.given]) == "done"

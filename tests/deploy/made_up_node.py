@@ -91,6 +91,8 @@ class Front:
         self.stopped_s: float | None = None
         self.late_s = 0.0
         """How long it takes to take a table, and to answer."""
+        self.known: set[str] | None = None
+        """Workers that it shares memory with, while it has no descriptor left for others; None while it has."""
         self.requests: list[Request] = []
         self.num_tables = 0
         self.num_whole = 0
@@ -146,12 +148,18 @@ class Front:
                     self._end(request, "refused: no replica")
                     continue
                 request.version = lane.version
-            if ready := self._list_ready(lane):
+            ready = self._list_ready(lane)
+            if not ready and any(map(self.machine.is_ready, lane.workers)):
+                self._end(request, "refused: no room")
+            if ready:
                 request.worker = min(ready, key=lambda name: sum(other.worker == name for other in self.requests))
                 self.machine.loop.call_later(request.busy_s, self._answer, request, request.worker)
 
     def _list_ready(self, lane: LaneEntry) -> list[str]:
-        return [name for name in lane.workers if self.machine.is_ready(name)]
+        return [name for name in lane.workers if self.machine.is_ready(name) and not self.lacks(name)]
+
+    def lacks(self, worker: str) -> bool:
+        return self.known is not None and worker not in self.known
 
     def _answer(self, request: Request, worker: str) -> None:
         if request in self.requests and request.worker == worker and not self.is_dead:
@@ -326,6 +334,14 @@ class Machine:
         if self.node is not None:
             self.node.deliver()
 
+    def fill_front(self, name: str) -> None:
+        """A front has no descriptor left."""
+        self.fronts[name].known = set(self.workers)
+
+    def relieve_front(self, name: str) -> None:
+        self.fronts[name].known = None
+        self.fronts[name].move()
+
     def stop_front(self, name: str) -> None:
         """As by SIGSTOP."""
         self.fronts[name].stopped_s = self.loop.time()
@@ -474,6 +490,11 @@ class MadeUpNode:
             return any((each.name, each.version) in known_lanes or each.worker in known_workers for each in front.requests)
 
         return await self._gather(is_busy)
+
+    async def ask_links(self, name: str, workers: Iterable[str], *, is_raw: bool) -> Asked[tuple[str, ...]]:
+        self._step("links")
+        asked = tuple(workers)
+        return await self._gather(lambda front: tuple(filter(front.lacks, asked)))
 
     async def ask_stats(self) -> Asked[tuple[LaneStats, ...]]:
         return await self._gather(lambda front: ())

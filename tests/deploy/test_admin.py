@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from argosy.deploy import admin as admin_module
 from argosy.server import Server
+from tests.bombs import write_endless
 from tests.home import Home, golden_scale, make_scale_model, row
-from tests.processes import find_child, read_state, wait_until
+from tests.processes import find_child, is_alive, list_children, read_state, wait_until
 from tests.serve.http.requests import Peer, parse_address, request
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
@@ -306,6 +308,27 @@ def test_what_is_no_model_is_not_published(friend: httpx.Client, tmp_path: Path)
         assert answer.json()["key"] == "bad_onnx"
     # Nothing is left of any of them: the first good one is version 1.
     assert friend.post("/v1/models/bad/versions", content=good).json()["version"] == 1
+
+
+def test_files_that_never_end_hold_no_rollout_up(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.publish_scale()
+    endless = write_endless(tmp_path / "endless.onnx").read_bytes()
+    with ThreadPoolExecutor(8) as pool, home.serve() as server:
+        headers = {"Authorization": f"Bearer {read_state(server)['token']}"}
+        url = f"{server.admin_url}/v1/models/evil/versions"
+        control = find_child(server, "argosy.deploy.control")
+
+        def send() -> None:
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.post(url, content=endless, headers=headers, timeout=60)
+
+        for _ in range(8):
+            pool.submit(send)
+        opening = wait_until(lambda: children if len(children := list_children(control)) == 2 else [])
+        server.deploy("scale")
+        assert list_children(control) == opening
+    assert not any(map(is_alive, opening))
 
 
 def test_upload_that_breaks_off_is_not_published(server: Server, friend: httpx.Client, token: str, tmp_path: Path) -> None:

@@ -279,3 +279,26 @@ def test_another_signature_needs_consent_for_this_rollout_alone(home: Home) -> N
             admin.rollback("scale")
         admin.wait(admin.rollback("scale", allow_signature_change=True).id)
         assert client.predict("scale", {"x": row(1)}).version == "1"
+
+
+TRIALS = {
+    "return {'y': x * 2}": r"was answered in \S+ ms",
+    "raise ValueError('what is this')": "failed, which may be for its values: ValueError: what is this",
+    "return {'z': x}": "failed, which may be for its values: AnswerError: output 'y' is missing; got z",
+    "raise SystemExit": "failed, which may be for its values: SystemExit",
+    "time.sleep(1000)": "was not answered within 2 s",
+}
+
+
+def test_version_without_golden_examples_is_asked_once_and_the_rollout_says_what_came_of_it(home: Home) -> None:
+    for body in TRIALS:
+        home.publish_code(f"self.count += 1\nif self.count == 1:\n    {body}\nreturn {{'y': x + self.count}}")
+    with home.serve() as server, server.admin() as admin, server.client() as client:
+        for version, expected in enumerate(TRIALS.values(), 1):
+            rollout = admin.deploy(argosy.DeploymentSpec(name="code", model="code", version=version, allow_code=True))
+            steps = {event.step: event.detail for event in admin.follow(rollout.id)}
+            assert "done" in steps
+            told = f"no golden examples, nothing verified; a made-up request of zeros {expected}; "
+            assert re.search(told, steps["verify"]), steps["verify"]
+            # One, and no more.
+            assert client.predict("code", {"x": row(1)})["y"][0, 0] == 3.0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from argosy.deploy.front_link import SILENT_S
 from argosy.deploy.rollout import LOAD_TIMEOUT_S
+from argosy.deploy.spec import Rollout
 from argosy.errors import StoreError
 from argosy.serve.worker.cores import count_cores
 from tests.deploy.world import MB, World, deploy_first, play
@@ -459,7 +463,8 @@ def test_silent_front_delays_no_table_of_another_and_no_other_deployment() -> No
         world.publish("other")
         world.machine.stop_front("front-1")
         world.deploy("m@2")
-        await asyncio.sleep(1.0)
+        # It is known to be silent by then.
+        await asyncio.sleep(SILENT_S + 1.0)
         began_s = world.loop.time()
         world.deploy("other@1")
         await world.until(lambda: world.machine.fronts["front-0"].find_lane("other") is not None, every_s=0.01)
@@ -567,3 +572,88 @@ def test_newer_wish_takes_the_place_of_one_that_has_not_begun() -> None:
         await world.until_quiet()
 
     play(scenario)
+
+
+# fronts without a descriptor left
+
+
+async def work_with_full_front(world: World, **behaviour: Any) -> list[Any]:
+    """Version 1 is live, version 2 is published, and a front can share memory with no worker beyond those that there are."""
+    await deploy_first(world)
+    world.publish(**behaviour)
+    world.machine.fill_front("front-1")
+    return world.send_requests()
+
+
+CHANGES: dict[str, Callable[[World], Rollout]] = {
+    "rollout": lambda world: world.deploy("m@2"),
+    "more replicas": lambda world: world.deploy("m@1", replicas=3),
+    "other workers": lambda world: world.deploy("m@1", threads=2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_traffic_shifts_once_every_front_can_give_requests_to_the_new_workers(change: str) -> None:
+    async def scenario(world: World) -> None:
+        requests = await work_with_full_front(world)
+        rollout = CHANGES[change](world)
+        await asyncio.sleep(30.0)
+        assert not world.ledger.find_rollout(rollout.id).is_over
+        assert "waits: no memory is shared yet by front-1 with w-m-" in find_detail(world, rollout, "load")
+        assert len([event for event in world.events(rollout) if "waits" in event]) == 1
+        world.machine.relieve_front("front-1")
+        assert await world.until_over(rollout) == "done"
+        await world.until_quiet()
+        assert {request.outcome for request in requests[:-4]} <= {"answered by 1", "answered by 2"}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_that_a_front_never_has_room_for_fails_and_what_is_live_stays(change: str) -> None:
+    async def scenario(world: World) -> None:
+        requests = await work_with_full_front(world)
+        rollout = CHANGES[change](world)
+        assert await world.until_over(rollout) == "failed"
+        reason = f"no memory is shared yet by front-1 with w-m-[^ ]+.* after {LOAD_TIMEOUT_S:.0f} s"
+        assert re.search(reason, find_detail(world, rollout, "failed"))
+        await world.until_quiet()
+        assert (world.workers(), world.served()) == ([(1, True)], {"1"})
+        assert {request.outcome for request in requests[:-4]} == {"answered by 1"}
+
+    play(scenario)
+
+
+def test_rollback_waits_for_a_front_without_descriptors_and_one_that_died_is_not_waited_for() -> None:
+    async def scenario(world: World) -> None:
+        requests = await work_with_full_front(world)
+        world.machine.relieve_front("front-1")
+        assert await world.until_over(world.deploy("m@2")) == "done"
+        await world.until_quiet()
+        world.machine.fill_front("front-1")
+        rollout = world.rollback()
+        await asyncio.sleep(30.0)
+        assert not world.ledger.find_rollout(rollout.id).is_over
+        world.machine.kill_front("front-1")
+        await asyncio.sleep(1.0)
+        world.machine.start_front("front-1")
+        assert await world.until_over(rollout) == "done"
+        await world.until_quiet()
+        outcomes = {request.outcome for request in requests[:-4]}
+        assert outcomes <= {"answered by 1", "answered by 2", "front died"}, outcomes
+
+    play(scenario)
+
+
+def test_swap_ends_once_every_front_can_give_requests_to_the_new_version() -> None:
+    async def scenario(world: World) -> None:
+        await work_with_full_front(world)
+        rollout = world.deploy("m@2")
+        await asyncio.sleep(30.0)
+        assert not world.ledger.find_rollout(rollout.id).is_over
+        world.machine.relieve_front("front-1")
+        assert await world.until_over(rollout) == "done"
+        await world.until_quiet()
+        assert world.served() == {"2"}
+
+    play(scenario, memory_mb=150)

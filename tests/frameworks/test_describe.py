@@ -18,7 +18,7 @@ DESCRIBER = Describer((), lambda value: None, lambda value: None)
 RATE = 0.5
 
 
-@pytest.mark.parametrize("name", ["torch", "keras", "tensorflow", "jax"])
+@pytest.mark.parametrize("name", ["torch", "keras", pytest.param("tensorflow", marks=pytest.mark.needs("tensorflow")), "jax"])
 def test_program_of_every_framework_holds_the_settings_of_layers(name):
     framework = get_framework(name)
 

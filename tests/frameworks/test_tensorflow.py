@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+pytest.importorskip("tensorflow")
 
 import keras
 import tensorflow as tf

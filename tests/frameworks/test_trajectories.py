@@ -20,10 +20,11 @@ from argosy.environment import find_interpreter, lives_apart
 from tests.frameworks.trajectories import list_cases, measure_rounding
 from tests.scripts import ROOT
 
+NEEDS_TENSORFLOW = pytest.mark.needs("tensorflow")
 BACKENDS = [
     pytest.param("torch", None, id="torch"),
-    pytest.param("tensorflow", None, id="tensorflow"),
-    pytest.param("keras", "tensorflow", id="keras-on-tensorflow"),
+    pytest.param("tensorflow", None, id="tensorflow", marks=NEEDS_TENSORFLOW),
+    pytest.param("keras", "tensorflow", id="keras-on-tensorflow", marks=NEEDS_TENSORFLOW),
     pytest.param("keras", "jax", id="keras-on-jax"),
     pytest.param("keras", "torch", id="keras-on-torch"),
     pytest.param("mxnet", None, id="mxnet"),

@@ -24,7 +24,11 @@ from argosy.server import Server
 from argosy.signature import Ragged, RaggedInput
 from argosy.store.local import Store, Version
 
-pytestmark = pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process")
+# Of the extra `convert`; a framework of which a file is skips its own.
+pytestmark = [
+    pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel cannot confine a process"),
+    pytest.mark.needs("lightgbm", "onnxscript", "skl2onnx", "xgboost"),
+]
 
 WRITER = Path(__file__).with_name("foreign_files.py")
 TOLERANCE = 1e-5

@@ -191,6 +191,20 @@ def test_estimator_whose_float32_sums_lose_too_much_takes_doubles(tmp_path: Path
     assert "differently" in version.manifest.lineage["export"]["reason"]
 
 
+def test_clusters_of_doubles_take_doubles_whatever_the_sample_was_written_in(tmp_path: Path) -> None:
+    cluster: Any = pytest.importorskip("sklearn.cluster")
+    model = cluster.KMeans(3, n_init=1, random_state=0).fit(WIDE)
+    store, version = bring(tmp_path, model, sample=WIDE[:8].tolist())
+    assert version.manifest.signature.inputs[0].datatype == "FP64"
+    np.testing.assert_array_equal(load(store, version)(WIDE)["label"], model.predict(WIDE))
+
+
+def test_reason_is_why_it_does_not_convert_and_not_that_it_takes_no_other_type(tmp_path: Path) -> None:
+    cluster: Any = pytest.importorskip("sklearn.cluster")
+    with pytest.raises(InputError, match=r"shape calculator for type .*BisectingKMeans"):
+        bring(tmp_path, cluster.BisectingKMeans(3, random_state=0).fit(WIDE), sample=WIDE[:8])
+
+
 def test_neighbouring_floats_fall_to_the_side_of_the_threshold(tmp_path: Path) -> None:
     low = np.float32(0.1)
     pair = np.array([low, np.nextafter(low, np.float32(1))], np.float64)

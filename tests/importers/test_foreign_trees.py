@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from argosy.errors import InputError, ModelError
+from argosy.frameworks.agreement import Differs, Run, hold_against
+from argosy.frameworks.trials import draw_trials
 from argosy.importers.convert import measure_difference
 from argosy.importers.formats.base import ForeignModel, Source, load
 from argosy.runtimes.onnx import OnnxRuntime
@@ -222,6 +224,7 @@ def make_estimators() -> dict[str, Any]:
         "boosted": ensemble.GradientBoostingClassifier(n_estimators=5).fit(DENSE, CLASSES),
         "boosted histograms, missing values": ensemble.HistGradientBoostingClassifier(max_iter=5).fit(ROWS, CLASSES),
         "vote": ensemble.VotingClassifier(voters, voting="soft").fit(DENSE, CLASSES),
+        "stack": ensemble.StackingClassifier([("forest", ensemble.RandomForestClassifier(5)), voters[0]]).fit(DENSE, CLASSES),
         "neighbours": neighbors.KNeighborsClassifier().fit(SMOOTH, CLASSES),
         "bayes": naive_bayes.GaussianNB().fit(DENSE, CLASSES),
         "perceptron": make_pipeline(scaler(), neural_network.MLPClassifier((8,), max_iter=300, tol=1e-2)).fit(DENSE, CLASSES),
@@ -236,6 +239,34 @@ def make_estimators() -> dict[str, Any]:
     }
 
 
+def make_boosters() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    noise, held = random.permutation(CLASSES), {"eval_set": [(DENSE, random.permutation(CLASSES))]}
+    stop = {"early_stopping_rounds": 1, "n_estimators": 50, "learning_rate": 0.5}
+    sentinel = np.where(np.isnan(ROWS), np.float32(-999), ROWS)
+    quiet = {"verbose": -1, "n_jobs": 1, "n_estimators": 50, "learning_rate": 0.5}
+    return {
+        "xgboost, stopped early": xgboost.XGBClassifier(**stop).fit(DENSE, noise, **held, verbose=False),
+        "xgboost, what is missing": xgboost.XGBClassifier(n_estimators=5, missing=-999.0).fit(sentinel, CLASSES),
+        "xgboost, nothing is missing": xgboost.XGBClassifier(n_estimators=5, missing=0.0).fit(DENSE, CLASSES),
+        "lightgbm, stopped early": lightgbm.LGBMClassifier(**quiet).fit(
+            DENSE, noise, **held, callbacks=[lightgbm.early_stopping(1, verbose=False)]
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+def test_estimators_of_boosters_answer_with_what_they_know_beside_the_trees(tmp_path: Path) -> None:
+    for name, estimator in make_boosters().items():
+        model = sklearn_files.wrap(estimator)
+        rows = np.where(np.isnan(ROWS), np.float32(-999), ROWS) if "what is missing" in name else DENSE
+        want, got = answer(model, model.arrange({"input": rows}), tmp_path)
+        assert measure_difference(want, got) <= TOLERANCE, name
+        np.testing.assert_allclose(got["probabilities"], estimator.predict_proba(rows), atol=1e-5, err_msg=name)
+
+
+# LightGBM 4.6 finds names of columns in rows that have none.
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
 def test_estimators_answer_as_themselves(tmp_path: Path) -> None:
     for name, estimator in make_estimators().items():
         # Rows of one decimal have several neighbours at one distance.
@@ -251,6 +282,35 @@ def test_estimators_answer_as_themselves(tmp_path: Path) -> None:
             # Where two classes are as likely, either may be named.
             is_near = np.isclose(served, own, rtol=1e-4, atol=1e-4 * np.abs(own).max())
             assert is_near.mean() > 0.9 if name == "boolean labels" else is_near.all(), name
+
+
+@pytest.mark.parametrize("kernel", ["poly", "linear"])
+@pytest.mark.filterwarnings("ignore:The `probability` parameter:FutureWarning")
+def test_support_vectors_whose_terms_cancel_may_differ_by_as_much_as_float32_moves_them(kernel: str, tmp_path: Path) -> None:
+    from sklearn import svm
+
+    # Classes at random: nearly every row is a support vector, and what is left of the sum of their terms is small.
+    random = np.random.default_rng(23)
+    rows, classes = random.random((90, 4)), random.integers(0, 3, 90)
+    model = sklearn_files.wrap(svm.SVC(kernel=kernel, probability=True, random_state=0).fit(rows, classes))
+    inputs = {"input": rows.astype(np.float32)}
+    model.export_onnx(inputs, tmp_path / "model.onnx")
+    runtime = OnnxRuntime()
+    runtime.load(tmp_path, "model.onnx", {})
+
+    def hold(answer: Run, **options: Any) -> None:
+        hold_against(answer, model.predict, draw_trials(inputs, {}), TOLERANCE, **options)
+
+    with pytest.raises(Differs):
+        hold(runtime.infer)
+    hold(runtime.infer, round_model=model.draw_roundings)
+
+    def answer_wrongly(batch: dict[str, Any]) -> dict[str, Any]:
+        answers = runtime.infer(batch)
+        return answers | {"probabilities": answers["probabilities"] * np.float32(0.998)}
+
+    with pytest.raises(Differs):
+        hold(answer_wrongly, round_model=model.draw_roundings)
 
 
 def test_skops_archive_is_loaded_and_one_that_names_other_types_is_not(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 import threading
 import time
@@ -319,7 +320,7 @@ def test_golden_examples_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("location", ["/etc/passwd", "../argosy.db", "other.bin"])
 def test_graph_that_reads_a_file_outside_of_the_artifact_is_refused(
-    registry: FakeRegistry, store: Store, make_onnx: Callable[..., Path], location: str
+    registry: FakeRegistry, store: Store, make_onnx: Callable[..., Path], location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnx
 
@@ -328,6 +329,9 @@ def test_graph_that_reads_a_file_outside_of_the_artifact_is_refused(
         entry.value = location if entry.key == "location" else entry.value
     files = {"model.onnx": model.SerializeToString(), "weights.bin": bytes(32)}
     forge(registry, files, describe(runtime="onnx", entry="model.onnx"))
+    # Whoever pulls does not parse it, and could not.
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert_refused(registry, store, "bad_external_data")
 
 

@@ -29,6 +29,7 @@ from argosy.server import Server
 from argosy.signature import Signature, TensorSpec, pack_bytes
 from argosy.store.golden import Golden
 from tests.home import Home
+from tests.serve.grpc.requests import NEEDS_BFLOAT16
 from tests.serve.v2.models import publish_graph, publish_same
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -287,6 +288,7 @@ def test_our_client_sends_and_gets_bfloat16(server: Server) -> None:
             client.predict("copy", {spec.name: X if spec.datatype == "INT8" else np.zeros((2, 4), spec.dtype) for spec in SPECS})
 
 
+@NEEDS_BFLOAT16
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 def test_tritonclient_sends_and_gets_bfloat16(server: Server, kind: str) -> None:
     module = {"http": triton_http, "grpc": triton_grpc}[kind]
@@ -352,6 +354,7 @@ def test_golden_examples_hold_bfloat16(home: Home) -> None:
     assert not version.manifest.lineage.get("golden_error")
 
 
+@NEEDS_BFLOAT16
 def test_large_bfloat16_tensors_go_through(server: Server) -> None:
     x = np.random.default_rng(5).standard_normal((300, 4000)).astype(np.float32).astype(BF16)
     with server.client() as client:

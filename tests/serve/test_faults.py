@@ -420,8 +420,8 @@ def test_request_of_a_client_that_left_is_dropped(home: Home, gate: Gate) -> Non
         assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
         gate.open()
         with server.client() as client:
-            # At most the one that ran and the one that stood ready were run before this one.
-            assert client.predict("code", {"x": row(1)})["runs"][0, 0] <= 3
+            # At most the made-up one, the one that ran and the one that stood ready were run before this one.
+            assert client.predict("code", {"x": row(1)})["runs"][0, 0] <= 4
 
 
 def count_queued(server: argosy.Server) -> int:

@@ -208,6 +208,37 @@ def test_proof_refuses_a_model_that_padding_moves(infer: Any, reason: str) -> No
     assert reason in prove_padding(infer, IDS, BOTH, largest_difference)
 
 
+def take_largest(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"y": inputs["x"].max(1)}
+
+
+def weigh_by_size(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    powers = np.exp(inputs["x"].astype("f8") - inputs["x"].max(1, keepdims=True))
+    return {"y": (powers / powers.sum(1, keepdims=True)).max(1).astype("f4")}
+
+
+def count_positive(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"y": np.clip(inputs["x"], 0, None).sum(1)}
+
+
+@pytest.mark.parametrize(
+    ("infer", "pad", "reason"),
+    [
+        (take_largest, 0.0, "where its numbers are negative"),
+        (take_largest, -np.inf, ""),
+        (weigh_by_size, -1e4, "where its numbers are below the padding"),
+        (count_positive, 0.0, ""),
+    ],
+    ids=["largest", "largest, none is below", "weights", "sum of what counts"],
+)
+@pytest.mark.parametrize("dtype", ["f4", "i4"])
+def test_proof_tries_numbers_that_no_example_has(infer: Any, pad: float, reason: str, dtype: str) -> None:
+    examples = np.random.default_rng(0).integers(1, 100, (4, 12)).astype(dtype)
+    pad = pad if dtype == "f4" else max(pad, -(2.0**31))
+    refusal = prove_padding(infer, {"x": examples}, {"inputs": {"x": {"axis": 1, "pad": pad}}, "outputs": {}}, largest_difference)
+    assert reason in refusal if reason else refusal == "", refusal
+
+
 @pytest.mark.parametrize(
     ("array", "pad", "reason"),
     [

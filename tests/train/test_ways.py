@@ -88,6 +88,14 @@ class Steep(Two):
         return torch.sign(self.one(x)) + torch.sin(1000 * self.other(x))
 
 
+class Band(Two):
+    """Mixes rows only where the largest number of all is in a narrow band, which no trial is likely to meet."""
+
+    def forward(self, x):
+        largest = x.abs().max()
+        return self.one(x) + ((largest > 3.0) & (largest < 3.1)).to(x.dtype) * self.other(x)
+
+
 def draw_rows():
     for seed in range(30):
         random = np.random.default_rng(seed)
@@ -123,6 +131,12 @@ def test_model_whose_branches_nothing_keeps_is_refused_with_the_reason(kind, nat
         argosy.publish(kind(), "ways", store, sample=SAMPLE, native=native)
     assert caught.value.key == "save_failed"
     assert not store.list_models()
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Band, "dependent"), (Choice, "independent")], ids=["band", "choice"])
+def test_graph_of_what_is_published_tells_whether_rows_may_share_a_batch(kind, expected, store):
+    joining = argosy.publish(kind(), "ways", store, sample=SAMPLE).manifest.joining
+    assert (joining.kind, "ReduceMax" in joining.reason) == (expected, kind is Band)
 
 
 def test_lineage_says_on_what_a_difference_was_measured(store):

@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "push": "argosy.cli.registry:push",
     "pull": "argosy.cli.registry:pull",
     "serve": "argosy.cli.serve:serve",
+    "stop": "argosy.cli.serve:stop",
     "restart": "argosy.cli.serve:restart",
     "deploy": "argosy.cli.deploy:deploy",
     "undeploy": "argosy.cli.deploy:undeploy",

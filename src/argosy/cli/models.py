@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from argosy.cli.version import show_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from argosy.signature import Ragged, Signature
     from argosy.store.manifest import Version
@@ -59,6 +61,18 @@ _CREATED_LENGTH: Final = len("2025-01-31T12:00")
     help="First axes of any length count rows, or do not: then each request runs by itself.  [default: as an ONNX graph shows]",
 )
 @click.option("--signature", type=click.Path(path_type=Path), help=f"JSON file with the tensors of a Python model: {_EXAMPLE}")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long the process that opens the file may take.  [default: 600]",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="How much memory the process that opens the file may reserve.  [default: by the file's size]",
+)
 @click.option("--repeatable", is_flag=True, help="A Python model may run twice for one request, after a crash.")
 def import_model(
     shell: Shell,
@@ -72,6 +86,8 @@ def import_model(
     ragged_inputs: Sequence[str],
     ragged_outputs: Sequence[str],
     has_rows: bool | None,
+    timeout: float | None,
+    memory: float | None,
     **foreign: Any,
 ) -> None:
     """Publish a model that was trained elsewhere as the next version of a model.
@@ -80,22 +96,40 @@ def import_model(
     .keras, a SavedModel folder, an MXNet symbol, OpenVINO's .xml, jax.export, XGBoost, LightGBM, skops, a pickle of
     scikit-learn, or weights (safetensors, Flax, torch.save) with --code.
     """
-    from argosy.store.preprocess import read_steps
-
     is_named = foreign["format_name"] is not None
     foreign["dynamic"] = _parse_dynamic(foreign["dynamic"])
-    given: dict[str, Any] = {"preprocess": () if preprocess is None else read_steps(preprocess)}
-    told: dict[str, Any] = {"labels": _read_labels(labels), "ragged": _parse_ragged(ragged_inputs, ragged_outputs)}
-    if path.suffix == ".py" and not is_named:
-        other = _list_given(sample=sample, **told, **foreign)
-        version = _import_python(shell, path, name, signature, other, repeatable=repeatable, has_rows=has_rows, **given)
-    elif signature is not None or repeatable:
-        raise click.UsageError("--signature and --repeatable are for .py files: other files tell their tensors.")
-    elif path.suffix == ".onnx" and not is_named:
-        version = _import_onnx(shell, path, name, sample, _list_given(**foreign), has_rows=has_rows, **told, **given)
-    else:
-        version = _import_foreign(shell, path, name, sample, has_rows=has_rows, **told, **foreign, **given)
+    is_onnx = path.suffix == ".onnx" and not is_named
+    with _start_ahead() if is_onnx and path.is_file() else contextlib.nullcontext():
+        told: dict[str, Any] = {"labels": _read_labels(labels), "ragged": _parse_ragged(ragged_inputs, ragged_outputs)}
+        told["preprocess"] = () if preprocess is None else _read_preprocess(preprocess)
+        limits = {"timeout_s": timeout, "memory_bytes": None if memory is None else int(memory * 2**30)}
+        given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+        if path.suffix == ".py" and not is_named:
+            steps = told.pop("preprocess")
+            other = _list_given(sample=sample, timeout=timeout, memory=memory, **told, **foreign)
+            version = _import_python(
+                shell, path, name, signature, other, repeatable=repeatable, has_rows=has_rows, preprocess=steps
+            )
+        elif signature is not None or repeatable:
+            raise click.UsageError("--signature and --repeatable are for .py files: other files tell their tensors.")
+        elif is_onnx:
+            version = _import_onnx(shell, path, name, sample, _list_given(**foreign), has_rows=has_rows, **told, **given)
+        else:
+            version = _import_foreign(shell, path, name, sample, has_rows=has_rows, **told, **foreign, **given)
     show_version(shell, version)
+
+
+def _start_ahead() -> AbstractContextManager[None]:
+    # First of all, for its libraries take as long to load as all else here together.
+    from argosy.importers.ahead import examiner_ahead
+
+    return examiner_ahead()
+
+
+def _read_preprocess(path: Path) -> Any:
+    from argosy.store.preprocess import read_steps
+
+    return read_steps(path)
 
 
 def _list_given(**options: object) -> list[str]:
@@ -203,7 +237,7 @@ def _read_signature(path: Path) -> Signature:
         return msgspec.json.decode(path.read_bytes(), type=Signature)
     except OSError as error:
         raise InputError("missing_file", path=path, detail=error.strerror) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError("bad_config", component="signature", source=path, detail=str(error)) from error
 
 

@@ -84,7 +84,7 @@ def read_inputs(path: Path) -> Inputs:
             return json.loads(path.read_bytes())
         # Never with pickle: a file of inputs may come from anybody.
         with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
+            loaded: Any = np.load(file, allow_pickle=False)
             return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:
         raise InputError("missing_file", path=path, detail=error.strerror or error) from error

@@ -1,4 +1,4 @@
-"""`argosy serve`, `argosy restart` and `argosy config show`."""
+"""`argosy serve`, `argosy stop`, `argosy restart` and `argosy config show`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from argosy.cli.shell import Shell, Table, command
 if TYPE_CHECKING:
     from argosy.deploy.ledger import Ledger
 
-__all__ = ["config", "restart", "serve"]
+__all__ = ["config", "restart", "serve", "stop"]
 
 
 @command("serve")
@@ -77,6 +77,24 @@ def _request(ledger: Ledger, reference: str) -> object:
     if any(deployment.is_live and deployment.spec == spec for deployment in ledger.list_deployments()):
         return None
     return ledger.request_rollout(spec)
+
+
+@command("stop")
+@click.option("--timeout-s", type=click.FloatRange(0), default=60.0, show_default=True, help="How long to wait for its end.")
+def stop(shell: Shell, timeout_s: float) -> None:
+    """End the server of this ARGOSY_HOME, and wait until it has gone.
+
+    For --drain-s of argosy serve it serves new connections still, so that proxies have time to ask elsewhere; requests under way
+    are answered. A second argosy stop meanwhile ends it at once.
+    """
+    import time
+
+    from argosy.server import stop_server
+
+    before_s = time.monotonic()
+    pid = stop_server(shell.home, timeout_s)
+    took_s = time.monotonic() - before_s
+    shell.show({"pid": pid, "took_s": took_s}, f"the server (process {pid}) has ended, after {took_s:.1f} s")
 
 
 @command("restart")

@@ -15,7 +15,20 @@ __all__ = ["stats", "status"]
 
 @command("status")
 def status(shell: Shell) -> None:
-    """Show the server's deployments, their versions, workers and problems."""
+    """Show the server's deployments, their versions, workers and problems.
+
+    A line for each version that runs, or waits to:
+
+    \b
+    NAME      of the deployment, as it stands in URLs
+    MODEL     of the store; VERSION is its version, "(drains)" while it answers what it had been given
+    READY     whether a replica answers
+    TRAFFIC   share of the requests that name no version
+    REPLICAS  those that answer, of those that should
+    MEMORY    of all replicas, as measured when they had loaded
+    RUNTIME   what runs the version, and the precision where one was chosen
+    GOLDEN    examples with known answers that it is held against when it loads; "synthetic" ones have random inputs
+    """  # noqa: D301 - click's own mark
     from argosy.client import AdminClient
 
     with AdminClient(shell.home) as admin:
@@ -84,7 +97,22 @@ def _list_notes(deployment: dict[str, Any]) -> list[str]:
 
 @command("stats")
 def stats(shell: Shell) -> None:
-    """Show counters since the server's start: answers, refusals, batches and why they were closed, latency."""
+    """Show counters since the server's start: answers, refusals, batches and why they were closed, latency.
+
+    A line for each version:
+
+    \b
+    OK          requests that were answered
+    BAD         refused for the request: its body, shapes, values (4xx)
+    FAULT       failed in the model or the server, or too late (5xx but 503)
+    REFUSED     not taken now: the queue is full, no replica answers (429, 503)
+    QUEUED      rows that wait now
+    BATCHES     runs of the model; ROWS/BATCH is how many rows each had, on average
+    PADDING     share of what ran that only filled up shorter rows
+    SERVICE     what a run took, on average, in its worker
+    IN QUEUE    what a request waited before its run, on average
+    P50, P99    within which half, and 99 %, of the requests were answered
+    """  # noqa: D301 - click's own mark
     from argosy.client import AdminClient
 
     with AdminClient(shell.home) as admin:

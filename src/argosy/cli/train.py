@@ -75,6 +75,10 @@ def train(
         from argosy.train.report import open_style
 
         open_style()  # What is missing for the page is told before the work.
+    if method is not None:
+        from argosy.compress.recipe import get_recipe
+
+        get_recipe(method)
     default = re.sub(r"[^A-Za-z0-9._-]", "-", target.rpartition(":")[2]) or "model"
     name = name or default
     folder = checkpoints or shell.home / "runs" / name
@@ -124,12 +128,14 @@ def _train_program(shell: Shell, target: str, name: str, given: dict[str, Any]) 
     from argosy.train.run import train as fit
 
     parts = {part: given.pop(part) for part in ("form", "learning_rate") if part in given}
+    store = shell.open_store()
+    store.check_writable()
     arguments = {**load_program(target), **given}
     if parts:
         rule = arguments.get("optimizer") or "adam"
         arguments["optimizer"] = get_optimizer(rule, **parts)
     result = fit(arguments.pop("model"), arguments.pop("data"), **arguments)
-    return result, result.publish(name, shell.open_store())
+    return result, result.publish(name, store)
 
 
 def _compress(shell: Shell, version: Version, method: str) -> Version:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from argosy.bench.rows import Rows, stack_answers, write_rows
 from argosy.compress.result import CompressResult
 from argosy.compress.sample import take_golden
 from argosy.errors import FaultError
-from argosy.importers.rows.proof import judge_rows
+from argosy.rows.axis import judge_file
 from argosy.signature import JoinVerdict
 from argosy.store.golden import Golden
 from argosy.store.local import Store
@@ -85,8 +84,7 @@ def _answer_golden(artifact: Artifact, golden: Golden) -> Golden:
 def _judge_joining(parent: Version, artifact: Artifact, result: CompressResult) -> JoinVerdict:
     """Say whether rows may be joined, by the graph that was made; of a graph that is not read, by the parent's and the steps."""
     if artifact.path.suffix == ".onnx" and artifact.signature.is_batched:
-        model = importlib.import_module("onnx").load(str(artifact.path), load_external_data=False)
-        return judge_rows(model, artifact.signature)[0]
+        return judge_file(artifact.path, artifact.signature)
     if all(step.keeps_rows for step in result.recipe):
         return parent.manifest.joining
     return JoinVerdict("unknown", f"made by {result.title}, whose graph is not read")

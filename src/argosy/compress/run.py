@@ -27,6 +27,8 @@ from argosy.store.manifest import Version
 
 __all__ = ["compress"]
 
+_RUNTIMES = ("onnx", "openvino")
+"""Whose files steps read."""
 _BUDGET_S = 1.0
 """For timing a model at each batch size."""
 
@@ -74,7 +76,7 @@ def compress(
         ConflictError: `guard_failed`, too much was lost; `answers_ruined`, whatever its metric says; `no_gain`; `nothing_found`;
             nothing was published.
         InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
-            `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`.
+            `not_compressible`, `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`.
         FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
         NotFoundError: no such version.
         StoreError: the parent's files are damaged.
@@ -86,6 +88,8 @@ def compress(
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
+    if publish:
+        store.check_writable()
     artifact = open_version(store, parent)
     rows, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
@@ -121,13 +125,16 @@ def compress(
 
 
 def _check_parent(parent: Version) -> None:
-    """Refuse what was compressed already."""
+    """Refuse what was compressed already, and what no step reads."""
     lineage: dict[str, Any] = parent.manifest.lineage
     if "compression" in lineage:
         steps = lineage["compression"].get("recipe") or [lineage["compression"]["method"]]
         made_by = " + ".join(step["name"] for step in steps)
         origin = f"{lineage['parent']['name']}@{lineage['parent']['number']}"
         raise InputError("already_compressed", name=parent.name, version=parent.number, method=made_by, parent=origin)
+    runtime = parent.manifest.runtime
+    if runtime not in _RUNTIMES:
+        raise InputError("not_compressible", name=parent.name, version=parent.number, runtime=runtime)
 
 
 def _take_rows(

@@ -8,7 +8,7 @@ its caller. Before the first byte of the file is read, it gives up (`child.py`):
 | files but the Python installation, `read` and `write`; links, pipes, sockets, devices; programs | Landlock |
 | the network, local sockets, new processes, signals, modes and owners of files | a filter of system calls |
 | the rights of root, set-user-ID programs | capabilities, no-new-privileges |
-| core dumps, more memory than allowed | limits |
+| core dumps, more memory than allowed | limits; where memory runs out all the same, the kernel ends it first |
 
 The filter needs no user namespace, which containers and some distributions forbid. What stays open: a process learns
 whether a path exists, its size and its age (no content, no list of a folder); it can fill `write` and its temporary folder
@@ -40,13 +40,32 @@ from argosy.confine.landlock import read_landlock_abi
 from argosy.confine.seccomp import can_filter_calls
 from argosy.errors import InputError, ModelError, NotAllowedError
 
-__all__ = ["Completed", "Confinement", "describe_confinement", "remove_hostile_folder", "run_confined"]
+__all__ = [
+    "Completed",
+    "Confinement",
+    "Waiting",
+    "describe_confinement",
+    "hostile_folder",
+    "remove_hostile_folder",
+    "run_confined",
+    "start_ahead",
+]
 
 _CHILD: Final = Path(__file__).with_name("child.py")
 _ARGOSY: Final = Path(__file__).parent.parent
 _MAX_STDOUT_BYTES: Final = 16 << 20
 _STDERR_TAIL_BYTES: Final = 8000
 _READ_BYTES: Final = 1 << 16
+
+_ENVIRONMENT: Final = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    # Libraries name their caches after the user; the list of users cannot be read.
+    "LOGNAME": "argosy",
+    # joblib tries whether it can start processes and warns if not.
+    "JOBLIB_MULTIPROCESSING": "0",
+}
+"""Beside HOME and TMPDIR, which the process sets itself."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,6 +102,19 @@ class Completed:
     """0, its exit code, or minus the signal that killed it."""
 
 
+class Waiting:
+    """A process that has not been told yet what it may reach and what to do. It ends with its caller, or by `close`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def close(self) -> None:
+        """End it."""
+        with self.process:
+            if self.process.poll() is None:
+                _kill_group(self.process)
+
+
 def describe_confinement() -> Confinement:
     """Tell what `run_confined` can enforce on this machine."""
     return Confinement(read_landlock_abi(), can_filter_calls())
@@ -99,11 +131,14 @@ def run_confined(
     env: Mapping[str, str] | None = None,
     module_folders: Sequence[Path] = (),
     is_required: bool = True,
+    title: str = "",
+    folder: Path | None = None,
+    waiting: Waiting | None = None,
 ) -> Completed:
     """Run `python -I -m MODULE ARGUMENT ...` in a process that reaches nothing but what is named here.
 
     Modules come from the interpreter's own site-packages, and `argosy` from this installation whatever the interpreter.
-    The working folder is a new one, so paths in `arguments` must be absolute. It is also HOME and TMPDIR.
+    It has a new, empty folder as HOME and TMPDIR, and works there if no other is given.
 
     Args:
         arguments: the module, then its arguments.
@@ -116,24 +151,33 @@ def run_confined(
         env: variables beside the few that every process gets, such as KERAS_BACKEND. The interpreter ignores its own, PYTHON*.
         module_folders: where else modules are looked for, after all others; it may read them. They may be hostile too.
         is_required: False runs it also where `describe_confinement()` misses something. Never for what can hold code.
+        title: what messages call the process; by default its module.
+        folder: where it works, one of `read` or `write`; by default its HOME. Root's process can reach no more than this one
+            of what lies within another user's folder.
+        waiting: of `start_ahead`, with the same `python` and `env`; it is gone afterwards. None starts one.
 
     Raises:
         InputError: `missing_file`, a path does not exist; `bad_option`; `not_started`, the interpreter cannot be run.
         NotAllowedError: `not_confined`, this machine cannot enforce all of it.
         ModelError: `confined_timeout`; `confined_output`, more than 16 MiB of standard output.
     """
-    confinement = describe_confinement()
-    if is_required and confinement.missing:
-        raise NotAllowedError("not_confined", missing=" and ".join(confinement.missing))
-    environment = dict(env or {})
-    _check_options(arguments, timeout_s, memory_bytes, environment)
-    if site.ENABLE_USER_SITE and python == Path(sys.executable):
-        # Packages of `pip install --user`: the new HOME hides them.
-        module_folders = [*module_folders, *(path for path in [Path(site.getusersitepackages())] if path.is_dir())]
-    with _temporary_folder() as home:
+    with contextlib.ExitStack() as stack:
+        if waiting is not None:
+            stack.callback(waiting.close)
+        confinement = describe_confinement()
+        if is_required and confinement.missing:
+            raise NotAllowedError("not_confined", missing=" and ".join(confinement.missing))
+        environment = dict(env or {})
+        _check_options(arguments, timeout_s, memory_bytes, environment)
+        if site.ENABLE_USER_SITE and python == Path(sys.executable):
+            # Packages of `pip install --user`: the new HOME hides them.
+            module_folders = [*module_folders, *(path for path in [Path(site.getusersitepackages())] if path.is_dir())]
+        home = stack.enter_context(hostile_folder("argosy-confined-"))
         plan = {
             "parent": os.getpid(),
-            "argosy": str(_ARGOSY),
+            "home": str(home),
+            "folder": str(home if folder is None else _resolve(folder)),
+            "arguments": list(arguments),
             "read": [_resolve(path) for path in read],
             "write": [_resolve(path) for path in (*write, home)],
             "module_folders": [_resolve(path) for path in module_folders],
@@ -141,9 +185,27 @@ def run_confined(
             "has_landlock": confinement.landlock_abi > 0,
             "has_call_filter": confinement.has_call_filter,
         }
-        # -I: nothing but the interpreter's own modules can be imported before the process is confined.
-        command = [str(python), "-I", "-B", str(_CHILD), json.dumps(plan), *arguments]
-        return _finish(_start(command, home, {**_make_environment(home), **environment}), arguments[0], timeout_s)
+        process = (waiting or start_ahead((), python=python, env=environment)).process
+        return _finish(process, plan, title or arguments[0], timeout_s)
+
+
+def start_ahead(
+    libraries: Sequence[str], *, python: Path = Path(sys.executable), env: Mapping[str, str] | None = None
+) -> Waiting:
+    """Start the process of a later `run_confined`; it imports libraries meanwhile.
+
+    Args:
+        libraries: modules to import before it is confined: of the interpreter's own packages, and of `argosy`. What leaves a
+            thread behind is not imported ahead.
+        python: as of `run_confined`.
+        env: as of `run_confined`.
+
+    Raises:
+        InputError: `not_started`.
+    """
+    # -I: nothing but the interpreter's own modules can be imported before the process is confined.
+    command = [str(python), "-I", "-B", str(_CHILD), str(_ARGOSY), *libraries]
+    return Waiting(_start(command, {**_ENVIRONMENT, **(env or {})}))
 
 
 def remove_hostile_folder(folder: Path) -> None:
@@ -181,8 +243,9 @@ def _check_options(arguments: Sequence[str], timeout_s: float, memory_bytes: int
 
 
 @contextlib.contextmanager
-def _temporary_folder() -> Generator[Path, None, None]:
-    folder = Path(tempfile.mkdtemp(prefix="argosy-confined-")).resolve()
+def hostile_folder(prefix: str) -> Generator[Path, None, None]:
+    """Give a new folder for a confined process to write to; it is removed afterwards, whatever was made of it."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
     try:
         yield folder
     finally:
@@ -197,27 +260,14 @@ def _resolve(path: Path) -> str:
         raise InputError("missing_file", path=ascii(str(path)), detail=detail) from error
 
 
-def _make_environment(home: Path) -> dict[str, str]:
-    return {
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        # Libraries name their caches after the user; the list of users cannot be read.
-        "LOGNAME": "argosy",
-        # joblib tries whether it can start processes and warns if not.
-        "JOBLIB_MULTIPROCESSING": "0",
-    }
-
-
-def _start(command: list[str], home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=home,
+            cwd="/",
             env=environment,
             start_new_session=True,
         )
@@ -225,11 +275,15 @@ def _start(command: list[str], home: Path, environment: dict[str, str]) -> subpr
         raise InputError("not_started", python=command[0], detail=error) from error
 
 
-def _finish(process: subprocess.Popen[bytes], module: str, timeout_s: float) -> Completed:
-    """Read what the process says until it ends; whatever happens, it is gone afterwards."""
+def _finish(process: subprocess.Popen[bytes], plan: Mapping[str, object], title: str, timeout_s: float) -> Completed:
+    """Tell a process what to do, and read what it says until it ends; whatever happens, it is gone afterwards."""
+    assert process.stdin is not None
     with process:
         try:
-            stdout, stderr = _read_output(process, module, timeout_s)
+            with contextlib.suppress(BrokenPipeError):  # it has died, and says why
+                process.stdin.write(json.dumps(plan).encode() + b"\n")
+                process.stdin.close()
+            stdout, stderr = _read_output(process, title, timeout_s)
         finally:
             _kill_group(process)
     text = stderr.decode(errors="replace")
@@ -237,7 +291,7 @@ def _finish(process: subprocess.Popen[bytes], module: str, timeout_s: float) -> 
     return Completed(stdout, clean, process.returncode)
 
 
-def _read_output(process: subprocess.Popen[bytes], module: str, timeout_s: float) -> tuple[bytes, bytes]:
+def _read_output(process: subprocess.Popen[bytes], title: str, timeout_s: float) -> tuple[bytes, bytes]:
     assert process.stdout is not None and process.stderr is not None
     stdout, stderr = bytearray(), bytearray()
     deadline_s = time.monotonic() + timeout_s
@@ -251,7 +305,7 @@ def _read_output(process: subprocess.Popen[bytes], module: str, timeout_s: float
         while selector.get_map():
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                raise ModelError("confined_timeout", module=module, timeout_s=timeout_s)
+                raise ModelError("confined_timeout", what=title, timeout_s=timeout_s)
             for key, _ in selector.select(left_s):
                 if key.fd == pidfd:
                     # Where processes cannot be confined, one that it left behind would hold the pipes open.
@@ -262,7 +316,7 @@ def _read_output(process: subprocess.Popen[bytes], module: str, timeout_s: float
                 else:
                     selector.unregister(key.fileobj)
             if len(stdout) > _MAX_STDOUT_BYTES:
-                raise ModelError("confined_output", module=module, limit=_MAX_STDOUT_BYTES)
+                raise ModelError("confined_output", what=title, limit=_MAX_STDOUT_BYTES)
             del stderr[:-_STDERR_TAIL_BYTES]
     return bytes(stdout), bytes(stderr)
 

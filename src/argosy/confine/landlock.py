@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["read_landlock_abi", "restrict_files"]
+__all__ = ["make_rules", "read_landlock_abi", "restrict_files"]
 
 # Of all architectures: these calls are younger than the numbers that differ.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -44,10 +44,8 @@ def read_landlock_abi() -> int:
     return max(0, ctypes.CDLL(None).syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG)))
 
 
-def restrict_files(read: Iterable[str], write: Iterable[str]) -> None:
-    """Let this process read and write only these files and folders from now on. It must be its only thread.
-
-    Where the kernel knows more, TCP, the abstract sockets of others and signals to others end as well.
+def make_rules(read: Iterable[str], write: Iterable[str]) -> int:
+    """Open files and folders, and give the descriptor of the rules that allow these and no others, for `restrict_files`.
 
     Args:
         read: files and folders to read.
@@ -63,9 +61,27 @@ def restrict_files(read: Iterable[str], write: Iterable[str]) -> None:
         for paths, rights in ((read, _READ), (write, _WRITE)):
             for path in paths:
                 _add_rule(ruleset, path, rights & handled)
-        _call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
-    finally:
+    except BaseException:
         os.close(ruleset)
+        raise
+    return ruleset
+
+
+def restrict_files(rules: int) -> None:
+    """Let this process read and write only what rules allow from now on. It must be its only thread.
+
+    Where the kernel knows more, TCP, the abstract sockets of others and signals to others end as well.
+
+    Args:
+        rules: of `make_rules`; closed afterwards.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    try:
+        _call(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
+    finally:
+        os.close(rules)
 
 
 def _create_ruleset(abi: int, handled: int) -> int:

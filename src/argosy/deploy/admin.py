@@ -9,6 +9,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +37,10 @@ _NUM_ROLLOUTS: Final = 5
 _MAX_WAIT_S: Final = 30.0
 _POLL_S: Final = 0.02
 _MAX_LOG_BYTES: Final = 1 << 20
+_MAX_IMPORTS: Final = 2
+"""ONNX files that are looked into at once, each by a process of its own; more wait."""
+_IMPORT_TIMEOUT_S: Final = 240.0
+"""Of that process; a client gives up after 600 s, and one other may come first."""
 _SIGNATURE_FLAG: Final = "allow_signature_change"
 _MAX_ID_DIGITS: Final = 18  # the database's integers have 63 bits
 
@@ -57,6 +63,8 @@ class Admin:
         self.counters = counters
         self.logs = home / "run" / "logs"
         self.uploads = home / "run" / "uploads"
+        # Of their own: what a rollout has to do in a thread does not wait for files that somebody sends.
+        self._imports = ThreadPoolExecutor(_MAX_IMPORTS, thread_name_prefix="import")
         shutil.rmtree(self.uploads, ignore_errors=True)
 
     async def get_status(self, request: Request) -> Any:
@@ -224,7 +232,8 @@ class Admin:
                 with path.open("wb") as file:
                     async for chunk in request.stream():
                         await asyncio.to_thread(file.write, chunk)
-                version = await asyncio.to_thread(import_onnx, self.ledger.store, path, name)
+                work = partial(import_onnx, self.ledger.store, path, name, timeout_s=_IMPORT_TIMEOUT_S)
+                version = await asyncio.get_running_loop().run_in_executor(self._imports, work)
         except OSError as error:
             raise explain_write(self.uploads, error) from error
         return {"name": version.name, "version": version.number, "digest": version.digest}

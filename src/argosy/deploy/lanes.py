@@ -29,6 +29,9 @@ __all__ = ["LATE_S", "DesiredLane", "Lanes"]
 _PERIOD_S: Final = 1.0
 _END_TIMEOUT_S: Final = 60.0
 """A worker that was told to end is killed after 5 s; one that is there after this long will not go."""
+_LINKED_S: Final = 1.0
+"""Within which a front that has room for it is linked with a worker that is ready."""
+_POLL_S: Final = 0.02
 LATE_S: Final = 1.0
 """After a deadline, for the answer that says so."""
 
@@ -286,6 +289,20 @@ class Lanes:
         for _ in range((lane.num_replicas or 1) - len(names)):
             names.append(self.node.start_worker(lane.name, lane.version.number, spec))
         return names
+
+    async def find_lacking(self, lane: DesiredLane) -> list[str]:
+        """The fronts that could not give requests to each of a lane's workers, which are ready.
+
+        A front that is silent is not waited for: it is replaced, or finds its links before it goes on.
+        """
+        until_s = asyncio.get_running_loop().time() + _LINKED_S
+        is_raw = bool(lane.version.manifest.options.get("raw"))
+        while True:
+            asked = await self.node.ask_links(lane.name, lane.workers, is_raw=is_raw)
+            fronts = sorted(front for front, lacking in asked.answers.items() if lacking)
+            if not fronts or asyncio.get_running_loop().time() > until_s:
+                return fronts
+            await asyncio.sleep(_POLL_S)
 
     async def end_workers(self, lane: DesiredLane, names: Iterable[str]) -> None:
         """End workers of a lane's deployment that hold no request, and wait until their memory is back.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import secrets
@@ -26,10 +27,12 @@ from argosy.serve.wire.control_messages import (
     ArrivalsAnswer,
     AskArrivals,
     AskBusy,
+    AskLinks,
     AskStats,
     BusyAnswer,
     ErrandDone,
     LaneStats,
+    LinksAnswer,
     LoadModel,
     Ready,
     Report,
@@ -108,6 +111,10 @@ class LocalNode:
             raise FaultError("environment_failed", name=spec["runtime"], detail="it was removed while it was in use")
         if python != sys.executable:
             spec = {**spec, "python": python}
+        # What is mapped of its own files counts as well, and is no memory that another could have.
+        mapped = _count_file_bytes(Path(spec["folder"]))
+        limits = {"free_bytes": max(0, self.free_memory_bytes()), "most_bytes": self.memory_limit_bytes}
+        spec = {**spec, **{name: limit + mapped for name, limit in limits.items()}}
         name = f"w-{deployment}-{version}-{secrets.token_hex(4)}"
         try:
             self._send(StartWorker(name, spec))
@@ -246,6 +253,14 @@ class LocalNode:
 
         return await self._gather(ask)
 
+    async def ask_links(self, name: str, workers: Iterable[str], *, is_raw: bool) -> Asked[tuple[str, ...]]:
+        question = AskLinks(name, tuple(workers), is_raw)
+
+        async def ask(front: FrontLink) -> tuple[str, ...]:
+            return (await front.ask(question, LinksAnswer)).lacking
+
+        return await self._gather(ask)
+
     async def ask_stats(self) -> Asked[tuple[LaneStats, ...]]:
         async def ask(front: FrontLink) -> tuple[LaneStats, ...]:
             return (await front.ask(AskStats(), StatsAnswer)).lanes
@@ -298,6 +313,12 @@ def _total_memory_bytes() -> int:
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _count_file_bytes(folder: Path) -> int:
+    with contextlib.suppress(OSError):
+        return sum(path.stat().st_size for path in folder.rglob("*"))
+    return 0  # the worker will say what is missing
 
 
 def _available_memory_bytes() -> int:

@@ -187,6 +187,10 @@ class Node(Protocol):
         """
         ...
 
+    async def ask_links(self, name: str, workers: Iterable[str], *, is_raw: bool) -> Asked[tuple[str, ...]]:
+        """Ask which of these workers, which have loaded, a front could not give requests of a deployment at once."""
+        ...
+
     async def ask_stats(self) -> Asked[tuple[LaneStats, ...]]:
         """Ask for each front's lanes: queues, and what they are worth now."""
         ...

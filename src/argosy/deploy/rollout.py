@@ -195,18 +195,27 @@ class _Work:
                 await self._start(lane)
 
     async def _start(self, lane: DesiredLane) -> None:
-        """Start the workers that are missing, and wait until all are ready."""
+        """Start the workers that are missing, and wait until all are ready and every front can give them requests."""
         lane.workers = self.lanes.ensure_workers(lane)
         workers = [self.node.workers[name] for name in lane.workers]
         deaths = {worker.name: worker.num_seen_deaths for worker in workers}
         self._say("load", f"{len(workers)} worker(s)")
         deadline_s = self._loop.time() + LOAD_TIMEOUT_S
-        while not all(worker.is_ready for worker in workers):
-            await self.node.wait_changed(_PERIOD_S)
+        told: list[str] = []
+        while True:
+            lacking: list[str] = []
+            if not all(worker.is_ready for worker in workers):
+                await self.node.wait_changed(_PERIOD_S)
+            elif self._is_restoring or not (lacking := await self.lanes.find_lacking(lane)):
+                return
             for worker in workers:
                 _check_load(lane.spec, worker, deaths[worker.name])
             if self._loop.time() > deadline_s:
-                raise _failed(lane.spec, "load", f"not ready after {LOAD_TIMEOUT_S:.0f} s")
+                raise _failed(lane.spec, "load", f"{_describe_lack(lacking, lane) or 'not ready'} after {LOAD_TIMEOUT_S:.0f} s")
+            # A link ends with its worker.
+            if lacking not in ([], told) and all(worker.is_ready for worker in workers):
+                told = lacking
+                self._say("load", f"waits: {_describe_lack(lacking, lane)}")
 
     # shift, drain, unload
 
@@ -365,6 +374,11 @@ def _list_names(names: Iterable[str]) -> str:
     return " and ".join(names)
 
 
+def _describe_lack(fronts: Iterable[str], lane: DesiredLane) -> str:
+    names = _list_names(fronts)
+    return names and f"no memory is shared yet by {names} with {_list_names(lane.workers)} (a descriptor may be lacking)"
+
+
 def _check_load(spec: DeploymentSpec, worker: WorkerHandle, num_deaths: int) -> None:
     report = worker.report
     if report is not None and report["state"] == "failed":
@@ -390,7 +404,7 @@ def _describe_report(lane: DesiredLane, report: Message) -> str:
         golden = f"{manifest.num_golden} {kind}golden examples answered, largest difference {report['golden_difference']:.2g}"
         golden += " (1 - cosine)" if lane.spec.precision == "bfloat16" else ""
     else:
-        golden = "no golden examples, nothing verified"
+        golden = f"no golden examples, nothing verified; {report.get('trial') or 'it takes no tensors to try it with'}"
     refusal = report["join_refusal"]
     joining = f"rows are not joined: {refusal}" if refusal else f"rows are joined: {report['joining']}"
     if report.get("pad_refusal") and not report["join_refusal"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
@@ -14,9 +15,22 @@ from argosy.errors import InputError, ModelError
 from argosy.frameworks.trials import LENGTHS, SAMPLE, Trial
 from argosy.signature import Arrays
 
-__all__ = ["FAR_TOLERANCE", "Differs", "Evidence", "Fails", "Run", "Saved", "check_saved", "hold_against", "measure_difference"]
+__all__ = [
+    "FAR_TOLERANCE",
+    "Differs",
+    "Evidence",
+    "Fails",
+    "Roundings",
+    "Run",
+    "Saved",
+    "check_saved",
+    "hold_against",
+    "measure_difference",
+]
 
 Run = Callable[[Arrays], Arrays]
+Roundings = Callable[[], Iterable[Run]]
+"""Gives the model with its own numbers rounded, as float32 might leave them."""
 
 FAR_TOLERANCE: Final = 1e-3
 """For rows that are unlike the sample: large terms that cancel leave more of float32's rounding; another way 1e-2."""
@@ -39,6 +53,8 @@ class Evidence(NamedTuple):
     """The largest, relative to the largest magnitude of each output; where the model itself does not move by more."""
     far_difference: float
     """The same, of rows that are unlike the sample."""
+    rounding: float
+    """The same, of rows on which the model itself moves by as much when it is rounded; 0 if there are none."""
     num_rows: int
     """That were compared."""
     kinds: tuple[str, ...]
@@ -51,6 +67,7 @@ class Evidence(NamedTuple):
         return {
             "difference": self.difference,
             "far_difference": self.far_difference,
+            "rounding": self.rounding,
             "rows": self.num_rows,
             "kinds": list(self.kinds),
         }
@@ -80,11 +97,19 @@ class Differs(Exception):
         self.allowed = allowed
 
 
-def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: float, *, has_rows: bool = True) -> Evidence:
+def hold_against(
+    answer: Run,
+    expect: Run,
+    trials: Iterable[Trial],
+    tolerance: float,
+    *,
+    has_rows: bool = True,
+    round_model: Roundings = tuple,
+) -> Evidence:
     """Compare an artifact's answers with the model's on every trial that the model itself answers.
 
     A difference counts unless the model's own answer to that row moves by a sixteenth of it if the row is only rounded, or
-    summed in float64.
+    summed in float64, or if the numbers of the model are rounded.
 
     Args:
         answer: the artifact.
@@ -92,13 +117,14 @@ def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: f
         trials: of `draw_trials`; the sample comes first.
         tolerance: allowed difference, relative to the largest magnitude of an output; for rows unlike the sample `FAR_TOLERANCE`.
         has_rows: the first axis of every tensor counts rows.
+        round_model: asked where something differs; by default the model has no numbers that an artifact would round.
 
     Raises:
         Fails: the artifact does not run, or other tensors come out.
         Differs: its answers differ.
         InputError: `bad_option`, the model takes none of the other lengths.
     """
-    worst, num_rows, kinds, refusal, scales = [0.0, 0.0], 0, dict[str, None](), None, dict[str, float]()
+    worst, rounding, num_rows, kinds, refusal, scales = [0.0, 0.0], 0.0, 0, dict[str, None](), None, dict[str, float]()
     shapes: dict[str, tuple[int, ...]] = {}
     for trial in trials:
         try:
@@ -116,7 +142,12 @@ def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: f
         allowed = max(tolerance, FAR_TOLERANCE) if trial.is_far else tolerance
         apart = _list_differences(expected, got, scales, trial.kind != SAMPLE, has_rows)
         if not bool((apart <= allowed).all()):
-            apart = _excuse(apart, trial, expect, expected, scales, has_rows)
+            others = itertools.chain(
+                ((expect, inputs) for inputs in _nudge(trial.inputs)), ((run, trial.inputs) for run in round_model())
+            )
+            excused = _find_excused(apart, others, expected, scales, has_rows)
+            rounding = max(rounding, float(apart[excused & np.isfinite(apart)].max(initial=0.0)))
+            apart = np.where(excused, 0.0, apart)
         if not bool((apart <= allowed).all()):
             raise Differs(trial.kind, float(apart.max()), allowed)
         worst[trial.is_far] = max(worst[trial.is_far], float(apart.max(initial=0.0)))
@@ -126,7 +157,7 @@ def hold_against(answer: Run, expect: Run, trials: Iterable[Trial], tolerance: f
     if refusal is not None and not any(kind.startswith(LENGTHS) for kind in kinds):
         expected = f"axes along which the model takes other lengths than its sample's; of these it says: {refusal[:300]}"
         raise InputError("bad_option", option="dynamic", got="axes of its input", expected=expected)
-    return Evidence(worst[0], worst[1], num_rows, tuple(kinds), shapes)
+    return Evidence(worst[0], worst[1], rounding, num_rows, tuple(kinds), shapes)
 
 
 def check_saved(entry: str, answer: Run, expect: Run, trials: Iterable[Trial], tolerance: float) -> Saved:
@@ -232,23 +263,22 @@ def _find_ties(probabilities: NDArray[Any] | None) -> NDArray[Any] | None:
     return np.asarray(first - second <= _TIE)
 
 
-def _excuse(
+def _find_excused(
     apart: NDArray[np.float64],
-    trial: Trial,
-    expect: Run,
+    others: Iterable[tuple[Run, Arrays]],
     expected: Arrays,
     scales: dict[str, float],
     has_rows: bool,
-) -> NDArray[np.float64]:
-    """Take away the differences of rows where the model itself is as undecided."""
+) -> NDArray[np.bool_]:
+    """Say of which rows the difference is no more than the model's own: asked so, it says something else, too."""
     moved = np.zeros_like(apart)
-    for inputs in _nudge(trial.inputs):
+    for run, inputs in others:
         answers: Arrays | None = None
         with contextlib.suppress(Exception):  # As above; the model may take no other than whole numbers, or no float64.
-            answers = expect(inputs)
+            answers = run(inputs)
         if answers is not None and _has_same_form(expected, answers):
             moved = np.maximum(moved, _list_differences(expected, answers, scales, True, has_rows))
-    return np.where(apart <= _ALLOWED_TIMES * moved, 0.0, apart)
+    return np.asarray(apart <= _ALLOWED_TIMES * moved)
 
 
 def _nudge(inputs: Arrays) -> Iterator[Arrays]:

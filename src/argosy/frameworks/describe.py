@@ -166,6 +166,8 @@ class _Walk:
         """Describe a class or a function; None for anything else."""
         if isinstance(value, type):
             return self._describe_class(value, path, depth)
+        if isinstance(value, np.ufunc):  # No routine, and no attributes of its own before NumPy 2.2.
+            return f"numpy.ufunc {value.__name__}"
         if inspect.isroutine(inspect.unwrap(value) if callable(value) else value) or hasattr(value, "__wrapped__"):
             return self._describe_function(value, path, depth)
         return None

@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError, InputError, ModelError
-from argosy.frameworks.agreement import Differs, Evidence, Fails, hold_against, measure_difference
+from argosy.frameworks.agreement import Differs, Evidence, Fails, Roundings, hold_against, measure_difference
 from argosy.frameworks.onnx import declare_shapes
 from argosy.frameworks.trials import Trial, draw_trials
+from argosy.importers.answer import Refusal, refuse_error
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, load, refuse
 from argosy.importers.formats.sample import count_rows, is_batched, name_sample, synthesise
-from argosy.runtimes.base import Runtime, load_runtime_class
+from argosy.importers.golden_run import answer_alone
+from argosy.runtimes.base import Runtime, lacks_memory, load_runtime_class
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
-from argosy.store.golden import Golden, decode_golden, encode_golden
+from argosy.store.golden import decode_golden, encode_golden
 
 __all__ = [
     "ANSWER_FILE",
@@ -41,10 +42,7 @@ __all__ = [
     "TOLERANCE",
     "ConvertAnswer",
     "ConvertRequest",
-    "Refusal",
-    "answer_alone",
     "main",
-    "measure_difference",
 ]
 
 ANSWER_FILE: Final = "answer.json"
@@ -97,6 +95,8 @@ class ConvertAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the artifact's answers from the framework's, as for `TOLERANCE`."""
     far_difference: float
     """The same, of rows that are unlike the sample."""
+    rounding: float
+    """The same, of rows on which rounding moves the model itself as far; 0 if there are none."""
     num_rows: int
     """That it was measured on."""
     kinds: tuple[str, ...]
@@ -107,26 +107,15 @@ class ConvertAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the artifact is not ONNX."""
 
 
-class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Why the child made nothing: an error's key and fields, or what a library raised."""
-
-    detail: str
-    key: str = ""
-    fields: dict[str, str | int | float] = {}
-
-
 def main() -> None:
     """Carry out the request in the first argument."""
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ConvertRequest)
     try:
         answer: ConvertAnswer | Refusal = _convert(request)
     except ArgosyError as error:
-        fields = {
-            name: value if isinstance(value, int | float) else str(value)[:_MAX_DETAIL] for name, value in error.fields.items()
-        }
-        answer = Refusal(error.message[:_MAX_DETAIL], error.key, fields)
+        answer = refuse_error(error)
     except Exception as error:  # The edge of the process: a library raises anything on a damaged file.
-        answer = Refusal(_summarise(error))
+        answer = Refusal(_summarise(error), is_out_of_memory=lacks_memory(error))
     Path(request.folder, ANSWER_FILE).write_bytes(msgspec.json.encode(answer))
     sys.stdout.flush()
     # Libraries that were interrupted by a damaged file may crash when they are torn down.
@@ -148,7 +137,7 @@ def _convert(request: ConvertRequest) -> ConvertAnswer:
     model = load(Source(request.format, Path(request.path), code, request.function))
     sample = _read_sample(Path(request.sample), is_named=request.is_sample_named) if request.sample else None
     model.dynamic = request.dynamic
-    inputs = synthesise(model, request.format) if sample is None else name_sample(sample, model)
+    inputs = _choose_form(model, synthesise(model, request.format) if sample is None else name_sample(sample, model))
     _check_rows(model, inputs)
     _check_dynamic(model, inputs)
     reason, runtime, entry = "", "onnx", ONNX_FILE
@@ -169,6 +158,7 @@ def _convert(request: ConvertRequest) -> ConvertAnswer:
         is_synthetic=sample is None,
         difference=evidence.difference,
         far_difference=evidence.far_difference,
+        rounding=evidence.rounding,
         num_rows=evidence.num_rows,
         kinds=evidence.kinds,
         framework=model.framework,
@@ -191,6 +181,30 @@ def _forbid_pickles(title: str) -> None:
 def _read_sample(path: Path, *, is_named: bool) -> Arrays | NDArray[Any]:
     inputs = decode_golden(path.read_bytes(), "the sample").inputs
     return inputs if is_named else next(iter(inputs.values()))
+
+
+def _choose_form(model: ForeignModel, inputs: Arrays) -> Arrays:
+    """Give inputs in the first of their types that the model takes: clusters that were found in float64 take no float32.
+
+    Raises:
+        InputError: `bad_sample`, it takes none.
+    """
+    try:
+        model.predict(inputs)
+    except InputError:
+        form = next((form for form in model.list_forms(inputs) if _takes(model, form)), None)
+        if form is None:
+            raise
+        return form
+    return inputs
+
+
+def _takes(model: ForeignModel, inputs: Arrays) -> bool:
+    try:
+        model.predict(inputs)
+    except InputError:
+        return False
+    return True
 
 
 def _check_rows(model: ForeignModel, inputs: Arrays) -> None:
@@ -224,27 +238,37 @@ def _check_dynamic(model: ForeignModel, inputs: Arrays) -> None:
 def _make_any_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence, Arrays, str]:
     """Make an ONNX file for inputs of these types, or else of others that the model takes; and say why the latter.
 
+    Where none answers as the model does, one may differ by as much as rounding its numbers moves the model itself.
+
     Raises:
         ModelError: as `_make_onnx`, of the first.
     """
-    first: ModelError | None = None
-    for form in (inputs, *model.list_forms(inputs)):
-        if first is not None and math.isinf(measure_difference(model.predict(inputs), model.predict(form))):
-            detail = f"{first.message}; and rounded to float32 the model itself gives other labels to the sample"
-            raise ModelError("export_failed", detail=detail)
-        try:
-            return *_make_onnx(model, form, folder), form, first.message if first is not None else ""
-        except ModelError as error:
-            first = first or error
-            (folder / ONNX_FILE).unlink(missing_ok=True)
-    assert first is not None
+    try:
+        return *_make_onnx(model, inputs, folder), inputs, ""
+    except ModelError as error:
+        first = error
+    forms = [form for form in model.list_forms(inputs) if _takes(model, form)]
+    alike = [form for form in forms if not math.isinf(measure_difference(model.predict(inputs), model.predict(form)))]
+    for form in alike:
+        with contextlib.suppress(ModelError):
+            return *_make_onnx(model, form, folder), form, first.message
+    for form in (inputs, *alike) if model.is_of_doubles else ():
+        with contextlib.suppress(ModelError):
+            return *_make_onnx(model, form, folder, model.draw_roundings), form, "" if form is inputs else first.message
+    if len(alike) < len(forms):
+        detail = f"{first.message}; and rounded to float32 the model itself gives other labels to the sample"
+        raise ModelError("export_failed", detail=detail)
     raise first
 
 
-def _make_onnx(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Run, Evidence]:
+def _make_onnx(model: ForeignModel, inputs: Arrays, folder: Path, round_model: Roundings = tuple) -> tuple[_Run, Evidence]:
     folder.mkdir(exist_ok=True)
-    model.export_onnx(inputs, folder / ONNX_FILE)
-    answer, evidence = _open("onnx", folder, ONNX_FILE, model, inputs)
+    try:
+        model.export_onnx(inputs, folder / ONNX_FILE)
+        answer, evidence = _open("onnx", folder, ONNX_FILE, model, inputs, round_model)
+    except ModelError:
+        (folder / ONNX_FILE).unlink(missing_ok=True)
+        raise
     if is_batched(model):
         declare_shapes(folder / ONNX_FILE, evidence.shapes)
     return answer, evidence
@@ -256,7 +280,9 @@ def _make_native(model: ForeignModel, inputs: Arrays, folder: Path) -> tuple[_Ru
     return *_open(model.runtime, folder, entry, model, inputs), entry
 
 
-def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arrays) -> tuple[_Run, Evidence]:
+def _open(
+    kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arrays, round_model: Roundings = tuple
+) -> tuple[_Run, Evidence]:
     """Load an artifact as a worker does, and hold its answers against the framework's.
 
     Raises:
@@ -274,19 +300,12 @@ def _open(kind: str, folder: Path, entry: str, model: ForeignModel, inputs: Arra
         draw_trials(inputs, model.free_axes, has_rows=has_rows), [] if edges is None else [Trial("edges", edges)]
     )
     try:
-        return runtime.infer, hold_against(runtime.infer, model.predict, trials, TOLERANCE, has_rows=has_rows)
+        evidence = hold_against(runtime.infer, model.predict, trials, TOLERANCE, has_rows=has_rows, round_model=round_model)
     except Fails as error:
         raise ModelError(key, detail=f"of what was written, {error}") from error
     except Differs as error:
         raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
-
-
-def answer_alone(answer: _Run, inputs: Arrays, *, has_rows: bool) -> Golden:
-    """Record what is answered to each row alone; where rows are not counted, to the one request that the inputs are."""
-    if not has_rows:
-        return Golden(*({name: array[None] for name, array in arrays.items()} for arrays in (inputs, answer(inputs))))
-    answers = [answer({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count_rows(inputs))]
-    return Golden(inputs, {name: np.concatenate([one[name] for one in answers]) for name in answers[0]})
+    return runtime.infer, evidence
 
 
 def _describe_tensors(model: ForeignModel, inputs: Arrays, evidence: Evidence) -> Signature:

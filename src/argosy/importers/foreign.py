@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -19,16 +17,18 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from argosy.confine.confine import remove_hostile_folder, run_confined
+from argosy.confine.confine import hostile_folder, run_confined
 from argosy.environment import find_interpreter, is_importable, lives_apart
 from argosy.errors import InputError, NotAllowedError
+from argosy.importers.answer import clean, read_answer
 from argosy.importers.convert import ANSWER_FILE, ONNX_FILE, ConvertAnswer, ConvertRequest
-from argosy.importers.formats.answer import Made, check_onnx, clean, explain, look_at, read_answer
+from argosy.importers.formats.answer import Made, explain, hold_answers, look_at
 from argosy.importers.formats.base import FORMATS, Format
 from argosy.importers.formats.copy import Copied, copy_file, copy_folder, copy_parameters, copy_weights
 from argosy.importers.formats.detect import detect_format
 from argosy.importers.golden_run import to_array
-from argosy.importers.onnx import add_labels, import_onnx
+from argosy.importers.look import Limits, Question
+from argosy.importers.onnx import add_labels, look_at_staged, publish_looked
 from argosy.signature import Ragged, check_name
 from argosy.store.golden import Golden, encode_golden
 from argosy.store.local import Store, Version
@@ -48,14 +48,18 @@ class _Code(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What is published beside the file; the names are those of `import_onnx`."""
+    """What is published beside the file; the names are those of `import_foreign`."""
 
+    known: dict[str, object]
+    """Of the file and what was made of it, for the lineage."""
     lineage: Mapping[str, object]
     measurements: Mapping[str, float]
     labels: Sequence[str] | None
     ragged: Ragged | None
     preprocess: Steps
     has_rows: bool | None
+    limits: Limits
+    """Of a process that opens an ONNX file."""
 
 
 def import_foreign(
@@ -75,6 +79,7 @@ def import_foreign(
     lineage: Mapping[str, object] = {},
     measurements: Mapping[str, float] = {},
     timeout_s: float = 600.0,
+    memory_bytes: int | None = None,
 ) -> Version:
     """Publish a model that another framework saved: as ONNX, or where that has no words for it in the framework's own form.
 
@@ -97,41 +102,34 @@ def import_foreign(
         has_rows: first axes of any length count rows; None tells it by the graph, or by the framework.
         lineage: added to what is known of the file.
         measurements: as in `Store.publish`.
-        timeout_s: how long the confined process may take.
+        timeout_s: how long a confined process may take: one converts, another opens the ONNX file that was made.
+        memory_bytes: how much address space each may take. None: the one that converts 16 GiB, and 8 times the size of the file.
 
     Raises:
         InputError: `missing_file`; `unknown_choice`, `unknown_format`, `format_mismatch`, `bad_archive`; `bad_model_file`, the
             framework cannot load it, or nothing can serve it; `not_convertible`; `needs_sample`, `bad_sample`; `needs_code`,
             `bad_code`; `missing_extra`, the framework is not installed; `bad_preprocess`; `bad_name` and more from
             the store.
-        TooLargeError: `model_file_too_large`.
+        TooLargeError: `model_file_too_large`; `confined_memory`.
         NotAllowedError: `pickle_not_allowed`; `not_confined`, this machine cannot confine a process.
         ModelError: `export_differs`, `save_failed`; `confined_timeout`, `confined_output`.
         StoreError: as `Store.publish`. Nothing was published, whichever is raised.
     """
     check_name(name)
+    store.check_writable()
     path = Path(path)
-    with _hostile_folder() as work:
+    limits = Limits(timeout_s, memory_bytes)
+    with hostile_folder("argosy-import-") as work:
         copied = _copy(path, work / "source")
         chosen = detect_format(copied.path, path.name, format)
         program = _check_options(path, chosen, code, allow_pickle)
         copied = _complete(path, copied, chosen)
         request = _write_request(work, copied, chosen, sample, program, _join_axes(dynamic, ragged))
-        answer = _convert(path, request, copied, chosen, program, timeout_s)
+        answer = _convert(path, request, copied, chosen, program, limits)
         made = look_at(work / "out", answer)
-        difference = check_onnx(made) if answer.runtime == "onnx" else answer.difference
-        known = _describe(path, copied, chosen, answer, program, difference) | dict(lineage)
+        known = _describe(path, copied, chosen, answer, program)
         publish = _publish_onnx if answer.runtime == "onnx" else _publish_native
-        return publish(store, name, made, _Given(known, measurements, labels, ragged, preprocess, has_rows))
-
-
-@contextmanager
-def _hostile_folder() -> Generator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="argosy-import-")).resolve()
-    try:
-        yield folder
-    finally:
-        remove_hostile_folder(folder)
+        return publish(store, name, made, _Given(known, lineage, measurements, labels, ragged, preprocess, has_rows, limits))
 
 
 def _copy(path: Path, folder: Path) -> Copied:
@@ -206,27 +204,30 @@ def _write_request(
     return file
 
 
-def _convert(path: Path, request: Path, copied: Copied, name: str, program: _Code | None, timeout_s: float) -> ConvertAnswer:
+def _convert(path: Path, request: Path, copied: Copied, name: str, program: _Code | None, limits: Limits) -> ConvertAnswer:
     """Have the confined process carry out a request.
 
     Raises:
         ArgosyError: what it says; `bad_model_file` if it died.
     """
     work = request.parent
+    memory_bytes = limits.memory_bytes or _MEMORY_BYTES + _MEMORY_TIMES * copied.size_bytes
+    title = f"The process that opens {path.name}"
     done = run_confined(
         ["argosy.importers.convert", str(request)],
         read=[work, *([program.path.parent] if program else [])],
         write=[work / "out"],
-        timeout_s=timeout_s,
-        memory_bytes=_MEMORY_BYTES + _MEMORY_TIMES * copied.size_bytes,
+        timeout_s=limits.timeout_s,
+        memory_bytes=memory_bytes,
         python=_find_python(FORMATS[name]),
         env=_choose_environment(),
         module_folders=[program.path.parent] if program else [],
+        title=title,
     )
-    answer = read_answer(work / "out" / ANSWER_FILE)
+    answer = read_answer(work / "out" / ANSWER_FILE, (ConvertAnswer,))
     if isinstance(answer, ConvertAnswer) and answer.runtime in ("onnx", *FORMATS[name].runtimes):
         return answer
-    raise explain(path, name, answer, done)
+    raise explain(path, name, answer, done, title=title, memory_bytes=memory_bytes)
 
 
 def _find_python(chosen: Format) -> Path:
@@ -249,14 +250,17 @@ def _choose_environment() -> dict[str, str]:
     return quiet | ({"KERAS_BACKEND": backend} if backend else {})
 
 
-def _describe(
-    path: Path, copied: Copied, name: str, answer: ConvertAnswer, program: _Code | None, difference: float
-) -> dict[str, object]:
+def _describe(path: Path, copied: Copied, name: str, answer: ConvertAnswer, program: _Code | None) -> dict[str, object]:
     source: dict[str, object] = {"format": name, "digest": copied.digest, "size_bytes": copied.size_bytes}
     if program:
         source["code"] = {"name": f"{program.path.name}:{program.function}", "digest": f"sha256:{_digest(program.path)}"}
-    export: dict[str, object] = {"format": answer.runtime, "difference": difference}
-    export |= {"far_difference": answer.far_difference, "rows": answer.num_rows, "kinds": [clean(kind) for kind in answer.kinds]}
+    export: dict[str, object] = {"format": answer.runtime, "difference": answer.difference}
+    export |= {
+        "far_difference": answer.far_difference,
+        "rounding": answer.rounding,
+        "rows": answer.num_rows,
+        "kinds": [clean(kind) for kind in answer.kinds],
+    }
     return {
         "kind": "imported model",
         "source_file": path.name,
@@ -272,13 +276,35 @@ def _digest(path: Path) -> str:
 
 
 def _publish_onnx(store: Store, name: str, made: Made, given: _Given) -> Version:
-    return import_onnx(
-        store,
-        made.folder / ONNX_FILE,
-        name,
-        golden_inputs=None if made.answer.is_synthetic else made.examples.inputs,
-        **given._asdict(),
-    )
+    """Publish an ONNX file as any user's, once its answers were held against the framework's.
+
+    Not the process that made it looks into it: that one ran what its maker wrote, and would say of the rows what he likes.
+    """
+    has_rows = made.answer.signature.is_batched
+    with store.stage() as staged:
+        question = Question(
+            name,
+            None if made.answer.is_synthetic else made.examples.inputs,
+            given.has_rows,
+            is_open=not (given.preprocess or given.ragged),
+            trial=made.examples if has_rows else made.examples.example(0, is_batched=False),
+            trial_has_rows=has_rows,
+        )
+        looked = look_at_staged(staged, made.folder / ONNX_FILE, question, given.limits)
+        export = {**cast("dict[str, object]", given.known["export"]), "difference": hold_answers(made, looked.trial)}
+        return publish_looked(
+            store,
+            name,
+            staged,
+            looked,
+            entry=ONNX_FILE,
+            golden_is_synthetic=made.answer.is_synthetic,
+            lineage=given.known | {"export": export} | dict(given.lineage),
+            measurements=given.measurements,
+            labels=given.labels,
+            ragged=given.ragged,
+            preprocess=given.preprocess,
+        )
 
 
 def _publish_native(store: Store, name: str, made: Made, given: _Given) -> Version:
@@ -301,7 +327,7 @@ def _publish_native(store: Store, name: str, made: Made, given: _Given) -> Versi
         entry=made.answer.entry,
         golden=examples,
         golden_is_synthetic=made.answer.is_synthetic,
-        lineage=given.lineage,
+        lineage=given.known | dict(given.lineage),
         measurements=given.measurements,
         options={"inputs": [spec.name for spec in signature.inputs], "outputs": [spec.name for spec in signature.outputs]},
     )

@@ -1,4 +1,7 @@
-"""Make golden examples of an ONNX file: what ONNX Runtime on the CPU answers to each example alone."""
+"""Make golden examples of an ONNX file: what ONNX Runtime on the CPU answers to each example alone.
+
+What takes a session runs in a confined process alone (`argosy.importers.examine`).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,35 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import is_float, widen
 from argosy.errors import InputError, list_choices
+from argosy.runtimes.base import lacks_memory
 from argosy.signature import Arrays, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 
-__all__ = ["NUM_SYNTHETIC", "counts_rows", "open_session", "record_golden", "record_synthetic", "shapes_of_outputs", "to_array"]
+__all__ = [
+    "MAX_GOLDEN_BYTES",
+    "NUM_SYNTHETIC",
+    "Recorded",
+    "answer_alone",
+    "arrange_examples",
+    "counts_rows",
+    "make_run",
+    "open_session",
+    "pack_texts",
+    "record_golden",
+    "record_synthetic",
+    "shapes_of_outputs",
+    "to_array",
+]
+
+MAX_GOLDEN_BYTES: Final = 256 << 20
+"""Of all examples of a version: they are read whole by whoever publishes, pulls or loads it."""
 
 NUM_SYNTHETIC: Final = 8
 """Enough rows that a batch of them mixes values; few enough that a large model answers in seconds."""
@@ -30,6 +51,9 @@ _LOCALE: Final = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
 
 _MAX_ELEMENTS: Final = 1 << 26
 """Of one synthetic tensor, all examples together: 256 MiB of float32."""
+
+_HEADER_BYTES: Final = 1024
+"""Of an array in a file."""
 
 _RTOL: Final = 1e-3
 _ATOL: Final = 1e-4
@@ -61,20 +85,28 @@ def shapes_of_outputs(session: Any) -> dict[str, tuple[int, ...]]:
     return {node.name: tuple(dim if isinstance(dim, int) else -1 for dim in node.shape) for node in session.get_outputs()}
 
 
-def record_golden(session: Any, inputs: Mapping[str, NDArray[Any]], signature: Signature, model: str) -> Golden:
-    """Run each example alone and record the answers.
+class Recorded(NamedTuple):
+    """Golden examples, and which of those that were given they are."""
+
+    golden: Golden
+    kept: tuple[int, ...]
+
+
+def arrange_examples(inputs: Mapping[str, NDArray[Any]], signature: Signature, model: str) -> Arrays:
+    """Give a user's examples as the signature has them: the first axis of each counts examples.
 
     Args:
-        session: of `open_session`.
-        inputs: the first axis counts examples, as in `Golden`.
+        inputs: the first axis counts examples, as in `Golden`; of one whole request it may be missing.
         signature: of the file.
         model: its name, for messages.
 
     Raises:
-        InputError: `bad_golden`, the inputs do not fit the signature, the model refuses one of them, or its
-            answers cannot be recorded.
+        InputError: `bad_golden`, an input is missing or unknown, or their numbers of examples differ.
     """
-    arrays = {spec.name: _as_array(inputs, spec, model) for spec in signature.inputs}
+    for spec in signature.inputs:
+        if spec.name not in inputs:
+            raise InputError("bad_golden", model=model, detail=f"input {spec.name!r} is missing; given: {list_choices(inputs)}")
+    arrays = {spec.name: np.asarray(inputs[spec.name]) for spec in signature.inputs}
     unknown = set(inputs) - set(arrays)
     if not signature.is_batched and all(arrays[spec.name].ndim == len(spec.shape) > 0 for spec in signature.inputs):
         # One whole request, and no axis that counts examples.
@@ -83,6 +115,23 @@ def record_golden(session: Any, inputs: Mapping[str, NDArray[Any]], signature: S
     if unknown or len(set(lengths.values())) != 1 or not min(lengths.values()):
         detail = f"examples are {lengths}, expected one number above 0 for each of {list_choices(arrays)} and no other"
         raise InputError("bad_golden", model=model, detail=f"{detail}; unknown: {list_choices(unknown)}")
+    return arrays
+
+
+def record_golden(session: Any, inputs: Mapping[str, NDArray[Any]], signature: Signature, model: str) -> Recorded:
+    """Run each example of a user alone and record the answers.
+
+    Args:
+        session: of `open_session`.
+        inputs: as of `arrange_examples`, texts as bytes.
+        signature: of the file.
+        model: its name, for messages.
+
+    Raises:
+        InputError: `bad_golden`, the inputs do not fit the signature, the model refuses one of them, or its
+            answers cannot be recorded.
+    """
+    arrays = arrange_examples(inputs, signature, model)
     try:
         return _run_each(session, arrays, signature)
     except _NoExampleError as error:
@@ -105,15 +154,26 @@ def record_synthetic(session: Any, signature: Signature, seed: int = 0) -> tuple
         generator = np.random.default_rng(seed)
         try:
             inputs = {spec.name: _synthesise(spec, signature, generator, free_length, bound) for spec in signature.inputs}
-            golden = _run_each(session, inputs, signature)
+            golden = _run_each(session, inputs, signature, may_leave_out=True).golden
             for name, array in golden.outputs.items():
                 if is_float(array.dtype) and np.isnan(widen(array)).any():
                     raise _NoExampleError(f"output {name!r} is NaN on random inputs")
             return golden, {}
         except _NoExampleError as error:
             errors.append(error)
+    if lack := next((error for error in errors if lacks_memory(error)), None):
+        # Not what the model is, but what it may take here.
+        raise MemoryError(str(lack)) from lack
     answered = [error for error in errors if not error.is_refusal]
     return None, {"golden_error": str(answered[0])} if answered else {"example_error": str(errors[0])}
+
+
+def _count_bytes(arrays: Arrays) -> int:
+    """Give the size of arrays in a file of examples, or a little more."""
+    return sum(
+        array.nbytes if array.dtype.kind != "O" else sum(4 + len(item) for item in array.ravel().tolist())
+        for array in arrays.values()
+    )
 
 
 def counts_rows(session: Any, inputs: Arrays, signature: Signature) -> bool:
@@ -124,15 +184,15 @@ def counts_rows(session: Any, inputs: Arrays, signature: Signature) -> bool:
         inputs: examples; the first axis counts them.
         signature: of the file; first axes may count rows.
     """
-    run = importlib.import_module("argosy.runtimes.onnx").run_session
+    run = make_run(session, signature)
     total = min(len(array) for array in inputs.values())
     for count in dict.fromkeys(min(count, total) for count in (2, 3, total)):
         rows = {name: array[:count] for name, array in inputs.items()}
         try:
-            answers = run(session, [spec.name for spec in signature.outputs], rows)
+            answers = run(rows)
         except Exception:  # one that takes a single row has no other number of them
             return True
-        if any(np.shape(answer)[:1] != (count,) for answer in answers):
+        if any(answer.shape[:1] != (count,) for answer in answers.values()):
             return False
     return True
 
@@ -150,18 +210,32 @@ class _NoExampleError(Exception):
         self.is_refusal = is_refusal
 
 
-def _as_array(inputs: Mapping[str, NDArray[Any]], spec: TensorSpec, model: str) -> NDArray[Any]:
-    """Return an input as the signature has it: not converted, except that text becomes BYTES."""
-    if spec.name not in inputs:
-        raise InputError("bad_golden", model=model, detail=f"input {spec.name!r} is missing; given: {list_choices(inputs)}")
-    array = np.asarray(inputs[spec.name])
-    if spec.datatype == "BYTES" and array.dtype.kind in "SUO":
-        wrong = next((item for item in array.ravel().tolist() if not isinstance(item, str | bytes)), b"")
-        if wrong != b"":
-            detail = f"input {spec.name!r} holds {type(wrong).__name__}, expected bytes or text"
-            raise InputError("bad_golden", model=model, detail=detail)
-        return _map_elements(array, _to_bytes)
-    return array
+def pack_texts(inputs: Mapping[str, NDArray[Any]], model: str) -> Arrays:
+    """Give a user's examples with all text as arrays of bytes, which a file of examples can hold.
+
+    Raises:
+        InputError: `bad_golden`, objects that are no text.
+    """
+    arrays = {str(name): np.asarray(array) for name, array in inputs.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind in "SUO":
+            wrong = next((item for item in array.ravel().tolist() if not isinstance(item, str | bytes)), b"")
+            if wrong != b"":
+                detail = f"input {name!r} holds {type(wrong).__name__}, expected bytes or text"
+                raise InputError("bad_golden", model=model, detail=detail)
+            arrays[name] = _map_elements(array, _to_bytes)
+        elif array.dtype.hasobject:
+            raise InputError("bad_golden", model=model, detail=f"input {name!r} holds objects")
+    return arrays
+
+
+def answer_alone(answer: Callable[[Arrays], Arrays], inputs: Arrays, *, has_rows: bool) -> Golden:
+    """Record what is answered to each row alone; where rows are not counted, to the one request that the inputs are."""
+    if not has_rows:
+        return Golden(*({name: array[None] for name, array in arrays.items()} for arrays in (inputs, answer(inputs))))
+    num_rows = len(next(iter(inputs.values())))
+    answers = [answer({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(num_rows)]
+    return Golden(inputs, {name: np.concatenate([one[name] for one in answers]) for name in answers[0]})
 
 
 def _to_bytes(item: str | bytes) -> bytes:
@@ -174,13 +248,26 @@ def _map_elements(array: NDArray[Any], function: Callable[[Any], bytes | str]) -
     return out
 
 
-def _run_each(session: Any, inputs: Arrays, signature: Signature) -> Golden:
+def _run_each(session: Any, inputs: Arrays, signature: Signature, *, may_leave_out: bool = False) -> Recorded:
     """Run the examples one by one, and the first one again, for a model that samples has no golden answers.
 
-    Of whole requests, whose answers may differ in shape, those are kept that have the shapes of the first one's.
+    Of whole requests, whose answers may differ in shape, those are kept that have the shapes of the first one's. Where all
+    together have too many bytes, `may_leave_out` keeps the first ones.
     """
     golden = Golden(inputs, {})
-    answers = [_run_one(session, golden, index, signature) for index in range(golden.num_examples)]
+    answers: list[Arrays] = []
+    room_bytes = MAX_GOLDEN_BYTES - _HEADER_BYTES * len(inputs | {spec.name: None for spec in signature.outputs})
+    for index in range(golden.num_examples):
+        answer = _run_one(session, golden, index, signature)
+        room_bytes -= _count_bytes(golden.example(index, is_batched=signature.is_batched).inputs) + _count_bytes(answer)
+        if room_bytes < 0:
+            break
+        answers.append(answer)
+    if len(answers) < golden.num_examples:
+        if not may_leave_out or not answers:
+            what = "examples with their answers have" if answers else "one example with its answer has"
+            raise _NoExampleError(f"{what} more than {MAX_GOLDEN_BYTES} bytes")
+        inputs = {name: array[: len(answers)] for name, array in inputs.items()}
     again = _run_one(session, golden, 0, signature)
     kept = list(range(len(answers)))
     if not signature.is_batched:
@@ -195,22 +282,26 @@ def _run_each(session: Any, inputs: Arrays, signature: Signature) -> Golden:
         if any(row.shape != rows[0].shape for row in rows):
             raise _NoExampleError(f"output {spec.name!r} has another shape for each example")
         outputs[spec.name] = np.concatenate(rows) if signature.is_batched else np.stack(rows)
-    return Golden(inputs, outputs)
+    return Recorded(Golden(inputs, outputs), tuple(kept))
+
+
+def make_run(session: Any, signature: Signature) -> Callable[[Arrays], Arrays]:
+    """Give the function that answers by a session; it raises whatever the model's operators do."""
+    run = importlib.import_module("argosy.runtimes.onnx").run_session
+    names = [spec.name for spec in signature.outputs]
+    return lambda inputs: dict(zip(names, map(np.asarray, run(session, names, inputs)), strict=True))
 
 
 def _run_one(session: Any, golden: Golden, index: int, signature: Signature) -> Arrays:
     example = golden.example(index, is_batched=signature.is_batched)
-    names = [spec.name for spec in signature.outputs]
     try:
-        answers = importlib.import_module("argosy.runtimes.onnx").run_session(session, names, example.inputs)
+        outputs = make_run(session, signature)(example.inputs)
     except Exception as error:  # whatever the model's operators raise is about this example
         raise _NoExampleError(error, is_refusal=True) from error
-    outputs: Arrays = {}
-    for spec, answer in zip(signature.outputs, answers, strict=True):
-        array = np.asarray(answer)
+    for spec in signature.outputs:
+        array = outputs[spec.name]
         if not spec.accepts(array.shape) or (signature.is_batched and len(array) != 1):
             raise _NoExampleError(f"output {spec.name!r} has shape {array.shape} for one example, declared is {spec.shape}")
-        outputs[spec.name] = array
     return outputs
 
 

@@ -58,7 +58,7 @@ def read_modelpack(data: bytes, location: Location) -> ImageManifest:
     """
     try:
         found = msgspec.json.decode(data, type=_AnyManifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_modelpack(location, f"its manifest cannot be read ({error})") from error
     if found.manifests is not None:
         raise _not_modelpack(location, "it is an index of several artifacts; name one of them by its digest")
@@ -129,6 +129,8 @@ def check_files(folder: Path, manifest: Manifest, files: Mapping[str, Descriptor
 
     Raises:
         InputError: `not_servable`, `bad_golden`, `bad_onnx`, `bad_external_data`.
+        ModelError: `confined_timeout`.
+        TooLargeError: `confined_memory`.
         StoreError: `bad_manifest`.
     """
     if manifest.num_golden:
@@ -139,8 +141,7 @@ def check_files(folder: Path, manifest: Manifest, files: Mapping[str, Descriptor
     if graphs := {name for name in files if name.endswith(".onnx") or (name, manifest.runtime) == (manifest.entry, "onnx")}:
         from argosy.importers.onnx import check_external_data
 
-        for name in sorted(graphs):
-            check_external_data(folder / name, folder, files)
+        check_external_data([folder / name for name in sorted(graphs)], folder, files)
 
 
 def _is_printable(value: Any) -> bool:

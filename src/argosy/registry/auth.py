@@ -97,7 +97,7 @@ class Authorizer:
     def _read_token(self, status: int, data: bytes) -> str:
         try:
             answer = msgspec.json.decode(data, type=_Answer)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             answer = _Answer()
         token = answer.token or answer.access_token
         if status != 200 or not _TOKEN.fullmatch(token):

@@ -331,7 +331,7 @@ def _read_errors(data: bytes) -> str:
     try:
         found: Any = msgspec.json.decode(data)
         return _clean("; ".join(f"{error['code']} {error.get('message', '')}".strip() for error in found["errors"]))
-    except (msgspec.DecodeError, TypeError, KeyError, AttributeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError, RecursionError):
         return ""
 
 

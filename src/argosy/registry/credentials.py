@@ -111,7 +111,7 @@ def _read_file(path: Path) -> _File | None:
         return None
     except OSError as error:
         raise InputError("bad_credentials", source=path, detail=error.strerror) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError("bad_credentials", source=path, detail=error) from error
 
 
@@ -165,7 +165,7 @@ def _ask_helper(name: str, server: str, path: Path, environment: Mapping[str, st
         raise InputError("bad_credentials", source=path, detail=f"{program} ended with code {done.returncode}")
     try:
         found = msgspec.json.decode(done.stdout, type=_Secret)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError("bad_credentials", source=path, detail=f"{program} does not answer in its protocol") from error
     if found.username == _IDENTITY:
         return Credentials(refresh_token=found.secret)

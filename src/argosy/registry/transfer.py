@@ -7,6 +7,7 @@ artifact has the same digest in every store and registry. What comes in is stage
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import IO, Final, NamedTuple
 
 import msgspec
 
-from argosy.errors import InputError, RegistryError
+from argosy.errors import InputError, RegistryError, StoreError
 from argosy.registry.artifact import check_artifact, check_files, check_manifest, read_modelpack
 from argosy.registry.location import Location, parse_location
 from argosy.registry.registry import Registry
@@ -25,9 +26,11 @@ from argosy.store.blobs import list_files
 from argosy.store.local import Staged, Store, Version
 from argosy.store.manifest import MANIFEST_FILE, MANIFEST_TYPE, Descriptor, decode_image
 from argosy.store.staging import StagedBlob, check_file_name, write_hashed
-from argosy.store.temporary import explain_write, temp_folder
+from argosy.store.temporary import WRITE_KEYS, explain_write, temp_folder
 
 __all__ = ["Pulled", "Pushed", "Step", "Tell", "pull", "pull_files", "push"]
+
+_LOG = logging.getLogger(__name__)
 
 _CONFIG: Final = "config"
 _TAR: Final = ".tar"
@@ -120,11 +123,21 @@ def push(
             moved_bytes += _send(store, version, registry, blob, step, tell or _tell_nobody, verify=verify)
         before = registry.find_tag()
         registry.put_manifest(data, MANIFEST_TYPE, version.digest)
-    with store.transaction() as connection:
-        detail = {"pushed_to": str(location), "digest": version.digest}
-        records.append_history(connection, "pushed", version.name, version.number, detail)
+    _record_push(store, version, location)
     replaced = "" if before == version.digest else before
     return Pushed(version, msgspec.structs.replace(location, digest=version.digest), moved_bytes, replaced)
+
+
+def _record_push(store: Store, version: Version, location: Location) -> None:
+    detail = {"pushed_to": str(location), "digest": version.digest}
+    try:
+        with store.transaction() as connection:
+            records.append_history(connection, "pushed", version.name, version.number, detail)
+    except StoreError as error:
+        if error.key not in WRITE_KEYS:
+            raise
+        # It was read from a disk that takes nothing, and is where it should be.
+        _LOG.warning("the store's history does not say that %s@%s was pushed: %s", version.name, version.number, error.message)
 
 
 def _send(store: Store, version: Version, registry: Registry, blob: Descriptor, step: Step, tell: Tell, *, verify: bool) -> int:

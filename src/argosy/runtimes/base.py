@@ -25,6 +25,7 @@ __all__ = [
     "Runtime",
     "StreamRuntime",
     "blame_input",
+    "lacks_memory",
     "load_runtime_class",
 ]
 
@@ -56,7 +57,7 @@ NUM_TOKENS: Final = "num_tokens"
 """Output in which preprocessing counts the tokens of each row, where it is asked to."""
 
 
-_OUT_OF_MEMORY: Final = re.compile(r"allocat|bad_?alloc|out of memory|resource_exhausted", re.IGNORECASE)
+_OUT_OF_MEMORY: Final = re.compile(r"\ballocat(e|ing)\b|bad_?alloc|out of memory|memoryerror|resource_exhausted", re.IGNORECASE)
 _MAX_DETAIL: Final = 500
 
 
@@ -78,9 +79,17 @@ def blame_input(error: Exception) -> Exception:
     Returns:
         `BadInput` with its text; or the error itself, where memory is what was missing.
     """
-    text = str(error)
-    is_ours = isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text)
-    return error if is_ours or isinstance(error, BadInput) else BadInput(text[:_MAX_DETAIL])
+    return error if lacks_memory(error) or isinstance(error, BadInput) else BadInput(str(error)[:_MAX_DETAIL])
+
+
+def lacks_memory(error: BaseException | str) -> bool:
+    """Say whether an error, or what it came from, is a lack of memory, for which each library has words of its own."""
+    found: BaseException | str | None = error
+    while found is not None:
+        if isinstance(found, MemoryError) or _OUT_OF_MEMORY.search(str(found)):
+            return True
+        found = None if isinstance(found, str) else found.__cause__
+    return False
 
 
 class Runtime(Protocol):

@@ -39,8 +39,8 @@ class PythonRuntime:
         return False
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a batch."""
-        return self._model.infer(inputs)
+        """Run a batch. The model may keep or change what it is given: the memory that it came in is the next batch's."""
+        return self._model.infer({name: array.copy() for name, array in inputs.items()})
 
     @property
     def raw(self) -> Callable[[Request], Any]:

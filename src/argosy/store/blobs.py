@@ -90,6 +90,11 @@ class Blobs:
         Raises:
             StoreError: `disk_full`, `write_failed`.
         """
+        try:
+            # It may have been left out where the store was copied to, and not been made since, as the disk took nothing.
+            self._unpacked.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_write(self._unpacked, error) from error
         with temp_folder(self._unpacked) as folder:
             staged = Staged(self._blobs, folder)
             try:

@@ -7,7 +7,11 @@ nothing crosses a fork, which SQLite does not survive.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from argosy.errors import StoreError
+from argosy.store.temporary import WRITE_KEYS
 
 __all__ = ["BUSY_TIMEOUT_S", "SCHEMA_VERSION", "Database"]
 
@@ -98,7 +103,7 @@ class Database:
         Raises:
             StoreError: `store_too_new`, `missing_database`, `damaged_database`, or the disk refuses.
         """
-        if self.path.exists() and self.check():
+        if self.is_there() and self.check():
             return False
         if not is_new:
             raise StoreError("missing_database", path=self.path)
@@ -107,6 +112,10 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             return True
+
+    def is_there(self) -> bool:
+        """Say whether there is a file that may be the database."""
+        return os.path.exists(self.path)  # noqa: PTH110 - a folder that may not be entered is no fault of its own
 
     def check(self) -> bool:
         """Say whether the file has the tables; without making any.
@@ -149,7 +158,7 @@ class Database:
             try:
                 connection = stack.enter_context(self._read("rw"))
             except StoreError as error:
-                if error.key not in ("disk_full", "write_failed"):
+                if error.key not in WRITE_KEYS:
                     raise
                 connection = stack.enter_context(self._read_in_need(error))
             yield connection
@@ -173,10 +182,22 @@ class Database:
                 connection = stack.enter_context(self._read("rw", is_alone=True))
             except StoreError:
                 # A file that nobody can lock, for nobody can write it. What is not in the file itself yet would be missed.
-                if self._has_journal():
-                    raise fault from None
-                connection = stack.enter_context(self._read("ro&immutable=1"))
+                how = self._read_copy(fault) if self._has_journal() else self._read("ro&immutable=1")
+                connection = stack.enter_context(how)
             yield connection
+
+    @contextmanager
+    def _read_copy(self, fault: StoreError) -> Generator[sqlite3.Connection, None, None]:
+        """Read what a writer that was killed has left in its journal, where the file itself cannot take it in any more."""
+        with tempfile.TemporaryDirectory(prefix="argosy-") as folder:
+            copy = Path(folder) / self.path.name
+            try:
+                for suffix in ("", "-wal"):
+                    shutil.copyfile(f"{self.path}{suffix}", f"{copy}{suffix}")
+            except OSError:
+                raise fault from None
+            with Database(copy)._read("rw") as connection:
+                yield connection
 
     def _has_journal(self) -> bool:
         try:
@@ -187,7 +208,7 @@ class Database:
     @contextmanager
     def _connect(self, mode: str = "rw") -> Generator[sqlite3.Connection, None, None]:
         # A file that has gone is told, and not made anew: an empty one would say that there never was a version.
-        if mode != "rwc" and not self.path.exists():
+        if mode != "rwc" and not self.is_there():
             raise StoreError("missing_database", path=self.path)
         try:
             connection = sqlite3.connect(f"{self._uri}?mode={mode}", timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
@@ -202,13 +223,24 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise self._explain(error) from error
 
+    def _find_refusal(self) -> str:
+        """Why the file cannot be written, as the kernel says it; SQLite says that it cannot be opened."""
+        # Not tried: to close a descriptor of it would free the locks of this process' other connections.
+        for path in (self.path.parent, self.path):
+            with contextlib.suppress(OSError):
+                if os.statvfs(path).f_flag & os.ST_RDONLY:
+                    return os.strerror(errno.EROFS)
+                if not os.access(path, os.W_OK):
+                    return os.strerror(errno.EACCES)
+        return ""
+
     def _explain(self, error: sqlite3.DatabaseError) -> Exception:
         """Turn faults of the machine into StoreError; a wrong statement or a broken constraint stays as it is."""
         name = str(getattr(error, "sqlite_errorname", ""))
         fault = "_".join(name.split("_")[:2])
         if fault == _FULL or fault in _WRITE_FAULTS:
             key = "disk_full" if fault == _FULL else "write_failed"
-            return StoreError(key, what=self.path, detail=f"{error} ({name})")
+            return StoreError(key, what=self.path, detail=self._find_refusal() or f"{error} ({name})")
         if fault in _BUSY_FAULTS:
             return StoreError("store_busy", path=self.path, timeout_s=BUSY_TIMEOUT_S)
         if fault in _DAMAGES:

@@ -46,7 +46,7 @@ from argosy.store.manifest import (
 from argosy.store.preprocess import try_steps
 from argosy.store.records import HistoryEvent
 from argosy.store.staging import Staged, StagedBlob
-from argosy.store.temporary import explain_write, fsync_folder
+from argosy.store.temporary import WRITE_KEYS, explain_write, fsync_folder
 
 __all__ = ["Golden", "HistoryEvent", "Manifest", "ModelInfo", "Staged", "Store", "Version"]
 
@@ -63,6 +63,9 @@ class Store:
     def __init__(self, home: Path | str | None = None) -> None:
         """Open the store, making it if there is none.
 
+        One that is there is opened also where nothing can be written: on a disk that is full or read-only, in a folder of
+        another user's. Whatever only reads it works then.
+
         Args:
             home: default: the environment's ARGOSY_HOME, else `~/.argosy`.
 
@@ -70,21 +73,38 @@ class Store:
             StoreError: `disk_full`, `write_failed`, `missing_database`, `damaged_database`, `store_too_new`, `store_busy`.
         """
         self.home = find_home(home)
-        folder = self.home / "store"
         self._database = Database(self.home / "argosy.db")
-        self._blobs = Blobs(folder)
+        self._blobs = Blobs(self.home / "store")
+        try:
+            self._make()
+        except StoreError as error:
+            if error.key not in WRITE_KEYS or not self._database.is_there() or not self._database.check():
+                raise
+            return
+        self._blobs.sweep(self._take_back)
+        if not self._is_index_current():
+            self._refresh_index()
+
+    def _make(self) -> None:
+        """Have all there that a store is made of."""
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            self._blobs.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise explain_write(self.home, error) from error
         with self._blobs.lock():
             self._blobs.create()
             if self._database.create(is_new=self._blobs.is_empty()):
                 fsync_folder(self.home)
-        self._blobs.sweep(self._take_back)
-        if not self._is_index_current():
-            self._refresh_index()
+
+    def check_writable(self) -> None:
+        """See that a version can be published, before the work that makes it.
+
+        Raises:
+            StoreError: `disk_full`, `write_failed`, `store_busy`, `missing_database`, `damaged_database`.
+        """
+        with self.stage(), self.transaction():
+            pass
 
     def stage(self) -> AbstractContextManager[Staged]:
         """Give an empty `Staged`, whose files can be looked at before they are published.

@@ -20,6 +20,7 @@ from argosy.errors import StoreError
 
 __all__ = [
     "PREFIX",
+    "WRITE_KEYS",
     "explain_write",
     "fsync_folder",
     "hold_lock",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 PREFIX: Final = ".incoming-"
+
+WRITE_KEYS: Final = ("disk_full", "write_failed")
+"""Of errors that say that a file cannot be written, whatever it may be read."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
@@ -74,10 +78,13 @@ def _open_lock(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        if error.errno != errno.EROFS:
+        if error.errno not in (errno.EROFS, errno.EACCES):
             raise
-    # Of what can be read only, a lock that is there already.
-    return os.open(path, os.O_RDONLY)
+        try:
+            # Of what can be read only, a lock that is there already.
+            return os.open(path, os.O_RDONLY)
+        except OSError:
+            raise error from None
 
 
 def try_lock(path: Path) -> int | None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Framework, count_weights, framework_of
 from argosy.frameworks.onnx import OnnxModel, check_export, declare_shapes
-from argosy.signature import Ragged, Signature
+from argosy.rows.axis import judge_file
+from argosy.signature import JoinVerdict, Ragged, Signature
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import Version
@@ -53,7 +54,7 @@ def publish(
     The model is exported to ONNX, and the export is run and held against the model: on the sample, and on rows that may
     take other ways through it (`frameworks/trials.py`). A model that ONNX has no words for, or that branches on its data
     from Python, is kept as its framework saves it and served by the framework's own runtime; `lineage["export"]` says why,
-    or on how many rows of which kinds the difference was measured.
+    or on how many rows of which kinds the difference was measured. Of ONNX the graph tells whether rows may share a batch.
 
     Args:
         model: of a framework of `frameworks.FRAMEWORKS`, with one input and one output.
@@ -92,6 +93,8 @@ def publish(
         expected_labels = f"{expected.shape[-1]} names, one for each entry of the output's last axis"
         raise InputError("bad_option", option="labels", got=list(labels), expected=expected_labels)
     names = (input_name, output_name)
+    store = store or Store()
+    store.check_writable()
     with tempfile.TemporaryDirectory(prefix="argosy-export-") as folder:
         try:
             if native:
@@ -104,14 +107,16 @@ def publish(
         golden = Golden({input_name: rows}, {output_name: made.answers})
         signature = _derive_signature(golden, free, made.output_shape, labels, ragged)
         _check_ragged(signature, lambda given: framework.predict(model, given), rows)
+        verdict = judge_file(Path(folder, _MODEL_FILE), signature) if made.runtime == "onnx" else JoinVerdict()
         signature, step_files = add_steps(signature, preprocess)
-        return (store or Store()).publish(
+        return store.publish(
             name,
             {path.name: path for path in made.files} | step_files,
             signature=signature,
             runtime=made.runtime,
             entry=made.entry,
             golden=golden,
+            joining=verdict,
             options={} if made.runtime == "onnx" else {"inputs": [input_name], "outputs": [output_name]},
             lineage=_describe(framework, model) | {"export": made.export} | dict(lineage),
             measurements={"size_bytes": sum(path.stat().st_size for path in made.files), **measurements},

@@ -175,6 +175,9 @@ def run_recipe(
         ModelError: `not_finite`, `save_failed`.
     """
     recipe = get_recipe(name)
+    if publish_as is not None:
+        store = store or Store()
+        store.check_writable()
     training, testing = recipe.load()
     builder = get_framework(framework)
     with builder.session(seed, recipe.num_threads):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
@@ -173,24 +174,49 @@ def test_worker_without_room_for_an_arena_gets_it_anew_with_the_next_batch(front
     assert front.lane.num_open == 0
 
 
-def test_batch_without_descriptors_for_its_arenas_is_refused_and_its_link_stays(front: Front) -> None:
-    played = Played(front, "w0")
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     gaps = fill_gaps()
     # The loop takes two while it runs.
     resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[-1] + 1 + 2, hard))
     try:
-        (refused,) = front.ask(1)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in gaps:
             os.close(fd)
+
+
+def test_batch_without_descriptors_for_its_arenas_is_refused_and_its_link_stays(front: Front) -> None:
+    played = Played(front, "w0")
+    with no_descriptors():
+        (refused,) = front.ask(1)
     assert [(type(error), error.status) for error in refused.errors] == [(UnavailableError, 503)]
     assert "Too many open files" in str(refused.errors[0])
     (call,) = front.ask(2)
     batch = played.take()
     played.reply(batch, batch.x * 2)
     assert call.answers[0][0].tolist() == [[4.0] * 4]
+    assert front.lane.num_open == 0
+
+
+def test_batch_without_descriptors_for_larger_arenas_is_refused_and_smaller_ones_go_on(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("argosy.serve.dispatch.link.MIN_ARENA_BYTES", 16)
+    played = Played(front, "w0", num_credits=1)
+    (call,) = front.ask(1)
+    batch = played.take()
+    # They gather meanwhile.
+    refused = front.ask(*range(2, 10))
+    with no_descriptors():
+        played.reply(batch, batch.x * 2)
+        (small,) = front.ask(11)
+        batch = played.take()
+        played.reply(batch, batch.x * 2)
+    assert {error.status for call in refused for error in call.errors} == {503}
+    assert [each.answers[0][0].tolist() for each in (call, small)] == [[[2.0] * 4], [[22.0] * 4]]
     assert front.lane.num_open == 0
 
 

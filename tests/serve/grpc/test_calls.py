@@ -21,7 +21,7 @@ from argosy.datatypes import DATATYPES
 from argosy.errors import ModelError
 from argosy.serve.grpc.replies import encode_status
 from tests.serve.grpc.echo import EchoServer
-from tests.serve.grpc.requests import X, make_input, make_request
+from tests.serve.grpc.requests import NEEDS_BFLOAT16, X, make_input, make_request
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -175,7 +175,7 @@ def double(array):
     return array if array.dtype.kind in "Ob" else array + array
 
 
-@pytest.mark.parametrize("datatype", DATATYPES)
+@pytest.mark.parametrize("datatype", [pytest.param(one, marks=NEEDS_BFLOAT16 if one == "BF16" else ()) for one in DATATYPES])
 def test_raw_contents_of_every_datatype(client, datatype):
     values = make_values(datatype)
     result = client.infer(f"one_{datatype}", [make_input(values)]).as_numpy("y")

@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -24,6 +26,7 @@ from argosy.server import Server, restart_server
 from tests.home import Home, row
 from tests.processes import find_child, find_workers, is_alive, read_state, wait_until
 
+FRONT = "argosy.serve.front.front"
 DRAIN_S = 0.6
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]})
 
@@ -160,6 +163,70 @@ def is_refused(where: tuple[str, int]) -> bool:
         return sock.connect_ex(where) == errno.ECONNREFUSED
 
 
+@pytest.mark.parametrize("after_s", [0.1, DRAIN_S + 0.25], ids=["early", "last moment"])
+def test_front_that_dies_while_a_server_ends_loses_nobody_who_waits_to_be_accepted(home: Home, after_s: float) -> None:
+    home.publish_scale()
+    with home.serve("scale", drain_s=DRAIN_S) as server, ExitStack() as stack:
+        where, front = address(server), find_child(server, FRONT)
+        os.kill(server.pid, signal.SIGTERM)
+        began_s = time.monotonic()
+        wait_until(lambda: read_ready(where)[0] == 503)
+        os.kill(front, signal.SIGSTOP)
+        waiting = [stack.enter_context(connect(where)) for _ in range(3)]
+        for connection in waiting:
+            connection.request("POST", "/v2/models/scale/infer", BODY)
+        time.sleep(max(0.0, began_s + after_s - time.monotonic()))
+        os.kill(front, signal.SIGKILL)
+        for connection in waiting:
+            answer = connection.getresponse()
+            assert (answer.status, answer.headers["Connection"]) == (200, "close")
+            answer.read()
+        wait_until(lambda: not is_alive(server.pid), 10)
+
+
+def test_server_that_is_to_end_while_it_restarts_serves_those_who_connect_until_it_does(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale", drain_s=1.5) as server:
+        where = address(server)
+
+        def restart() -> None:
+            with pytest.raises(FaultError):
+                restart_server(home.store.home)
+
+        thread = threading.Thread(target=restart)
+        thread.start()
+        wait_until(lambda: read_ready(where)[0] == 503)
+        time.sleep(1.2)
+        with Clients(where, 4, 1) as clients:
+            os.kill(server.pid, signal.SIGTERM)
+            wait_until(lambda: clients.counts["refused"])
+        assert clients.counts.keys() <= {"200", "refused"}, clients.counts
+        thread.join(20)
+
+
+@pytest.mark.parametrize("settings", [{"drain_s": 60.0}, {}], ids=["argosy serve", "notebook"])
+def test_ctrl_c_and_the_end_of_a_block_wait_for_nobody_but_those_who_are_answered(home: Home, settings: dict[str, float]) -> None:
+    home.publish_code("time.sleep(float(x[0, 0]))\nreturn {'y': x}", "slow")
+    with ExitStack() as stack:
+        server = stack.enter_context(home.serve(**settings))
+        server.deploy("slow", allow_code=True)
+        where = address(server)
+        idle, slow = (stack.enter_context(connect(where)) for _ in range(2))
+        idle.connect()
+        slow.request("POST", "/v2/models/slow/infer", BODY)
+        began_s = time.monotonic()
+        if settings:
+            time.sleep(0.1)
+            os.kill(server.pid, signal.SIGINT)
+            wait_until(lambda: is_refused(where), 2.0)
+        else:
+            stop = threading.Timer(0.1, lambda: os.kill(server.pid, signal.SIGTERM))
+            stop.start()
+        assert slow.getresponse().status == 200
+        wait_until(lambda: not is_alive(server.pid), 5.0)
+        assert time.monotonic() - began_s < 4.0
+
+
 def test_second_sigterm_ends_a_server_at_once(home: Home) -> None:
     home.publish_scale()
     with home.serve("scale", drain_s=60.0) as server:
@@ -172,7 +239,7 @@ def test_second_sigterm_ends_a_server_at_once(home: Home) -> None:
 def test_restart_keeps_process_and_ports_and_loses_nothing(home: Home) -> None:
     home.publish_scale()
     with home.serve("scale", drain_s=DRAIN_S) as server:
-        before, front = read_state(server), find_child(server, "argosy.serve.front.front")
+        before, front = read_state(server), find_child(server, FRONT)
         (worker,) = find_workers(server, "scale")
         (home.store.home / "config.toml").write_text("[serve]\nmax_body_bytes = 5000\n")
         with Clients(address(server), 4) as kept, Clients(address(server), 4, 1) as new, calls_by_grpc(server) as called:
@@ -240,6 +307,40 @@ def test_restart_that_cannot_be_leaves_the_server_as_it_is(home: Home) -> None:
         wait_until(lambda: "no restart" in (home.store.home / "serve.log").read_text())
         with server.client() as client:
             np.testing.assert_array_equal(client.predict("scale", {"x": row(1)})["y"], row(2))
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter that a test may take away; servers run in it."""
+    path = tmp_path / "python"
+    path.symlink_to(Path(sys.executable).resolve())
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.setattr(sys, "executable", str(path))
+    return path
+
+
+@pytest.mark.parametrize("when", ["before", "while the fronts end"])
+def test_restart_that_the_kernel_refuses_leaves_the_server_as_it_is(home: Home, python: Path, when: str) -> None:
+    home.publish_scale()
+    with home.serve("scale", drain_s=DRAIN_S) as server, ExitStack() as stack:
+        (worker,), where = find_workers(server, "scale"), address(server)
+        away = python.with_suffix(".away")
+        clients = stack.enter_context(Clients(where, 4))
+        if when == "before":
+            python.rename(away)
+        else:
+            stop = threading.Thread(target=lambda: (wait_until(lambda: read_ready(where)[0] == 503), python.rename(away)))
+            stop.start()
+        with pytest.raises(FaultError, match=r"goes on as it was: .*/python cannot be run: .*No such file"):
+            restart_server(home.store.home)
+        away.rename(python)
+        num = clients.counts["200"]
+        wait_until(lambda: clients.counts["200"] > num + 20)
+        clients.stop.set()
+        assert clients.counts.keys() == {"200"}, clients.counts
+        assert wait_until(lambda: find_workers(server, "scale")) == [worker]
+        if when != "before":
+            assert restart_server(home.store.home)["num_restarts"] == 1
 
 
 def test_server_that_ends_while_it_restarts_says_that_there_is_no_successor(home: Home) -> None:

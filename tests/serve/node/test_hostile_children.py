@@ -60,7 +60,7 @@ class Model:
 def ready(memory_bytes: str = "1") -> str:
     """Code that sends a report, with this in one of its fields."""
     text = f'{{"op":"ready","load_s":0.1,"warm_s":0.1,"threads":1,"memory_bytes":{memory_bytes},"golden_difference":null,'
-    text += '"join_refusal":"","joining":"","pad_refusal":null,"service_s":[],"service":[],"escape":null}'
+    text += '"join_refusal":"","joining":"","pad_refusal":null,"service_s":[],"service":[],"escape":null,"trial":""}'
     return f"channel.send({text.encode()!r})"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -90,6 +92,71 @@ def test_rollout_that_needs_more_descriptors_than_there_are_fails_and_the_next_s
         assert (deployment["is_ready"], deployment["spec"]["replicas"]) == (True, 1)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (most, most))
         server.deploy("scale", replicas=3)
+
+
+@contextlib.contextmanager
+def leave_descriptors(pid: int, num_spare: int) -> Iterator[None]:
+    """A process may open no more than so many beyond those that it has."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    # The limit is of numbers, not of how many there are.
+    free = (number for number in itertools.count() if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (next(itertools.islice(free, num_spare, None)), before[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def list_steps(server: Server, rollout: int) -> str:
+    with server.admin() as admin:
+        return "; ".join(f"{event.step}: {event.detail}" for event in admin.rollout(rollout).events)
+
+
+SCALE_UP: dict[str, Any] = {"version": 1, "replicas": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_spare"),
+    [
+        pytest.param({}, 0, id="rollout-0"),
+        pytest.param({}, 3, id="rollout-3", marks=pytest.mark.slow),
+        pytest.param(SCALE_UP, 0, id="scale up-0", marks=pytest.mark.slow),
+        pytest.param(SCALE_UP, 1, id="scale up-1"),
+    ],
+)
+def test_new_workers_get_requests_once_every_front_shares_memory_with_them(
+    home: Home, settings: dict[str, Any], num_spare: int
+) -> None:
+    home.publish_scale()
+    home.publish_scale()
+    with home.serve("scale@1", num_fronts=2) as server, Load(server, "scale", is_double) as load, server.admin() as admin:
+        load.wait_for(100)
+        changed: dict[str, Any] = {"name": "scale", "model": "scale", "version": 2, **settings}
+        spec = argosy.DeploymentSpec(**changed)
+        with leave_descriptors(find_child(server, FRONT), num_spare):
+            rollout = admin.deploy(spec).id
+            wait_until(lambda: "no memory is shared yet by front-" in list_steps(server, rollout))
+            load.wait_for(100)
+        admin.wait(rollout)
+        load.wait_for(100)
+    assert load.failures == []
+
+
+def test_raw_requests_reach_a_new_version_once_every_front_has_a_stream_to_it(home: Home) -> None:
+    path = home.files / "model.py"
+    path.write_text("class Model:\n    def load(self, folder): ...\n    def raw(self, request): return request.body\n")
+    for _ in range(2):
+        publish_python(home.store, path, "raw", repeatable=True)
+    with home.serve() as server, server.admin() as admin, httpx.Client(trust_env=False, timeout=5.0) as client:
+        server.deploy("raw@1", allow_code=True)
+        url = f"{server.url}/v2/models/raw/raw"
+        assert client.post(url, content=b"1").content == b"1"
+        # Enough for the link and its arenas.
+        with leave_descriptors(find_child(server, FRONT), 5):
+            rollout = admin.deploy(argosy.DeploymentSpec(name="raw", model="raw", version=2, allow_code=True)).id
+            wait_until(lambda: "no memory is shared yet by front-" in list_steps(server, rollout))
+            assert client.post(url, content=b"2").content == b"2"
+        admin.wait(rollout)
+        assert client.post(url, content=b"3").content == b"3"
 
 
 # what it prints

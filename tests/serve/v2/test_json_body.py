@@ -286,6 +286,15 @@ def test_body_that_does_not_say_what_it_is_is_refused(client: httpx.Client, mode
     assert text in answer.json()["error"]
 
 
+@pytest.mark.parametrize("place", ["number", "nested", "key", "name"])
+def test_body_that_is_no_utf8_is_refused(client: httpx.Client, place: str) -> None:
+    data = {"number": b'[1,"\xbf"]', "nested": b'[[1,"\xbf"]]', "key": b'[1,{"\xff":1}]', "name": b"[1,2]"}[place]
+    name = b"\xbf" if place == "name" else b"x"
+    body = b'{"inputs":[{"name":"%s","shape":[1,2],"datatype":"FP64","data":%s}]}' % (name, data)
+    answer = client.post("/same-FP64/infer", content=body)
+    assert answer.status_code == 400, answer.text
+
+
 def test_text_that_is_no_utf8_fails_alone_in_its_batch(client: httpx.Client) -> None:
     # ONNX Runtime's strings are text: it refuses the batch, and each row is tried by itself.
     def ask(item: bytes) -> tuple[int, bytes]:

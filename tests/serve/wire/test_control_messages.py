@@ -33,6 +33,7 @@ from argosy.serve.wire.control_messages import (
     AskArrivals,
     AskBusy,
     AskLink,
+    AskLinks,
     AskStats,
     Beat,
     BusyAnswer,
@@ -43,6 +44,7 @@ from argosy.serve.wire.control_messages import (
     Hello,
     JoinEnded,
     LaneStats,
+    LinksAnswer,
     LoadModel,
     Message,
     NewLink,
@@ -81,6 +83,7 @@ READY = Ready(
     service_s=((1, 0.001), (2, 0.0015)),
     service=((1, 16, 0.001), (2, 16, 0.0015)),
     escape=0.25,
+    trial="a made-up request failed",
 )
 REFUSED = Refused("GoldenMismatch: é \U0001f600", tensor="y", got=0.5, allowed=0.001)
 LANE = LaneStats("mnist", "3", 1, 0, 2, 1234.5, True, "", "independent", "", 64, "full", 0.002)
@@ -92,7 +95,7 @@ EXAMPLES: list[Message] = [
     EndOfWorkers(),
     WorkerDied(NAME, "signal SIGSEGV", "the end\n", True, REFUSED),
     WorkerGone(NAME),
-    StartFront({"home": "/x"}, 1, ("http", "grpc")),
+    StartFront({"home": "/x"}, 1, ("http", "grpc"), 2.5),
     NewLink("front-0", "front", 78, True),
     AskLink(NAME),
     ForkWorker(NAME, 1, SPEC),
@@ -110,6 +113,8 @@ EXAMPLES: list[Message] = [
     TableTaken(9, 1_764_000_000_000),
     AskBusy((("mnist", "3"), ("mnist", "4")), (NAME,), id=10),
     BusyAnswer(10, True),
+    AskLinks("mnist", (NAME,), True, id=13),
+    LinksAnswer(13, (NAME,)),
     AskStats(id=11),
     StatsAnswer(11, (LANE,)),
     AskArrivals("r1", "mnist", id=12),
@@ -132,7 +137,7 @@ WRONG: dict[type, list[Any]] = {
     bytes: [None, 1, "not base64", [], "AAAA"],
     tuple: [None, 1, "x", {}, [None], [[]], [["x"]], [[1]]],
 }
-NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind", "escape"}
+NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind", "escape", "drain_s"}
 
 
 def name_of(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from argosy.datatypes import DATATYPES
 from argosy.server import Server
 from argosy.signature import Signature, TensorSpec
-from tests.home import Home
+from tests.home import Home, row
 from tests.processes import find_workers
 
 TYPES = ("FP16", "FP32", "FP64", "BF16", "INT64", "INT32", "UINT8", "BOOL", "BYTES")
@@ -195,3 +196,15 @@ def test_floats_that_no_json_has_stay_what_they_are(server: Server) -> None:
         for text in ("[[float('nan'), float('-inf')]]", "np.array([[np.nan, -np.inf]], object)"):
             y = client.predict("code", {"x": np.array([[f"FP32 {text}".encode()]], object)})["FP32"]
             assert y.dtype == np.float32 and math.isnan(y[0, 0]) and y[0, 1] == -math.inf
+
+
+def test_what_a_model_keeps_of_a_request_stays_as_it_was(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.publish_code(
+        "self.first = getattr(self, 'first', x[:1])\nx *= 2\nreturn {'y': np.concatenate([x, self.first])[-len(x):]}"
+    )
+    with home.serve() as server, server.client() as client:
+        server.deploy("code", allow_code=True)
+        answers = [client.predict("code", {"x": row(float(value))})["y"] for value in (1, 2, 3)]
+    # The first row, which the model doubled itself, and no later one.
+    np.testing.assert_array_equal(np.concatenate(answers), np.concatenate([2 * row(1.0)] * 3))

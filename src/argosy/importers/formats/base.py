@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -150,6 +150,8 @@ class ForeignModel(ABC):
     """What serves its native form; "" if it has none that is no pickle."""
     words: tuple[str, ...] = ()
     """Some that the model knows, for random texts."""
+    is_of_doubles: bool = False
+    """Its own numbers are float64; what is written may hold them in float32."""
     dynamic: Mapping[str, Sequence[int]] = {}
     """Axes of any length that the user names, by input, of a model that does not tell shapes."""
 
@@ -176,6 +178,10 @@ class ForeignModel(ABC):
     def draw_edges(self, inputs: Arrays) -> Arrays | None:
         """Give rows at and beside numbers where the model switches, if it tells any, beside real rows."""
         return None
+
+    def draw_roundings(self) -> Iterable[Callable[[Arrays], Arrays]]:
+        """Give a model that is of doubles a few times, its own numbers rounded as float32 might leave them."""
+        return ()
 
     @abstractmethod
     def predict(self, inputs: Arrays) -> Arrays:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,11 @@ _TRUSTED: Final = ("sklearn.", "lightgbm.", "xgboost.", "collections.OrderedDict
 """Beginnings of the names of types that an archive may ask for, beside those that skops itself trusts. They hold no code."""
 
 
+_ROUNDING: Final = 2.0**-24
+"""The largest relative difference between a number and its float32."""
+_NUM_ROUNDINGS: Final = 3
+
+
 class SklearnModel(ForeignModel):
     """A fitted estimator or pipeline. See `base.ForeignModel`.
 
@@ -45,6 +52,7 @@ class SklearnModel(ForeignModel):
 
     framework = "scikit-learn"
     packages = ("scikit-learn", "skl2onnx")
+    is_of_doubles = True
 
     def __init__(self, estimator: Any) -> None:
         """Take an estimator.
@@ -92,6 +100,14 @@ class SklearnModel(ForeignModel):
         edges = None if self._is_by_column or self._is_of_text else draw_edges(self._estimator, inputs[INPUT])
         return None if edges is None else {INPUT: edges}
 
+    def draw_roundings(self) -> Iterator[Callable[[Arrays], Arrays]]:
+        # ONNX holds them in float32: in the sum over a machine's support vectors, large terms of both signs leave little.
+        for seed in range(_NUM_ROUNDINGS):
+            rounded = copy.copy(self)
+            rounded._estimator = copy.deepcopy(self._estimator)
+            _round(rounded._estimator, np.random.default_rng(seed))
+            yield rounded.predict
+
     def predict(self, inputs: Arrays) -> Arrays:
         try:
             rows = self._join_columns(inputs)
@@ -137,12 +153,12 @@ class SklearnModel(ForeignModel):
             return {"label": "predict"}
         if base.is_outlier_detector(estimator):
             return {"label": "predict", "scores": "decision_function"}
-        if base.is_clusterer(estimator) and hasattr(estimator, "transform"):
+        if base.is_clusterer(estimator) and hasattr(estimator, "predict") and hasattr(estimator, "transform"):
             return {"label": "predict", "scores": "transform"}
         method = next((method for method in ("predict", "transform") if hasattr(estimator, method)), None)
         if method is None:
             raise refuse("a model", f"its {type(estimator).__name__} predicts nothing")
-        return {"label" if base.is_clusterer(estimator) else "output": method}
+        return {"label" if base.is_clusterer(estimator) and method == "predict" else "output": method}
 
     def _arrange_matrix(self, inputs: Arrays) -> Arrays:
         if self.inputs:
@@ -175,9 +191,9 @@ def wrap(model: Any) -> ForeignModel:
     """
     package = type(model).__module__.partition(".")[0]
     if package == "xgboost":
-        from argosy.importers.formats.xgboost import XgboostModel
+        from argosy.importers.formats.xgboost import XgboostModel, wrap_estimator
 
-        return XgboostModel(model.get_booster() if hasattr(model, "get_booster") else model)
+        return wrap_estimator(model) if hasattr(model, "get_booster") else XgboostModel(model)
     if package == "lightgbm":
         from argosy.importers.formats.lightgbm import LightgbmModel
 
@@ -236,6 +252,32 @@ def _convert(skl2onnx: Any, estimator: Any, inputs: Arrays, text_options: dict[i
                 estimator, initial_types=declared, target_opset=opsets, options=options | text_options
             )
     return skl2onnx.convert_sklearn(estimator, initial_types=declared, target_opset=opsets, options=tried[-1] | text_options)
+
+
+def _round(estimator: Any, generator: np.random.Generator) -> None:
+    """Move the float64 numbers of an estimator, in place, to neighbours that float32 would not tell from them."""
+    left: list[Any] = [estimator]
+    seen: set[int] = set()
+    while left:
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, np.ndarray):
+            array = cast("NDArray[Any]", part)
+            if array.dtype == np.float64 and array.flags.writeable:
+                array *= 1 + _ROUNDING * generator.choice([-1.0, 1.0], array.shape)
+        else:
+            left.extend(_list_parts(part))
+
+
+def _list_parts(part: Any) -> Iterable[Any]:
+    """Give what an estimator or a container of Python holds."""
+    if isinstance(part, importlib.import_module("sklearn.base").BaseEstimator):
+        return cast("dict[str, Any]", part.__dict__).values()
+    if isinstance(part, dict):
+        return cast("dict[Any, Any]", part).values()
+    return cast("Iterable[Any]", part) if isinstance(part, list | tuple) else ()
 
 
 def _simplify(answer: Any) -> NDArray[Any]:

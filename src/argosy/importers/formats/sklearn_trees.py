@@ -106,7 +106,9 @@ def _list_parts(estimator: Any) -> Iterator[Any]:
     for name in ("steps", "transformer_list", "transformers_"):
         for part in getattr(estimator, name, ()):
             yield part[1]
-    yield from np.ravel(getattr(estimator, "estimators_", [])).tolist()
+    # A list, or a matrix of one tree a class; a forest among them has a length, and would be taken apart.
+    estimators: Any = getattr(estimator, "estimators_", ())
+    yield from estimators.ravel().tolist() if isinstance(estimators, np.ndarray) else estimators
 
 
 def _list_thresholds(estimator: Any) -> Iterator[tuple[int, float]]:

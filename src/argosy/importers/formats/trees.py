@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -93,6 +94,8 @@ class Ensemble(NamedTuple):
     """A category with a fraction counts as the integer next to it on the way to zero instead."""
     is_zero_missing: bool = False
     """A zero is a missing value, in every feature."""
+    missing: float = math.nan
+    """A number that is a missing value, in every feature, beside NaN."""
 
     @property
     def num_classes(self) -> int:
@@ -153,6 +156,9 @@ def write_ensemble(ensemble: Ensemble, path: Path, *, dtype: np.dtype[Any], clas
 def _add_features(graph: Graph, ensemble: Ensemble, dtype: np.dtype[Any]) -> str:
     """Add what happens to the features before the first split."""
     features = INPUT
+    if not math.isnan(ensemble.missing):
+        is_missing = graph.add("Equal", features, graph.constant(np.full(1, ensemble.missing, dtype)))
+        features = graph.add("Where", is_missing, graph.constant(np.full(1, np.nan, dtype)), features)
     if ensemble.categorical:
         is_category = np.isin(np.arange(ensemble.num_features), ensemble.categorical)
         whole = graph.add("Floor", graph.add("Abs", features) if ensemble.cuts_to_zero else features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from argosy.importers.formats.base import ForeignModel, Source, refuse
 from argosy.importers.formats.trees import INPUT, Ensemble, Tree, label_rows, write_ensemble
 from argosy.signature import Arrays, TensorSpec
 
-__all__ = ["XgboostModel", "load"]
+__all__ = ["XgboostModel", "load", "wrap_estimator"]
 
 xgboost: Any = importlib.import_module("xgboost")
 
@@ -41,31 +42,53 @@ class XgboostModel(ForeignModel):
     packages = ("xgboost",)
     input_names = (INPUT,)
 
-    def __init__(self, booster: Any) -> None:
+    def __init__(self, booster: Any, *, num_rounds: int | None = None, missing: float = math.nan) -> None:
         """Take a booster.
+
+        Args:
+            booster: XGBoost's.
+            num_rounds: of which trees are used; None stands for all, or for what the file's estimator uses.
+            missing: what stands for a missing value, beside NaN.
 
         Raises:
             InputError: `bad_model_file`, it is no ensemble of trees that ONNX has words for.
         """
         description = json.loads(booster.save_raw("json"))["learner"]
-        if "best_iteration" in description["attributes"] and "scikit_learn" in description["attributes"]:
+        attributes = description["attributes"]
+        if num_rounds is None and "best_iteration" in attributes and "scikit_learn" in attributes:
             # So answers the estimator that wrote the file; the bare booster would use all trees.
-            booster = booster[: int(description["attributes"]["best_iteration"]) + 1]
+            num_rounds = int(attributes["best_iteration"]) + 1
+        if num_rounds is not None:
+            booster = booster[:num_rounds]
             description = json.loads(booster.save_raw("json"))["learner"]
         if description["objective"]["name"] == "multi:softmax":
             # Its answers would be labels alone.
             booster.set_param({"objective": "multi:softprob"})
         self._booster = booster
-        self._ensemble = _read_ensemble(description)
+        self._missing = missing
+        self._ensemble = _read_ensemble(description)._replace(missing=missing)
         self.inputs = (TensorSpec(INPUT, "FP32", (-1, self._ensemble.num_features)),)
 
     def predict(self, inputs: Arrays) -> Arrays:
         types = self._booster.feature_types
-        data = xgboost.DMatrix(inputs[INPUT], feature_types=types, enable_categorical=types is not None)
+        is_categorical = types is not None
+        data = xgboost.DMatrix(inputs[INPUT], missing=self._missing, feature_types=types, enable_categorical=is_categorical)
         return label_rows(self._ensemble, self._booster.predict(data, validate_features=False), None)
 
     def export_onnx(self, inputs: Arrays, path: Path) -> None:
         write_ensemble(self._ensemble, path, dtype=np.dtype(np.float32))
+
+
+def wrap_estimator(model: Any) -> XgboostModel:
+    """Take an estimator of XGBoost with what it knows beside its trees: where training was stopped, and what is missing."""
+    # Its property raises where training was not stopped early.
+    best: int | None = getattr(model, "best_iteration", None)
+    missing: float | None = getattr(model, "missing", None)
+    return XgboostModel(
+        model.get_booster(),
+        num_rounds=None if best is None else best + 1,
+        missing=math.nan if missing is None else float(missing),
+    )
 
 
 def load(source: Source) -> XgboostModel:

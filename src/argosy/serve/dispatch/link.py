@@ -139,6 +139,25 @@ class Link:
         """When the oldest batch in flight was sent; infinite where there is none."""
         return min([batch.sent_s for batch in self.batches_in_flight], default=math.inf)
 
+    @property
+    def arena_bytes(self) -> tuple[int, int]:
+        """Of the largest arenas of inputs and of outputs."""
+        return max(slot.input_bytes for slot in self._slots), max(slot.output_bytes for slot in self._slots)
+
+    def make_room(self, input_bytes: int = 0, output_bytes: int = 0) -> bool:
+        """Have arenas at least so large in each slot that is free, before a batch needs them.
+
+        Returns:
+            Whether that could be done: there may be no descriptor or memory left for it.
+        """
+        self._oversize_bytes = max(self._oversize_bytes, output_bytes)
+        try:
+            for slot in self._free:
+                self._reserve(slot, input_bytes)
+        except (OSError, MemoryError):
+            return False
+        return True
+
     def watch(self, now: float, unknown_s: float) -> Held | None:
         """Look whether the worker hangs; to be called every second.
 
@@ -196,11 +215,9 @@ class Link:
             self._loop.call_soon(self._refuse, slot, batch, str(error))
 
     def _refuse(self, slot: _Slot, batch: Batch, detail: str) -> None:
-        """Fail a batch for which there is no room; the next one in its slot makes arenas anew."""
+        """Fail a batch for which there is no room; smaller ones may have it still."""
         if slot.batch is not batch:
             return  # the link went down meanwhile, and its lane has the batch again
-        slot.inputs = slot.outputs = None
-        slot.input_bytes = slot.output_bytes = 0
         self._release(slot)
         lane = batch.lane
         lane.take_refusal(batch, UnavailableError("no_room", model=lane.name, version=lane.version, detail=detail))
@@ -263,14 +280,28 @@ class Link:
         return layout
 
     def _reserve(self, slot: _Slot, input_bytes: int) -> Arena:
-        """Make the slot's arenas large enough, and give the worker their descriptors; returns that of the inputs."""
-        if slot.inputs is not None and input_bytes <= slot.input_bytes and self._oversize_bytes <= slot.output_bytes:
+        """Make the slot's arenas large enough, and give the worker their descriptors; returns that of the inputs.
+
+        Raises:
+            OSError: no descriptor or memory is left, or the worker takes nothing now. The slot has the arenas that it had.
+        """
+        fits = slot.inputs is not None and input_bytes <= slot.input_bytes
+        if slot.inputs is not None and fits and self._oversize_bytes <= slot.output_bytes:
             return slot.inputs
-        slot.input_bytes = _round_up(max(input_bytes, slot.input_bytes))
-        slot.output_bytes = _round_up(max(self._oversize_bytes, slot.output_bytes))
-        input_fd, slot.inputs = make_arena(slot.input_bytes)
         try:
-            output_fd, slot.outputs = make_arena(slot.output_bytes)
+            self._make_arenas(slot, max(input_bytes, slot.input_bytes), max(self._oversize_bytes, slot.output_bytes))
+        except (OSError, MemoryError):
+            # Larger outputs travel in descriptors of their own.
+            if not fits:
+                raise
+        assert slot.inputs is not None
+        return slot.inputs
+
+    def _make_arenas(self, slot: _Slot, input_bytes: int, output_bytes: int) -> None:
+        input_bytes, output_bytes = _round_up(input_bytes), _round_up(output_bytes)
+        input_fd, inputs = make_arena(input_bytes)
+        try:
+            output_fd, outputs = make_arena(output_bytes)
             try:
                 frame = HEADER.pack(Kind.ARENA, 0, slot.index, 0, 0)
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
@@ -279,7 +310,8 @@ class Link:
                 os.close(output_fd)
         finally:
             os.close(input_fd)
-        return slot.inputs
+        # Only now: had the worker not got them, it would read and write the old ones.
+        slot.inputs, slot.outputs, slot.input_bytes, slot.output_bytes = inputs, outputs, input_bytes, output_bytes
 
     def _on_readable(self) -> None:
         try:
@@ -336,6 +368,9 @@ class Link:
         if kind == Kind.ERROR:
             detail = frame[HEADER.size :].decode(errors="replace")
             if flags == NO_ROOM:
+                # It has given its arenas up: the next batch in this slot makes new ones.
+                slot.inputs = slot.outputs = None
+                slot.input_bytes = slot.output_bytes = 0
                 self._refuse(slot, batch, f"its worker has none ({detail})")
                 return
             self._release(slot)

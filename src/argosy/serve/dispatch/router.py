@@ -277,6 +277,24 @@ class Router:
 
     # workers
 
+    def make_room(self, name: str, workers: Iterable[str], *, is_raw: bool) -> list[str]:
+        """Have all that requests of a deployment need with workers that it may get; those that this cannot be had for now.
+
+        What its present workers share with this process is large enough for what is asked of it.
+        """
+        route = self.deployments.get(name)
+        present = [worker for lane in route.lanes.values() for worker in lane.workers] if route is not None else []
+        sizes = [self._links[worker].arena_bytes for worker in present if worker in self._links]
+        input_bytes, output_bytes = max((size[0] for size in sizes), default=0), max((size[1] for size in sizes), default=0)
+        lacking: list[str] = []
+        for worker in workers:
+            link = self._links.get(worker)
+            # One that works already has what it needs.
+            has_room = worker in self._lane_of_worker or (link is not None and link.make_room(input_bytes, output_bytes))
+            if link is None or not has_room or (is_raw and not link.streams.make_room()):
+                lacking.append(worker)
+        return lacking
+
     def lose_link(self, worker: str) -> None:
         """This process has no room for a link to a worker, and gets none for now."""
         self._unlinked[worker] = self._unlinked.get(worker, 0) + 1
@@ -297,6 +315,7 @@ class Router:
         """A worker is gone: what it held is sent again or refused."""
         if self._links.get(link.worker) is link:
             del self._links[link.worker]
+        self._unlinked.pop(link.worker, None)
         if (lane := self._lane_of_worker.get(link.worker)) is not None:
             self._connect(lane)
         lost: dict[Lane, list[Batch]] = {}

@@ -255,10 +255,7 @@ class StreamPool:
 
     def _open(self) -> RawStream:
         if self._sock is None:
-            self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._sock.setblocking(False)
-            with theirs:
-                self._pass_streams(theirs)
+            self._sock = self._connect()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
@@ -269,6 +266,27 @@ class StreamPool:
         stream = RawStream(self, ours)
         self._streams.add(stream)
         return stream
+
+    def _connect(self) -> socket.socket:
+        """The socket on which streams are passed, once the worker has its end."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        with theirs:
+            try:
+                self._pass_streams(theirs)
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def make_room(self) -> bool:
+        """Have a stream before a request needs it; False where none can be made now."""
+        if not self._streams:
+            try:
+                self.put_back(self._open())
+            except OSError:
+                return False
+        return True
 
     def put_back(self, stream: RawStream) -> None:
         """A stream is free again."""

@@ -27,6 +27,7 @@ from argosy.serve.front.metrics_page import MetricsConnection
 from argosy.serve.grpc.connection import make_grpc_protocol
 from argosy.serve.http.connection import HttpConnection
 from argosy.serve.http.routes import HttpServer
+from argosy.serve.node.listeners import SETTLE_S
 from argosy.serve.v2.json_body import prepare_front
 from argosy.serve.wire.channel import Channel, follow, open_channel, read_message, write_message
 from argosy.serve.wire.control_messages import (
@@ -38,12 +39,14 @@ from argosy.serve.wire.control_messages import (
     AskArrivals,
     AskBusy,
     AskLink,
+    AskLinks,
     AskStats,
     Beat,
     BusyAnswer,
     ErrandDone,
     Held,
     LaneStats,
+    LinksAnswer,
     Message,
     NewLink,
     PutTable,
@@ -62,8 +65,6 @@ _EXPIRE_PERIOD_S: Final = 0.05
 _SWEEP_PERIOD_S: Final = 1.0
 _DRAIN_S: Final = 12.0
 """For requests that are under way when nothing new is taken any more."""
-_SETTLE_S: Final = 0.5
-"""For a connection that has begun to be made: to be completed, and to bring its first request."""
 _MAX_REASON: Final = 300
 _MAX_CONNECTIONS: Final = 4096
 _RESERVED_DESCRIPTORS: Final = 160
@@ -92,8 +93,13 @@ class Front:
         """With the process ids of their workers; also those whose worker has not said anything yet."""
         self._lost_links: set[str] = set()
         """Siblings to which a link came without its descriptor, as this process had too many."""
+        self._narrow_links: list[Link] = []
+        """Links to workers that take batches, and that there is no room to share arenas with."""
         self._control: asyncio.StreamWriter | None = None
         self.done = asyncio.Event()
+        """The server ends."""
+        self._drain_s = 0.0
+        """How long to serve new connections from then on."""
         loop.add_reader(channel.fileno(), follow, channel, self._take_message)
 
     def _take_message(self, message: Message, fds: list[int]) -> None:
@@ -110,13 +116,23 @@ class Front:
             case NewLink():
                 sock = socket.socket(fileno=fds[0])
                 is_loaded = message.is_loaded
-                link = Link(self.loop, sock, message.peer, self.router.add_link, self._lose_worker, is_loaded=is_loaded)
+                link = Link(self.loop, sock, message.peer, self._open_link, self._lose_worker, is_loaded=is_loaded)
                 self._links[link] = message.pid
             case _:
                 pass
 
+    def _open_link(self, link: Link) -> None:
+        """A worker takes batches. It is given some once there are arenas for them: other replicas may have those already."""
+        if link.make_room():
+            self.router.add_link(link)
+        else:
+            self._narrow_links.append(link)
+            self.router.lose_link(link.worker)
+
     def _lose_worker(self, link: Link) -> None:
         pid = self._links.pop(link)
+        if link in self._narrow_links:
+            self._narrow_links.remove(link)
         self.router.remove_link(link)
         if link.fault:
             self._accuse(link.worker, pid, link.fault)
@@ -151,6 +167,11 @@ class Front:
             self.router, self.admit, self.errands, version=__version__, max_connections=max_connections
         )
         self._sockets = {name: socket.socket(fileno=fd) for name, fd in zip(message.listeners, listeners, strict=True)}
+        self._drain_s = config.drain_s
+        if message.drain_s is not None:
+            # In the place of one that died meanwhile: those that have connected to it wait.
+            self._drain_s = message.drain_s
+            self.done.set()
 
     async def _follow_control(self, sock: socket.socket, pid: int) -> None:
         """Serve by the tables that the control process sends; keep the last one while it is away."""
@@ -188,6 +209,8 @@ class Front:
         match ask:
             case AskBusy():
                 return BusyAnswer(ask.id, self.router.is_busy(list(ask.lanes), list(ask.workers)))
+            case AskLinks():
+                return LinksAnswer(ask.id, tuple(self.router.make_room(ask.name, ask.workers, is_raw=ask.is_raw)))
             case AskStats():
                 return StatsAnswer(ask.id, tuple(self._describe_lanes()))
             case AskArrivals():
@@ -235,10 +258,16 @@ class Front:
     async def run(self) -> None:
         """Serve until told to stop, then finish what is under way."""
         self.loop.add_signal_handler(signal.SIGTERM, self.done.set)
+        self.loop.add_signal_handler(signal.SIGINT, self._end_soon)
         ticker = self.loop.create_task(self._tick())
         await self.done.wait()
         await self._drain()
         ticker.cancel()
+
+    def _end_soon(self) -> None:
+        """The server ends, and takes nobody in any more."""
+        self._drain_s = 0.0
+        self.done.set()
 
     async def _tick(self) -> None:
         """What no request triggers: deadlines in idle queues, silent clients, workers that hang."""
@@ -277,6 +306,9 @@ class Front:
         lost, self._lost_links = self._lost_links, set()
         for peer in lost:
             self.channel.send(AskLink(peer))
+        narrow, self._narrow_links = self._narrow_links, []
+        for link in narrow:
+            self._open_link(link)
 
     async def _drain(self) -> None:
         """Serve on for a while, as not everybody knows yet that this server ends; then end what is under way.
@@ -284,14 +316,13 @@ class Front:
         Whoever connects after that is refused, or waits for the server's successor: see `Supervisor`.
         """
         if not self._sockets:
-            return
-        drain_s = self.config.drain_s
-        until_s = time.monotonic() + drain_s
-        settle_s = min(_SETTLE_S, drain_s)
+            return  # another takes its place, which finds those that wait
+        until_s = time.monotonic() + self._drain_s
+        settle_s = min(SETTLE_S, self.config.drain_s)
         self.http.is_draining = True
         self._grpc_server.begin_drain()
         with suppress(TimeoutError):
-            async with asyncio.timeout(drain_s):
+            async with asyncio.timeout(self.config.drain_s):
                 # Those that connected to a front which has no table yet wait as well.
                 await self.is_started.wait()
         # By then the supervisor lets no further connection begin.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import selectors
@@ -53,8 +54,8 @@ class Family:
     ) -> None:
         self.children: dict[str, Child] = {}
         self.selector = selectors.DefaultSelector()
-        self.is_draining = False
-        """No front is started again."""
+        self.fronts_until_s = math.inf
+        """Until then a front that ends is started again, for somebody may connect to it."""
         self._beat_s = 0.0
         """When to look whether all children are there."""
         self._reap_s: float | None = None
@@ -63,6 +64,11 @@ class Family:
         self._greet = greet
         self._obey = obey
         self._mourn = mourn
+
+    @property
+    def has_fronts(self) -> bool:
+        """A front runs, or will again."""
+        return any(child.kind == "front" and (child.pid or child.restart_s is not None) for child in self.children.values())
 
     def running(self, *kinds: str) -> list[Child]:
         """Those of these kinds that run."""
@@ -177,13 +183,30 @@ class Family:
             child.fault = child.fault or fault
             self.kill(child)
 
-    def drain(self) -> None:
-        """Have the fronts finish what they have begun; none is started again, unlike the workers, which they need."""
-        self.is_draining = True
+    def drain(self, until_s: float, number: signal.Signals) -> None:
+        """Have the fronts finish what they have begun, once nobody connects to them any more, which is so from `until_s` on.
+
+        One that is not there begins now: those that connect are to be served until then.
+
+        Args:
+            until_s: see above.
+            number: SIGTERM where they are to serve on for `drain_s`, SIGINT where not.
+        """
+        self.fronts_until_s = until_s
         for child in self.children.values():
-            if child.kind == "front":
-                child.restart_s = None
-                self.kill(child, signal.SIGTERM)
+            if child.kind == "front" and child.pid:
+                self.kill(child, number)
+            elif child.kind == "front":
+                child.restart_s = time.monotonic()
+
+    def revive(self) -> None:
+        """Have all fronts there again, new ones in the place of those that were told to end."""
+        self.fronts_until_s = math.inf
+        for child in self.children.values():
+            if child.kind == "front" and child.pid:
+                self.kill(child)
+            elif child.kind == "front":
+                child.restart_s = time.monotonic()
 
     def stop_all(self) -> None:
         """End everybody: the control process in peace, the others at once."""
@@ -348,7 +371,7 @@ class Family:
         self._drop_channel(child)
 
     def _after_death(self, child: Child, how: str, code: int = 1, killed: bool = False) -> None:
-        if self.is_draining and child.kind == "front":
+        if child.kind == "front" and time.monotonic() > self.fronts_until_s:
             return
         if time.monotonic() - child.started_s > STABLE_S:
             child.num_deaths = 0
@@ -359,6 +382,8 @@ class Family:
             self.say(f"{child.name} died: {how}; its log: {self.log_path(child.name)}")
         if not is_final:
             child.restart_s = time.monotonic() + BACKOFF_S[min(child.num_deaths, len(BACKOFF_S)) - 1]
+            if child.kind == "front" and child.restart_s > self.fronts_until_s:
+                child.restart_s = None
         elif self.children.get(child.name) is child:
             del self.children[child.name]
         self._mourn(child, how, is_final)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
 import sys
 from typing import Any, Final, NoReturn
 
-__all__ = ["LISTENERS", "fail", "inherit_listeners", "open_listeners", "refuse_connects"]
+__all__ = ["LISTENERS", "SETTLE_S", "fail", "inherit_listeners", "open_listeners", "refuse_connects"]
 
 LISTENERS: Final = ("http", "grpc", "metrics")
 """What fronts listen on; the control process has `admin`."""
+SETTLE_S: Final = 0.5
+"""For a connection that has begun to be made when the server ends: to be completed, and to bring its first request."""
 _BACKLOG: Final = 1024
 _EXIT_USAGE: Final = 2
+_OF_A_PORT: Final = (errno.EADDRINUSE, errno.EACCES)
+"""Refused for the port, and not for the address."""
 _SO_ATTACH_FILTER: Final = 26
 _FLAGS_OFFSET: Final = 13
 _SYN: Final = 2
@@ -32,15 +37,15 @@ def open_listeners(config: dict[str, Any]) -> dict[str, list[socket.socket]]:
     listeners: dict[str, list[socket.socket]] = {}
     for name in LISTENERS:
         count = config["num_fronts"] if name != "metrics" else 1
-        sockets = [_listen(config["host"], config[f"{name}_port"], is_shared=count > 1)]
+        sockets = [_listen(name, config["host"], config[f"{name}_port"], is_shared=count > 1)]
         for _ in range(count - 1):
-            sockets.append(_listen(config["host"], sockets[0].getsockname()[1], is_shared=True))
+            sockets.append(_listen(name, config["host"], sockets[0].getsockname()[1], is_shared=True))
         listeners[name] = sockets
-    listeners["admin"] = [_listen("127.0.0.1", config["admin_port"], is_shared=False)]
+    listeners["admin"] = [_listen("admin", "127.0.0.1", config["admin_port"], is_shared=False)]
     return listeners
 
 
-def _listen(host: str, port: int, *, is_shared: bool) -> socket.socket:
+def _listen(name: str, host: str, port: int, *, is_shared: bool) -> socket.socket:
     try:
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -49,8 +54,15 @@ def _listen(host: str, port: int, *, is_shared: bool) -> socket.socket:
         sock.bind((host, port))
         sock.listen(_BACKLOG)
     except OSError as error:
-        fail(f"Port {port} of {host} cannot be used: {error.strerror or error}")
+        setting = f"{name}_port" if error.errno in _OF_A_PORT else "host"
+        fail(f"Port {port} of {host} cannot be used: {error.strerror or error}\nhint: {_name_setting(setting)}")
     return sock
+
+
+def _name_setting(setting: str) -> str:
+    option, variable = f"--{setting.replace('_', '-')}", f"ARGOSY_{setting.upper()}"
+    free = "; 0 takes a free one" if setting != "host" else ""
+    return f"{option} names another (or {variable}, or {setting} in [serve] of config.toml){free}"
 
 
 def inherit_listeners(descriptors: dict[str, list[int]]) -> dict[str, list[socket.socket]]:

@@ -12,8 +12,10 @@ Each child has a channel to the supervisor. Fronts are linked with the control p
 worker by socket pairs that the supervisor makes anew whenever either side starts.
 
 SIGTERM ends the server: fronts serve new connections for `drain_s` more, then the listeners are closed so that nothing is reset.
+SIGINT does the same at once, for who presses Ctrl-C waits.
 SIGUSR2 has it succeeded (`argosy restart`): once the fronts have ended in the same way, this process becomes the program anew
-by exec, with the listeners and the lock, and who has connected meanwhile is served by the successor.
+by exec, with the listeners and the lock, and who has connected meanwhile is served by the successor. Until it runs, nothing but
+the fronts has ended: where the kernel does not run it, this process goes on with new ones.
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final, TextIO
 
-from argosy.home import SUCCESSOR_FILE
 from argosy.serve.node.children import Child, read_tail
 from argosy.serve.node.family import KILL_AFTER_S, Family
-from argosy.serve.node.listeners import LISTENERS, fail, inherit_listeners, open_listeners, refuse_connects
+from argosy.serve.node.listeners import LISTENERS, SETTLE_S, fail, inherit_listeners, open_listeners, refuse_connects
+from argosy.serve.node.state_file import StateFile
+from argosy.serve.node.succession import TOLD, become, end_children, read_job
 from argosy.serve.wire.channel import Received
 from argosy.serve.wire.checked import refuse
 from argosy.serve.wire.control_messages import (
@@ -67,11 +70,7 @@ DRAIN_S: Final = 15.0
 """For the fronts to end, after `drain_s`."""
 HEARD_S: Final = 2.5
 """Within which each front that holds a batch of a worker has said so."""
-STATE_S: Final = 10.0
-"""The file that tells commands of this server is written anew within this, if it goes or could not be written."""
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_TOLD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""Signals that tell the server something."""
 
 
 class Supervisor:
@@ -91,21 +90,23 @@ class Supervisor:
         self.family = Family(self.run / "logs", self._greet, self._obey, self._mourn)
         self.stop_s: float | None = None
         """When to end, once told to."""
+        self._drained_s = 0.0
+        """Until when new connections are served then."""
         self.listeners: dict[str, list[socket.socket]] = {}
         self.counters_fd = -1
         self._close_s: float | None = None
-        """When to close the listeners, once told to end for good."""
+        """When to let nobody connect any more, once told to end for good."""
+        self._shut_s: float | None = None
+        """When to close the listeners after that."""
         self._successor: dict[str, Any] | None = None
         """The job that this process goes on with when the fronts have ended."""
         self._inherited: dict[str, Any] | None = job.pop("inherited", None)
         self._lock: TextIO | None = None
         self._token = os.urandom(32).hex()
         self._started_s = time.time()
-        self._state = b""
-        """What stands in `serve.json`."""
-        self._state_s = 0.0
-        """When to look whether it does."""
-        self._state_fault = ""
+        self._state = StateFile(self.run, self.family.say)
+        self._refused_restarts: list[str] = []
+        """Why the kernel did not run successors of this process."""
 
     # start and end
 
@@ -135,6 +136,9 @@ class Supervisor:
             self._watch_signals()
         except OSError as error:
             fail(f"The machine refuses what a server needs: {error}")
+        if inherited is not None:
+            end_children(inherited.get("children", []))
+            self.family.note_death()
         self._keep_state()
         self.family.start(Child("control", "control", {"module": "argosy.deploy.control"}))
         for index in range(self.config["num_fronts"]):
@@ -160,64 +164,31 @@ class Supervisor:
         return self.listeners[name][0].getsockname()[1]
 
     def _keep_state(self) -> None:
-        """Tell other commands where this server is, and again if the file that says so goes or is damaged."""
-        self._state_s = time.monotonic() + STATE_S
-        try:
-            if not self._is_state_written():
-                self._write_state()
-            self._state_fault = ""
-        except OSError as error:
-            fault = (
-                f"{self.run / 'serve.json'} cannot be written, and commands do not find this server: {error.strerror or error}"
-            )
-            if fault != self._state_fault:
-                self._state_fault = fault
-                self.family.say(fault)
-
-    def _is_state_written(self) -> bool:
-        try:
-            return (self.run / "serve.json").read_bytes() == self._state
-        except FileNotFoundError:
-            return False
-
-    def _write_state(self) -> None:
-        """Only this user may read it. One whose lock has gone from its place says nothing: another server may be there."""
+        """Tell other commands where this server is."""
         assert self._lock is not None
-        if not os.path.samestat(os.fstat(self._lock.fileno()), (self.run / "serve.lock").stat()):
-            raise OSError("serve.lock is another server's")
         state = {
             "pid": os.getpid(),
             "host": self.config["host"],
             "token": self._token,
             "started_s": self._started_s,
             "num_restarts": 0 if self._inherited is None else self._inherited["num_restarts"],
+            "refused_restarts": self._refused_restarts,
             "num_fronts": self.config["num_fronts"],
             "given": self.job["given"],
             "stop_with_stdin": self.job["stop_with_stdin"],
             **{f"{name}_port": self._port(name) for name in self.listeners},
         }
-        self._state = json.dumps(state).encode()
-        temporary = self.run / "serve.json.new"
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(self._state)
-        temporary.replace(self.run / "serve.json")
-
-    def _remove_state(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._is_state_written():
-                (self.run / "serve.json").unlink()
+        self._state.keep(state, self._lock)
 
     def _watch_signals(self) -> None:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno())
         self._signal_pair = (reader, writer)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD):
+        for number in (*TOLD, signal.SIGCHLD):
             signal.signal(number, _ignore)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
         self.family.selector.register(reader, selectors.EVENT_READ, self._take_signals)
         if self.job["stop_with_stdin"]:
             self.family.selector.register(0, selectors.EVENT_READ, self._take_stdin)
@@ -235,81 +206,98 @@ class Supervisor:
         numbers = self._signal_pair[0].recv(64)
         if signal.SIGCHLD in numbers:
             self.family.note_death()
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        if signal.SIGTERM in numbers:
             self._begin_stop()
+        elif signal.SIGINT in numbers:
+            # Somebody waits for the end, at a terminal.
+            self._begin_stop(is_urgent=True)
         elif signal.SIGUSR2 in numbers:
             self._begin_restart()
 
-    def _begin_stop(self) -> None:
+    def _begin_stop(self, *, is_urgent: bool = False) -> None:
         if self.stop_s is not None and self._successor is None:
             # Asked a second time: do not wait for requests.
             self.stop_s = 0.0
             return
         self._successor = None
-        self._drain("stopping")
-        self._close_s = time.monotonic() + self.config["drain_s"]
+        longest_s: float = self.config["drain_s"]
+        drain_s = 0.0 if is_urgent else longest_s
+        self._close_s = time.monotonic() + drain_s
+        # Until then somebody may take the place of a front that dies, and find those that have connected to it.
+        self._shut_s = self._close_s + min(SETTLE_S, longest_s)
+        self._drain("stopping", drain_s, self._shut_s, signal.SIGINT if is_urgent else signal.SIGTERM)
 
     def _begin_restart(self) -> None:
         """Read what this process is to go on with, and end the fronts."""
         if self.stop_s is not None:
             return
-        path = self.run / SUCCESSOR_FILE
         try:
-            job: dict[str, Any] = json.loads(path.read_text())
-            path.unlink()
-            kept = {name: self.config[name] for name in ("home", "num_fronts")}
-            if {name: job["config"][name] for name in kept} != kept:
-                raise ValueError("it is for another server")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self.family.say(f"no restart: {path} cannot be used ({error!r})")
+            self._successor = read_job(self.run, self.config)
+        except (OSError, ValueError) as error:
+            self.family.say(f"no restart: the successor's job cannot be used ({error})")
             return
-        self._successor = job
-        self._drain("restarting")
-
-    def _drain(self, what: str) -> None:
         drain_s: float = self.config["drain_s"]
-        self.stop_s = time.monotonic() + drain_s + DRAIN_S
-        self.family.say(f"{what}; new connections are served for {drain_s:g} s more")
-        self.family.drain()
+        self._drain("restarting", drain_s, time.monotonic() + drain_s, signal.SIGTERM)
 
-    def _close_listeners(self) -> None:
-        """Let nobody connect any more. Fronts take those that have, and close their copies."""
+    def _drain(self, what: str, drain_s: float, until_s: float, number: signal.Signals) -> None:
+        self._drained_s = time.monotonic() + drain_s
+        self.stop_s = self._drained_s + DRAIN_S
+        self.family.say(f"{what}; new connections are served for {drain_s:g} s more")
+        self.family.drain(until_s, number)
+
+    def _refuse_connects(self) -> None:
+        """Let nobody connect any more. Fronts take those that have, and close their copies of the listeners."""
         self._close_s = None
         for name in LISTENERS:
-            for sock in self.listeners.pop(name):
-                with sock, contextlib.suppress(OSError):  # without the filter one that connects now may be reset
+            for sock in self.listeners[name]:
+                with contextlib.suppress(OSError):  # without the filter one that connects now may be reset
                     refuse_connects(sock)
+
+    def _close_listeners(self) -> None:
+        self._shut_s = None
+        for name in LISTENERS:
+            for sock in self.listeners.pop(name):
+                sock.close()
 
     def run_forever(self) -> int:
         """Serve until told to stop; returns the exit code. Where it is succeeded, it does not return."""
-        while self.stop_s is None or (time.monotonic() < self.stop_s and self.family.running("front")):
-            due_s = self._state_s if self.stop_s is None else self.stop_s
-            self.family.turn(due_s if self._close_s is None else self._close_s)
-            now = time.monotonic()
-            if self.stop_s is None and self._state_s <= now:
-                self._keep_state()
-            if self._close_s is not None and self._close_s <= now:
-                self._close_listeners()
+        while True:
+            self._run()
+            if self._successor is None:
+                break
+            self._give_way(self._successor)
         self.family.stop_all()
-        if self._successor is not None:
-            self._become(self._successor)
-        self._remove_state()
+        self._state.remove()
         return 0
 
-    def _become(self, job: dict[str, Any]) -> NoReturn:
-        """Run the program anew in this process, as it is on disk by now, with the ports and the lock of this server."""
+    def _run(self) -> None:
+        """Serve until the fronts have ended, as they were told to."""
+        while self.stop_s is None or (time.monotonic() < self.stop_s and self.family.has_fronts):
+            due_s = self._state.due_s if self.stop_s is None else self.stop_s
+            self.family.turn(min(due_s, self._close_s or due_s, self._shut_s or due_s))
+            now = time.monotonic()
+            if self.stop_s is None and self._state.due_s <= now:
+                self._keep_state()
+            if self._close_s is not None and self._close_s <= now:
+                self._refuse_connects()
+            if self._shut_s is not None and self._shut_s <= now:
+                self._close_listeners()
+
+    def _give_way(self, job: dict[str, Any]) -> None:
+        """Become the successor. Where the kernel does not run it, go on: the fronts alone have ended."""
         assert self._lock is not None
-        listeners = {name: [sock.fileno() for sock in sockets] for name, sockets in self.listeners.items()}
         num_restarts = 1 if self._inherited is None else self._inherited["num_restarts"] + 1
-        job["inherited"] = {"lock": self._lock.fileno(), "listeners": listeners, "num_restarts": num_restarts}
-        for fd in (self._lock.fileno(), *(fd for fds in listeners.values() for fd in fds)):
-            os.set_inheritable(fd, True)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        # Kept by the kernel until the successor is ready to hear of them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "argosy.serve.node.supervisor", json.dumps(job)])  # noqa: S606
+        children = [child.pid for child in self.family.children.values() if child.pid]
+        job["inherited"] = {"num_restarts": num_restarts, "children": children}
+        try:
+            become(job, self._lock.fileno(), self.listeners)
+        except OSError as error:
+            fault = f"{sys.executable} cannot be run: {error.strerror or error}"
+        self.family.say(f"no restart, this server goes on: {fault}")
+        self._refused_restarts.append(fault)
+        self.stop_s = self._successor = None
+        self.family.revive()
+        self._keep_state()
 
     # what children are told
 
@@ -317,9 +305,10 @@ class Supervisor:
         """Give a child what it needs to work: listeners, links, the table of its siblings."""
         if child.kind == "front":
             index: int = child.spec["index"]
-            names = [name for name in LISTENERS if index < len(self.listeners[name])]
+            names = [name for name in LISTENERS if index < len(self.listeners.get(name, ()))]
             fds: list[int] = [self.counters_fd, *(self.listeners[name][index].fileno() for name in names)]
-            self.family.send(child, StartFront(self.config, index, tuple(names)), fds)
+            drain_s = None if self.stop_s is None else max(0.0, self._drained_s - time.monotonic())
+            self.family.send(child, StartFront(self.config, index, tuple(names), drain_s), fds)
             for other in self.family.running("control", "worker"):
                 self._link(child, other)
         elif child.kind == "control":

@@ -225,7 +225,7 @@ def _flatten(spec: TensorSpec, item: _InputJson) -> list[Any]:
     """Read data whose nesting follows the shape; or say what is wrong with it."""
     try:
         level: Any = _decode_any(item.data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("bad_json", detail=str(error)) from None
     if not isinstance(level, list):
         raise InputError("bad_json", detail=f"data of input `{item.name}` is not a list")

@@ -30,6 +30,7 @@ __all__ = [
     "AskArrivals",
     "AskBusy",
     "AskLink",
+    "AskLinks",
     "AskStats",
     "Beat",
     "BusyAnswer",
@@ -40,6 +41,7 @@ __all__ = [
     "Hello",
     "JoinEnded",
     "LaneStats",
+    "LinksAnswer",
     "LoadModel",
     "Message",
     "NewLink",
@@ -180,6 +182,8 @@ class Ready(Message):
     """The same by rows and length (0 where the signature is not ragged)."""
     escape: float | None = None
     """By how much a joined row has moved that was run again alone, where one has."""
+    trial: str = ""
+    """What came of a made-up request, where there are no golden examples."""
 
 
 class JoinEnded(Message):
@@ -255,6 +259,8 @@ class StartFront(Message):
     """Its place among the fronts."""
     listeners: tuple[str, ...]
     """What its listeners are for."""
+    drain_s: float | None = None
+    """The server ends, and new connections are served for so long still; None while it does not."""
 
 
 class NewLink(Message):
@@ -326,6 +332,22 @@ class BusyAnswer(Answer):
     """To `AskBusy`."""
 
     is_busy: bool
+
+
+class AskLinks(Ask):
+    """Which of these workers the front could give no request of a deployment at once, were it told to: have it make ready."""
+
+    name: str
+    workers: tuple[str, ...]
+    is_raw: bool
+    """They answer raw requests."""
+
+
+class LinksAnswer(Answer):
+    """To `AskLinks`."""
+
+    lacking: tuple[str, ...]
+    """Those that it has no link to, or no descriptor or memory to share with."""
 
 
 class AskStats(Ask):
@@ -444,6 +466,8 @@ TABLE: Final[dict[str, Way]] = {
     "table_taken": Way(TableTaken, ("front",), ("control",)),
     "busy": Way(AskBusy, ("control",), ("front",), max_bytes=_MAX_LIST_BYTES),
     "busy_answer": Way(BusyAnswer, ("front",), ("control",)),
+    "links": Way(AskLinks, ("control",), ("front",), max_bytes=_MAX_LIST_BYTES),
+    "links_answer": Way(LinksAnswer, ("front",), ("control",), max_bytes=_MAX_LIST_BYTES),
     "stats": Way(AskStats, ("control",), ("front",)),
     "stats_answer": Way(StatsAnswer, ("front",), ("control",), max_bytes=_MAX_LIST_BYTES),
     "arrivals": Way(AskArrivals, ("control",), ("front",)),

@@ -1,20 +1,25 @@
-"""Bound what a trial may take: a row that no client sent must not cost the server what only a client could ask for.
+"""Bound what a model may take: while it is loaded no more than is free, later no more than a node has, in a trial less.
 
-A row of a trial may hold what a model takes for a number of steps, or for a size. Python code is interrupted; what a library does
-in one call of its own is not, and ends by itself or with the time that a load has. The standard library only.
+A graph of a few bytes can fold a constant of gigabytes, and a row of a trial may hold what a model takes for a number of steps,
+or for a size. Python code is interrupted; what a library does in one call of its own is not, and ends by itself or with the time
+that a load has. The standard library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-__all__ = ["Bounds", "TrialTooLong"]
+__all__ = ["Bounds", "TrialTooLong", "end_first", "limit_memory"]
 
 _PAGE_BYTES: Final = resource.getpagesize()
+_ENDS_FIRST: Final = "500"
+_RESERVED_BYTES: Final = 1 << 30
+"""Libraries reserve memory that they do not use, and the limit counts it."""
 _DATA: Final = 5
 """Place of the pages of data in `/proc/self/statm`."""
 
@@ -44,8 +49,7 @@ class Bounds:
             return
         self._memory = resource.getrlimit(resource.RLIMIT_DATA)
         soft = _count_data_bytes() + _count_free_bytes() // 2
-        if self._memory[1] == resource.RLIM_INFINITY or soft < self._memory[1]:
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, self._memory[1]))
+        _lower(soft)
         signal.setitimer(signal.ITIMER_REAL, self._limit_s)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -64,6 +68,31 @@ class Bounds:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, self._handler)
             resource.setrlimit(resource.RLIMIT_DATA, self._memory)
+
+
+def limit_memory(num_bytes: int, *, must_be_free: bool) -> None:
+    """Refuse memory beyond so much more than this process has: what is too large fails here, and takes nothing from others.
+
+    Args:
+        num_bytes: that it may take.
+        must_be_free: no more than the machine has free now.
+    """
+    most = min(num_bytes, _count_free_bytes()) if must_be_free else num_bytes
+    soft, hard = _count_data_bytes() + most + _RESERVED_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def end_first() -> None:
+    """Be among the first that the kernel ends where memory runs out, so that a model takes no other process with it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_ENDS_FIRST)
+
+
+def _lower(soft: int) -> None:
+    """Let the limit of data be no higher than this."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    if all(limit == resource.RLIM_INFINITY or soft < limit for limit in limits):
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, limits[1]))
 
 
 def _count_data_bytes() -> int:

@@ -14,7 +14,7 @@ from argosy.datatypes import learn_bfloat16
 from argosy.runtimes.base import Runtime, load_runtime_class
 from argosy.serve.wire.control_messages import Ready, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
-from argosy.serve.worker import cores, padding_proof, row_trials, runtime_trials, warmup
+from argosy.serve.worker import cores, made_up, padding_proof, row_trials, runtime_trials, warmup
 from argosy.serve.worker.agreement import Measure, choose_measure
 from argosy.serve.worker.answers import Answers
 from argosy.serve.worker.watch import PERIOD_ROWS, Watch
@@ -83,6 +83,10 @@ class LoadedModel:
         by_length: LengthTimes = ()
         if self.is_batched:
             pad_refusal = self._try_lengths(inputs, measure, join_refusal)
+            # No graph shows that padding, which is not refused, moves no answer.
+            is_shown = self.spec["joining"]["kind"] == "independent" and pad_refusal != ""
+            if not join_refusal and not is_shown and self.spec["repeatable"]:
+                self.watch = Watch(self.infer_form, measure, self.ragged)
             if inputs:
                 by_rows, by_length = self._measure(inputs, is_joined=not join_refusal)
         return Ready(
@@ -96,10 +100,20 @@ class LoadedModel:
             pad_refusal=None if pad_refusal is None else fit_text(pad_refusal, MAX_REFUSAL),
             service_s=by_rows,
             service=by_length,
+            trial=fit_text(self._try_request(), MAX_REFUSAL) if difference is None else "",
         )
 
+    def _try_request(self) -> str:
+        """Say what came of a made-up request, of a version that nothing else has asked yet; "" where it takes no tensors."""
+
+        def answer(inputs: Arrays) -> None:
+            assert self.runtime is not None
+            self.answers.check(self.answers.order(self.runtime.infer(inputs)), 1)
+
+        return made_up.try_request(answer, self.inputs) if self.outputs else ""
+
     def _judge_joining(self, inputs: Arrays, measure: Measure) -> str:
-        """Say why rows of several requests are not joined; "" where they are, and watched unless the graph proves them."""
+        """Say why rows of several requests are not joined; "" where they are."""
         if not self.is_batched:
             return "the signature has no axis of rows"
         kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]
@@ -107,10 +121,7 @@ class LoadedModel:
             return "answers are to be exact, and kernels for many rows round otherwise than those for one"
         if kind == "dependent":
             return f"rows depend on one another: {reason}"
-        refusal = row_trials.find_influence(self.infer, inputs, measure, is_brief=kind == "independent")
-        if not refusal and kind == "unknown" and self.spec["repeatable"]:
-            self.watch = Watch(self.infer_form, measure, self.ragged)
-        return refusal
+        return row_trials.find_influence(self.infer, inputs, measure, is_brief=kind == "independent")
 
     def _describe_joining(self) -> str:
         kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]

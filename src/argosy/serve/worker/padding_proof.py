@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.datatypes import is_float
+from argosy.datatypes import is_float, widen
 from argosy.serve.wire.padding import fill_padded
 from argosy.serve.worker.agreement import OUTLIER_FACTOR, describe_move, exceeds
 
@@ -18,8 +18,20 @@ __all__ = ["list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
 Arrays = dict[str, NDArray[Any]]
 Infer = Callable[[Arrays], Arrays]
 Measure = Callable[[NDArray[Any], NDArray[Any]], float]
+Change = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
+"""(a row's numbers, what fills it up) -> others."""
 Ragged = Mapping[str, Any]
 """As `argosy.signature.Ragged`, as plain data."""
+
+_NUM_OF_MASK: Final = 2
+_CHANGES: Final[dict[str, Change]] = {
+    "small": lambda row, pad: row * 1e-3,
+    "negative": lambda row, pad: -row,
+    "below the padding": lambda row, pad: pad - np.abs(row),
+    "above the padding": lambda row, pad: pad + np.abs(row),
+    "far below the padding": lambda row, pad: pad - OUTLIER_FACTOR * np.abs(row),
+    "far above the padding": lambda row, pad: pad + OUTLIER_FACTOR * np.abs(row),
+}
 
 
 def resize_rows(inputs: Arrays, ragged: Ragged, length: int) -> Arrays:
@@ -43,7 +55,8 @@ def list_lengths(inputs: Arrays, ragged: Ragged) -> list[int]:
 def prove_padding(infer: Infer, inputs: Arrays, ragged: Ragged, measure: Measure) -> str:
     """Say why rows of different lengths must not be joined; an empty string when each answers as it does alone.
 
-    The batch holds examples of several lengths, and an outlier that is the longest: floats a hundred times larger.
+    A batch holds examples of several lengths, and an outlier that is the longest: floats a hundred times larger. Further ones
+    hold rows that are small, negative, and on either side of what fills rows up: the largest of a row may be the padding's.
 
     Args:
         infer: runs the model.
@@ -67,7 +80,7 @@ def prove_padding(infer: Infer, inputs: Arrays, ragged: Ragged, measure: Measure
     outlier = {name: _exaggerate(array) for name, array in resize_rows(rows[0][1], ragged, longest).items()}
     if (answer := _try(infer, outlier)) is not None:
         rows.append((longest, outlier, answer))
-    return _compare(infer, rows, ragged, measure)
+    return _compare(infer, rows, ragged, measure) or _try_other_rows(infer, inputs, ragged, measure, rows)
 
 
 def measure_lengths(infer: Infer, inputs: Arrays, ragged: Ragged, budget_s: float) -> dict[int, float]:
@@ -99,6 +112,35 @@ def _compare(infer: Infer, rows: list[tuple[int, Arrays, Arrays]], ragged: Ragge
             if exceeds(difference, expected.dtype):
                 return f"a row answers differently when it is padded: {describe_move(name, difference, expected.dtype)}"
     return ""
+
+
+def _try_other_rows(
+    infer: Infer, inputs: Arrays, ragged: Ragged, measure: Measure, rows: list[tuple[int, Arrays, Arrays]]
+) -> str:
+    """Pad rows of other numbers than the examples hold; those that the model does not take take no part."""
+    shortest, longest = (choose(rows, key=lambda row: row[0]) for choose in (min, max))
+    data = [name for name in ragged["inputs"] if _is_data(inputs[name])]
+    for kind, change in _CHANGES.items() if data else ():
+        changed = {name: _change(shortest[1][name], change, ragged["inputs"][name]["pad"]) for name in data}
+        row = shortest[1] | {name: array for name, array in changed.items() if array is not None}
+        answer = _try(infer, row) if any(array is not None for array in changed.values()) else None
+        if answer is not None and (move := _compare(infer, [(shortest[0], row, answer), longest], ragged, measure)):
+            return f"{move}, where its numbers are {kind}"
+    return ""
+
+
+def _is_data(array: NDArray[Any]) -> bool:
+    """Say whether an input has numbers of its own; one of two is a mask, which says what is a row's and what is padding."""
+    return array.dtype.kind not in "Ob" and len(np.unique(widen(array) if is_float(array.dtype) else array)) > _NUM_OF_MASK
+
+
+def _change(array: NDArray[Any], change: Change, pad: float) -> NDArray[Any] | None:
+    """Change a row; None where its datatype does not hold what comes out."""
+    with np.errstate(all="ignore"):
+        wide = (widen(array) if is_float(array.dtype) else array).astype(np.float64)
+        found = change(wide, pad if np.isfinite(pad) else 0.0)
+        cast = found.astype(array.dtype)
+    return np.ascontiguousarray(cast) if is_float(array.dtype) or np.array_equal(cast, found) else None
 
 
 def _find_bad_pad(inputs: Arrays, ragged: Ragged) -> str:

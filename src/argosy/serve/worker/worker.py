@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.datatypes import CODES, OBJECT
-from argosy.runtimes.base import NUM_TOKENS, StreamRuntime
+from argosy.runtimes.base import NUM_TOKENS, StreamRuntime, lacks_memory
 from argosy.serve.wire import frames
 from argosy.serve.wire.channel import Channel
 from argosy.serve.wire.control_messages import EXIT_REFUSED, Hello, JoinEnded, NewLink, Ready, Refused, fit_text
 from argosy.serve.wire.frames import FORM_COUNTED
 from argosy.serve.wire.stream_frames import MAX_ERROR_BYTES
 from argosy.serve.worker import warmup
+from argosy.serve.worker.bounds import end_first, limit_memory
 from argosy.serve.worker.model import MAX_REFUSAL, LoadedModel
 from argosy.serve.worker.watch import Watch
 
@@ -91,7 +92,9 @@ class Worker:
 
     def load(self) -> Ready:
         """Load, verify and measure the model; returns the report."""
+        limit_memory(self.spec["free_bytes"], must_be_free=True)
         report = self.model.load()
+        limit_memory(self.spec["most_bytes"], must_be_free=False)
         self.watch = self.model.watch
         return report
 
@@ -298,13 +301,14 @@ def _read_inputs(arena: frames.Arena, described: bytes) -> list[NDArray[Any]]:
 def run_worker(channel: Channel, spec: Message) -> int:
     """Load and serve; returns the exit code."""
     channel.send(Hello())
+    end_first()
     worker = Worker(channel, spec)
     try:
         report = worker.load()
     except Exception as error:  # the edge of the process: whatever the model raises is the reason it was refused
         traceback.print_exc()
         sys.stderr.flush()
-        channel.send(_describe_refusal(error))
+        channel.send(_describe_refusal(error, spec["free_bytes"]))
         return EXIT_REFUSED
     channel.send(report)
     gc.freeze()
@@ -312,8 +316,9 @@ def run_worker(channel: Channel, spec: Message) -> int:
     return 0
 
 
-def _describe_refusal(error: Exception) -> Refused:
-    text = fit_text(f"{type(error).__name__}: {error}")
+def _describe_refusal(error: Exception, free_bytes: int) -> Refused:
+    lack = f"it asks for more memory than the {free_bytes >> 20} MiB that are free for it: " if lacks_memory(error) else ""
+    text = fit_text(f"{lack}{type(error).__name__}: {error}")
     if not isinstance(error, warmup.GoldenMismatch):
         return Refused(text)
     return Refused(text, fit_text(error.tensor, 200), error.got if math.isfinite(error.got) else None, error.allowed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argosy.importers.rows.dims import fixed
-from argosy.importers.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
+from argosy.rows.dims import fixed
+from argosy.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
 
 __all__: list[str] = []
 

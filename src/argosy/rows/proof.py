@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from argosy.importers.rows import control, elementwise, gathers, learned, moves, products, reductions
-from argosy.importers.rows.dims import ROWS, Dim, fixed, named
-from argosy.importers.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
+from argosy.rows import control, elementwise, gathers, learned, moves, products, reductions
+from argosy.rows.dims import ROWS, Dim, fixed, named
+from argosy.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
 from argosy.signature import JoinVerdict, Signature
 
 __all__ = ["judge_rows"]
@@ -22,6 +22,10 @@ __all__ = ["judge_rows"]
 _MODULES: Final = (control, elementwise, gathers, learned, moves, products, reductions)
 """Imported for what they register."""
 _RANDOM: Final = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_OWN_COUNT: Final = frozenset({"Shape", "Size", "If", "Loop", "Scan", "Slice"})
+"""Operators that look at lengths alone, or whose parts are followed one by one; of a slice its own rule says it."""
+_SHAPES: Final = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3, "Tile": 1}
+"""By operator, which of its inputs is a shape."""
 _EXTERNAL: Final = 1  # TensorProto.EXTERNAL
 _STRING: Final = 8  # TensorProto.STRING
 _ROW_AXIS: Final = named(ROWS)
@@ -156,7 +160,7 @@ class _Walk:
             attributes["value"] = self._numpy.to_array(attributes["value"])
         node = Node(proto.op_type, inputs, attributes, list(proto.output), self._opsets.get(domain, 1), run)
         found = handler(node)
-        values = [found] if isinstance(found, Value) else found
+        values = _count([found] if isinstance(found, Value) else found, proto.op_type, inputs)
         if any(len(value.shape or ()) > MAX_AXES for value in values):
             unknown("it gives more axes than are looked into")
         return values
@@ -191,6 +195,20 @@ class _Walk:
         inner = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
         self.run_nodes(function.node, inner, depth + 1)
         return [self._look_up(inner, name) for name in function.output]
+
+
+def _count(values: Sequence[Value], op: str, inputs: Sequence[Value | None]) -> list[Value]:
+    """Let each output depend on the number of rows where an input does, whatever the operator is.
+
+    That of known numbers is in them; and where they are a shape, in the lengths of the output.
+    """
+    shape = _SHAPES.get(op)
+    is_counted = op not in _OWN_COUNT and any(
+        value.depends_on_count
+        for index, value in enumerate(inputs)
+        if value is not None and (index != shape or value.content is None)
+    )
+    return [value._replace(is_counted=True) if is_counted and value.content is None else value for value in values]
 
 
 def _domain(name: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from argosy.importers.rows.dims import ONE, Dim, fixed, product
-from argosy.importers.rows.moves import place_axis
-from argosy.importers.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
+from argosy.rows.dims import ONE, Dim, fixed, product
+from argosy.rows.moves import place_axis
+from argosy.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
 
 __all__: list[str] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from argosy.importers.rows.dims import ONE, Dim, combine, fixed, named
+from argosy.rows.dims import ONE, Dim, combine, fixed, named
 
 __all__ = [
     "HANDLERS",
@@ -64,6 +64,11 @@ class Value(NamedTuple):
     is_counted: bool = False
     """It depends on how many rows there are."""
     fault: Fault | None = None
+
+    @property
+    def depends_on_count(self) -> bool:
+        """True where it depends on how many rows there are; of known numbers, where one of them does."""
+        return self.is_counted if self.content is None else any(dim.is_tainted for dim in self.content)
 
     @property
     def is_rows(self) -> bool:

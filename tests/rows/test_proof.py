@@ -15,12 +15,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from argosy.importers.rows.axis import settle_rows
-from argosy.importers.rows.proof import judge_rows
+from argosy.rows.axis import settle_rows
+from argosy.rows.proof import judge_rows
 from argosy.serve.worker.agreement import choose_measure
 from argosy.serve.worker.row_trials import find_influence
 from argosy.signature import Signature, TensorSpec
-from tests.importers.rows.random_graphs import make_graph
+from tests.rows.random_graphs import make_graph
 
 NUM_GRAPHS = int(os.environ.get("ARGOSY_TEST_GRAPHS", "300"))
 ALLOWED = 1e-3
@@ -137,6 +137,35 @@ CASES = {
     ),
     "embedding": (
         build([node("Gather", ["w", "x"], ["y"])], ["N", "length"], ["N", "length", 4], W, kind="INT64"),
+        "independent",
+        "",
+    ),
+    "each row's own part of a flat tensor": (
+        build(
+            [
+                node("Shape", ["x"], ["n"], end=1),
+                node("Squeeze", ["n"], ["count"]),
+                node("Range", ["zero", "count", "one"], ["places"]),
+                node("Unsqueeze", ["places", "last"], ["column"]),
+                node("Mul", ["column", "width"], ["starts"]),
+                node("Add", ["starts", "steps"], ["i"]),
+                node("Reshape", ["x", "flat"], ["f"]),
+                node("Gather", ["f", "i"], ["y"]),
+            ],
+            ["N", 4],
+            ["N", 4],
+            {"zero": 0, "one": 1, "last": [1], "width": 4, "steps": np.arange(4), "flat": [-1]},
+        ),
+        "unknown",
+        "by their places",
+    ),
+    "picked of what is constant": (
+        build(
+            [node("GatherElements", ["w", "i"], ["g"], axis=1), node("Add", ["x", "g"], ["y"])],
+            ["N", 4],
+            ["N", 4],
+            {"w": np.ones((1, 9), F4), "i": np.array([[0, 8, 2, 1]])},
+        ),
         "independent",
         "",
     ),

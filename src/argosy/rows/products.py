@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from argosy.importers.rows.dims import ONE, Dim, fixed
-from argosy.importers.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
+from argosy.rows.dims import ONE, Dim, fixed
+from argosy.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
 
 __all__: list[str] = []
 

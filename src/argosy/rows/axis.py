@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from argosy.importers.rows.proof import judge_rows
+from argosy.rows.proof import judge_rows
 from argosy.signature import JoinVerdict, Signature
 
-__all__ = ["settle_rows"]
+__all__ = ["judge_file", "settle_rows"]
 
 _MADE_UP: Final = re.compile(r"(unk__|unk_|unknown_|dynamic_axes_|DynamicDimension\.|s|-?)\d*|\?|None", re.IGNORECASE)
 """Names that exporters give to each axis anew: that they differ says nothing."""
+
+
+def judge_file(source: Path | bytes, signature: Signature) -> JoinVerdict:
+    """Say of an ONNX file that was made here whether rows of several requests may be joined.
+
+    Args:
+        source: the file, or its content; weights beside it are not read.
+        signature: of the model; its first axes count rows.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    is_path = isinstance(source, Path)
+    model = onnx.load(str(source), load_external_data=False) if is_path else onnx.load_model_from_string(source)
+    return judge_rows(model, signature)[0]
 
 
 def settle_rows(model: Any, signature: Signature) -> tuple[Signature, JoinVerdict]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from argosy.importers.rows.dims import MAX_BITS, Dim, combine, fixed
-from argosy.importers.rows.values import MAX_CONTENT, Node, Shape, Value, broadcast, handles, mixed, rows_of, unknown
+from argosy.rows.dims import MAX_BITS, Dim, combine, fixed
+from argosy.rows.values import MAX_CONTENT, Node, Shape, Value, broadcast, handles, mixed, rows_of, unknown
 
 __all__ = ["dim_of"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
-from argosy.importers.rows.dims import ONE, ROWS, Dim, combine, fixed, named, product
-from argosy.importers.rows.elementwise import content_of, spread_to
-from argosy.importers.rows.values import MAX_CONTENT, Node, Shape, Value, handles, mixed, rows_of, unknown
+from argosy.rows.dims import ONE, ROWS, Dim, combine, fixed, named, product
+from argosy.rows.elementwise import content_of, spread_to
+from argosy.rows.values import MAX_CONTENT, Node, Shape, Value, handles, mixed, rows_of, unknown
 
 __all__ = ["holds_rows", "place_axis", "reshape"]
 
@@ -39,7 +39,8 @@ def reshape(value: Value, shape: Shape) -> Value:
     before = product(value.known_shape[: value.axis])
     for axis, dim in enumerate(shape):
         if dim.has_rows:
-            if product(shape[:axis]) == before:
+            # A fraction would be less than one entry a row: some hold a part of the next.
+            if product(shape[:axis]) == before and dim.number.denominator == 1:
                 return rows_of(value, shape, axis)
             break
     return unknown("it is not known where the rows are in its new shape")
@@ -194,6 +195,7 @@ def _slice(node: Node) -> Value:
         unknown("the axes that it cuts are not known")
     places = [place_axis(axis, value.rank) for axis in axes]
     bounds = [(_at(found, i, given[k]), i) for i in range(len(places)) for k, found in ((0, starts),)]
+    is_by_count = any(item is not None and item.depends_on_count for item in given)
     shape = list(value.shape)
     content = value.content
     for (start, index), place in zip(bounds, places, strict=True):
@@ -205,15 +207,17 @@ def _slice(node: Node) -> Value:
         length = shape[place].value
         if length is None or start is None or end is None or not step:
             if (start, step) != (0, 1) or not _is_end(given[1], end, index, shape[place]):
-                shape[place] = node.fresh(0, place)
+                fresh = node.fresh(0, place)
+                shape[place] = combine("slice", fresh, named(ROWS)) if is_by_count else fresh
             content = None
             continue
         taken = range(length)[slice(start, end, step)]
         shape[place] = fixed(len(taken))
         content = tuple(content[item] for item in taken) if content is not None and value.rank == 1 else None
-    if any(item is not None and item.is_counted for item in given) and value.is_rows:
+    if is_by_count and value.is_rows:
         unknown("what it takes depends on the number of rows")
-    return rows_of(value, tuple(shape), value.axis)._replace(content=content)
+    found = rows_of(value, tuple(shape), value.axis)._replace(content=content)
+    return found._replace(is_counted=True) if is_by_count and content is None else found
 
 
 def _is_end(given: Value | None, end: int | None, index: int, length: Dim) -> bool:
@@ -302,6 +306,8 @@ def _resize(node: Node) -> Value:
     value = node.only(0)
     if not value.is_rows:
         return Value(None, is_counted=value.is_counted)
+    if (scales := node.find(2)) is not None and scales.depends_on_count:
+        unknown("its scales depend on the number of rows")
     shape = list(value.known_shape)
     axes = [place_axis(axis, value.rank) for axis in node.get("axes", range(value.rank))]
     lengths = _list_lengths(node, [shape[axis] for axis in axes])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from argosy.importers.rows.moves import holds_rows, place_axis
-from argosy.importers.rows.values import Node, Value, handles, mixed, rows_of, unknown
+from typing import NoReturn
+
+from argosy.rows.moves import holds_rows, place_axis
+from argosy.rows.values import Node, Value, handles, mixed, rows_of, unknown
 
 __all__: list[str] = []
 
@@ -15,7 +17,7 @@ def _gather(node: Node) -> Value:
         return Value(None, is_counted=data.is_counted or indices.is_counted)
     axis = place_axis(node.get("axis", 0), data.rank)
     if holds_rows(data, axis):
-        mixed("it picks rows of the batch")
+        _tell_picked(indices)
     if data.is_rows and indices.is_rows:
         mixed("each row picks from all rows")
     if indices.is_counted and not indices.content and data.is_rows:
@@ -37,14 +39,23 @@ def _gather(node: Node) -> Value:
     return result._replace(content=content, is_counted=any(dim.is_tainted for dim in content))
 
 
+def _tell_picked(indices: Value) -> NoReturn:
+    """Say what picking from the axis of rows comes to."""
+    if indices.is_counted:
+        # Made of the rows' own places, as exporters write a row's part of a mask: each may well pick from itself.
+        unknown("it picks rows by their places")
+    mixed("it picks rows of the batch")
+
+
 @handles("GatherElements", "GatherND")
 def _gather_elements(node: Node) -> Value:
     data, indices = node.take(0), node.take(1)
     if not (data.is_rows or indices.is_rows):
-        return Value(None, is_counted=data.is_counted or indices.is_counted)
+        shape = indices.shape if node.op == "GatherElements" else None
+        return Value(shape, is_counted=data.is_counted or indices.is_counted)
     if node.op == "GatherElements":
         if holds_rows(data, place_axis(node.get("axis", 0), data.rank)):
-            mixed("it picks rows of the batch")
+            _tell_picked(indices)
         if not (data.is_rows and indices.is_rows and data.axis == indices.axis):
             unknown("what it picks has other rows than what it picks from")
         return rows_of(indices, indices.known_shape, indices.axis)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from argosy.importers.rows.dims import Dim, combine
-from argosy.importers.rows.values import Node, Value, handles, mixed, unknown
+from argosy.rows.dims import Dim, combine
+from argosy.rows.values import Node, Value, handles, mixed, unknown
 
 __all__: list[str] = []
 
@@ -69,6 +69,8 @@ def _loop(node: Node) -> list[Value]:
             raise goes_on.fault
         if goes_on.is_rows:
             mixed("how often it runs depends on data")
+        if goes_on.depends_on_count:
+            unknown("how often it runs depends on the number of rows")
         after = _join_states(states, found)
         if after == states:
             return [*states, *_stack(found[len(states) :], node, len(states), 0)]

@@ -1,0 +1,67 @@
+"""One request that nobody sent, for a version without golden examples: before clients ask it, it has answered something.
+
+Whatever comes of it is told, and refuses nothing: the version may need other values, or other lengths, than are made up here.
+NumPy and the standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.datatypes import DATATYPES
+from argosy.serve.worker.bounds import Bounds, TrialTooLong
+
+__all__ = ["try_request"]
+
+LIMIT_S: Final = 2.0
+"""Of the request: a load waits for it, also of a worker that takes the place of one that died."""
+MAX_ELEMENTS: Final = 1 << 24
+FREE_LENGTH: Final = 8
+"""Of an axis of any length, but for the first, which has one row: too short for few models, and too long for none."""
+_TEXT: Final = b"0"
+_WHAT: Final = "a made-up request of zeros"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def try_request(answer: Callable[[Arrays], object], inputs: Sequence[dict[str, Any]]) -> str:
+    """Ask for one row of zeros, and say what came of it.
+
+    Args:
+        answer: runs a request, and raises what it must not be answered with.
+        inputs: the tensors that the version takes, as its signature has them.
+    """
+    shapes = {tensor["name"]: _choose_shape(tensor["shape"]) for tensor in inputs}
+    if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
+        return f"{_WHAT} was not tried, for it would be large"
+    made = {tensor["name"]: _make_zeros(shapes[tensor["name"]], tensor["datatype"]) for tensor in inputs}
+    before_s = time.perf_counter()
+    try:
+        with Bounds(LIMIT_S):
+            answer(made)
+    except TrialTooLong:
+        return f"{_WHAT} was not answered within {LIMIT_S:g} s"
+    except BaseException as error:  # the model's own code
+        return f"{_WHAT} failed, which may be for its values: {_describe(error)}"
+    return f"{_WHAT} was answered in {(time.perf_counter() - before_s) * 1e3:.3g} ms"
+
+
+def _choose_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple((FREE_LENGTH if axis else 1) if length < 0 else length for axis, length in enumerate(shape))
+
+
+def _make_zeros(shape: tuple[int, ...], datatype: str) -> NDArray[Any]:
+    return np.full(shape, _TEXT, np.object_) if datatype == "BYTES" else np.zeros(shape, DATATYPES[datatype])
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}".removesuffix(": ")
+    except Exception:  # the model's own exception, which may fail at telling what it is
+        return type(error).__name__
