@@ -85,7 +85,7 @@ def read_inputs(path: Path) -> Inputs:
         # Never with pickle: a file of inputs may come from anybody.
         with path.open("rb") as file:
             loaded: Any = np.load(file, allow_pickle=False)
-            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+            return dict(loaded) if hasattr(loaded, "files") else loaded
     except OSError as error:
         raise InputError("missing_file", path=path, detail=error.strerror or error) from error
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile, RecursionError) as error:
