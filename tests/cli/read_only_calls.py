@@ -15,7 +15,7 @@ import click.testing
 
 import argosy
 from argosy.cli.main import main
-from argosy.compress.base import compress
+from argosy.compress import compress
 from argosy.deploy.ledger import Ledger
 
 
