@@ -1,0 +1,66 @@
+"""When a trial is not worth going on with, by what it and the others have reported on the way."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from argosy.search.record import Record
+
+__all__ = ["Rule", "is_below_median", "is_out_of_rung"]
+
+Rule = Callable[[int, Mapping[int, float], Sequence[Record]], str]
+"""From a trial's number, its reports by step (the less the better) and the other trials to the reason to stop it, "" for none."""
+
+_LEAST_OTHERS: Final = 4
+"""Trials that must have come as far, for a median to say something."""
+_SPARED_STEPS: Final = 1
+"""In which no trial is stopped by the median: the first step is noise."""
+_REDUCTION: Final = 3
+"""Of trials that reach a rung, one in so many goes on; rungs are so many times farther apart each."""
+_BRACKETS: Final = (0, 1, 0, 2, 0, 1)
+"""Of trials in turn: half may be stopped from the first step on, a third from the third, a sixth from the ninth."""
+
+
+def is_below_median(number: int, steps: Mapping[int, float], others: Sequence[Record]) -> str:
+    """Stop a trial whose best so far is worse than the median of what the others' best was by then.
+
+    Source: Golovin et al. 2017, Google Vizier, section 3.2.2, with the best of each instead of its running average.
+    """
+    step = max(steps)
+    if sum(1 for taken in steps if taken <= step) <= _SPARED_STEPS:
+        return ""
+    known = _list_best(others, step)
+    if len(known) < _LEAST_OTHERS:
+        return ""
+    middle, own = statistics.median(known), min(steps.values())
+    return f"at step {step} it is worse than the median of {len(known)} others" if own > middle else ""
+
+
+def is_out_of_rung(number: int, steps: Mapping[int, float], others: Sequence[Record]) -> str:
+    """Stop a trial at steps 1, 3, 9, ... unless it is among the best third of those that came as far.
+
+    Brackets of trials begin at different rungs, as nobody knows how early a curve tells.
+
+    Source: Li et al. 2018, Hyperband, JMLR 18(185), run asynchronously as in Li et al. 2020, arXiv:1810.05934.
+    """
+    step = max(steps)
+    bracket = _BRACKETS[number % len(_BRACKETS)]
+    rung = _REDUCTION**bracket
+    while rung < step:
+        rung *= _REDUCTION
+    if rung != step:
+        return ""
+    rivals = [other for other in others if _BRACKETS[other.number % len(_BRACKETS)] <= bracket]
+    known = sorted([*_list_best(rivals, step), own := min(steps.values())])
+    last = known[max(1, len(known) // _REDUCTION) - 1]
+    # The first ones have nobody to be compared with.
+    if len(known) < _REDUCTION or own <= last:
+        return ""
+    return f"at step {step} it is not among the best {max(1, len(known) // _REDUCTION)} of {len(known)}"
+
+
+def _list_best(others: Sequence[Record], step: int) -> list[float]:
+    """Give the best of each by a step, of those that came as far."""
+    return [min(value for at, value in other.steps.items() if at <= step) for other in others if step in other.steps]

@@ -1,0 +1,486 @@
+"""A study: ask for parameters, tell what came of them, for loops of any kind. Kept in a journal, if it has a name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, cast
+
+from argosy.errors import ConflictError, InputError
+from argosy.frameworks.base import import_extra
+from argosy.home import find_home
+from argosy.optim.schedules import check_count
+from argosy.search.journal import JOURNAL_FILE, digest_file, hold_folder, open_storage
+from argosy.search.linear import Scores
+from argosy.search.methods import get_rule, make_plan, make_sampler
+from argosy.search.record import (
+    Record,
+    check_objectives,
+    choose_best,
+    find_front,
+    measure_hypervolume,
+    measure_violation,
+)
+from argosy.search.space import Choice, Float, Space, Value
+
+__all__ = ["Study", "Trial"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MAX_TOLD: Final = 200
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to try: parameters, by a study."""
+
+    study: Study = field(repr=False)
+    number: int
+    """Counted from 0."""
+    parameters: dict[str, Value]
+    attempt: int = 1
+    """More than 1: an earlier process was killed before it told what came of it."""
+    same_as: int | None = None
+    """An earlier trial with the same parameters, whose values may be told again."""
+
+    def report(self, step: int, value: float) -> None:
+        """Say how far it has come: the watched objective after a step, which grows from report to report."""
+        self.study.report(self, step, value)
+
+    def should_stop(self) -> bool:
+        """Say whether it is not worth going on with, by what was reported of it and of others; end it by `study.stop` then."""
+        return self.study.should_stop(self)
+
+
+class Study:
+    """A context: trials of a space, in search of what is best for some objectives.
+
+    Args:
+        space: what may be chosen, as `Space` takes it.
+        objectives: names, each with `minimize` or `maximize`.
+        method: a name of `METHODS`.
+        guard: what values of objectives must reach: at least, of one to maximize, at most, of one to minimize.
+        name: of the search, which is kept in ARGOSY_HOME/search/NAME; opened again, it goes on. None: in memory.
+        home: default: ARGOSY_HOME.
+        seed: the same seed, space, objectives, method and answers give the same trials.
+        watch: the objective that is reported step by step; default: the first.
+        scores: of each option, for the method `gradient`.
+        about: what else must be the same to go on with a search; JSON data.
+        restart: forget the search of this name.
+
+    Raises:
+        InputError: `bad_space`, `bad_option`, `unknown_choice`, `bad_name`, `method_unfit`, `missing_extra`, `bad_journal`.
+        ConflictError: `search_differs`, the search of this name has another space, objectives, method, seed or guard;
+            `search_active`.
+        StoreError: `disk_full`, `write_failed`.
+    """
+
+    def __init__(
+        self,
+        space: Space | Mapping[str, object],
+        objectives: Mapping[str, str] = {"value": "minimize"},  # noqa: B006 - it is not changed
+        *,
+        method: str = "tpe",
+        guard: Mapping[str, float] = {},
+        name: str | None = None,
+        home: Path | str | None = None,
+        seed: int = 0,
+        watch: str | None = None,
+        scores: Scores | None = None,
+        about: Mapping[str, object] = {},
+        restart: bool = False,
+    ) -> None:
+        self.space = space if isinstance(space, Space) else Space(space)
+        self.objectives = check_objectives(objectives)
+        self.method, self.seed = method, seed
+        self.watch = watch or next(iter(self.objectives))
+        check_count("seed", seed, 0)
+        self.guard = self._check_guard(guard)
+        if self.watch not in self.objectives:
+            raise InputError("bad_option", option="watch", got=watch, expected="one of the objectives")
+        self._plan = make_plan(method, self.space, scores)
+        if name is not None and not _NAME.fullmatch(name):
+            raise InputError("bad_name", kind="search", got=name)
+        self.name = name or "in memory"
+        self.folder = None if name is None else find_home(home) / "search" / name
+        """Where it is kept; None: nowhere."""
+        self._lock = threading.RLock()
+        self._asked: dict[int, int] = {}
+        """Trials of this process, with the last step that was reported in it."""
+        self._stack = ExitStack()
+        try:
+            if self.folder is not None:
+                self._stack.enter_context(hold_folder(self.folder, self.name, restart=restart))
+            self._open(about, scores)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others go on with it."""
+        self._stack.close()
+
+    @property
+    def trials(self) -> list[Record]:
+        """All of them, by number."""
+        with self._lock:
+            found = self._optuna.get_trials(deepcopy=False)
+            return [self._record(trial) for trial in found if len(trial.params) == len(self.space) or _is_over(trial)]
+
+    @property
+    def digest(self) -> str:
+        """Of the journal, SHA-256; "" in memory."""
+        return "" if self.folder is None else digest_file(self.folder / JOURNAL_FILE)
+
+    def ask(self) -> Trial:
+        """Give what to try next: first what an earlier process had begun when it was killed, then what was enqueued.
+
+        Raises:
+            ConflictError: `search_over`, a grid or a linear programme has nothing left.
+        """
+        with self._lock:
+            found = self._optuna.get_trials(deepcopy=False)
+            begun = [trial for trial in found if trial.state.name == "RUNNING" and trial.number not in self._asked]
+            if begun:
+                return self._ask_again(begun[0])
+            waiting = [trial.number for trial in found if trial.state.name == "WAITING"]
+            if not waiting and self._plan is not None:
+                self._enqueue_next(self._plan.choose(self.trials))
+            number = waiting[0] if waiting else len(found)
+            self._optuna.sampler = make_sampler(self.method, self.seed, number)
+            trial = self._optuna.ask(self._distributions)
+            assert trial.number == number
+            return self._hand_out(trial, 1)
+
+    def enqueue(self, parameters: Mapping[str, Value]) -> None:
+        """Have a point tried next, such as what is used today; not a second time.
+
+        Raises:
+            InputError: `bad_space`, it is not in the space.
+        """
+        self.space.check(parameters)
+        with self._lock:
+            queued = [trial.system_attrs.get("fixed_params") for trial in self._optuna.get_trials(deepcopy=False)]
+            point = {name: parameters[name] for name in self.space}
+            if not any(_is_same(point, other) for other in (*queued, *(record.parameters for record in self.trials))):
+                self._optuna.enqueue_trial(point)
+
+    def report(self, trial: Trial | int, step: int, value: float) -> None:
+        """Say how far a trial has come; see `Trial.report`.
+
+        Raises:
+            InputError: `bad_value`, no finite number, or a step that is not after the last one.
+            ConflictError: `trial_over`.
+        """
+        with self._lock:
+            number = self._check_running(trial)
+            last = self._asked.get(number, -1)
+            if type(step) is not int or step <= last:
+                raise InputError("bad_value", number=number, got=f"step {step!r}", expected=f"a whole number above {last}")
+            self._storage.set_trial_intermediate_value(self._find_id(number), step, self._check_value(number, value))
+            self._asked[number] = step
+
+    def should_stop(self, trial: Trial | int) -> bool:
+        """Say whether a trial is not worth going on with; see `Trial.should_stop`."""
+        return bool(self.find_reason_to_stop(trial))
+
+    def find_reason_to_stop(self, trial: Trial | int) -> str:
+        """Say why a trial is not worth going on with, "" while it is."""
+        with self._lock:
+            number = self._check_running(trial)
+            last = self._asked.get(number, -1)
+            sign = 1.0 if self.objectives[self.watch] == "minimize" else -1.0
+            records = [_turn(record, sign) for record in self.trials]
+            own = next(record for record in records if record.number == number)
+            steps = {step: value for step, value in own.steps.items() if step <= last}
+            others = [record for record in records if record.number != number and record.same_as is None]
+            return get_rule(self.method)(number, steps, others) if steps else ""
+
+    def tell(
+        self,
+        trial: Trial | int,
+        values: float | Mapping[str, float],
+        *,
+        constraint: float = 0.0,
+        notes: Mapping[str, object] = {},
+    ) -> Record:
+        """Say what came of a trial.
+
+        Args:
+            trial: it, or its number.
+            values: the objective's, or of several each by its name.
+            constraint: how far it breaks what you demand beside the guard; at most 0 where it holds.
+            notes: what else is to be kept of it; JSON data.
+
+        Raises:
+            InputError: `bad_value`, no finite numbers, or not one for each objective.
+            ConflictError: `trial_over`.
+        """
+        with self._lock:
+            number = self._check_running(trial)
+            told = self._check_values(number, values)
+            limit = max(0.0, self._check_value(number, constraint))
+            violation = measure_violation(told, self.guard, self.objectives) + limit
+            self._note(number, notes=dict(notes), violation=violation)
+            self._end(number, "COMPLETE", list(told.values()), violation)
+            return self._get(number)
+
+    def stop(self, trial: Trial | int, reason: str = "", *, notes: Mapping[str, object] = {}) -> Record:
+        """End a trial early that was not worth going on with; what it reported counts.
+
+        Raises:
+            ConflictError: `trial_over`.
+        """
+        with self._lock:
+            number = self._check_running(trial)
+            self._note(number, notes=dict(notes), reason=reason[:_MAX_TOLD], stopped=True)
+            # Of several objectives Optuna knows no trials that were stopped.
+            self._end(number, "PRUNED" if len(self.objectives) == 1 else "FAIL")
+            return self._get(number)
+
+    def fail(self, trial: Trial | int, reason: str, *, notes: Mapping[str, object] = {}) -> Record:
+        """Say that a trial came to nothing, and why.
+
+        Raises:
+            ConflictError: `trial_over`.
+        """
+        with self._lock:
+            number = self._check_running(trial)
+            self._note(number, notes=dict(notes), reason=reason[:_MAX_TOLD])
+            self._end(number, "FAIL")
+            return self._get(number)
+
+    def front(self) -> list[Record]:
+        """Give the trials within the guard that no other is as good as in every objective and better in one."""
+        return find_front(self.trials, self.objectives)
+
+    def best(self, guard: Mapping[str, float] | None = None, *, objective: str | None = None) -> Record | None:
+        """Give the best trial within a guard, None if none holds it.
+
+        Args:
+            guard: bounds by objective; default: the study's own.
+            objective: what is to be best; default: the first that the guard does not name.
+
+        Raises:
+            InputError: `unknown_choice`.
+        """
+        return choose_best(self.trials, self.objectives, self.guard if guard is None else guard, objective)
+
+    def hypervolume(self, reference: Mapping[str, float]) -> float:
+        """Give the volume between the front and a point that is worse than all of it; see `measure_hypervolume`."""
+        return measure_hypervolume(self.trials, self.objectives, reference)
+
+    def importance(self, objective: str | None = None) -> dict[str, float]:
+        """Say how much of reaching the best values each parameter decides: parts of 1, the largest first; {} of too few trials.
+
+        Source: Watanabe et al. 2023, PED-ANOVA, arXiv:2304.10255.
+
+        Args:
+            objective: default: the watched one.
+
+        Raises:
+            InputError: `unknown_choice`.
+        """
+        from argosy.search.importance import measure_importance
+
+        with self._lock:
+            return measure_importance(self._optuna, self.objectives, objective or self.watch)
+
+    def describe(self) -> dict[str, Any]:
+        """Give what it searches, as JSON data."""
+        return {
+            "space": self.space.describe(),
+            "objectives": dict(self.objectives),
+            "method": self.method,
+            "guard": self.guard,
+            "seed": self.seed,
+            "watch": self.watch,
+        }
+
+    def _open(self, about: Mapping[str, object], scores: Scores | None) -> None:
+        optuna = import_extra("optuna", feature="A search", extra="search")
+        logging.getLogger("optuna").setLevel(logging.WARNING)  # It tells of every trial.
+        path = None if self.folder is None else self.folder / JOURNAL_FILE
+        self._storage: Any = open_storage(path, self.name)
+        directions = list(self.objectives.values())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._optuna: Any = optuna.create_study(
+                storage=self._storage, study_name="study", directions=directions, load_if_exists=True
+            )
+        self._study_id: int = self._storage.get_study_id_from_name("study")
+        told = None if scores is None else {name: [[*pair] for pair in table.items()] for name, table in scores.items()}
+        own = json.loads(json.dumps({**self.describe(), "scores": told, "about": about}))
+        kept: Any = self._optuna.user_attrs.get("search")
+        if kept is None:
+            self._optuna.set_user_attr("search", own)
+        elif not isinstance(kept, dict):
+            raise InputError("bad_journal", name=self.name, detail="it does not say what is searched")
+        elif kept != own:
+            kept = cast("dict[str, Any]", kept)
+            raise ConflictError("search_differs", name=self.name, detail=_tell_difference(kept, own))
+        self._distributions = {name: _make_distribution(optuna, parameter) for name, parameter in self.space.items()}
+
+    def _ask_again(self, found: Any) -> Trial:
+        """Hand out a trial that was begun by a process that is gone, under its own number."""
+        trial_id = self._find_id(found.number)
+        attempts = int(found.user_attrs.get("attempts", 1)) + 1
+        self._storage.set_trial_user_attr(trial_id, "attempts", attempts)
+        self._optuna.sampler = make_sampler(self.method, self.seed, found.number)
+        trial = self._optuna_trial(found.number)
+        # The process may have been killed between one parameter and the next.
+        for name, parameter in self.space.items():
+            if isinstance(parameter, Choice):
+                trial.suggest_categorical(name, self._distributions[name].choices)
+            else:
+                suggest = trial.suggest_float if isinstance(parameter, Float) else trial.suggest_int
+                given = self._distributions[name]
+                suggest(name, given.low, given.high, log=given.log, step=given.step)
+        return self._hand_out(trial, attempts)
+
+    def _hand_out(self, trial: Any, attempt: int) -> Trial:
+        parameters = {name: trial.params[name] for name in self.space}
+        same = [one.number for one in self.trials if one.number < trial.number and _is_same(one.parameters, parameters)]
+        if same:
+            self._storage.set_trial_user_attr(self._find_id(trial.number), "same_as", same[0])
+        self._asked[trial.number] = -1
+        return Trial(self, trial.number, parameters, attempt, same[0] if same else None)
+
+    def _enqueue_next(self, point: dict[str, Value] | None) -> None:
+        if point is None:
+            raise ConflictError("search_over", name=self.name, detail=f"{len(self.trials)} points are all that {self.method} gives")
+        self._optuna.enqueue_trial(point)
+
+    def _optuna_trial(self, number: int) -> Any:
+        trials = import_extra("optuna.trial", feature="A search", extra="search")
+        return trials.Trial(self._optuna, self._find_id(number))
+
+    def _find_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _note(self, number: int, **values: object) -> None:
+        self._storage.set_trial_user_attr(self._find_id(number), "told", values)
+
+    def _end(self, number: int, state: str, values: Sequence[float] | None = None, violation: float = 0.0) -> None:
+        states = import_extra("optuna.trial", feature="A search", extra="search").TrialState
+        self._optuna.sampler = make_sampler(self.method, self.seed, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if state == "COMPLETE":
+                self._optuna_trial(number).set_constraint("guard", violation)
+            # The last line of a trial in the journal: without it, it is still to be tried.
+            self._optuna.tell(number, values, state=states[state])
+        self._asked.pop(number, None)
+
+    def _get(self, number: int) -> Record:
+        return self._record(self._storage.get_trial(self._find_id(number)))
+
+    def _record(self, trial: Any) -> Record:
+        attrs, name = trial.user_attrs, trial.state.name
+        told: dict[str, Any] = attrs.get("told", {}) if _is_over(trial) else {}
+        is_stopped = bool(told.get("stopped"))
+        state = {"COMPLETE": "done", "RUNNING": "running", "WAITING": "waiting", "PRUNED": "stopped"}.get(name, "failed")
+        values = dict(zip(self.objectives, trial.values, strict=True)) if name == "COMPLETE" else {}
+        is_over = _is_over(trial) and trial.datetime_start is not None and trial.datetime_complete is not None
+        return Record(
+            number=trial.number,
+            parameters={name: trial.params[name] for name in self.space if name in trial.params},
+            state=cast("Any", "stopped" if is_stopped and name == "FAIL" else state),
+            values=values,
+            violation=float(told.get("violation", 0.0)),
+            steps=dict(sorted(trial.intermediate_values.items())),
+            reason=told.get("reason", ""),
+            attempts=attrs.get("attempts", 1),
+            same_as=attrs.get("same_as"),
+            notes=told.get("notes", {}),
+            seconds=(trial.datetime_complete - trial.datetime_start).total_seconds() if is_over else None,
+        )
+
+    def _check_running(self, trial: Trial | int) -> int:
+        number = trial.number if isinstance(trial, Trial) else trial
+        if type(number) is not int or not 0 <= number < len(self._optuna.get_trials(deepcopy=False)):
+            raise InputError("bad_option", option="trial", got=number, expected="a trial that this study was asked for")
+        if isinstance(trial, Trial) and trial.study is not self:
+            raise InputError("bad_option", option="trial", got=number, expected="a trial that this study was asked for")
+        record = self._get(number)
+        if record.state != "running":
+            raise ConflictError("trial_over", number=number, name=self.name, state=record.state)
+        return number
+
+    def _check_values(self, number: int, values: float | Mapping[str, float]) -> dict[str, float]:
+        names = list(self.objectives)
+        if not isinstance(values, Mapping):
+            if len(names) > 1:
+                raise InputError("bad_value", number=number, got=values, expected=f"a value for each of {', '.join(names)}")
+            values = {names[0]: values}
+        if values.keys() != self.objectives.keys():
+            raise InputError("bad_value", number=number, got=sorted(values), expected=f"a value for each of {', '.join(names)}")
+        return {name: self._check_value(number, values[name]) for name in names}
+
+    def _check_value(self, number: int, value: object) -> float:
+        try:
+            found = float(cast("Any", value))
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise InputError("bad_value", number=number, got=repr(value)[:_MAX_TOLD], expected="a finite number")
+        return found
+
+    def _check_guard(self, guard: Mapping[str, float]) -> dict[str, float]:
+        for name, bound in guard.items():
+            is_number = isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound)
+            if name not in self.objectives or not is_number:
+                expected = f"finite bounds of objectives: {', '.join(self.objectives)}"
+                raise InputError("bad_option", option="guard", got={name: bound}, expected=expected)
+        return {name: float(bound) for name, bound in guard.items()}
+
+
+def _is_over(trial: Any) -> bool:
+    return trial.state.name in ("COMPLETE", "PRUNED", "FAIL")
+
+
+def _is_same(one: Mapping[str, Value], other: Mapping[str, Value] | None) -> bool:
+    return other is not None and dict(one) == dict(other)
+
+
+def _turn(record: Record, sign: float) -> Record:
+    steps = {step: sign * value for step, value in record.steps.items()}
+    return Record(record.number, record.parameters, record.state, steps=steps, same_as=record.same_as)
+
+
+def _make_distribution(optuna: Any, parameter: object) -> Any:
+    kinds = optuna.distributions
+    if isinstance(parameter, Choice):
+        return kinds.CategoricalDistribution(parameter.options)
+    if isinstance(parameter, Float):
+        # Optuna warns where the last step does not end at `high`.
+        high = parameter.high if parameter.values is None else parameter.values[-1]
+        return kinds.FloatDistribution(float(parameter.low), float(high), log=parameter.log, step=parameter.step)
+    parameter = cast("Any", parameter)
+    return kinds.IntDistribution(parameter.low, parameter.values[-1], log=parameter.log, step=parameter.step)
+
+
+def _tell_difference(kept: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Name the first settings that differ, with both values."""
+    for name in own:
+        if kept.get(name) == own[name]:
+            continue
+        before, now = kept.get(name), own[name]
+        if isinstance(before, dict) and isinstance(now, dict):
+            return f"{name}: {_tell_difference(cast('Any', before), {**dict.fromkeys(cast('Any', before)), **cast('Any', now)})}"
+        return f"{name} was {str(before)[:_MAX_TOLD]}, is {str(now)[:_MAX_TOLD]}"
+    return "they differ"
