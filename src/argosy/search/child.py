@@ -64,7 +64,10 @@ def main() -> None:
         pipe.say("ready")
         _run(pipe, job["target"], function, pipe.listen())
     except ArgosyError as error:
-        pipe.say("refused" if error.key in _REFUSING else "failed", reason=error.message)
+        if error.key in _REFUSING:
+            pipe.say("refused", key=error.key, fields={name: str(value) for name, value in error.fields.items()})
+        else:
+            pipe.say("failed", reason=error.message)
     except BaseException as error:  # the edge of the process: a program raises anything
         traceback.print_exc()
         pipe.say("failed", reason=_describe(error))

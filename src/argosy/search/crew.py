@@ -107,11 +107,15 @@ class Crew:
         self.workers.append(worker)
         self._selector.register(worker.output, selectors.EVENT_READ, worker)
 
-    def remove(self, worker: Worker) -> None:
-        """End a worker, and listen to it no longer."""
+    def release(self, worker: Worker) -> Worker:
+        """Give a worker away: it does not end with this crew."""
         self._selector.unregister(worker.output)
         self.workers.remove(worker)
-        worker.end()
+        return worker
+
+    def remove(self, worker: Worker) -> None:
+        """End a worker, and listen to it no longer."""
+        self.release(worker).end()
 
     def wait(self, timeout_s: float) -> Iterator[tuple[Worker, dict[str, Any]]]:
         """Give what workers say, as soon as one of them says something, or nothing after a while."""
