@@ -294,7 +294,7 @@ MESSAGES: dict[str, Message] = {
         "The journal of search {name!r} cannot be read: {detail}", "begin it anew (restart), or name another search"
     ),
     "trial_over": Message("Trial {number} of search {name!r} has ended already: it is {state}"),
-    "bad_value": Message(
+    "bad_told": Message(
         "Trial {number} is told {got}, expected {expected}", "a trial that came to no value is told by `fail`, with the reason"
     ),
     "trial_refused": Message("The program cannot be searched: {detail}"),

@@ -1,4 +1,4 @@
-"""Find what is best: parameters of a program by training it, or anything else by asking and telling. `argosy.search(...)` searches.
+"""Find the best parameters: of a program, by training it, or of anything else. `argosy.search(...)` searches.
 
 run.py         a program of the user's; the place to start
 study.py       ask and tell; space.py: what may be chosen

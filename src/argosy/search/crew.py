@@ -32,7 +32,9 @@ class Worker:
     """
 
     def __init__(self, target: str, names: list[str], log: Path, threads: int | None) -> None:
-        limits = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        limits = (
+            {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        )
         self.log, self.number = log, -1
         self.started_s = time.monotonic()
         self._rest = b""

@@ -37,10 +37,12 @@ def measure_importance(study: Any, objectives: Mapping[str, Direction], objectiv
     values = [trial.values[place] for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if len(values) < _LEAST_TRIALS or len(set(values)) == 1:
         return {}
+
+    def read_cost(trial: Any) -> float:
+        return sign * trial.values[place]
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = importance.PedAnovaImportanceEvaluator(target_quantile=_QUANTILE)
-        found = importance.get_param_importances(
-            study, evaluator=evaluator, target=lambda trial: sign * trial.values[place], normalize=True
-        )
+        found = importance.get_param_importances(study, evaluator=evaluator, target=read_cost, normalize=True)
     return {name: float(part) for name, part in found.items() if math.isfinite(part)}

@@ -61,5 +61,3 @@ def _time_one(probe: Probe, num_rows: int) -> float:
     warm = probe.time_rounds(1, 2 * num_rows)
     runs = int(min(500, max(4, _BLOCK_S / max(1e-6, float(np.median(warm))))))
     return float(np.median([np.quantile(probe.time_rounds(1, runs), 0.25) for _ in range(_BLOCKS)]))
-
-

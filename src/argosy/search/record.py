@@ -118,14 +118,12 @@ def choose_best(
             raise InputError("unknown_choice", kind="objective", got=name, known=list_choices(objectives))
     free = [name for name in objectives if name not in guard]
     first = objective or (free or list(objectives))[0]
-    order = {first: objectives[first], **objectives}
+    order: dict[str, Direction] = {first: objectives[first], **objectives}
     held = [one for one in records if one.is_valid and measure_violation(one.values, guard, objectives) <= 0.0]
     return min(held, key=lambda one: (_cost(one, order), one.number), default=None)
 
 
-def measure_hypervolume(
-    records: Sequence[Record], objectives: Mapping[str, Direction], reference: Mapping[str, float]
-) -> float:
+def measure_hypervolume(records: Sequence[Record], objectives: Mapping[str, Direction], reference: Mapping[str, float]) -> float:
     """Give the volume between the front and a point that is worse than all of it: the larger, the better the front.
 
     Args:

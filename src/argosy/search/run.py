@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
 import tempfile
 import time
@@ -11,6 +13,7 @@ from typing import Any
 
 from argosy.errors import ConflictError, InputError
 from argosy.optim.schedules import check_count, check_number
+from argosy.output_file import OutputFile
 from argosy.search.crew import Crew
 from argosy.search.journal import digest_file, empty_folder
 from argosy.search.measure import COSTS, TIMED
@@ -44,6 +47,7 @@ def search(
     max_trial_s: float | None = None,
     restart: bool = False,
     publish: bool = True,
+    report: OutputFile | Path | str | None = None,
     store: Store | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> SearchResult:
@@ -53,8 +57,8 @@ def search(
     trial by trial: killed at any moment, the same call goes on, and asks again what was running.
 
     Args:
-        program: `FILE.py:FUNCTION`, or a function that stands in a file. Called with a value for each parameter, by name, it gives
-            what `argosy train FILE.py:FUNCTION` takes: `model`, `data` with validation rows, and any other argument of
+        program: `FILE.py:FUNCTION`, or a function that stands in a file. Called with a value for each parameter, by name, it
+            gives what `argosy train FILE.py:FUNCTION` takes: `model`, `data` with validation rows, and any other argument of
             `argosy.train`.
         space: what may be chosen, as `Space` takes it.
         trials: that the search has when it ends, with those of earlier calls.
@@ -72,12 +76,13 @@ def search(
         max_trial_s: seconds after which a trial has failed; None: no limit.
         restart: forget what was searched under this name.
         publish: False only searches.
+        report: HTML file for the front, the history and all trials; written also where nothing can be published.
         store: default: that of ARGOSY_HOME.
         say: is told what happens.
 
     Raises:
         InputError: `bad_program`, `trial_refused`, `bad_space`, `bad_option`, `unknown_choice`, `bad_name`, `method_unfit`,
-            `missing_extra`, `bad_journal`.
+            `missing_extra`, `bad_journal`, `file_exists`, `unwritable`.
         ConflictError: `search_differs`, `search_active`; `search_empty`, no trial holds the guard: nothing was published.
         StoreError: `disk_full`, `write_failed`.
     """
@@ -96,6 +101,7 @@ def search(
     directions = choose_objectives(metric, objectives)
     store = store or Store()
     target = _find_target(program)
+    page = OutputFile(report) if isinstance(report, Path | str) else report
     plan = Plan(target, metric, {} if epochs is None else {"epochs": epochs}, trials, jobs, max_s, max_trial_s)
     about = {"program": _describe_program(target), "options": plan.options}
     with tempfile.TemporaryDirectory(prefix="argosy-search-") as logs:
@@ -115,7 +121,16 @@ def search(
                     if error.key in ("trial_refused", "bad_program") and not any(one.seconds is not None for one in study.trials):
                         empty_folder(study.folder)
                     raise
-                return _finish(study, store, about, publish, started, say)
+                result = _describe(study, time.monotonic() - started)
+                if page is not None:
+                    importlib.import_module("argosy.search.report").write_report(page, result)
+                if not publish:
+                    return result
+                if result.best is None:
+                    raise ConflictError(
+                        "search_empty", name=study.name, detail=_explain_empty(result.trials), folder=study.folder
+                    )
+                return dataclasses.replace(result, version=publish_best(study, result.best, store, about, say))
 
 
 def choose_objectives(metric: str, objectives: Sequence[str] | Mapping[str, str]) -> dict[str, Direction]:
@@ -146,30 +161,22 @@ def choose_objectives(metric: str, objectives: Sequence[str] | Mapping[str, str]
     return found
 
 
-def _finish(
-    study: Study, store: Store, about: Mapping[str, Any], publish: bool, started: float, say: Callable[[str], None]
-) -> SearchResult:
+def _describe(study: Study, seconds: float) -> SearchResult:
     assert study.folder is not None
-    trials, best = study.trials, study.best()
-    if best is None and publish:
-        raise ConflictError("search_empty", name=study.name, detail=_explain_empty(trials), folder=study.folder)
-    version = None
-    if publish and best is not None:
-        version = publish_best(study, best, store, about, say)
     return SearchResult(
         name=study.name,
         space=study.space,
         objectives=study.objectives,
         method=study.method,
         guard=study.guard,
-        trials=tuple(trials),
+        trials=tuple(study.trials),
         front=tuple(study.front()),
-        best=best,
-        version=version,
+        best=study.best(),
+        version=None,
         importance=study.importance(),
         folder=study.folder,
         journal=study.digest,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
     )
 
 

@@ -151,7 +151,7 @@ class Space(Mapping[str, Parameter]):
             raise InputError("bad_space", parameter="", detail="the space has no parameters")
         self._parameters: dict[str, Parameter] = {}
         for name, given in parameters.items():
-            if not isinstance(name, str) or not name.strip() or "=" in name:
+            if not name.strip() or "=" in name:
                 raise _fail(name, "a name is a text without `=`")
             parameter = _read_parameter(name, given)
             fault = parameter.find_fault()
@@ -257,11 +257,15 @@ def _read_parameter(name: str, given: object) -> Parameter:
 def _read_table(name: str, given: Mapping[str, Any]) -> Parameter:
     table = dict(given)
     kind = table.pop("kind", None)
+    if kind not in (None, "float", "int", "choice"):
+        raise _fail(name, f"{_shorten(kind)} is no kind of parameter: float, int, choice")
     if table.keys() == {"options"} and isinstance(table["options"], list | tuple):
         return Choice(tuple(cast("Sequence[Value]", table["options"])))
     unknown = table.keys() - {"low", "high", "log", "step"}
     if unknown or not {"low", "high"} <= table.keys():
-        raise _fail(name, f"a table has `low` and `high`, may have `log` and `step`, or has `options`; got {_shorten(list(given))}")
+        raise _fail(
+            name, f"a table has `low` and `high`, may have `log` and `step`, or has `options`; got {_shorten(list(given))}"
+        )
     log, step = table.get("log", False), table.get("step")
     if not isinstance(log, bool):
         raise _fail(name, "`log` is true or false")
@@ -279,7 +283,9 @@ def _read_text(name: str, text: str) -> Parameter:
     numbers = [_read_option(part.strip()) for part in (parts[:2] if log else parts)]
     if len(parts) > 3 or not all(_is_number(number) for number in numbers):
         raise _fail(name, f"{_shorten(text)} is no range; expected LOW:HIGH, LOW:HIGH:log or LOW:HIGH:STEP")
-    return _read_table(name, {"low": numbers[0], "high": numbers[1], "log": log, "step": numbers[2] if len(numbers) > 2 else None})
+    return _read_table(
+        name, {"low": numbers[0], "high": numbers[1], "log": log, "step": numbers[2] if len(numbers) > 2 else None}
+    )
 
 
 def _read_option(text: str) -> Value:

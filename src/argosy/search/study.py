@@ -30,7 +30,7 @@ from argosy.search.record import (
     measure_hypervolume,
     measure_violation,
 )
-from argosy.search.space import Choice, Float, Space, Value
+from argosy.search.space import Choice, Float, Parameter, Space, Value
 
 __all__ = ["Study", "Trial"]
 
@@ -86,7 +86,7 @@ class Study:
     def __init__(
         self,
         space: Space | Mapping[str, object],
-        objectives: Mapping[str, str] = {"value": "minimize"},  # noqa: B006 - it is not changed
+        objectives: Mapping[str, str] = {"value": "minimize"},
         *,
         method: str = "tpe",
         guard: Mapping[str, float] = {},
@@ -183,14 +183,14 @@ class Study:
         """Say how far a trial has come; see `Trial.report`.
 
         Raises:
-            InputError: `bad_value`, no finite number, or a step that is not after the last one.
+            InputError: `bad_told`, no finite number, or a step that is not after the last one.
             ConflictError: `trial_over`.
         """
         with self._lock:
             number = self._check_running(trial)
             last = self._asked.get(number, -1)
             if type(step) is not int or step <= last:
-                raise InputError("bad_value", number=number, got=f"step {step!r}", expected=f"a whole number above {last}")
+                raise InputError("bad_told", number=number, got=f"step {step!r}", expected=f"a whole number above {last}")
             self._storage.set_trial_intermediate_value(self._find_id(number), step, self._check_value(number, value))
             self._asked[number] = step
 
@@ -204,6 +204,8 @@ class Study:
             number = self._check_running(trial)
             last = self._asked.get(number, -1)
             sign = 1.0 if self.objectives[self.watch] == "minimize" else -1.0
+            if not self._may_stop(self._get(number), last):
+                return ""
             records = [_turn(record, sign) for record in self.trials]
             own = next(record for record in records if record.number == number)
             steps = {step: value for step, value in own.steps.items() if step <= last}
@@ -227,7 +229,7 @@ class Study:
             notes: what else is to be kept of it; JSON data.
 
         Raises:
-            InputError: `bad_value`, no finite numbers, or not one for each objective.
+            InputError: `bad_told`, no finite numbers, or not one for each objective.
             ConflictError: `trial_over`.
         """
         with self._lock:
@@ -360,9 +362,25 @@ class Study:
         self._asked[trial.number] = -1
         return Trial(self, trial.number, parameters, attempt, same[0] if same else None)
 
+    def _may_stop(self, record: Record, last: int) -> bool:
+        """Say whether what was watched can tell that a trial is bad.
+
+        Of several objectives it is one: a small model that is a little worse may be just what is looked for. Only what breaks the
+        guard is none; but who asks for hyperband is told that it goes by the watched one alone.
+        """
+        if len(self.objectives) == 1 or self.method == "hyperband":
+            return True
+        known = [value for step, value in record.steps.items() if step <= last]
+        bounds = {name: bound for name, bound in self.guard.items() if name == self.watch}
+        return bool(bounds and known) and all(
+            measure_violation({self.watch: value}, bounds, self.objectives) > 0.0 for value in known
+        )
+
     def _enqueue_next(self, point: dict[str, Value] | None) -> None:
         if point is None:
-            raise ConflictError("search_over", name=self.name, detail=f"{len(self.trials)} points are all that {self.method} gives")
+            raise ConflictError(
+                "search_over", name=self.name, detail=f"{len(self.trials)} points are all that {self.method} gives"
+            )
         self._optuna.enqueue_trial(point)
 
     def _optuna_trial(self, number: int) -> Any:
@@ -395,7 +413,7 @@ class Study:
         is_stopped = bool(told.get("stopped"))
         state = {"COMPLETE": "done", "RUNNING": "running", "WAITING": "waiting", "PRUNED": "stopped"}.get(name, "failed")
         values = dict(zip(self.objectives, trial.values, strict=True)) if name == "COMPLETE" else {}
-        is_over = _is_over(trial) and trial.datetime_start is not None and trial.datetime_complete is not None
+        start, end = trial.datetime_start, trial.datetime_complete
         return Record(
             number=trial.number,
             parameters={name: trial.params[name] for name in self.space if name in trial.params},
@@ -407,7 +425,7 @@ class Study:
             attempts=attrs.get("attempts", 1),
             same_as=attrs.get("same_as"),
             notes=told.get("notes", {}),
-            seconds=(trial.datetime_complete - trial.datetime_start).total_seconds() if is_over else None,
+            seconds=(end - start).total_seconds() if _is_over(trial) and start and end else None,
         )
 
     def _check_running(self, trial: Trial | int) -> int:
@@ -425,10 +443,10 @@ class Study:
         names = list(self.objectives)
         if not isinstance(values, Mapping):
             if len(names) > 1:
-                raise InputError("bad_value", number=number, got=values, expected=f"a value for each of {', '.join(names)}")
+                raise InputError("bad_told", number=number, got=values, expected=f"a value for each of {', '.join(names)}")
             values = {names[0]: values}
         if values.keys() != self.objectives.keys():
-            raise InputError("bad_value", number=number, got=sorted(values), expected=f"a value for each of {', '.join(names)}")
+            raise InputError("bad_told", number=number, got=sorted(values), expected=f"a value for each of {', '.join(names)}")
         return {name: self._check_value(number, values[name]) for name in names}
 
     def _check_value(self, number: int, value: object) -> float:
@@ -437,12 +455,12 @@ class Study:
         except (TypeError, ValueError, OverflowError):
             found = math.nan
         if not math.isfinite(found):
-            raise InputError("bad_value", number=number, got=repr(value)[:_MAX_TOLD], expected="a finite number")
+            raise InputError("bad_told", number=number, got=repr(value)[:_MAX_TOLD], expected="a finite number")
         return found
 
     def _check_guard(self, guard: Mapping[str, float]) -> dict[str, float]:
         for name, bound in guard.items():
-            is_number = isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound)
+            is_number = type(bound) in (int, float) and math.isfinite(bound)
             if name not in self.objectives or not is_number:
                 expected = f"finite bounds of objectives: {', '.join(self.objectives)}"
                 raise InputError("bad_option", option="guard", got={name: bound}, expected=expected)
@@ -462,7 +480,7 @@ def _turn(record: Record, sign: float) -> Record:
     return Record(record.number, record.parameters, record.state, steps=steps, same_as=record.same_as)
 
 
-def _make_distribution(optuna: Any, parameter: object) -> Any:
+def _make_distribution(optuna: Any, parameter: Parameter) -> Any:
     kinds = optuna.distributions
     if isinstance(parameter, Choice):
         return kinds.CategoricalDistribution(parameter.options)
@@ -470,7 +488,6 @@ def _make_distribution(optuna: Any, parameter: object) -> Any:
         # Optuna warns where the last step does not end at `high`.
         high = parameter.high if parameter.values is None else parameter.values[-1]
         return kinds.FloatDistribution(float(parameter.low), float(high), log=parameter.log, step=parameter.step)
-    parameter = cast("Any", parameter)
     return kinds.IntDistribution(parameter.low, parameter.values[-1], log=parameter.log, step=parameter.step)
 
 
@@ -479,8 +496,10 @@ def _tell_difference(kept: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     for name in own:
         if kept.get(name) == own[name]:
             continue
-        before, now = kept.get(name), own[name]
+        before: object = kept.get(name)
+        now: object = own[name]
         if isinstance(before, dict) and isinstance(now, dict):
-            return f"{name}: {_tell_difference(cast('Any', before), {**dict.fromkeys(cast('Any', before)), **cast('Any', now)})}"
+            tables = cast("dict[str, Any]", before), cast("dict[str, Any]", now)
+            return f"{name}: {_tell_difference(tables[0], {**dict.fromkeys(tables[0]), **tables[1]})}"
         return f"{name} was {str(before)[:_MAX_TOLD]}, is {str(now)[:_MAX_TOLD]}"
     return "they differ"

@@ -23,7 +23,7 @@ from argosy.frameworks.base import import_extra
 from argosy.output_file import OutputFile
 from argosy.train.result import Epoch
 
-__all__ = ["Section", "write_report"]
+__all__ = ["FIRST", "GRID", "SECOND", "TEXT", "Section", "new_figure", "open_style", "save_svg", "write_page", "write_report"]
 
 _FIGURES: Final = {b"\x89PNG\r\n\x1a\n": "png", b"<svg ": "svg+xml"}
 """How a figure's content begins, and the type that a page calls it."""
@@ -31,8 +31,9 @@ _FONT_SIZE: Final = 13
 """Points; figures are drawn at the page's own scale, so that this is what is read."""
 
 # Stand-ins that are replaced in the SVG by the page's variables, which matplotlib has no way to write.
-_TEXT, _FIRST, _SECOND, _GRID = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES: Final = {_TEXT: "var(--text)", _FIRST: "var(--first)", _SECOND: "var(--second)", _GRID: "var(--grid)"}
+TEXT, FIRST, SECOND, GRID = "#010101", "#020202", "#030303", "#040404"
+"""Colours of figures: of text, of the two series that are told apart, of lines in the ground."""
+_VARIABLES: Final = {TEXT: "var(--text)", FIRST: "var(--first)", SECOND: "var(--second)", GRID: "var(--grid)"}
 
 _STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",  # Text stays text: sharp, small, and found by the browser's search.
@@ -42,8 +43,8 @@ _STYLE: Final[dict[str, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _TEXT),
-    **dict.fromkeys(("axes.edgecolor", "grid.color"), _GRID),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), TEXT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), GRID),
     "legend.frameon": False,
     "lines.linewidth": 2.0,
 }
@@ -107,6 +108,8 @@ class Section:
     text: str = ""
     figure: bytes | None = None
     """A PNG file's content, drawn on white; or an SVG file's, with a ground of its own."""
+    drawing: str = ""
+    """An SVG of `save_svg`, in the page's own colours."""
     table: Sequence[Sequence[object]] | None = None
     """Rows of cells, the header first."""
     num_text_columns: int = 1
@@ -143,14 +146,33 @@ def write_report(
     file = file if isinstance(file, OutputFile) else OutputFile(file)
     if not history:
         raise InputError("bad_option", option="history", got="no epochs", expected="at least one epoch")
-    parts = [f'<p class="lead">{html.escape(lead)}</p>'] if lead else []
-    parts += [_render_section(section) for section in opening]
+    parts = [_render_section(section) for section in opening]
     parts.append(_render_curve(history))
     if confusion is not None:
         parts.append(_render_confusion(confusion, labels))
     parts += [_render_section(section) for section in sections]
-    page = _PAGE.substitute(title=html.escape(title), body="\n".join(parts))
-    file.write(page)
+    _write(file, title, lead, parts)
+
+
+def write_page(file: OutputFile | Path | str, *, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """Write sections as a self-contained HTML page.
+
+    Args:
+        file: to write; its name stands for a file that is not there.
+        title: of the page.
+        lead: its first line.
+        sections: in this order.
+
+    Raises:
+        InputError: `bad_option`, a figure that is no PNG or SVG; `file_exists`, `unwritable`.
+    """
+    file = file if isinstance(file, OutputFile) else OutputFile(file)
+    _write(file, title, lead, [_render_section(section) for section in sections])
+
+
+def _write(file: OutputFile, title: str, lead: str, parts: Sequence[str]) -> None:
+    first = [f'<p class="lead">{html.escape(lead)}</p>'] if lead else []
+    file.write(_PAGE.substitute(title=html.escape(title), body="\n".join([*first, *parts])))
 
 
 def _render_curve(history: Sequence[Epoch]) -> str:
@@ -162,13 +184,13 @@ def _render_curve(history: Sequence[Epoch]) -> str:
     if has_validation:
         validation = {name: [e.validation_metrics[name] for e in history] for name in names[1:]}
         validation["loss"] = [e.validation_loss for e in history if e.validation_loss is not None]
-    with _open_style():
-        figure = _new_figure(9.0, 3.6)
+    with open_style():
+        figure = new_figure(9.0, 3.6)
         figure.get_layout_engine().set(wspace=0.06)
         for index, name in enumerate(names):
             axes = figure.add_subplot(1, len(names), index + 1)
             _draw_series(axes, name, [e.number for e in history], training[name], validation.get(name))
-        drawing = _save_svg(figure)
+        drawing = save_svg(figure)
     text = f"{len(history)} epochs in {sum(e.duration_s for e in history):.1f} s. Training values are means over an epoch, "
     text += "taken while the weights change, with dropout where there is any"
     text += "; validation values are those of the model after the epoch." if has_validation else "."
@@ -177,9 +199,9 @@ def _render_curve(history: Sequence[Epoch]) -> str:
 
 def _draw_series(axes: Any, name: str, numbers: list[int], training: list[float], validation: list[float] | None) -> None:
     marker = "o" if len(numbers) < 3 else None  # A line of one point is not seen.
-    axes.plot(numbers, training, color=_FIRST, marker=marker, label="training")
+    axes.plot(numbers, training, color=FIRST, marker=marker, label="training")
     if validation:
-        axes.plot(numbers, validation, color=_SECOND, marker=marker, linestyle="--", label="validation")
+        axes.plot(numbers, validation, color=SECOND, marker=marker, linestyle="--", label="validation")
     axes.set_xlabel("Epoch")
     axes.set_ylabel(_AXES.get(name, name))
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -194,9 +216,9 @@ def _render_confusion(confusion: NDArray[Any], labels: Sequence[str] | None) -> 
         raise InputError("bad_option", option="confusion", got=confusion.shape, expected="a square matrix")
     if len(names) != num_classes:
         raise InputError("bad_option", option="labels", got=names, expected=f"{num_classes} names")
-    with _open_style():
+    with open_style():
         size = 1.5 + 0.48 * num_classes
-        figure = _new_figure(size, size - 0.2)
+        figure = new_figure(size, size - 0.2)
         axes = figure.add_subplot()
         axes.grid(visible=False)
         _draw_cells(axes, confusion)
@@ -204,7 +226,7 @@ def _render_confusion(confusion: NDArray[Any], labels: Sequence[str] | None) -> 
             axis.set_ticks(range(num_classes), names)
             axis.set_tick_params(length=0)
             axis.set_label_text(name)
-        drawing = _save_svg(figure)
+        drawing = save_svg(figure)
     total, right = int(confusion.sum()), int(np.trace(confusion))
     text = f"{right} of {total} rows are right ({right / max(total, 1):.2%}). "
     text += "Numbers count rows; shades are parts of the true class."
@@ -218,7 +240,7 @@ def _draw_cells(axes: Any, confusion: NDArray[Any]) -> None:
         count = int(confusion[row, column])
         # At most 0.45 of the colour, so that the page's own text colour can be read on it, light or dark.
         opacity = 0.15 + 0.3 * float(parts[row, column]) if count else 0.0
-        color = _FIRST if row == column else _SECOND
+        color = FIRST if row == column else SECOND
         cell = patches.Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=color, alpha=opacity, linewidth=0)
         axes.add_patch(cell)
         weight = "bold" if count and row != column else "normal"
@@ -237,6 +259,8 @@ def _render_section(section: Section) -> str:
             raise InputError("bad_option", option="figure", got=section.figure[:8], expected=expected)
         data = base64.b64encode(section.figure).decode()
         parts.append(f'<figure><img alt="{html.escape(section.title)}" src="data:image/{kind};base64,{data}"></figure>')
+    if section.drawing:
+        parts.append(f"<figure>{section.drawing}</figure>")
     if section.table:
         lines: list[str] = []
         for row in section.table:
@@ -252,17 +276,23 @@ def _wrap(title: str, body: str) -> str:
     return f"<section>\n<h2>{html.escape(title)}</h2>\n{body}\n</section>"
 
 
-def _open_style() -> Any:
+def open_style() -> Any:
+    """Give a context in which figures are drawn as the page has them.
+
+    Raises:
+        InputError: `missing_extra`, matplotlib is not installed.
+    """
     return import_extra("matplotlib", feature="A report", extra="report").rc_context(_STYLE)
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Make a figure in inches; without pyplot, which would keep it and ask for a display."""
     figures = import_extra("matplotlib.figure", feature="A report", extra="report")
     return figures.Figure(figsize=(width, height), layout="constrained")
 
 
-def _save_svg(figure: Any) -> str:
+def save_svg(figure: Any) -> str:
+    """Give a figure as an SVG in the page's own colours, light or dark; within `open_style`."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = out.getvalue()
