@@ -4,8 +4,8 @@ run.py         a program of the user's; the place to start
 study.py       ask and tell; space.py: what may be chosen
 methods.py     how the next trial is chosen; linear.py: by a linear programme; stopping.py: when one is stopped
 record.py      what is known of trials: front, best, hypervolume; importance.py
-journal.py     where a study is kept
-crew.py        trials in processes of their own; child.py: such a process
+journal.py     where a study is kept; book.py: its trials, as Optuna has them
+runner.py      trials of a program; crew.py: in processes of their own; child.py: such a process
 measure.py     size and speed of what a trial made, as it would be served
 result.py      what a search came to; report.py, plots.py: its page
 """

@@ -35,11 +35,11 @@ def draw_history(result: SearchResult) -> str:
         pick = min if result.objectives[result.metric] == "minimize" else max
         valid = [record for record in done if record.is_valid]
         best = [pick(one.values[result.metric] for one in valid[: place + 1]) * scale for place in range(len(valid))]
-        axes.step([record.number for record in valid], best, where="post", color=SECOND, label="best so far")
+        axes.step([record.number for record in valid], best, where="post", color=SECOND, label=f"best {result.metric} so far")
         axes.set_xlabel("Trial")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=4)
         return save_svg(figure)
 
 
@@ -76,7 +76,8 @@ def draw_front(result: SearchResult) -> str:
         return ""
     label, scale = _name_axis(result.metric)
     with open_style():
-        figure = new_figure(4.5 * max(1.4, len(others)), 3.8)
+        figure = new_figure(4.5 * max(1.4, len(others)), 4.2)
+        axes: Any = None
         for place, name in enumerate(others):
             other_label, other_scale = _name_axis(name)
             axes = figure.add_subplot(1, len(others), place + 1)
@@ -99,7 +100,7 @@ def draw_front(result: SearchResult) -> str:
                     draw(result.guard[bound] * unit, color=TEXT, linestyle="--", linewidth=1.0, label="guard")
             axes.set_xlabel(other_label)
             axes.set_ylabel(label)
-            axes.legend()
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         return save_svg(figure)
 
 

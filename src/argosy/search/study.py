@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import re
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from argosy.errors import ConflictError, InputError
-from argosy.frameworks.base import import_extra
 from argosy.home import find_home
 from argosy.optim.schedules import check_count
-from argosy.search.journal import JOURNAL_FILE, digest_file, hold_folder, open_storage
+from argosy.search.book import Book
+from argosy.search.importance import measure_importance
+from argosy.search.journal import JOURNAL_FILE, digest_file, hold_folder
 from argosy.search.linear import Scores
-from argosy.search.methods import get_rule, make_plan, make_sampler
+from argosy.search.methods import get_rule, make_plan
 from argosy.search.record import (
     Record,
     check_objectives,
@@ -30,7 +28,7 @@ from argosy.search.record import (
     measure_hypervolume,
     measure_violation,
 )
-from argosy.search.space import Choice, Float, Parameter, Space, Value
+from argosy.search.space import Space, Value
 
 __all__ = ["Study", "Trial"]
 
@@ -119,7 +117,10 @@ class Study:
         try:
             if self.folder is not None:
                 self._stack.enter_context(hold_folder(self.folder, self.name, restart=restart))
-            self._open(about, scores)
+            told = None if scores is None else {name: [[*pair] for pair in table.items()] for name, table in scores.items()}
+            settings = {**self.describe(), "scores": told, "about": about}
+            path = None if self.folder is None else self.folder / JOURNAL_FILE
+            self._book = Book(path, self.name, self.space, self.objectives, settings)
         except BaseException:
             self._stack.close()
             raise
@@ -138,8 +139,7 @@ class Study:
     def trials(self) -> list[Record]:
         """All of them, by number."""
         with self._lock:
-            found = self._optuna.get_trials(deepcopy=False)
-            return [self._record(trial) for trial in found if len(trial.params) == len(self.space) or _is_over(trial)]
+            return self._book.list_records()
 
     @property
     def digest(self) -> str:
@@ -153,18 +153,16 @@ class Study:
             ConflictError: `search_over`, a grid or a linear programme has nothing left.
         """
         with self._lock:
-            found = self._optuna.get_trials(deepcopy=False)
-            begun = [trial for trial in found if trial.state.name == "RUNNING" and trial.number not in self._asked]
-            if begun:
-                return self._ask_again(begun[0])
-            waiting = [trial.number for trial in found if trial.state.name == "WAITING"]
-            if not waiting and self._plan is not None:
-                self._enqueue_next(self._plan.choose(self.trials))
-            number = waiting[0] if waiting else len(found)
-            self._optuna.sampler = make_sampler(self.method, self.seed, number)
-            trial = self._optuna.ask(self._distributions)
-            assert trial.number == number
-            return self._hand_out(trial, 1)
+            begun = [number for number in self._book.list_running() if number not in self._asked]
+            if not begun and self._plan is not None and not self._book.list_waiting():
+                point = self._plan.choose(self.trials)
+                if point is None:
+                    detail = f"{self.method} gives no more than {len(self.trials)} points"
+                    raise ConflictError("search_over", name=self.name, detail=detail)
+                self._book.enqueue(point)
+            record = self._book.begin_again(begun[0]) if begun else self._book.begin()
+            self._asked[record.number] = -1
+            return Trial(self, record.number, record.parameters, record.attempts, record.same_as)
 
     def enqueue(self, parameters: Mapping[str, Value]) -> None:
         """Have a point tried next, such as what is used today; not a second time.
@@ -174,10 +172,7 @@ class Study:
         """
         self.space.check(parameters)
         with self._lock:
-            queued = [trial.system_attrs.get("fixed_params") for trial in self._optuna.get_trials(deepcopy=False)]
-            point = {name: parameters[name] for name in self.space}
-            if not any(_is_same(point, other) for other in (*queued, *(record.parameters for record in self.trials))):
-                self._optuna.enqueue_trial(point)
+            self._book.enqueue({name: parameters[name] for name in self.space})
 
     def report(self, trial: Trial | int, step: int, value: float) -> None:
         """Say how far a trial has come; see `Trial.report`.
@@ -191,7 +186,7 @@ class Study:
             last = self._asked.get(number, -1)
             if type(step) is not int or step <= last:
                 raise InputError("bad_told", number=number, got=f"step {step!r}", expected=f"a whole number above {last}")
-            self._storage.set_trial_intermediate_value(self._find_id(number), step, self._check_value(number, value))
+            self._book.report(number, step, self._check_value(number, value))
             self._asked[number] = step
 
     def should_stop(self, trial: Trial | int) -> bool:
@@ -204,7 +199,7 @@ class Study:
             number = self._check_running(trial)
             last = self._asked.get(number, -1)
             sign = 1.0 if self.objectives[self.watch] == "minimize" else -1.0
-            if not self._may_stop(self._get(number), last):
+            if not self._may_stop(self._book.get(number), last):
                 return ""
             records = [_turn(record, sign) for record in self.trials]
             own = next(record for record in records if record.number == number)
@@ -237,9 +232,7 @@ class Study:
             told = self._check_values(number, values)
             limit = max(0.0, self._check_value(number, constraint))
             violation = measure_violation(told, self.guard, self.objectives) + limit
-            self._note(number, notes=dict(notes), violation=violation)
-            self._end(number, "COMPLETE", list(told.values()), violation)
-            return self._get(number)
+            return self._end(number, "done", {"notes": dict(notes), "violation": violation}, list(told.values()))
 
     def stop(self, trial: Trial | int, reason: str = "", *, notes: Mapping[str, object] = {}) -> Record:
         """End a trial early that was not worth going on with; what it reported counts.
@@ -249,10 +242,7 @@ class Study:
         """
         with self._lock:
             number = self._check_running(trial)
-            self._note(number, notes=dict(notes), reason=reason[:_MAX_TOLD], stopped=True)
-            # Of several objectives Optuna knows no trials that were stopped.
-            self._end(number, "PRUNED" if len(self.objectives) == 1 else "FAIL")
-            return self._get(number)
+            return self._end(number, "stopped", {"notes": dict(notes), "reason": reason[:_MAX_TOLD]})
 
     def fail(self, trial: Trial | int, reason: str, *, notes: Mapping[str, object] = {}) -> Record:
         """Say that a trial came to nothing, and why.
@@ -262,9 +252,7 @@ class Study:
         """
         with self._lock:
             number = self._check_running(trial)
-            self._note(number, notes=dict(notes), reason=reason[:_MAX_TOLD])
-            self._end(number, "FAIL")
-            return self._get(number)
+            return self._end(number, "failed", {"notes": dict(notes), "reason": reason[:_MAX_TOLD]})
 
     def front(self) -> list[Record]:
         """Give the trials within the guard that no other is as good as in every objective and better in one."""
@@ -297,10 +285,8 @@ class Study:
         Raises:
             InputError: `unknown_choice`.
         """
-        from argosy.search.importance import measure_importance
-
         with self._lock:
-            return measure_importance(self._optuna, self.objectives, objective or self.watch)
+            return measure_importance(self._book.study, self.objectives, objective or self.watch)
 
     def describe(self) -> dict[str, Any]:
         """Give what it searches, as JSON data."""
@@ -312,55 +298,6 @@ class Study:
             "seed": self.seed,
             "watch": self.watch,
         }
-
-    def _open(self, about: Mapping[str, object], scores: Scores | None) -> None:
-        optuna = import_extra("optuna", feature="A search", extra="search")
-        logging.getLogger("optuna").setLevel(logging.WARNING)  # It tells of every trial.
-        path = None if self.folder is None else self.folder / JOURNAL_FILE
-        self._storage: Any = open_storage(path, self.name)
-        directions = list(self.objectives.values())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._optuna: Any = optuna.create_study(
-                storage=self._storage, study_name="study", directions=directions, load_if_exists=True
-            )
-        self._study_id: int = self._storage.get_study_id_from_name("study")
-        told = None if scores is None else {name: [[*pair] for pair in table.items()] for name, table in scores.items()}
-        own = json.loads(json.dumps({**self.describe(), "scores": told, "about": about}))
-        kept: Any = self._optuna.user_attrs.get("search")
-        if kept is None:
-            self._optuna.set_user_attr("search", own)
-        elif not isinstance(kept, dict):
-            raise InputError("bad_journal", name=self.name, detail="it does not say what is searched")
-        elif kept != own:
-            kept = cast("dict[str, Any]", kept)
-            raise ConflictError("search_differs", name=self.name, detail=_tell_difference(kept, own))
-        self._distributions = {name: _make_distribution(optuna, parameter) for name, parameter in self.space.items()}
-
-    def _ask_again(self, found: Any) -> Trial:
-        """Hand out a trial that was begun by a process that is gone, under its own number."""
-        trial_id = self._find_id(found.number)
-        attempts = int(found.user_attrs.get("attempts", 1)) + 1
-        self._storage.set_trial_user_attr(trial_id, "attempts", attempts)
-        self._optuna.sampler = make_sampler(self.method, self.seed, found.number)
-        trial = self._optuna_trial(found.number)
-        # The process may have been killed between one parameter and the next.
-        for name, parameter in self.space.items():
-            if isinstance(parameter, Choice):
-                trial.suggest_categorical(name, self._distributions[name].choices)
-            else:
-                suggest = trial.suggest_float if isinstance(parameter, Float) else trial.suggest_int
-                given = self._distributions[name]
-                suggest(name, given.low, given.high, log=given.log, step=given.step)
-        return self._hand_out(trial, attempts)
-
-    def _hand_out(self, trial: Any, attempt: int) -> Trial:
-        parameters = {name: trial.params[name] for name in self.space}
-        same = [one.number for one in self.trials if one.number < trial.number and _is_same(one.parameters, parameters)]
-        if same:
-            self._storage.set_trial_user_attr(self._find_id(trial.number), "same_as", same[0])
-        self._asked[trial.number] = -1
-        return Trial(self, trial.number, parameters, attempt, same[0] if same else None)
 
     def _may_stop(self, record: Record, last: int) -> bool:
         """Say whether what was watched can tell that a trial is bad.
@@ -376,65 +313,19 @@ class Study:
             measure_violation({self.watch: value}, bounds, self.objectives) > 0.0 for value in known
         )
 
-    def _enqueue_next(self, point: dict[str, Value] | None) -> None:
-        if point is None:
-            raise ConflictError(
-                "search_over", name=self.name, detail=f"{len(self.trials)} points are all that {self.method} gives"
-            )
-        self._optuna.enqueue_trial(point)
-
-    def _optuna_trial(self, number: int) -> Any:
-        trials = import_extra("optuna.trial", feature="A search", extra="search")
-        return trials.Trial(self._optuna, self._find_id(number))
-
-    def _find_id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-
-    def _note(self, number: int, **values: object) -> None:
-        self._storage.set_trial_user_attr(self._find_id(number), "told", values)
-
-    def _end(self, number: int, state: str, values: Sequence[float] | None = None, violation: float = 0.0) -> None:
-        states = import_extra("optuna.trial", feature="A search", extra="search").TrialState
-        self._optuna.sampler = make_sampler(self.method, self.seed, number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if state == "COMPLETE":
-                self._optuna_trial(number).set_constraint("guard", violation)
-            # The last line of a trial in the journal: without it, it is still to be tried.
-            self._optuna.tell(number, values, state=states[state])
+    def _end(
+        self, number: int, state: Literal["done", "stopped", "failed"], told: Mapping[str, object], values: Sequence[float] = ()
+    ) -> Record:
         self._asked.pop(number, None)
-
-    def _get(self, number: int) -> Record:
-        return self._record(self._storage.get_trial(self._find_id(number)))
-
-    def _record(self, trial: Any) -> Record:
-        attrs, name = trial.user_attrs, trial.state.name
-        told: dict[str, Any] = attrs.get("told", {}) if _is_over(trial) else {}
-        is_stopped = bool(told.get("stopped"))
-        state = {"COMPLETE": "done", "RUNNING": "running", "WAITING": "waiting", "PRUNED": "stopped"}.get(name, "failed")
-        values = dict(zip(self.objectives, trial.values, strict=True)) if name == "COMPLETE" else {}
-        start, end = trial.datetime_start, trial.datetime_complete
-        return Record(
-            number=trial.number,
-            parameters={name: trial.params[name] for name in self.space if name in trial.params},
-            state=cast("Any", "stopped" if is_stopped and name == "FAIL" else state),
-            values=values,
-            violation=float(told.get("violation", 0.0)),
-            steps=dict(sorted(trial.intermediate_values.items())),
-            reason=told.get("reason", ""),
-            attempts=attrs.get("attempts", 1),
-            same_as=attrs.get("same_as"),
-            notes=told.get("notes", {}),
-            seconds=(end - start).total_seconds() if _is_over(trial) and start and end else None,
-        )
+        return self._book.end(number, state, told, values)
 
     def _check_running(self, trial: Trial | int) -> int:
         number = trial.number if isinstance(trial, Trial) else trial
-        if type(number) is not int or not 0 <= number < len(self._optuna.get_trials(deepcopy=False)):
+        if type(number) is not int or not 0 <= number < len(self._book):
             raise InputError("bad_option", option="trial", got=number, expected="a trial that this study was asked for")
         if isinstance(trial, Trial) and trial.study is not self:
             raise InputError("bad_option", option="trial", got=number, expected="a trial that this study was asked for")
-        record = self._get(number)
+        record = self._book.get(number)
         if record.state != "running":
             raise ConflictError("trial_over", number=number, name=self.name, state=record.state)
         return number
@@ -467,39 +358,6 @@ class Study:
         return {name: float(bound) for name, bound in guard.items()}
 
 
-def _is_over(trial: Any) -> bool:
-    return trial.state.name in ("COMPLETE", "PRUNED", "FAIL")
-
-
-def _is_same(one: Mapping[str, Value], other: Mapping[str, Value] | None) -> bool:
-    return other is not None and dict(one) == dict(other)
-
-
 def _turn(record: Record, sign: float) -> Record:
     steps = {step: sign * value for step, value in record.steps.items()}
     return Record(record.number, record.parameters, record.state, steps=steps, same_as=record.same_as)
-
-
-def _make_distribution(optuna: Any, parameter: Parameter) -> Any:
-    kinds = optuna.distributions
-    if isinstance(parameter, Choice):
-        return kinds.CategoricalDistribution(parameter.options)
-    if isinstance(parameter, Float):
-        # Optuna warns where the last step does not end at `high`.
-        high = parameter.high if parameter.values is None else parameter.values[-1]
-        return kinds.FloatDistribution(float(parameter.low), float(high), log=parameter.log, step=parameter.step)
-    return kinds.IntDistribution(parameter.low, parameter.values[-1], log=parameter.log, step=parameter.step)
-
-
-def _tell_difference(kept: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Name the first settings that differ, with both values."""
-    for name in own:
-        if kept.get(name) == own[name]:
-            continue
-        before: object = kept.get(name)
-        now: object = own[name]
-        if isinstance(before, dict) and isinstance(now, dict):
-            tables = cast("dict[str, Any]", before), cast("dict[str, Any]", now)
-            return f"{name}: {_tell_difference(tables[0], {**dict.fromkeys(tables[0]), **tables[1]})}"
-        return f"{name} was {str(before)[:_MAX_TOLD]}, is {str(now)[:_MAX_TOLD]}"
-    return "they differ"
