@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -46,11 +47,13 @@ class Book:
         self._space, self._objectives = space, objectives
         self._method, self._seed = str(settings["method"]), int(settings["seed"])
         self._storage: Any = open_storage(path, name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.study: Any = optuna.create_study(
-                storage=self._storage, study_name=_STUDY, directions=list(objectives.values()), load_if_exists=True
-            )
+        directions = list(objectives.values())
+        known = [study.study_name for study in self._storage.get_all_studies()]
+        if not known and path is not None and path.stat().st_size:
+            raise InputError("bad_journal", name=name, detail="it is that of no search")
+        # To create one that is there would write to the journal.
+        open_study = optuna.load_study if _STUDY in known else partial(optuna.create_study, directions=directions)
+        self.study: Any = open_study(storage=self._storage, study_name=_STUDY)
         self._study_id: int = self._storage.get_study_id_from_name(_STUDY)
         self._trials: Any = optuna.trial
         self._distributions = {name: _make_distribution(optuna.distributions, parameter) for name, parameter in space.items()}
@@ -87,9 +90,9 @@ class Book:
         waiting = self.list_waiting()
         number = waiting[0] if waiting else len(self)
         self.study.sampler = make_sampler(self._method, self._seed, number)
-        trial = self.study.ask(self._distributions)
+        trial = self.study.ask()
         assert trial.number == number
-        return self._note_double(number)
+        return self._draw(trial)
 
     def begin_again(self, number: int) -> Record:
         """Begin a trial, under its own number, that a process had begun that is gone."""
@@ -97,15 +100,7 @@ class Book:
         attempts = self.get(number).attempts + 1
         self._storage.set_trial_user_attr(trial_id, "attempts", attempts)
         self.study.sampler = make_sampler(self._method, self._seed, number)
-        trial = self._trials.Trial(self.study, trial_id)
-        # The process may have been killed between one parameter and the next.
-        for name, given in self._distributions.items():
-            if isinstance(self._space[name], Choice):
-                trial.suggest_categorical(name, given.choices)
-            else:
-                suggest = trial.suggest_float if isinstance(self._space[name], Float) else trial.suggest_int
-                suggest(name, given.low, given.high, log=given.log, step=given.step)
-        return self._note_double(number)
+        return self._draw(self._trials.Trial(self.study, trial_id))
 
     def report(self, number: int, step: int, value: float) -> None:
         """Keep what a trial came to after a step; what an earlier attempt came to is forgotten."""
@@ -140,6 +135,20 @@ class Book:
 
     def _find_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _draw(self, trial: Any) -> Record:
+        """Give a trial the parameters that it has not: its process may have been killed between one and the next."""
+        number = trial.number
+        # What is drawn for all parameters at once is drawn by the trial's own sampler.
+        assert trial.relative_params is not None
+        for name, given in self._distributions.items():
+            self.study.sampler = make_sampler(self._method, self._seed, number, name)
+            if isinstance(self._space[name], Choice):
+                trial.suggest_categorical(name, given.choices)
+            else:
+                suggest = trial.suggest_float if isinstance(self._space[name], Float) else trial.suggest_int
+                suggest(name, given.low, given.high, log=given.log, step=given.step)
+        return self._note_double(number)
 
     def _note_double(self, number: int) -> Record:
         """Keep which earlier trial has the same parameters, if one has."""

@@ -72,7 +72,7 @@ def open_storage(path: Path | None, name: str) -> Any:
     journal = import_extra("optuna.storages.journal", feature="A search", extra="search")
     try:
         _cut_torn_line(path)
-        return storages.JournalStorage(journal.JournalFileBackend(str(path), lock_obj=_FolderIsHeld()))
+        return storages.JournalStorage(_Backend(path, journal.JournalFileBackend(str(path), lock_obj=_FolderIsHeld())))
     except OSError as error:
         raise explain_write(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
@@ -93,6 +93,23 @@ class _FolderIsHeld:
 
     def release(self) -> None:
         pass
+
+
+class _Backend:
+    """Optuna's file of a journal, which stays whole when the disk is full."""
+
+    def __init__(self, path: Path, inner: Any) -> None:
+        self._path, self._inner = path, inner
+
+    def read_logs(self, log_number_from: int) -> Any:
+        return self._inner.read_logs(log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            self._inner.append_logs(logs)
+        except OSError as error:
+            _cut_torn_line(self._path)
+            raise explain_write(self._path, error) from error
 
 
 def _cut_torn_line(path: Path) -> None:

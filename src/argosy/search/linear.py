@@ -6,6 +6,7 @@ measured says which way to go on. Nothing is random, and few trials are needed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -67,6 +68,7 @@ class LinearPlan:
                 table.append(score)
                 self._options.append((name, value))
             self._groups.append(range(len(table) - len(parameter.values), len(table)))
+        self._solved: dict[float, dict[str, Value]] = {}
         self._losses = np.array([score.loss for score in table])
         self._costs = np.array([score.cost for score in table])
         self.lowest = float(sum(self._losses[list(group)].min() for group in self._groups))
@@ -74,6 +76,11 @@ class LinearPlan:
 
     def solve(self, budget: float) -> dict[str, Value]:
         """Give the point that costs least, of those whose losses add up to at most a budget."""
+        if budget not in self._solved:
+            self._solved[budget] = self._solve(budget)
+        return self._solved[budget]
+
+    def _solve(self, budget: float) -> dict[str, Value]:
         rows = np.zeros((len(self._groups), len(self._options)))
         for row, group in zip(rows, self._groups, strict=True):
             row[list(group)] = 1.0
@@ -118,17 +125,19 @@ class LinearPlan:
 
     def _choose_between(self, marks: set[float], tried: Sequence[dict[str, Value]]) -> dict[str, Value] | None:
         """Halve the widest gap between budgets until that gives another point."""
-        ordered, finest = sorted(marks), _FINEST * max(self.highest - self.lowest, 1e-300)
-        while True:
-            gaps = [(ordered[place + 1] - ordered[place], place) for place in range(len(ordered) - 1)]
-            width, place = max(gaps, default=(0.0, 0), key=lambda gap: (gap[0], -gap[1]))
-            if width <= finest:
-                return None
-            middle = ordered[place] + width / 2
+        ordered, finest = sorted(marks), _FINEST * (self.highest - self.lowest)
+        gaps = [(low, high) for low, high in itertools.pairwise(ordered) if high - low > finest]
+        while gaps:
+            low, high = max(gaps, key=lambda gap: gap[1] - gap[0])
+            gaps.remove((low, high))
+            middle = low + (high - low) / 2
             point = self.solve(middle)
             if point not in tried:
                 return point
-            ordered.insert(place + 1, middle)
+            # From what it loses to the middle, every budget gives this point.
+            found = self._sum_losses(point)
+            gaps += [gap for gap in ((low, min(found, middle)), (middle, high)) if gap[1] - gap[0] > finest]
+        return None
 
     def _sum_losses(self, point: Mapping[str, Value]) -> float:
         losses = {option: float(loss) for option, loss in zip(self._options, self._losses, strict=True)}

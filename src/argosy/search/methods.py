@@ -62,13 +62,14 @@ def make_plan(method: str, space: Space, scores: Scores | None) -> Plan | None:
     return GridPlan(space) if method == "grid" else None
 
 
-def make_sampler(method: str, seed: int, number: int) -> Any:
-    """Give Optuna's sampler for one trial, which depends on the seed and the trial's number, and on nothing that is not kept.
+def make_sampler(method: str, seed: int, number: int, name: str = "") -> Any:
+    """Give Optuna's sampler for one trial, or one parameter of it, which depends on these alone and on nothing that is not kept.
 
-    A sampler that lived from trial to trial would begin its random numbers anew when a study is resumed.
+    A sampler that lived from trial to trial would begin its random numbers anew when a study is resumed, and one that lived from
+    parameter to parameter when a process was killed between two of them.
     """
     samplers = import_extra("optuna.samplers", feature="A search", extra="search")
-    own = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "little")
+    own = int.from_bytes(hashlib.sha256(f"{seed} {number} {name}".encode()).digest()[:4], "little")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Some arguments are called experimental.
         if method in ("tpe", "hyperband"):

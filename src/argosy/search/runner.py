@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +41,11 @@ class Plan:
 
 def check_program(target: str, names: list[str], logs: Path) -> Worker:
     """Begin the process of the first trial, and see that the program can be called; before a search is begun with it.
+
+    Args:
+        target: the program.
+        names: of its parameters.
+        logs: folder for what it prints.
 
     Raises:
         InputError: `bad_program`, `trial_refused`: it has no such function or parameters, or fails when it is imported.
@@ -215,9 +221,11 @@ class Runner:
     def _fail(self, trial: Trial, reason: str, worker: Worker | None = None) -> None:
         folder = self._folder / f"{trial.number:05d}"
         shutil.rmtree(folder, ignore_errors=True)
-        if worker is not None and worker.log.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "log.txt").write_bytes(worker.log.read_bytes()[-_LOG_BYTES:])
+        # Without room for it, the reason is in the journal all the same.
+        with contextlib.suppress(OSError):
+            if worker is not None and worker.log.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "log.txt").write_bytes(worker.log.read_bytes()[-_LOG_BYTES:])
         self._show(self._study.fail(trial, reason))
 
     def _sweep(self) -> None:
