@@ -1,4 +1,4 @@
-"""Run an artifact alone, as a worker would, in a process of its own: what it answers, how long it takes, what memory.
+"""Run an artifact alone, as a worker would, in a process of its own: what it answers, seconds, memory.
 
 artifact.py    files that a runtime serves
 probe.py       the process, from outside: load, answer, time
