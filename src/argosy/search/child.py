@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -51,6 +52,8 @@ class _Pipe:
     def _read(self) -> None:
         for line in sys.stdin:
             self._lines.put(line)
+        if os.getpgrp() == os.getpid():  # With all that the program has started.
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
 
