@@ -12,13 +12,10 @@ import onnxruntime
 import pytest
 import torch
 
-from argosy.bench.artifact import open_version
-from argosy.bench.probe import Probe
-from argosy.compress import Gain, Guard, compress, describe_result, get_recipe
+from argosy.compress import Gain, Guard, compress, describe_result
 from argosy.compress.judge import Evidence, judge_outputs
 from argosy.compress.kind import find_meaning
-from argosy.compress.measure import Cost, Timing, measure_costs
-from argosy.compress.steps.dynamic import DynamicInt8
+from argosy.compress.measure import Cost
 from argosy.compress.steps.int8 import Int8
 from argosy.errors import ConflictError, InputError
 from argosy.frameworks.onnx import OnnxModel

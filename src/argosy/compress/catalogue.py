@@ -16,6 +16,7 @@ from argosy.compress.steps.int8 import Int8
 from argosy.compress.steps.nncf import NncfInt8, NncfWeights
 from argosy.compress.steps.openvino import Bfloat16, OpenVino
 from argosy.compress.steps.simplify import Simplify
+from argosy.compress.steps.trees import FewerTrees, ShallowTrees
 from argosy.compress.steps.weights import Weights
 
 __all__ = ["list_recipes"]
@@ -31,6 +32,8 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
     if artifact.path.suffix != ".onnx":
         return _list_for_openvino(is_transformer=False) if artifact.runtime == "openvino" else []
     kinds = _count_operators(artifact)
+    if kinds["TreeEnsembleClassifier"] or kinds["TreeEnsembleRegressor"]:
+        return _list_for_trees()
     is_transformer = kinds["Softmax"] > 0 and kinds["MatMul"] > 2 * kinds["Softmax"]
     recipes: list[Recipe] = [(Simplify(),), (Float16(),)]
     if _is_here("openvino"):
@@ -44,6 +47,14 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
     if kinds["MatMul"]:
         recipes += [(Weights(),), (Weights(bits=4, block_size=32),)]
     return recipes
+
+
+def _list_for_trees() -> list[Recipe]:
+    fewer: list[Recipe] = [
+        (FewerTrees(part=part, is_mean=is_mean),) for is_mean in (True, False) for part in (0.75, 0.5, 0.25, 0.1)
+    ]
+    shallow: list[Recipe] = [(ShallowTrees(depth=depth),) for depth in (12, 8, 6, 4)]
+    return fewer + shallow + [(*one, *other) for one in fewer[:3] for other in shallow[:3]]
 
 
 def _list_for_openvino(*, is_transformer: bool) -> list[Recipe]:

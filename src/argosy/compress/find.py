@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.catalogue import list_recipes
 from argosy.compress.jury import Jury
+from argosy.compress.layers import can_refine, measure_sensitivity, refine
 from argosy.compress.measure import Cost
 from argosy.compress.recipe import Recipe, Workshop, run_recipe
 from argosy.compress.result import Tried
@@ -30,6 +31,10 @@ _QUICK_S: Final = 0.3
 _CAREFUL_S: Final = 1.5
 """For those that are left."""
 _NUM_FINALISTS: Final = 3
+_NUM_REFINED: Final = 2
+"""Recipes that lose too much, and of which sensitive layers are left out."""
+_ALIKE: Final = 0.05
+"""Part by which two candidates may differ in the objective, and count as equally good."""
 _LEAST_GAIN: Final = 0.03
 """Part of the objective by which a candidate must be better than the original."""
 
@@ -77,17 +82,61 @@ def find(
             made[len(tried)] = artifact
         tried.append(one)
         say(_describe(one, value))
+    for place in _choose_to_refine(tried, value):
+        for one, artifact in _refine(tried[place].recipe, jury, workshop, deadline, say):
+            if artifact is not None:
+                made[len(tried)] = artifact
+            tried.append(one)
+            say(_describe(one, value))
     order = sorted((place for place in made if not tried[place].problem), key=lambda place: _ratio(tried[place], value))
-    finalists: list[tuple[float, int, Tried]] = []
-    for place in order[:_NUM_FINALISTS]:
-        again = _measure_again(tried[place], made[place], jury)
-        finalists.append((_ratio(again, value), place, again))
-        tried[place] = again
-        say(f"once more: {_describe(again, value)}")
-    best = min(finalists, key=lambda finalist: finalist[0], default=None)
-    if best is None or best[0] > 1.0 - _LEAST_GAIN:
+    finalists = order[:_NUM_FINALISTS]
+    for place in finalists:
+        tried[place] = _measure_again(tried[place], made[place], jury)
+        say(f"once more: {_describe(tried[place], value)}")
+    best = _choose([place for place in finalists if not tried[place].problem], tried, value)
+    if best is None:
         raise ConflictError("nothing_found", objective=objective, tried=_tell_all(tried, value), max_loss=jury.guard.max_loss)
-    return made[best[1]], best[2], tuple(tried)
+    return made[best], tried[best], tuple(tried)
+
+
+def _choose(finalists: list[int], tried: list[Tried], value: Callable[[Cost], float]) -> int | None:
+    """Choose the best; of those that are as good but for the noise of measuring, the one that loses least, then the smallest."""
+    ratios = {place: _ratio(tried[place], value) for place in finalists}
+    least = min(ratios.values(), default=1.0)
+    if least > 1.0 - _LEAST_GAIN:
+        return None
+    alike = [place for place in finalists if ratios[place] <= min(least * (1.0 + _ALIKE), 1.0 - _LEAST_GAIN)]
+
+    def rank(place: int) -> tuple[float, int]:
+        score, after = tried[place].score, tried[place].after
+        assert score is not None and after is not None
+        return max(0.0, score.loss), after.size_bytes
+
+    return min(alike, key=rank)
+
+
+def _choose_to_refine(tried: list[Tried], value: Callable[[Cost], float]) -> list[int]:
+    """Those that lose too much, and would be better than the best that does not; the most promising first."""
+    kept = [_ratio(one, value) for one in tried if not one.problem]
+    best = min([1.0, *kept])
+    rest = [place for place, one in enumerate(tried) if one.problem and one.score is not None and can_refine(one.recipe)]
+    hopeful = [place for place in rest if _ratio(tried[place], value) < best * (1.0 - _LEAST_GAIN)]
+    return sorted(hopeful, key=lambda place: _ratio(tried[place], value))[:_NUM_REFINED]
+
+
+def _refine(
+    recipe: Recipe, jury: Jury, workshop: Workshop, deadline: float, say: Callable[[str], None]
+) -> list[tuple[Tried, Artifact | None]]:
+    """Leave out the layers that suffer most."""
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        return []
+    try:
+        ranked = measure_sensitivity(recipe, jury, workshop, time.monotonic() + remaining_s / 2, say)
+    except (InputError, FaultError) as error:
+        say(f"{Tried(recipe).title} cannot be refined: {error.message}")
+        return []
+    return refine(recipe, ranked, lambda other: try_recipe(other, jury, workshop, budget_s=_QUICK_S), deadline)
 
 
 def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: float) -> tuple[Tried, Artifact | None]:
@@ -106,8 +155,11 @@ def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: floa
 
 
 def _measure_again(one: Tried, artifact: Artifact, jury: Jury) -> Tried:
-    found = jury.judge(artifact, one.title, budget_s=_CAREFUL_S)
-    return Tried(one.recipe, found.score, found.before, found.after, seconds=one.seconds)
+    try:
+        found = jury.judge(artifact, one.title, budget_s=_CAREFUL_S)
+    except FaultError as error:
+        return replace(one, problem=error.message)
+    return replace(one, score=found.score, before=found.before, after=found.after)
 
 
 def _ratio(one: Tried, value: Callable[[Cost], float]) -> float:

@@ -7,18 +7,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
 from argosy.bench.rows import RowFiles, write_rows
 from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
-from argosy.compress.sample import Sample
+from argosy.compress.sample import Sample, thin_rows
+from argosy.datatypes import is_float
 from argosy.errors import InputError
 from argosy.signature import Arrays
 
 __all__ = ["Finding", "Jury"]
 
+_FEW_ROWS: Final = 32
+"""For comparing layers."""
 _MAX_ANSWER_BYTES: Final = 4 << 30
 """Of all answers of one model, which are held in memory."""
 
@@ -49,10 +54,12 @@ class Jury:
         self._stack = ExitStack()
         self._first: RowFiles = write_rows(sample.rows[:1], folder / "first")
         self._files: RowFiles = write_rows(sample.rows, folder / "rows")
+        self._few = write_rows(thin_rows(sample.rows, _FEW_ROWS), folder / "few")
         self._timing = Timing(sample.rows, folder / "timing", is_batched=parent.signature.is_batched)
         self._original = self._open(parent, "the version itself")
         try:
             self._answers = self._answer(self._original)
+            self._few_answers = self._original.answer(self._few)
         except BaseException:
             self._stack.close()
             raise
@@ -80,6 +87,25 @@ class Jury:
             score = self.score(answers)
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
         return Finding(score, before, after)
+
+    def measure_distance(self, artifact: Artifact) -> float:
+        """Measure how far the answers to a few rows move: their mean squared difference, relative to the spread of each output.
+
+        Raises:
+            FaultError: `engine_failed`.
+        """
+        with Probe(artifact, threads=self._threads, title="a layer alone") as probe:
+            answers = probe.answer(self._few)
+        total = 0.0
+        for old, new in zip(self._few_answers, answers, strict=True):
+            for name, array in old.items():
+                if is_float(array.dtype):
+                    wide = np.asarray(array, np.float64)
+                    if new[name].shape != array.shape:
+                        return float("inf")
+                    scale = float(np.var(wide)) or float(np.mean(np.square(wide))) or 1.0
+                    total += float(np.mean(np.square(np.asarray(new[name], np.float64) - wide))) / scale
+        return total / len(answers) if np.isfinite(total) else float("inf")
 
     def score(self, answers: list[Arrays]) -> Score:
         """Hold answers to the rows against the original's, or against what is right."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from argosy.bench.probe import Probe
 from argosy.bench.rows import RowFiles, Rows, stack_answers, write_rows
+from argosy.compress.sample import thin_rows
 from argosy.serve.worker.agreement import exceeds, largest_difference
 
 __all__ = ["BATCH_ROWS", "Cost", "Gain", "Timing", "measure_costs"]
@@ -20,10 +21,12 @@ BATCH_ROWS: Final = 32
 
 _NUM_TYPICAL: Final = 16
 """Rows that are timed, evenly spaced over those that are there."""
-_BLOCKS: Final = 6
-"""Turns of each model at each batch size, so that other work on the machine hits all alike."""
-_MIN_RUNS, _MAX_RUNS = 2, 60
-"""Runs of a turn."""
+_TURNS: Final = 6
+"""Of each model at each batch size, so that other work on the machine hits all alike."""
+_LEAST_TURNS: Final = 2
+"""Of models that take longer than may be spent on them."""
+_MAX_RUNS: Final = 60
+"""Of a turn."""
 
 _LEAST_SAVING: Final = 0.05
 """Part of the file that must be saved for it to be called smaller."""
@@ -115,9 +118,7 @@ class Timing:
     """
 
     def __init__(self, rows: Rows, folder: Path, *, is_batched: bool) -> None:
-        count = min(len(rows), _NUM_TYPICAL)
-        chosen = [rows[index * len(rows) // count] for index in range(count)]
-        self.typical = write_rows(chosen, folder / "typical")
+        self.typical = write_rows(thin_rows(rows, _NUM_TYPICAL), folder / "typical")
         self.alone: RowFiles | None = None
         self.together: RowFiles | None = None
         # Neighbours of the shape that most rows have: batches are made of these.
@@ -194,12 +195,16 @@ def _time_in_turn(probes: Sequence[Probe], rows: RowFiles, budget_s: float) -> l
     """Give seconds of runs, by probe and turn."""
     seconds: list[list[list[float]]] = [[] for _ in probes]
     runs: list[int] = []
+    turns = _TURNS
     for probe in probes:
         probe.choose(rows)
         # The first run of a shape is not counted.
         warm = probe.time_rounds(1, rows.num_rows)
-        runs.append(int(min(_MAX_RUNS, max(_MIN_RUNS, budget_s / _BLOCKS / max(1e-6, float(np.median(warm)))))))
-    for _ in range(_BLOCKS):
+        one_s = max(1e-6, float(np.median(warm)))
+        runs.append(int(min(_MAX_RUNS, max(1, budget_s / _TURNS / one_s))))
+        if runs[-1] == 1:
+            turns = min(turns, max(_LEAST_TURNS, int(budget_s / one_s)))
+    for _ in range(turns):
         for probe, count, times in zip(probes, runs, seconds, strict=True):
             times.append(probe.time_rounds(1, count))
     return seconds

@@ -27,6 +27,8 @@ STEPS: Final[Mapping[str, str]] = {
     "nncf-int8": "argosy.compress.steps.nncf:NncfInt8",
     "nncf-weights": "argosy.compress.steps.nncf:NncfWeights",
     "low-rank": "argosy.compress.steps.low_rank:LowRank",
+    "fewer-trees": "argosy.compress.steps.trees:FewerTrees",
+    "shallow-trees": "argosy.compress.steps.trees:ShallowTrees",
 }
 """Where each step's class is, imported when it is asked for."""
 

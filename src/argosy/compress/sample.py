@@ -19,7 +19,7 @@ from argosy.signature import Arrays, Signature, TensorSpec
 from argosy.store.golden import Golden
 from argosy.train.data import check_rows
 
-__all__ = ["Sample", "remove_known", "split_sample", "take_golden", "take_sample"]
+__all__ = ["Sample", "remove_known", "split_sample", "take_golden", "take_sample", "thin_rows"]
 
 _CALIBRATION_SHARE: Final = 0.25
 _MAX_CALIBRATION_ROWS: Final = 512
@@ -90,6 +90,11 @@ def split_sample(sample: Sample, *, seed: int = 0) -> tuple[Rows, Sample]:
     count = min(int(len(groups) * _CALIBRATION_SHARE), _MAX_CALIBRATION_ROWS)
     calibration = [sample.rows[members[index][0]] for index in order[:count]]
     return calibration, sample.pick(sorted(place for index in order[count:] for place in members[index]))
+
+
+def thin_rows(rows: Rows, count: int) -> Rows:
+    """Give so many of the rows, evenly spaced, not the first: data is often sorted by class."""
+    return rows if len(rows) <= count else [rows[index * len(rows) // count] for index in range(count)]
 
 
 def remove_known(sample: Sample, calibration: Rows) -> Sample:

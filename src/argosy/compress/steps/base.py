@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +13,19 @@ import msgspec
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.recipe import Workshop
-from argosy.errors import InputError
+from argosy.errors import InputError, list_choices
 
-__all__ = ["HEAVY", "StepBase", "blame_library", "list_heavy", "name_nodes", "read_model", "write_model"]
+__all__ = [
+    "HEAVY",
+    "LayerStep",
+    "StepBase",
+    "blame_library",
+    "check_excluded",
+    "list_heavy",
+    "name_nodes",
+    "read_model",
+    "write_model",
+]
 
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights, which make the file and the time."""
@@ -46,6 +56,21 @@ class StepBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def keeps_rows(self) -> bool:
         """True if rows that do not influence one another do not do so afterwards either."""
         return True
+
+
+class LayerStep(StepBase, frozen=True, kw_only=True):
+    """A step that changes layers, each of which it can leave out."""
+
+    exclude: tuple[str, ...] = ()
+    """Names of layers that stay as they are, of those that `list_layers` gives."""
+
+    def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
+        """Name the layers that it would change.
+
+        Raises:
+            InputError: as `recipe.Step.apply`.
+        """
+        raise NotImplementedError
 
 
 def read_model(artifact: Artifact, step: str) -> Any:
@@ -86,10 +111,23 @@ def name_nodes(model: Any) -> None:
         seen.add(node.name)
 
 
-def list_heavy(model: Any) -> list[str]:
+def list_heavy(model: Any, kinds: Collection[str] = HEAVY) -> list[str]:
     """Names of the nodes with weights of their own, in the graph's order."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type in HEAVY and weights & set(node.input)]
+    return [node.name for node in model.graph.node if node.op_type in kinds and weights & set(node.input)]
+
+
+def check_excluded(exclude: Collection[str], known: Collection[str], step: str) -> None:
+    """See that each layer that is to be left out is there.
+
+    Raises:
+        InputError: `bad_option`.
+    """
+    unknown = sorted(set(exclude) - set(known))
+    if unknown:
+        raise InputError(
+            "bad_option", option=f"{step}.exclude", got=list_choices(unknown[:5]), expected=f"layers: {list_choices(known)}"
+        )
 
 
 @contextmanager

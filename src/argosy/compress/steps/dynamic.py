@@ -8,14 +8,14 @@ from typing import Any
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, blame_library, name_nodes, read_model, write_model
+from argosy.compress.steps.base import LayerStep, blame_library, check_excluded, list_heavy, name_nodes, read_model, write_model
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
 
 __all__ = ["DynamicInt8"]
 
 
-class DynamicInt8(StepBase, frozen=True, kw_only=True):
+class DynamicInt8(LayerStep, frozen=True, kw_only=True):
     """No calibration; the scale of activations is taken from each batch, so that rows of a batch depend on one another.
 
     A worker finds that out and runs each request by itself: good for one request at a time, not for many at once.
@@ -25,8 +25,6 @@ class DynamicInt8(StepBase, frozen=True, kw_only=True):
     """One scale for each output channel of a weight, else one for the whole weight."""
     operators: tuple[str, ...] = ("MatMul", "Gemm")
     """Kinds that are quantised; ONNX Runtime's convolutions of this kind are slow."""
-    exclude: tuple[str, ...] = ()
-    """Names of nodes that stay as they are."""
 
     @property
     def name(self) -> str:
@@ -43,14 +41,22 @@ class DynamicInt8(StepBase, frozen=True, kw_only=True):
         """The scale of activations is that of the batch."""
         return False
 
+    def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
+        """See `LayerStep`."""
+        model = read_model(artifact, self.name)
+        name_nodes(model)
+        return list_heavy(model, self.operators)
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
         # The quantizer's shape inference imports it on the way, and without it says nothing that helps.
         import_extra("sympy", feature="Compression dynamic-int8", extra="compress")
         model = read_model(artifact, self.name)
         name_nodes(model)
-        if not any(node.op_type in self.operators for node in model.graph.node):
+        layers = list_heavy(model, self.operators)
+        if not layers:
             raise InputError("nothing_to_compress", method=self.name, what=f"an operator of {', '.join(self.operators)}")
+        check_excluded(self.exclude, layers, self.name)
         named, folder = write_model(model, artifact, workshop), workshop.make_folder()
         with blame_library(self.name):
             quantization: Any = importlib.import_module("onnxruntime.quantization")

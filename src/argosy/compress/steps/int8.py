@@ -10,7 +10,17 @@ from typing import Any, Final, Literal
 from argosy.bench.artifact import Artifact
 from argosy.bench.rows import Rows, stack_answers
 from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import HEAVY, StepBase, blame_library, name_nodes, read_model, write_model
+from argosy.compress.sample import thin_rows
+from argosy.compress.steps.base import (
+    HEAVY,
+    LayerStep,
+    blame_library,
+    check_excluded,
+    list_heavy,
+    name_nodes,
+    read_model,
+    write_model,
+)
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
 from argosy.signature import Arrays
@@ -29,7 +39,7 @@ _PER_CHANNEL_OPSET: Final = 13
 _CALIBRATORS: Final = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
-class Int8(StepBase, frozen=True, kw_only=True):
+class Int8(LayerStep, frozen=True, kw_only=True):
     """Weights and activations as 8-bit integers, with scales fixed beforehand from calibration rows.
 
     Because the scales are fixed, a row's answer does not depend on its batch mates, so that requests can be
@@ -45,8 +55,6 @@ class Int8(StepBase, frozen=True, kw_only=True):
     changes the distribution least (`entropy`), or at the 99.999th percentile. The latter two need rows of one shape."""
     max_calibration_rows: int = 512
     """More are not looked at: the ranges hardly grow, the time does."""
-    exclude: tuple[str, ...] = ()
-    """Names of nodes that stay as they are."""
 
     def __post_init__(self) -> None:
         if self.max_calibration_rows < 1:
@@ -68,8 +76,34 @@ class Int8(StepBase, frozen=True, kw_only=True):
         """For the ranges of activations."""
         return True
 
+    def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
+        """See `LayerStep`."""
+        return list_heavy(read_model(self._prepare(artifact, workshop), self.name))
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
+        prepared, folder = self._prepare(artifact, workshop), workshop.make_folder()
+        check_excluded(self.exclude, list_heavy(read_model(prepared, self.name)), self.name)
+        rows = _CalibrationReader(workshop.calibration, self.max_calibration_rows, is_batched=artifact.signature.is_batched)
+        with blame_library(self.name):
+            quantization: Any = importlib.import_module("onnxruntime.quantization")
+            quantization.quantize_static(
+                str(prepared.path),
+                str(folder / prepared.entry),
+                rows,
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=self.per_channel,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=getattr(quantization.CalibrationMethod, _CALIBRATORS[self.ranges]),
+                op_types_to_quantize=[*HEAVY, *_PASSING],
+                nodes_to_exclude=list(self.exclude),
+                extra_options={"MatMulConstBOnly": True},
+            )
+        return replace(prepared, folder=folder)
+
+    def _prepare(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """Fold constants and normalisation into the weights, which must be final when they are rounded; name what is left."""
         model = read_model(artifact, self.name)
         if not any(node.op_type in HEAVY for node in model.graph.node):
             raise InputError("nothing_to_compress", method="int8", what=f"an operator of {', '.join(HEAVY)}")
@@ -78,31 +112,13 @@ class Int8(StepBase, frozen=True, kw_only=True):
         with blame_library(self.name):
             model = _raise_opset(model)
         name_nodes(model)
-        given = write_model(model, artifact, workshop)
+        given, folder = write_model(model, artifact, workshop), workshop.make_folder()
         with blame_library(self.name):
-            folder = self._quantize(given, workshop)
-        return replace(given, folder=folder)
-
-    def _quantize(self, given: Artifact, workshop: Workshop) -> Any:
-        quantization: Any = importlib.import_module("onnxruntime.quantization")
-        shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
-        prepared, folder = workshop.make_folder() / given.entry, workshop.make_folder()
-        # Folds constants and batch normalisation into the weights, which must be final when they are rounded.
-        shapes.quant_pre_process(str(given.path), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(folder / given.entry),
-            _CalibrationReader(workshop.calibration, self.max_calibration_rows, is_batched=given.signature.is_batched),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=self.per_channel,
-            activation_type=quantization.QuantType.QInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=getattr(quantization.CalibrationMethod, _CALIBRATORS[self.ranges]),
-            op_types_to_quantize=[*HEAVY, *_PASSING],
-            nodes_to_exclude=list(self.exclude),
-            extra_options={"MatMulConstBOnly": True},
-        )
-        return folder
+            shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
+            shapes.quant_pre_process(str(given.path), str(folder / given.entry), skip_symbolic_shape=True)
+        prepared = read_model(replace(given, folder=folder), self.name)
+        name_nodes(prepared)
+        return write_model(prepared, given, workshop)
 
 
 def _raise_opset(model: Any) -> Any:
@@ -117,9 +133,7 @@ class _CalibrationReader:
     """Hands calibration rows to the quantizer, a chunk of rows of one shape at a time."""
 
     def __init__(self, rows: Rows, max_rows: int, *, is_batched: bool) -> None:
-        # Evenly spaced, not the first: data is often sorted by class.
-        count = min(len(rows), max_rows)
-        picked = [rows[index * len(rows) // count] for index in range(count)]
+        picked = thin_rows(rows, max_rows)
         self._chunks: Iterator[Arrays] = iter(_join(picked) if is_batched else picked)
 
     def get_next(self) -> Arrays | None:

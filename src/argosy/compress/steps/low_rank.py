@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, name_nodes, read_model, write_model
+from argosy.compress.steps.base import LayerStep, check_excluded, list_heavy, name_nodes, read_model, write_model
 from argosy.errors import InputError
 
 __all__ = ["LowRank"]
 
 
-class LowRank(StepBase, frozen=True, kw_only=True):
+class LowRank(LayerStep, frozen=True, kw_only=True):
     """Each matrix of a MatMul or Gemm, cut to as many singular values as keep a part of its energy.
 
     A matrix of n x m becomes n x r and r x m, where that is fewer numbers; others stay. Trained networks have
@@ -27,8 +27,6 @@ class LowRank(StepBase, frozen=True, kw_only=True):
 
     energy: float = 0.99
     """Part of the sum of the squared singular values that is kept, in (0, 1)."""
-    exclude: tuple[str, ...] = ()
-    """Names of nodes that stay as they are."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.energy < 1.0:
@@ -39,10 +37,17 @@ class LowRank(StepBase, frozen=True, kw_only=True):
         """As in `STEPS`."""
         return "low-rank"
 
+    def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
+        """See `LayerStep`."""
+        model = read_model(artifact, self.name)
+        name_nodes(model)
+        return list_heavy(model, ("MatMul", "Gemm"))
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
         model = read_model(artifact, self.name)
         name_nodes(model)
+        check_excluded(self.exclude, list_heavy(model, ("MatMul", "Gemm")), self.name)
         helper: Any = importlib.import_module("onnx.helper")
         arrays: Any = importlib.import_module("onnx.numpy_helper")
         weights = {tensor.name: tensor for tensor in model.graph.initializer}

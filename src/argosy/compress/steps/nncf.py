@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, blame_library
+from argosy.compress.sample import thin_rows
+from argosy.compress.steps.base import LayerStep, blame_library, check_excluded
 from argosy.compress.steps.openvino import read_ir, write_ir
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
@@ -21,7 +22,25 @@ def _import_nncf(step: str) -> Any:
     return nncf
 
 
-class NncfInt8(StepBase, frozen=True, kw_only=True):
+_LAYERS = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul")
+
+
+def _list_layers(model: Any) -> list[str]:
+    """Names of OpenVINO's operators with weights: those that multiply by a constant, whatever it is converted by first."""
+    return [
+        operator.get_friendly_name()
+        for operator in model.get_ordered_ops()
+        if operator.get_type_name() in _LAYERS and any(_is_constant(source.get_node()) for source in operator.input_values())
+    ]
+
+
+def _is_constant(node: Any) -> bool:
+    while node.get_type_name() in ("Convert", "Reshape", "Transpose", "Multiply") and node.get_input_size():
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant"
+
+
+class NncfInt8(LayerStep, frozen=True, kw_only=True):
     """Weights and activations in int8, with scales fixed beforehand from calibration rows, by NNCF's post-training quantisation.
 
     Source: github.com/openvinotoolkit/nncf.
@@ -34,8 +53,6 @@ class NncfInt8(StepBase, frozen=True, kw_only=True):
     max_calibration_rows: int = 300
     compute: Literal["float32", "bfloat16"] = "float32"
     """In which what is left is computed."""
-    exclude: tuple[str, ...] = ()
-    """Names of operators that stay as they are."""
 
     @property
     def name(self) -> str:
@@ -52,19 +69,22 @@ class NncfInt8(StepBase, frozen=True, kw_only=True):
         """For the ranges of activations."""
         return True
 
+    def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
+        """See `LayerStep`."""
+        return _list_layers(read_ir(artifact, self.name))
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
         nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
-        rows = workshop.calibration
-        count = min(len(rows), self.max_calibration_rows)
-        picked = [rows[index * len(rows) // count] for index in range(count)]
+        check_excluded(self.exclude, _list_layers(model), self.name)
+        picked = thin_rows(workshop.calibration, self.max_calibration_rows)
         with blame_library(self.name):
             quantized = nncf.quantize(
                 model,
-                nncf.Dataset(picked),
+                nncf.Dataset(list(picked)),
                 preset=nncf.QuantizationPreset(self.preset),
                 model_type=nncf.ModelType.TRANSFORMER if self.is_transformer else None,
-                subset_size=count,
+                subset_size=len(picked),
                 ignored_scope=nncf.IgnoredScope(names=list(self.exclude), validate=False) if self.exclude else None,
             )
         if not any(operator.get_type_name() == "FakeQuantize" for operator in quantized.get_ops()):
@@ -72,7 +92,7 @@ class NncfInt8(StepBase, frozen=True, kw_only=True):
         return write_ir(quantized, artifact, workshop, self.name, is_half=True, precision=self.compute)
 
 
-class NncfWeights(StepBase, frozen=True, kw_only=True):
+class NncfWeights(LayerStep, frozen=True, kw_only=True):
     """Weights alone in 8 or 4 bits, activations as they are. No calibration."""
 
     bits: Literal[4, 8] = 8
@@ -81,8 +101,6 @@ class NncfWeights(StepBase, frozen=True, kw_only=True):
     ratio: float = 1.0
     """Part of the weights that is in 4 bits; the rest, which would suffer most, in 8."""
     compute: Literal["float32", "bfloat16"] = "float32"
-    exclude: tuple[str, ...] = ()
-    """Names of operators that stay as they are."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio <= 1.0:
@@ -98,9 +116,14 @@ class NncfWeights(StepBase, frozen=True, kw_only=True):
         """Of the weights."""
         return f"int{self.bits}"
 
+    def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
+        """See `LayerStep`."""
+        return _list_layers(read_ir(artifact, self.name))
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
         nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
+        check_excluded(self.exclude, _list_layers(model), self.name)
         options: dict[str, Any] = {}
         if self.bits == 4:
             options = {"ratio": self.ratio, "group_size": self.group_size}

@@ -7,21 +7,19 @@ from typing import Any, Literal
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, blame_library, name_nodes, read_model, write_model
+from argosy.compress.steps.base import LayerStep, blame_library, check_excluded, list_heavy, name_nodes, read_model, write_model
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
 
 __all__ = ["Weights"]
 
 
-class Weights(StepBase, frozen=True, kw_only=True):
+class Weights(LayerStep, frozen=True, kw_only=True):
     """Matrices in blocks of 8 or 4 bits, each with a scale. Tables of embeddings stay as they are. No calibration."""
 
     bits: Literal[4, 8] = 8
     block_size: int = 128
     """Numbers that share a scale: a power of two from 16 on. Fewer are more exact, and larger."""
-    exclude: tuple[str, ...] = ()
-    """Names of nodes that stay as they are."""
 
     def __post_init__(self) -> None:
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
@@ -37,13 +35,21 @@ class Weights(StepBase, frozen=True, kw_only=True):
         """Of the weights."""
         return f"int{self.bits}"
 
+    def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
+        """See `LayerStep`."""
+        model = read_model(artifact, self.name)
+        name_nodes(model)
+        return list_heavy(model, ("MatMul",))
+
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `recipe.Step`."""
         import_extra("onnx_ir", feature="Compression weights", extra="compress")
         model = read_model(artifact, self.name)
         name_nodes(model)
-        if not any(node.op_type == "MatMul" for node in model.graph.node):
-            raise InputError("nothing_to_compress", method=self.name, what="an operator MatMul")
+        layers = list_heavy(model, ("MatMul",))
+        if not layers:
+            raise InputError("nothing_to_compress", method=self.name, what="an operator MatMul with a constant matrix")
+        check_excluded(self.exclude, layers, self.name)
         with blame_library(self.name):
             quantizers: Any = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
             quantizer = quantizers.MatMulNBitsQuantizer(
