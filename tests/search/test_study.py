@@ -77,7 +77,8 @@ def test_guard_decides_what_is_best_and_what_stands_on_the_front():
             study.tell(trial, {"accuracy": 1 - 0.2 / k, "size": k * 10 if k != 4 else 100}, constraint=1.0 if k == 2 else 0.0)
         assert study.best().parameters == {"k": 3}  # 1 breaks the guard, 2 the constraint
         assert study.best({}).parameters == {"k": 6}
-        assert study.best({}, objective="size").parameters == {"k": 3}
+        assert study.best({"size": 15.0}).parameters == {"k": 1}  # another guard takes the place of the study's own
+        assert study.best({}, objective="size").parameters == {"k": 1}
         assert study.best({"size": 35.0}).parameters == {"k": 3}
         assert study.best({"accuracy": 0.99}) is None
         assert [record.parameters["k"] for record in study.front()] == [6, 5, 3]
@@ -397,6 +398,42 @@ def test_search_without_its_library_names_the_extra(tmp_path):
     code += "from argosy.search import Study; Study({'x': '1:2'})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=False)
     assert "needs the package optuna" in done.stderr and "argosy[search]" in done.stderr
+
+
+def test_closed_study_tells_what_it_knows_and_takes_nothing():
+    study = Study(SPACE)
+    trial = study.ask()
+    study.tell(trial, 1.0)
+    other = study.ask()
+    study.close()
+    assert study.best().number == 0
+    for act in (study.ask, lambda: study.tell(other, 1.0), lambda: study.enqueue(trial.parameters)):
+        with pytest.raises(ConflictError, match="was closed"):
+            act()
+
+
+def test_copy_of_a_point_that_failed_counts():
+    with Study({"k": "1:2"}, method="random") as study:
+        trials = [study.ask() for _ in range(6)]
+        for trial in trials:
+            if trial.same_as is None:
+                study.fail(trial, "out of memory")
+            else:
+                study.tell(trial, float(trial.number))
+        copies = [trial for trial in trials if trial.same_as is not None]
+        assert study.best().number == copies[0].number == study.front()[0].number
+
+
+def test_scores_and_notes_that_are_none_are_refused():
+    scores = make_scores()
+    scores["layer0"] = {**scores["layer0"], "int4": (math.nan, 1.0)}
+    with pytest.raises(InputError, match="no two finite numbers"):
+        Study(LAYERS, method="gradient", scores=scores)
+    scores["layer0"]["int4"] = 3
+    with pytest.raises(InputError, match="no two finite numbers"):
+        Study(LAYERS, method="gradient", scores=scores)
+    with Study(SPACE) as study, pytest.raises(InputError, match="notes"):
+        study.tell(study.ask(), 1.0, notes={"what": object()})
 
 
 def test_record_is_json():

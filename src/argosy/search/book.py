@@ -114,7 +114,7 @@ class Book:
         Args:
             number: its.
             state: what has become of it.
-            told: `notes`, `reason`, `violation`.
+            told: `notes`, `reason`, `violation`, `constraint`.
             values: of the objectives, of one that is done.
         """
         trial_id = self._find_id(number)
@@ -167,6 +167,7 @@ class Book:
             state=told.get("state", "failed") if _is_over(trial) else name.lower(),
             values=dict(zip(self._objectives, trial.values, strict=True)) if name == "COMPLETE" else {},
             violation=float(told.get("violation", 0.0)),
+            constraint=float(told.get("constraint", 0.0)),
             steps=dict(sorted(trial.intermediate_values.items())),
             reason=told.get("reason", ""),
             attempts=attrs.get("attempts", 1),

@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _run(pipe: _Pipe, target: str, function: Callable[..., Any], trial: dict[str, Any]) -> None:
-    arguments = {**call_program(target, function, trial["parameters"]), **trial["options"]}
+    arguments: dict[str, Any] = {**call_program(target, function, trial["parameters"]), **trial["options"], "progress": False}
     own = arguments.pop("on_epoch", None)
     metric, is_stopped = trial["metric"], False
 
@@ -91,7 +91,7 @@ def _run(pipe: _Pipe, target: str, function: Callable[..., Any], trial: dict[str
         is_stopped = bool(pipe.listen()["stop"])
         return is_stopped or is_ended
 
-    result = train(arguments.pop("model"), arguments.pop("data"), on_epoch=tell, progress=False, **arguments)
+    result = train(arguments.pop("model"), arguments.pop("data"), on_epoch=tell, **arguments)
     if is_stopped:
         pipe.say("stopped", epochs=len(result.history), steps=result.num_steps)
         return

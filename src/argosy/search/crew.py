@@ -66,7 +66,10 @@ class Worker:
         self._rest += data
         *lines, self._rest = self._rest.split(b"\n")
         for line in lines:
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError:
+                yield {"event": "failed", "reason": f"it says what cannot be understood: {line[:60]!r}"}
         if not data or len(self._rest) > _MAX_LINE_BYTES:
             yield {"event": "failed", "reason": self._describe_end()}
 

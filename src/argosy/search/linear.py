@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -62,10 +62,7 @@ class LinearPlan:
             for value in parameter.values:
                 if value not in known:
                     raise _fail(f"`{name}` = {value!r} has no score")
-                score = Score(*known[value])
-                if not all(math.isfinite(number) for number in score):
-                    raise _fail(f"the score of `{name}` = {value!r} is {tuple(score)}, no two finite numbers")
-                table.append(score)
+                table.append(_check_score(name, value, known[value]))
                 self._options.append((name, value))
             self._groups.append(range(len(table) - len(parameter.values), len(table)))
         self._solved: dict[float, dict[str, Value]] = {}
@@ -73,6 +70,11 @@ class LinearPlan:
         self._costs = np.array([score.cost for score in table])
         self.lowest = float(sum(self._losses[list(group)].min() for group in self._groups))
         self.highest = float(sum(self._losses[list(group)].max() for group in self._groups))
+
+    def describe(self) -> list[list[Any]]:
+        """Give the scores as JSON data."""
+        scores = zip(self._options, self._losses.tolist(), self._costs.tolist(), strict=True)
+        return [[name, value, loss, cost] for (name, value), loss, cost in scores]
 
     def solve(self, budget: float) -> dict[str, Value]:
         """Give the point that costs least, of those whose losses add up to at most a budget."""
@@ -142,6 +144,16 @@ class LinearPlan:
     def _sum_losses(self, point: Mapping[str, Value]) -> float:
         losses = {option: float(loss) for option, loss in zip(self._options, self._losses, strict=True)}
         return sum(losses[name, value] for name, value in point.items())
+
+
+def _check_score(name: str, value: Value, given: object) -> Score:
+    try:
+        score = Score(*map(float, cast("Any", given)))
+    except (TypeError, ValueError):
+        score = Score(math.nan, math.nan)
+    if not all(map(math.isfinite, score)):
+        raise _fail(f"the score of `{name}` = {value!r} is {given!r}, no two finite numbers")
+    return score
 
 
 def _fail(detail: str) -> InputError:

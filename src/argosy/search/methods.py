@@ -37,6 +37,10 @@ class GridPlan:
         space.list_points()  # Refuses what cannot be listed.
         self._space = space
 
+    def describe(self) -> None:
+        """Give what else it depends on than the space: nothing."""
+        return
+
     def choose(self, records: Sequence[Record]) -> dict[str, Value] | None:
         """Give the first point that was not tried, None once there is none."""
         tried = {tuple(record.parameters.values()) for record in records}

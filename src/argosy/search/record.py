@@ -27,6 +27,8 @@ class Record:
     """By objective, once it is done."""
     violation: float = 0.0
     """How far it breaks the guard: 0 if it holds, and more the farther."""
+    constraint: float = 0.0
+    """The part of it that was told beside the guard."""
     steps: dict[int, float] = field(default_factory=dict[int, float])
     """What was reported on the way, by step."""
     reason: str = ""
@@ -53,6 +55,7 @@ class Record:
             "state": self.state,
             "values": self.values,
             "violation": self.violation,
+            "constraint": self.constraint,
             "steps": {str(step): value for step, value in self.steps.items()},
             "reason": self.reason,
             "attempts": self.attempts,
@@ -91,9 +94,9 @@ def measure_violation(values: Mapping[str, float], guard: Mapping[str, float], o
 def find_front(records: Sequence[Record], objectives: Mapping[str, Direction]) -> list[Record]:
     """Give those that hold the guard and that no other is as good as in everything and better in something.
 
-    Of trials with the same parameters the first; by the first objective, the best first.
+    Of trials with the same parameters the first that holds it; by the first objective, the best first.
     """
-    valid = [record for record in records if record.is_valid and record.same_as is None]
+    valid = _list_distinct([record for record in records if record.is_valid])
     costs = {record.number: _cost(record, objectives) for record in valid}
     front = [one for one in valid if not any(_dominates(costs[other.number], costs[one.number]) for other in valid)]
     return sorted(front, key=lambda record: (costs[record.number], record.number))
@@ -119,7 +122,8 @@ def choose_best(
     free = [name for name in objectives if name not in guard]
     first = objective or (free or list(objectives))[0]
     order: dict[str, Direction] = {first: objectives[first], **objectives}
-    held = [one for one in records if one.is_valid and measure_violation(one.values, guard, objectives) <= 0.0]
+    done = [one for one in records if one.state == "done" and one.constraint <= 0.0]
+    held = _list_distinct([one for one in done if measure_violation(one.values, guard, objectives) <= 0.0])
     return min(held, key=lambda one: (_cost(one, order), one.number), default=None)
 
 
@@ -141,6 +145,14 @@ def measure_hypervolume(records: Sequence[Record], objectives: Mapping[str, Dire
     costs = [_cost(record, objectives) for record in find_front(records, objectives)]
     inside = [cost for cost in costs if all(value < limit for value, limit in zip(cost, point, strict=True))]
     return _measure_volume(inside, point)
+
+
+def _list_distinct(records: Sequence[Record]) -> list[Record]:
+    """Give of the same parameters the first."""
+    found: dict[tuple[Value, ...], Record] = {}
+    for record in records:
+        found.setdefault(tuple(record.parameters.values()), record)
+    return list(found.values())
 
 
 def _cost(record: Record, objectives: Mapping[str, Direction]) -> tuple[float, ...]:

@@ -117,7 +117,7 @@ class Runner:
                 return
             if trial.attempt > 1:
                 self._say(f"trial {trial.number} is begun again: it was running when its search was ended")
-            earlier = None if trial.same_as is None else self._study.trials[trial.same_as]
+            earlier = next((one for one in self._study.trials if one.number == trial.same_as), None)
             if earlier is not None and earlier.seconds is not None:
                 self._copy(trial, earlier)
                 continue

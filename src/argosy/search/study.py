@@ -29,6 +29,7 @@ from argosy.search.record import (
     measure_violation,
 )
 from argosy.search.space import Space, Value
+from argosy.store.manifest import check_data
 
 __all__ = ["Study", "Trial"]
 
@@ -113,12 +114,13 @@ class Study:
         self._lock = threading.RLock()
         self._asked: dict[int, int] = {}
         """Trials of this process, with the last step that was reported in it."""
+        self._is_closed = False
         self._stack = ExitStack()
         try:
             if self.folder is not None:
                 self._stack.enter_context(hold_folder(self.folder, self.name, restart=restart))
-            told = None if scores is None else {name: [[*pair] for pair in table.items()] for name, table in scores.items()}
-            settings = {**self.describe(), "scores": told, "about": about}
+            told = None if self._plan is None else self._plan.describe()
+            settings = {**self.describe(), "scores": told, "about": check_data("about", about)}
             path = None if self.folder is None else self.folder / JOURNAL_FILE
             self._book = Book(path, self.name, self.space, self.objectives, settings)
         except BaseException:
@@ -132,7 +134,8 @@ class Study:
         self.close()
 
     def close(self) -> None:
-        """Let others go on with it."""
+        """Let others go on with it; what is known of its trials can still be asked."""
+        self._is_closed = True
         self._stack.close()
 
     @property
@@ -150,9 +153,10 @@ class Study:
         """Give what to try next: first what an earlier process had begun when it was killed, then what was enqueued.
 
         Raises:
-            ConflictError: `search_over`, a grid or a linear programme has nothing left.
+            ConflictError: `search_over`, a grid or a linear programme has nothing left; `search_closed`.
         """
         with self._lock:
+            self._check_open()
             begun = [number for number in self._book.list_running() if number not in self._asked]
             if not begun and self._plan is not None and not self._book.list_waiting():
                 point = self._plan.choose(self.trials)
@@ -172,6 +176,7 @@ class Study:
         """
         self.space.check(parameters)
         with self._lock:
+            self._check_open()
             self._book.enqueue({name: parameters[name] for name in self.space})
 
     def report(self, trial: Trial | int, step: int, value: float) -> None:
@@ -224,15 +229,20 @@ class Study:
             notes: what else is to be kept of it; JSON data.
 
         Raises:
-            InputError: `bad_told`, no finite numbers, or not one for each objective.
-            ConflictError: `trial_over`.
+            InputError: `bad_told`, no finite numbers, or not one for each objective; `bad_option`, the notes are no JSON data.
+            ConflictError: `trial_over`, `search_closed`.
         """
         with self._lock:
             number = self._check_running(trial)
             told = self._check_values(number, values)
             limit = max(0.0, self._check_value(number, constraint))
             violation = measure_violation(told, self.guard, self.objectives) + limit
-            return self._end(number, "done", {"notes": dict(notes), "violation": violation}, list(told.values()))
+            return self._end(
+                number,
+                "done",
+                {"notes": check_data("notes", notes), "violation": violation, "constraint": limit},
+                list(told.values()),
+            )
 
     def stop(self, trial: Trial | int, reason: str = "", *, notes: Mapping[str, object] = {}) -> Record:
         """End a trial early that was not worth going on with; what it reported counts.
@@ -242,7 +252,7 @@ class Study:
         """
         with self._lock:
             number = self._check_running(trial)
-            return self._end(number, "stopped", {"notes": dict(notes), "reason": reason[:_MAX_TOLD]})
+            return self._end(number, "stopped", {"notes": check_data("notes", notes), "reason": reason[:_MAX_TOLD]})
 
     def fail(self, trial: Trial | int, reason: str, *, notes: Mapping[str, object] = {}) -> Record:
         """Say that a trial came to nothing, and why.
@@ -252,7 +262,7 @@ class Study:
         """
         with self._lock:
             number = self._check_running(trial)
-            return self._end(number, "failed", {"notes": dict(notes), "reason": reason[:_MAX_TOLD]})
+            return self._end(number, "failed", {"notes": check_data("notes", notes), "reason": reason[:_MAX_TOLD]})
 
     def front(self) -> list[Record]:
         """Give the trials within the guard that no other is as good as in every objective and better in one."""
@@ -319,7 +329,13 @@ class Study:
         self._asked.pop(number, None)
         return self._book.end(number, state, told, values)
 
+    def _check_open(self) -> None:
+        """Whoever has closed a search holds it no longer, and would write into another's journal."""
+        if self._is_closed:
+            raise ConflictError("search_closed", name=self.name)
+
     def _check_running(self, trial: Trial | int) -> int:
+        self._check_open()
         number = trial.number if isinstance(trial, Trial) else trial
         if type(number) is not int or not 0 <= number < len(self._book):
             raise InputError("bad_option", option="trial", got=number, expected="a trial that this study was asked for")
