@@ -151,8 +151,8 @@ class Space(Mapping[str, Parameter]):
             raise InputError("bad_space", parameter="", detail="the space has no parameters")
         self._parameters: dict[str, Parameter] = {}
         for name, given in parameters.items():
-            if not name.strip() or "=" in name:
-                raise _fail(name, "a name is a text without `=`")
+            if not name.strip():
+                raise _fail(name, "a name is a text")
             parameter = _read_parameter(name, given)
             fault = parameter.find_fault()
             if fault:
