@@ -110,8 +110,15 @@ def test_importance_names_the_parameter_that_decides():
         assert math.isclose(sum(found.values()), 1.0)
 
 
-@pytest.mark.parametrize(("method", "part"), [("tpe", 0.8), ("hyperband", 0.5)])
-def test_bad_trials_stop_early_and_the_best_is_as_good(method, part):
+@pytest.mark.parametrize(
+    ("method", "part", "every"),
+    [
+        pytest.param("tpe", 0.8, 1, id="tpe"),
+        pytest.param("hyperband", 0.55, 1, id="hyperband"),
+        pytest.param("hyperband", 0.75, 5, id="hyperband-every-5-steps"),
+    ],
+)
+def test_bad_trials_stop_early_and_the_best_is_as_good(method, part, every):
     def curve(point, step):
         return measure(point) + 1.0 / step
 
@@ -120,8 +127,10 @@ def test_bad_trials_stop_early_and_the_best_is_as_good(method, part):
         for _ in range(40):
             trial = study.ask()
             for step in range(1, 28):
-                trial.report(step, curve(trial.parameters, step))
                 num_steps += 1
+                if step % every:
+                    continue
+                trial.report(step, curve(trial.parameters, step))
                 if trial.should_stop():
                     study.stop(trial, "not worth it")
                     break

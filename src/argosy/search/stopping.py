@@ -29,7 +29,7 @@ def is_below_median(number: int, steps: Mapping[int, float], others: Sequence[Re
     Source: Golovin et al. 2017, Google Vizier, section 3.2.2, with the best of each instead of its running average.
     """
     step = max(steps)
-    if sum(1 for taken in steps if taken <= step) <= _SPARED_STEPS:
+    if len(steps) <= _SPARED_STEPS:
         return ""
     known = _list_best(others, step)
     if len(known) < _LEAST_OTHERS:
@@ -45,12 +45,13 @@ def is_out_of_rung(number: int, steps: Mapping[int, float], others: Sequence[Rec
 
     Source: Li et al. 2018, Hyperband, JMLR 18(185), run asynchronously as in Li et al. 2020, arXiv:1810.05934.
     """
-    step = max(steps)
+    step, before = max(steps), max((taken for taken in steps if taken < max(steps)), default=0)
     bracket = _BRACKETS[number % len(_BRACKETS)]
     rung = _REDUCTION**bracket
-    while rung < step:
+    while rung * _REDUCTION <= step:
         rung *= _REDUCTION
-    if rung != step:
+    # Reports may come every so many steps: the rung counts that was passed since the last one.
+    if not before < rung <= step:
         return ""
     rivals = [other for other in others if _BRACKETS[other.number % len(_BRACKETS)] <= bracket]
     known = sorted([*_list_best(rivals, step), own := min(steps.values())])
@@ -63,4 +64,5 @@ def is_out_of_rung(number: int, steps: Mapping[int, float], others: Sequence[Rec
 
 def _list_best(others: Sequence[Record], step: int) -> list[float]:
     """Give the best of each by a step, of those that came as far."""
-    return [min(value for at, value in other.steps.items() if at <= step) for other in others if step in other.steps]
+    come = [other.steps for other in others if other.steps and min(other.steps) <= step <= max(other.steps)]
+    return [min(value for at, value in steps.items() if at <= step) for steps in come]
