@@ -19,8 +19,8 @@ _SPARED_STEPS: Final = 1
 """In which no trial is stopped by the median: the first step is noise."""
 _REDUCTION: Final = 3
 """Of trials that reach a rung, one in so many goes on; rungs are so many times farther apart each."""
-_BRACKETS: Final = (0, 1, 0, 2, 0, 1)
-"""Of trials in turn: half may be stopped from the first step on, a third from the third, a sixth from the ninth."""
+_BRACKETS: Final = (0, 0, 1, 0, 0, 2)
+"""Of trials in turn: two thirds may be stopped from the first step on, a sixth from the third, a sixth from the ninth."""
 
 
 def is_below_median(number: int, steps: Mapping[int, float], others: Sequence[Record]) -> str:
