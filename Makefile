@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -125,6 +125,10 @@ bench-trees: setup
 ## What argosy tune chooses, against every setting of a grid.
 bench-tune: setup
 	$(BIN)/python benchmarks/tune_grid.py
+
+## The methods of argosy.search at equal trials on surfaces that are known; the tables of docs/searching.md.
+bench-search: setup
+	$(BIN)/python benchmarks/search_methods.py
 
 ## The conformance suite against Argosy, MLServer, KServe and Triton; writes the tables of docs/conformance.md.
 bench-conformance: setup

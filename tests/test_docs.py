@@ -30,7 +30,7 @@ STARTS = (ROOT, ROOT / "src" / "argosy")
 FOLDERS = {path.name for start in STARTS for path in start.iterdir() if path.is_dir() and not path.name.startswith(".")}
 TOP = {path.name for path in (ROOT / "src" / "argosy").glob("*.py")}
 # Where calls of a package go, since the package's own signature takes anything.
-CALLS = {"argosy.train": "argosy.train.run.train"}
+CALLS = {"argosy.train": "argosy.train.run.train", "argosy.search": "argosy.search.run.search"}
 
 
 def list_spans(page: Path) -> list[str]:

@@ -30,6 +30,7 @@ EXPORTED = [
     "publish",
     "pull",
     "push",
+    "search",
     "serve",
     "train",
 ]
@@ -42,7 +43,7 @@ def test_exported_names_are_these() -> None:
 
 
 def test_verbs_are_packages_and_can_be_called() -> None:
-    for name in ("train", "compress", "serve"):
+    for name in ("train", "search", "compress", "serve"):
         assert callable(getattr(argosy, name))
         assert getattr(argosy, name).__name__ == f"argosy.{name}"
 

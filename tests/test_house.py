@@ -23,8 +23,8 @@ serve.v2 serve.http2
 serve.http serve.grpc
 serve.front
 frameworks bench
-importers train search
-registry deploy
+importers train
+search registry deploy
 client
 server
 tune

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from argosy.deploy.spec import DeploymentSpec
     from argosy.errors import ArgosyError
     from argosy.registry.transfer import pull, push
+    from argosy.search.run import search
     from argosy.server import Server, serve
     from argosy.signature import Signature, TensorSpec
     from argosy.store.local import Store
@@ -44,11 +45,12 @@ __all__ = [
     "publish",
     "pull",
     "push",
+    "search",
     "serve",
     "train",
 ]
 
-# Where each exported name lives; imported when it is first asked for. `train`, `compress` and `serve` are packages
+# Where each exported name lives; imported when it is first asked for. `train`, `search`, `compress` and `serve` are packages
 # that can be called; `optim` is one that is asked for often.
 _HOMES: Final = {
     "__version__": "argosy.version",
@@ -74,7 +76,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "compress", "serve", "optim"):
+    if name in ("train", "search", "compress", "serve", "optim"):
         return importlib.import_module(f"argosy.{name}")
     home = _HOMES.get(name)
     if home is None:

@@ -284,6 +284,29 @@ MESSAGES: dict[str, Message] = {
         "resume with the model, optimizer and options that it was made with, or begin anew in another folder",
     ),
     "bad_program": Message("Training program {target} cannot be used: {detail}"),
+    "bad_space": Message(
+        "The space{parameter} cannot be searched: {detail}",
+        "values are LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP or options with commas between: lr=1e-4:0.1:log, act=relu,gelu",
+    ),
+    "method_unfit": Message("Method {method} cannot search this: {detail}"),
+    "search_differs": Message(
+        "Search {name!r} was begun with other settings: {detail}",
+        "give the same ones to go on with it, begin it anew (restart), or name another search",
+    ),
+    "search_active": Message("Another process searches {name!r} now", "wait for it, or name another search"),
+    "search_closed": Message("Search {name!r} was closed: nothing is asked or told any more", "stay in its `with` block"),
+    "search_over": Message("Search {name!r} has nothing left to try: {detail}"),
+    "bad_journal": Message(
+        "The journal of search {name!r} cannot be read: {detail}", "begin it anew (restart), or name another search"
+    ),
+    "trial_over": Message("Trial {number} of search {name!r} has ended already: it is {state}"),
+    "bad_told": Message(
+        "Trial {number} is told {got}, expected {expected}", "a trial that came to no value is told by `fail`, with the reason"
+    ),
+    "trial_refused": Message("The program cannot be searched: {detail}"),
+    "search_empty": Message(
+        "No trial of search {name!r} can be published: {detail}", "nothing was published; all trials are kept in {folder}"
+    ),
     "checkpoints_exist": Message(
         "Folder {folder} holds checkpoints of a run that was begun before",
         "go on with it (resume), begin it anew (restart), or name another folder",

@@ -12,6 +12,7 @@ __all__ = ["main"]
 
 _COMMANDS: Final = {
     "train": "argosy.cli.train:train",
+    "search": "argosy.cli.search:search",
     "compress": "argosy.cli.compress:compress",
     "import": "argosy.cli.models:import_model",
     "models": "argosy.cli.models:models",

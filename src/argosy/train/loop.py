@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -66,6 +66,7 @@ class Loop:
         settings: Settings,
         keeper: Keeper | None,
         watchers: Sequence[Progress],
+        on_epoch: Callable[[Epoch], bool | None] | None = None,
     ) -> None:
         self._framework = framework
         self._model = model
@@ -74,6 +75,8 @@ class Loop:
         self._settings = settings
         self._keeper = keeper
         self._watchers = watchers
+        self._on_epoch = on_epoch
+        self._is_ended = False
         self._standing = _Standing()
         self._best: Arrays | None = None
 
@@ -116,6 +119,8 @@ class Loop:
 
     def _is_over(self) -> bool:
         standing, settings = self._standing, self._settings
+        if self._is_ended:
+            return True
         if settings.epochs is not None and len(standing.history) >= settings.epochs:
             return True
         if settings.tolerance is not None and standing.num_calm >= _CALM_EPOCHS:
@@ -170,8 +175,11 @@ class Loop:
                 validation_metrics[name] = self._criterion.get_metric(name, validation.y)(outputs, validation.y)
         duration_s = standing.epoch_s + time.perf_counter() - started_s
         metrics = dict(zip(self._list_means(), means[1:], strict=True))
-        self._judge(Epoch(standing.epoch, means[0], metrics, validation_loss, validation_metrics, duration_s))
+        epoch = Epoch(standing.epoch, means[0], metrics, validation_loss, validation_metrics, duration_s)
+        self._judge(epoch)
         standing.epoch, standing.batch, standing.num_rows, standing.sums, standing.epoch_s = standing.epoch + 1, 0, 0, [], 0.0
+        if self._on_epoch is not None:
+            self._is_ended = self._on_epoch(epoch) is True
 
     def _judge(self, epoch: Epoch) -> None:
         """Take an epoch into the history; keep its state if it is the best so far."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
-from argosy.errors import InputError
+from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import name_kind
 
-__all__ = ["is_program", "load_program"]
+__all__ = ["call_program", "check_parameters", "find_function", "is_program", "load_program"]
 
 _NEEDED: Final = ("model", "data")
 
@@ -32,6 +34,15 @@ def load_program(target: str) -> dict[str, Any]:
         InputError: `bad_program`, there is no such file or function, or it gives something else. What the
             program itself raises is raised as it is.
     """
+    return call_program(target, find_function(target), {})
+
+
+def find_function(target: str) -> Callable[..., Any]:
+    """Import the file of a program and give its function.
+
+    Raises:
+        InputError: `bad_program`, there is no such file or function. What the file itself raises is raised as it is.
+    """
     file, _, name = target.rpartition(":")
     path = Path(file).resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -44,10 +55,33 @@ def load_program(target: str) -> dict[str, Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError("bad_program", target=target, detail=f"{path.name} defines no function {name}")
-    made: object = function()
+    return function
+
+
+def check_parameters(target: str, function: Callable[..., Any], names: Iterable[str]) -> None:
+    """See that a program's function can be called with parameters of these names, and needs no others.
+
+    Raises:
+        InputError: `bad_program`.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        detail = f"{target.rpartition(':')[2]}{signature} does not take the parameters {list_choices(names)}: {error}"
+        raise InputError("bad_program", target=target, detail=detail) from error
+
+
+def call_program(target: str, function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Call a program's function, and see that it gives what `argosy.train` takes.
+
+    Raises:
+        InputError: `bad_program`, it gives something else.
+    """
+    made: object = function(**parameters)
     kind = name_kind(made)
     arguments = cast("dict[str, Any]", made) if isinstance(made, dict) else {}
     if not set(_NEEDED) <= arguments.keys():
-        detail = f"{name}() gives a {kind}, expected a dict with `model` and `data`"
+        detail = f"{target.rpartition(':')[2]}() gives a {kind}, expected a dict with `model` and `data`"
         raise InputError("bad_program", target=target, detail=detail)
     return arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -33,7 +33,7 @@ from argosy.train.loop import Loop
 from argosy.train.losses import Criterion, resolve_loss
 from argosy.train.progress import open_progress
 from argosy.train.publish import pick_sample
-from argosy.train.result import Settings, TrainResult
+from argosy.train.result import Epoch, Settings, TrainResult
 from argosy.train.source import ArraySource, LoaderSource, Source
 from argosy.train.tensorboard import open_tensorboard
 
@@ -65,6 +65,7 @@ def train(
     workers: int = 1,
     num_threads: int | None = None,
     progress: bool | None = None,
+    on_epoch: Callable[[Epoch], bool | None] | None = None,
 ) -> TrainResult:
     """Fit a model to data by mini-batch descent.
 
@@ -104,6 +105,7 @@ def train(
         num_threads: of the framework; default: its own choice. Small models train best with one: with more,
             each step waits for the slowest core (7 s became 37 s on two cores with other work on them).
         progress: False shows nothing; else a bar on a terminal and a line an epoch elsewhere, on stderr.
+        on_epoch: is called with each `Epoch` once it is measured; where it gives True, the run ends there.
 
     Returns:
         The model with its history; `publish` takes it into the store.
@@ -140,6 +142,8 @@ def train(
         micro_batch_size=micro_batch_size,
         num_threads=num_threads,
     )
+    if on_epoch is not None and not callable(on_epoch):
+        raise InputError("bad_option", option="on_epoch", got=name_kind(on_epoch), expected="a function of an epoch")
     with framework.session(seed, num_threads):
         source, validation, sample = _open_data(framework, model, data, validation_data, criterion, settings)
         plan = checkpoints if isinstance(checkpoints, Checkpoints) or checkpoints is None else Checkpoints(folder=checkpoints)
@@ -151,7 +155,7 @@ def train(
             num_steps = None if source.num_batches is None or epochs is None else source.num_batches * epochs
             shown = stack.enter_context(open_progress(progress is not False, epochs, num_steps))
             logged = stack.enter_context(open_tensorboard(Path(tensorboard) if tensorboard is not None else None))
-            loop = Loop(framework, model, step, criterion, settings, keeper, [shown, logged] if logged else [shown])
+            loop = Loop(framework, model, step, criterion, settings, keeper, [shown, logged] if logged else [shown], on_epoch)
             if resume is True:
                 loop.resume()
             history = loop.run(source, validation)

@@ -1,0 +1,98 @@
+"""A search as a table, and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from argosy.output_file import OutputFile
+from argosy.search.plots import draw_curves, draw_front, draw_history, draw_importance, draw_parallel
+from argosy.search.record import Record
+from argosy.search.result import SearchResult
+from argosy.train.report import Section, write_page
+
+__all__ = ["format_objective", "tabulate_trials", "write_report"]
+
+_SCALES: Final = {"size": ("kB", 1e-3), "latency": ("us", 1e6), "throughput": ("rows/s", 1.0), "memory": ("MB", 1e-6)}
+_MAX_REASON: Final = 80
+
+
+def tabulate_trials(result: SearchResult) -> list[tuple[str, ...]]:
+    """Give a row for each trial, the header first: its parameters, its values, and what became of it."""
+    heads = [f"{name} ({_SCALES[name][0]})" if name in _SCALES else name for name in result.objectives]
+    rows: list[tuple[str, ...]] = [("trial", *result.space, *heads, "epochs", "")]
+    front = {record.number for record in result.front}
+    for record in result.trials:
+        parameters = [_format_value(record.parameters.get(name, "")) for name in result.space]
+        values = [
+            format_objective(name, record.values[name], with_unit=False) if record.values else "" for name in result.objectives
+        ]
+        rows.append((str(record.number), *parameters, *values, str(len(record.steps) or ""), _tell(record, result, front)))
+    return rows
+
+
+def format_objective(name: str, value: float, *, with_unit: bool = True) -> str:
+    """Give a value for a reader."""
+    unit, scale = _SCALES.get(name, ("", 1.0))
+    return f"{value * scale:.4g}{f' {unit}' if unit and with_unit else ''}"
+
+
+def write_report(file: OutputFile | Path | str, result: SearchResult) -> None:
+    """Write a search as a self-contained HTML page: its front, its history, what decides, and every trial.
+
+    Raises:
+        InputError: `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
+    """
+    lead = (
+        f"{len(result.trials)} trials by {result.method}: {result.count('done')} done, {result.count('stopped')} stopped early, "
+    )
+    lead += f"{result.count('failed')} failed."
+    if result.best is not None:
+        values = ", ".join(f"{name} {format_objective(name, value)}" for name, value in result.best.values.items())
+        lead += f" The best is trial {result.best.number}: {values}."
+    if result.guard:
+        words = {"minimize": "at most", "maximize": "at least"}
+        bounds = [
+            f"{name} {words[result.objectives[name]]} {format_objective(name, bound)}" for name, bound in result.guard.items()
+        ]
+        lead += f" Guard: {', '.join(bounds)}."
+    figures = [
+        (
+            "Front",
+            "Each point is a trial. On the front stand those that no other is as good as in everything.",
+            draw_front(result),
+        ),
+        ("History", "", draw_history(result)),
+        ("Curves", "What each trial measured on its validation rows after each epoch.", draw_curves(result)),
+        ("Parameters", "Each line is a trial; the stronger, the better its metric.", draw_parallel(result)),
+        (
+            "What decides",
+            "How much of reaching the best quarter of trials each parameter decides (PED-ANOVA).",
+            draw_importance(result),
+        ),
+    ]
+    sections = [Section(title=title, text=text, drawing=drawing) for title, text, drawing in figures if drawing]
+    table = tabulate_trials(result)
+    sections.append(Section(title="Trials", table=table, num_text_columns=1 + len(result.space)))
+    write_page(file, title=f"Search of {result.name}", lead=lead, sections=sections)
+
+
+def _format_value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _tell(record: Record, result: SearchResult, front: set[int]) -> str:
+    parts: list[str] = []
+    if record.state != "done":
+        parts.append(f"{record.state}: {record.reason}" if record.reason else record.state)
+    elif not record.is_valid:
+        parts.append("breaks the guard")
+    elif result.best is not None and record.number == result.best.number:
+        parts.append("the best")
+    elif record.number in front:
+        parts.append("on the front")
+    if record.same_as is not None:
+        parts.append(f"as trial {record.same_as}")
+    if record.attempts > 1:
+        parts.append(f"begun {record.attempts} times")
+    return ", ".join(parts)[:_MAX_REASON]
