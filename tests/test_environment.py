@@ -311,8 +311,8 @@ def make_node() -> tuple[LocalNode, FakeChannel]:
 @pytest.mark.timeout(400)
 def test_worker_starts_with_the_interpreter_of_its_runtime(mxnet_python: Path) -> None:
     node, channel = make_node()
-    node.start_worker("mx", 1, {"runtime": "mxnet", "key": "k", "deployment": "mx"})
-    node.start_worker("on", 1, {"runtime": "onnx", "key": "k", "deployment": "on"})
+    node.start_worker("mx", 1, {"runtime": "mxnet", "key": "k", "deployment": "mx", "folder": "/nowhere"})
+    node.start_worker("on", 1, {"runtime": "onnx", "key": "k", "deployment": "on", "folder": "/nowhere"})
     assert [message.spec.get("python") for message in channel.sent] == [str(mxnet_python), None]
 
 
