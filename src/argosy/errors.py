@@ -312,7 +312,7 @@ MESSAGES: dict[str, Message] = {
         "go on with it (resume), begin it anew (restart), or name another folder",
     ),
     "run_active": Message("Another run writes its checkpoints to {folder} now", "wait for it, or name another folder"),
-    "bad_data": Message("Training data is not usable: {detail}"),
+    "bad_data": Message("The data is not usable: {detail}"),
     "export_differs": Message(
         "The exported model answers differently from the trained one on {rows} rows: largest difference {got:.3g}, "
         "allowed {allowed:.3g}"

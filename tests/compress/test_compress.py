@@ -18,8 +18,9 @@ from argosy.compress import Gain, Guard, compress, describe_result, get_recipe
 from argosy.compress.judge import Evidence, judge_outputs
 from argosy.compress.kind import find_meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
-from argosy.compress.recipe import Workshop, read_recipe, run_recipe
+from argosy.compress.recipe import read_recipe, run_recipe
 from argosy.compress.sample import take_sample
+from argosy.compress.steps.base import Workshop
 from argosy.compress.steps.int8 import Int8
 from argosy.errors import ConflictError, InputError
 from argosy.frameworks.onnx import OnnxModel

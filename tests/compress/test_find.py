@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -12,8 +12,7 @@ import pytest
 
 from argosy.bench.artifact import Artifact
 from argosy.compress import Budget, Guard, compress
-from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, blame_library, read_model, write_model
+from argosy.compress.steps.base import Step, Workshop, blame_library, read_model, write_model
 from argosy.errors import ConflictError, FaultError, InputError
 from argosy.importers.onnx import import_onnx
 from argosy.store.local import Store
@@ -24,16 +23,14 @@ ROWS = np.random.default_rng(2).normal(size=(240, 16)).astype(np.float32)
 PADDING = 200_000
 
 
-class Made(StepBase, frozen=True, kw_only=True):
+class Made(Step, frozen=True, kw_only=True):
     """A file of a given size whose weights are a given amount off."""
+
+    name: ClassVar[str] = "made"
 
     size: float = 1.0
     noise: float = 0.0
     problem: str = ""
-
-    @property
-    def name(self) -> str:
-        return "made"
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         model = read_model(artifact, self.name)

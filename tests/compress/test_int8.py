@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from argosy.compress.recipe import Workshop
+from argosy.compress.steps.base import Workshop
 from argosy.compress.steps.int8 import Int8
 from tests.compress.artifacts import answer, make_dense, read_constants
 

@@ -13,8 +13,8 @@ from onnx import helper
 from argosy.bench.probe import Probe
 from argosy.bench.rows import stack_answers, write_rows
 from argosy.compress import get_recipe
-from argosy.compress.recipe import Workshop, run_recipe
-from argosy.compress.steps.base import LayerStep
+from argosy.compress.recipe import run_recipe
+from argosy.compress.steps.base import LayerStep, Workshop
 from argosy.compress.steps.dynamic import DynamicInt8
 from argosy.compress.steps.half import Float16
 from argosy.compress.steps.int8 import Int8

@@ -14,10 +14,11 @@ from argosy.callables import make_callable
 from argosy.compress.find import Budget
 from argosy.compress.judge import Guard, Score
 from argosy.compress.measure import Cost, Gain
-from argosy.compress.recipe import Recipe, Step, get_recipe
+from argosy.compress.recipe import Recipe, get_recipe
 from argosy.compress.report import describe_result, tabulate_result, write_report
 from argosy.compress.result import CompressResult
 from argosy.compress.run import compress
+from argosy.compress.steps.base import Step
 
 __all__ = [
     "Budget",

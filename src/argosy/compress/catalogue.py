@@ -8,8 +8,8 @@ from collections import Counter
 from typing import Any
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Recipe, Workshop
-from argosy.compress.steps.base import HEAVY
+from argosy.compress.recipe import Recipe
+from argosy.compress.steps.base import HEAVY, Workshop
 from argosy.compress.steps.dynamic import DynamicInt8
 from argosy.compress.steps.half import Float16
 from argosy.compress.steps.int8 import Int8

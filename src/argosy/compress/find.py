@@ -12,8 +12,9 @@ from argosy.compress.catalogue import list_recipes
 from argosy.compress.jury import Jury
 from argosy.compress.layers import can_refine, measure_sensitivity, refine
 from argosy.compress.measure import Cost
-from argosy.compress.recipe import Recipe, Workshop, run_recipe
+from argosy.compress.recipe import Recipe, run_recipe
 from argosy.compress.result import Tried
+from argosy.compress.steps.base import Workshop
 from argosy.errors import ConflictError, FaultError, InputError
 
 __all__ = ["OBJECTIVES", "Budget", "find"]

@@ -11,10 +11,10 @@ import msgspec
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.jury import Jury
-from argosy.compress.recipe import Recipe, Workshop, run_recipe
+from argosy.compress.recipe import Recipe, run_recipe
 from argosy.compress.result import Tried
 from argosy.compress.sample import thin_rows
-from argosy.compress.steps.base import LayerStep
+from argosy.compress.steps.base import LayerStep, Workshop
 from argosy.errors import FaultError, InputError
 
 __all__ = ["Sensitivity", "can_refine", "exclude_layers", "measure_sensitivity", "refine"]

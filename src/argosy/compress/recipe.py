@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final
 
 import msgspec
 
 from argosy.bench.artifact import Artifact
-from argosy.bench.rows import Rows
+from argosy.compress.steps.base import Step, Workshop
 from argosy.errors import InputError, list_choices
 
-__all__ = ["STEPS", "Recipe", "Step", "Workshop", "describe_recipe", "get_recipe", "read_recipe", "run_recipe"]
+__all__ = ["STEPS", "Recipe", "describe_recipe", "get_recipe", "read_recipe", "run_recipe"]
 
 STEPS: Final[Mapping[str, str]] = {
     "simplify": "argosy.compress.steps.simplify:Simplify",
@@ -33,60 +31,10 @@ STEPS: Final[Mapping[str, str]] = {
 """Where each step's class is, imported when it is asked for."""
 
 
-@dataclass
-class Workshop:
-    """What steps work with."""
-
-    folder: Path
-    """For what they make."""
-    calibration: Rows = ()
-    """Requests that are like those to come; never those that the result is judged on."""
-    _num_folders: int = field(default=0, init=False)
-
-    def make_folder(self) -> Path:
-        """Give a new, empty folder."""
-        self._num_folders += 1
-        folder = self.folder / f"made{self._num_folders}"
-        folder.mkdir(parents=True)
-        return folder
-
-
-class Step(Protocol):
-    """One way to compress: a frozen struct whose fields are its parameters."""
-
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """What most weights are afterwards, such as `int8`; "" where the step leaves them as they are. For the lineage."""
-        ...
-
-    @property
-    def needs_calibration(self) -> bool:
-        """True if it looks at rows."""
-        ...
-
-    @property
-    def keeps_rows(self) -> bool:
-        """True if rows that do not influence one another do not do so afterwards either."""
-        ...
-
-    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """Make another artifact: same inputs and outputs.
-
-        Raises:
-            InputError: `nothing_to_compress`, `missing_extra`; `step_failed`, the step's library cannot do this model.
-        """
-        ...
-
-
 Recipe = tuple[Step, ...]
 
 
-def _import_step(name: str) -> type[Any]:
+def _import_step(name: str) -> type[Step]:
     if name not in STEPS:
         raise InputError("unknown_choice", kind="compression method", got=name, known=list_choices(STEPS))
     module, _, kind = STEPS[name].partition(":")
@@ -102,7 +50,7 @@ def get_recipe(given: str | Step | Sequence[str | Step]) -> Recipe:
     parts: Sequence[str | Step] = (
         given.split("+") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
     )
-    recipe = tuple(cast("Step", _import_step(part)()) if isinstance(part, str) else part for part in parts)
+    recipe = tuple(_import_step(part)() if isinstance(part, str) else part for part in parts)
     if not recipe:
         raise InputError("bad_option", option="method", got="no step", expected="one at least")
     return recipe
@@ -110,7 +58,7 @@ def get_recipe(given: str | Step | Sequence[str | Step]) -> Recipe:
 
 def describe_recipe(recipe: Recipe) -> list[dict[str, Any]]:
     """Give a recipe as JSON data."""
-    return [{"name": step.name, **cast("dict[str, Any]", msgspec.to_builtins(step))} for step in recipe]
+    return [{"name": step.name, **msgspec.to_builtins(step)} for step in recipe]
 
 
 def read_recipe(data: object) -> Recipe:

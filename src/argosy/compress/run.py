@@ -17,9 +17,10 @@ from argosy.compress.judge import Guard
 from argosy.compress.jury import Jury
 from argosy.compress.kind import find_meaning
 from argosy.compress.publish import publish_artifact
-from argosy.compress.recipe import Recipe, Step, Workshop, get_recipe, run_recipe
+from argosy.compress.recipe import Recipe, get_recipe, run_recipe
 from argosy.compress.result import CompressResult, Tried
 from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
+from argosy.compress.steps.base import Step, Workshop
 from argosy.errors import ConflictError, InputError, list_choices
 from argosy.serve.worker.cores import count_cores
 from argosy.store.local import Store

@@ -1,24 +1,27 @@
-"""What steps on ONNX files share: the file read, its nodes named, another one written."""
+"""What a step is, and what those on ONNX files share: the file read, its nodes named, another one written."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
 from collections.abc import Collection, Generator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
+from argosy.bench.rows import Rows
 from argosy.errors import InputError, list_choices
 
 __all__ = [
     "HEAVY",
     "LayerStep",
-    "StepBase",
+    "Step",
+    "Workshop",
     "blame_library",
     "check_excluded",
     "list_heavy",
@@ -34,31 +37,50 @@ _LARGE_BYTES: Final = 1 << 30
 """From so many bytes on, weights stand in a file of their own: a message of protobuf ends at 2 GiB."""
 
 
-class StepBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A step; its fields are its parameters."""
+@dataclass
+class Workshop:
+    """What steps work with."""
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        raise NotImplementedError
+    folder: Path
+    """For what they make."""
+    calibration: Rows = ()
+    """Requests that are like those to come; never those that the result is judged on."""
+    _num_folders: int = field(default=0, init=False)
+
+    def make_folder(self) -> Path:
+        """Give a new, empty folder."""
+        self._num_folders += 1
+        folder = self.folder / f"made{self._num_folders}"
+        folder.mkdir(parents=True)
+        return folder
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way to compress; its fields are its parameters."""
+
+    name: ClassVar[str]
+    """As in `recipe.STEPS`."""
+    needs_calibration: ClassVar[bool] = False
+    """It looks at rows."""
+    keeps_rows: ClassVar[bool] = True
+    """Rows that do not influence one another do not do so afterwards either."""
 
     @property
     def precision(self) -> str:
-        """What most weights are afterwards."""
+        """What most weights are afterwards, such as `int8`; "" where they stay as they are. For the lineage."""
         return ""
 
-    @property
-    def needs_calibration(self) -> bool:
-        """True if it looks at rows."""
-        return False
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        """Make another artifact: same inputs and outputs.
 
-    @property
-    def keeps_rows(self) -> bool:
-        """True if rows that do not influence one another do not do so afterwards either."""
-        return True
+        Raises:
+            InputError: `nothing_to_compress`, `missing_extra`; `step_unfit`, it takes no such artifact; `step_failed`, the step's
+                library cannot do this model.
+        """
+        raise NotImplementedError
 
 
-class LayerStep(StepBase, frozen=True, kw_only=True):
+class LayerStep(Step, frozen=True, kw_only=True):
     """A step that changes layers, each of which it can leave out."""
 
     exclude: tuple[str, ...] = ()
@@ -68,7 +90,7 @@ class LayerStep(StepBase, frozen=True, kw_only=True):
         """Name the layers that it would change.
 
         Raises:
-            InputError: as `recipe.Step.apply`.
+            InputError: as `Step.apply`.
         """
         raise NotImplementedError
 
@@ -130,17 +152,22 @@ def check_excluded(exclude: Collection[str], known: Collection[str], step: str) 
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def blame_library(step: str) -> Generator[None, None, None]:
-    """Turn what a library raises into an error that names the step.
+    """Turn what a library raises into an error that names the step; its bars, tables and advice are not shown.
 
     Raises:
         InputError: `step_failed`.
     """
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     except InputError:
         raise
     except Exception as error:  # the edge of a library: quantizers raise anything, KeyError and RuntimeError among them
         told = " ".join(str(error).split()) or "it says no more"
         raise InputError("step_failed", method=step, detail=f"{type(error).__name__}: {told}"[:_MAX_DETAIL]) from error
+    finally:
+        logging.disable(disabled)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import LayerStep, blame_library, check_excluded, list_heavy, name_nodes, read_model, write_model
+from argosy.compress.steps.base import (
+    LayerStep,
+    Workshop,
+    blame_library,
+    check_excluded,
+    list_heavy,
+    name_nodes,
+    read_model,
+    write_model,
+)
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
 
@@ -26,20 +34,14 @@ class DynamicInt8(LayerStep, frozen=True, kw_only=True):
     operators: tuple[str, ...] = ("MatMul", "Gemm")
     """Kinds that are quantised; ONNX Runtime's convolutions of this kind are slow."""
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "dynamic-int8"
+    name: ClassVar[str] = "dynamic-int8"
 
     @property
     def precision(self) -> str:
         """Of the weights."""
         return "int8"
 
-    @property
-    def keeps_rows(self) -> bool:
-        """The scale of activations is that of the batch."""
-        return False
+    keeps_rows: ClassVar[bool] = False
 
     def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
         """See `LayerStep`."""
@@ -48,7 +50,7 @@ class DynamicInt8(LayerStep, frozen=True, kw_only=True):
         return list_heavy(model, self.operators)
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         # The quantizer's shape inference imports it on the way, and without it says nothing that helps.
         import_extra("sympy", feature="Compression dynamic-int8", extra="compress")
         model = read_model(artifact, self.name)

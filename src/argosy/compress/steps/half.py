@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, blame_library, read_model, write_model
+from argosy.compress.steps.base import Step, Workshop, blame_library, read_model, write_model
 
 __all__ = ["Float16"]
 
 
-class Float16(StepBase, frozen=True, kw_only=True):
+class Float16(Step, frozen=True, kw_only=True):
     """Weights and operators in float16; inputs and outputs as they were."""
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "float16"
+    name: ClassVar[str] = "float16"
 
     @property
     def precision(self) -> str:
@@ -26,7 +22,7 @@ class Float16(StepBase, frozen=True, kw_only=True):
         return "float16"
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         model = read_model(artifact, self.name)
         with blame_library(self.name):
             converter: Any = importlib.import_module("onnxruntime.transformers.float16")

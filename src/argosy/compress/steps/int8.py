@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from argosy.bench.artifact import Artifact
 from argosy.bench.rows import Rows, stack_answers
-from argosy.compress.recipe import Workshop
 from argosy.compress.sample import thin_rows
 from argosy.compress.steps.base import (
     HEAVY,
     LayerStep,
+    Workshop,
     blame_library,
     check_excluded,
     list_heavy,
@@ -61,27 +61,21 @@ class Int8(LayerStep, frozen=True, kw_only=True):
             got = self.max_calibration_rows
             raise InputError("bad_option", option="int8.max_calibration_rows", got=got, expected="at least 1")
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "int8"
+    name: ClassVar[str] = "int8"
 
     @property
     def precision(self) -> str:
         """Of weights and activations."""
         return "int8"
 
-    @property
-    def needs_calibration(self) -> bool:
-        """For the ranges of activations."""
-        return True
+    needs_calibration: ClassVar[bool] = True
 
     def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
         """See `LayerStep`."""
         return list_heavy(read_model(self._prepare(artifact, workshop), self.name))
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         prepared, folder = self._prepare(artifact, workshop), workshop.make_folder()
         check_excluded(self.exclude, list_heavy(read_model(prepared, self.name)), self.name)
         rows = _CalibrationReader(workshop.calibration, self.max_calibration_rows, is_batched=artifact.signature.is_batched)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import LayerStep, check_excluded, list_heavy, name_nodes, read_model, write_model
+from argosy.compress.steps.base import LayerStep, Workshop, check_excluded, list_heavy, name_nodes, read_model, write_model
 from argosy.errors import InputError
 
 __all__ = ["LowRank"]
@@ -32,10 +31,7 @@ class LowRank(LayerStep, frozen=True, kw_only=True):
         if not 0.0 < self.energy < 1.0:
             raise InputError("bad_option", option="low-rank.energy", got=self.energy, expected="above 0 and below 1")
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "low-rank"
+    name: ClassVar[str] = "low-rank"
 
     def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
         """See `LayerStep`."""
@@ -44,7 +40,7 @@ class LowRank(LayerStep, frozen=True, kw_only=True):
         return list_heavy(model, ("MatMul", "Gemm"))
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         model = read_model(artifact, self.name)
         name_nodes(model)
         check_excluded(self.exclude, list_heavy(model, ("MatMul", "Gemm")), self.name)

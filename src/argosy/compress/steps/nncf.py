@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
 from argosy.compress.sample import thin_rows
-from argosy.compress.steps.base import LayerStep, blame_library, check_excluded
+from argosy.compress.steps.base import LayerStep, Workshop, blame_library, check_excluded
 from argosy.compress.steps.openvino import read_ir, write_ir
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
@@ -17,9 +15,7 @@ __all__ = ["NncfInt8", "NncfWeights"]
 
 
 def _import_nncf(step: str) -> Any:
-    nncf = import_extra("nncf", feature=f"Compression {step}", extra="compress")
-    importlib.import_module("logging").getLogger("nncf").setLevel("ERROR")
-    return nncf
+    return import_extra("nncf", feature=f"Compression {step}", extra="compress")
 
 
 _LAYERS = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul")
@@ -54,27 +50,21 @@ class NncfInt8(LayerStep, frozen=True, kw_only=True):
     compute: Literal["float32", "bfloat16"] = "float32"
     """In which what is left is computed."""
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "nncf-int8"
+    name: ClassVar[str] = "nncf-int8"
 
     @property
     def precision(self) -> str:
         """Of weights and activations."""
         return "int8"
 
-    @property
-    def needs_calibration(self) -> bool:
-        """For the ranges of activations."""
-        return True
+    needs_calibration: ClassVar[bool] = True
 
     def list_layers(self, artifact: Artifact, workshop: Workshop) -> list[str]:
         """See `LayerStep`."""
         return _list_layers(read_ir(artifact, self.name))
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
         check_excluded(self.exclude, _list_layers(model), self.name)
         picked = thin_rows(workshop.calibration, self.max_calibration_rows)
@@ -106,10 +96,7 @@ class NncfWeights(LayerStep, frozen=True, kw_only=True):
         if not 0.0 < self.ratio <= 1.0:
             raise InputError("bad_option", option="nncf-weights.ratio", got=self.ratio, expected="above 0, and at most 1")
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "nncf-weights"
+    name: ClassVar[str] = "nncf-weights"
 
     @property
     def precision(self) -> str:
@@ -121,7 +108,7 @@ class NncfWeights(LayerStep, frozen=True, kw_only=True):
         return _list_layers(read_ir(artifact, self.name))
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
         check_excluded(self.exclude, _list_layers(model), self.name)
         options: dict[str, Any] = {}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, blame_library
+from argosy.compress.steps.base import Step, Workshop, blame_library
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
 
@@ -50,16 +49,13 @@ def write_ir(model: Any, artifact: Artifact, workshop: Workshop, step: str, *, i
     return replace(artifact, folder=folder, entry=entry, runtime="openvino", options={**artifact.options, **names, **options})
 
 
-class OpenVino(StepBase, frozen=True, kw_only=True):
+class OpenVino(Step, frozen=True, kw_only=True):
     """The same model for the runtime OpenVINO, whose kernels suit some models and processors better; float32."""
 
     half_weights: bool = False
     """Write weights in float16: half the file. They are widened when the model is loaded."""
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "openvino"
+    name: ClassVar[str] = "openvino"
 
     @property
     def precision(self) -> str:
@@ -67,21 +63,18 @@ class OpenVino(StepBase, frozen=True, kw_only=True):
         return "float16" if self.half_weights else ""
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         model = read_ir(artifact, self.name)
         return write_ir(model, artifact, workshop, self.name, is_half=self.half_weights)
 
 
-class Bfloat16(StepBase, frozen=True, kw_only=True):
+class Bfloat16(Step, frozen=True, kw_only=True):
     """Matrix products and convolutions in bfloat16 by OpenVINO, on processors that have it; weights in float16 on disk.
 
     What goes in and comes out stays as it was.
     """
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "bfloat16"
+    name: ClassVar[str] = "bfloat16"
 
     @property
     def precision(self) -> str:
@@ -89,6 +82,6 @@ class Bfloat16(StepBase, frozen=True, kw_only=True):
         return "bfloat16"
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         model = read_ir(artifact, self.name)
         return write_ir(model, artifact, workshop, self.name, is_half=True, precision="bfloat16")

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import StepBase, blame_library, read_model, write_model
+from argosy.compress.steps.base import Step, Workshop, blame_library, read_model, write_model
 from argosy.frameworks.base import import_extra
 
 __all__ = ["Simplify"]
 
 
-class Simplify(StepBase, frozen=True, kw_only=True):
+class Simplify(Step, frozen=True, kw_only=True):
     """Fold constants and remove operators that do nothing. Answers stay what they are, but for rounding."""
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "simplify"
+    name: ClassVar[str] = "simplify"
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         import_extra("onnxslim", feature="Compression simplify", extra="compress")
         onnxslim: Any = importlib.import_module("onnxslim")
         model = read_model(artifact, self.name)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bench.artifact import Artifact
 from argosy.bench.rows import Rows
-from argosy.compress.recipe import Workshop
 from argosy.compress.sample import thin_rows
-from argosy.compress.steps.base import StepBase, blame_library, read_model, write_model
+from argosy.compress.steps.base import Step, Workshop, blame_library, read_model, write_model
 from argosy.errors import InputError
 
 __all__ = ["FewerTrees", "ShallowTrees"]
@@ -64,7 +63,7 @@ class _Ensemble:
         self._node.attribute.extend(helper.make_attribute(name, array.tolist()) for name, array in changed.items() if array.size)
 
 
-class FewerTrees(StepBase, frozen=True, kw_only=True):
+class FewerTrees(Step, frozen=True, kw_only=True):
     """The first trees of each ensemble. Boosting adds ever smaller corrections, so that the last trees matter least."""
 
     part: float = 0.5
@@ -76,13 +75,10 @@ class FewerTrees(StepBase, frozen=True, kw_only=True):
         if not 0.0 < self.part < 1.0:
             raise InputError("bad_option", option="fewer-trees.part", got=self.part, expected="above 0 and below 1")
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "fewer-trees"
+    name: ClassVar[str] = "fewer-trees"
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         model = read_model(artifact, self.name)
         num_cut = 0
         for node in _list_ensembles(model, self.name):
@@ -105,7 +101,7 @@ class FewerTrees(StepBase, frozen=True, kw_only=True):
         return write_model(model, artifact, workshop)
 
 
-class ShallowTrees(StepBase, frozen=True, kw_only=True):
+class ShallowTrees(Step, frozen=True, kw_only=True):
     """Trees cut at a depth: what stood below a node is replaced by its mean, as calibration rows go there."""
 
     depth: int = 6
@@ -115,18 +111,12 @@ class ShallowTrees(StepBase, frozen=True, kw_only=True):
         if self.depth < 1:
             raise InputError("bad_option", option="shallow-trees.depth", got=self.depth, expected="at least 1")
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "shallow-trees"
+    name: ClassVar[str] = "shallow-trees"
 
-    @property
-    def needs_calibration(self) -> bool:
-        """To know how often each leaf is reached."""
-        return True
+    needs_calibration: ClassVar[bool] = True
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         model = read_model(artifact, self.name)
         nodes = _list_ensembles(model, self.name)
         with blame_library(self.name):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.recipe import Workshop
-from argosy.compress.steps.base import LayerStep, blame_library, check_excluded, list_heavy, name_nodes, read_model, write_model
+from argosy.compress.steps.base import (
+    LayerStep,
+    Workshop,
+    blame_library,
+    check_excluded,
+    list_heavy,
+    name_nodes,
+    read_model,
+    write_model,
+)
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
 
@@ -25,10 +33,7 @@ class Weights(LayerStep, frozen=True, kw_only=True):
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
             raise InputError("bad_option", option="weights.block_size", got=self.block_size, expected="16, 32, 64, 128 ...")
 
-    @property
-    def name(self) -> str:
-        """As in `STEPS`."""
-        return "weights"
+    name: ClassVar[str] = "weights"
 
     @property
     def precision(self) -> str:
@@ -42,7 +47,7 @@ class Weights(LayerStep, frozen=True, kw_only=True):
         return list_heavy(model, ("MatMul",))
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
-        """See `recipe.Step`."""
+        """See `Step`."""
         import_extra("onnx_ir", feature="Compression weights", extra="compress")
         model = read_model(artifact, self.name)
         name_nodes(model)
