@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,16 @@ def test_fault_of_a_model_is_told_by_its_name(infer: str, told: str, make: Any, 
     assert "the candidate" in caught.value.message and told in caught.value.message
 
 
-def test_fault_while_loading_leaves_no_process_and_no_folder(make: Any) -> None:
-    before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("argosy-bench-*"))
+def test_fault_while_loading_leaves_no_process_and_no_folder(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A folder that no other test uses.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for load, told in (("os._exit(5)", "ended with code 5"), ("raise OSError('half a file')", "half a file")):
         folder = make(load=load).folder
         with pytest.raises(FaultError, match=told):
             Probe(Artifact(folder, "model.py", "python", SIGNATURE))
         (folder / "model.py").unlink()
         folder.rmdir()
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("argosy-bench-*")) <= before
+    assert list(tmp_path.glob("argosy-bench-*")) == []
 
 
 def test_model_that_hangs_is_given_up_and_ended(make: Any, tmp_path: Path) -> None:
