@@ -20,6 +20,7 @@ from argosy.errors import ArgosyError
 from argosy.registry.transfer import pull_files
 from argosy.store.local import Golden, Store
 from argosy.store.manifest import CONFIG_TYPE, FILE_PATH, MANIFEST_TYPE
+from tests.home import Home
 from tests.registry.registry_server import FakeRegistry, start_registry
 
 SIGNATURE = {
@@ -333,6 +334,47 @@ def test_graph_that_reads_a_file_outside_of_the_artifact_is_refused(
     for name in ("onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     assert_refused(registry, store, "bad_external_data")
+
+
+def make_graph(operator: str, **attributes: int) -> bytes:
+    """An ONNX file whose `y` is an operator of `x`, cut to two numbers a row."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    numbers = [helper.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in (("a", 0), ("b", 2), ("c", 1))]
+    nodes = [
+        helper.make_node(operator, ["x"], ["z"], **attributes),
+        helper.make_node("Slice", ["z", "a", "b", "c"], ["y"]),
+    ]
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]) for name, width in (("x", 4), ("y", 2))]
+    graph = helper.make_graph(nodes, "g", [sides[0]], [sides[1]], numbers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+CLAIM = {"kind": "independent", "reason": "believe me"}
+
+
+def test_graph_whose_rows_depend_on_one_another_is_refused_if_it_says_that_they_do_not(
+    registry: FakeRegistry, store: Store
+) -> None:
+    own = describe(runtime="onnx", entry="model.onnx", joining=CLAIM)
+    forge(registry, {"model.onnx": make_graph("Softmax", axis=0)}, own)
+    assert_refused(registry, store, "not_servable", "rows are independent")
+
+
+def test_rows_of_a_pulled_version_are_tried_and_watched_whatever_its_maker_says(registry: FakeRegistry, home: Home) -> None:
+    from argosy.store.golden import encode_golden
+
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    y = (np.exp(x) / np.exp(x).sum(1, keepdims=True))[:, :2]
+    files = {"model.onnx": make_graph("Softmax", axis=1), "golden.npz": encode_golden(Golden({"x": x}, {"y": y}))}
+    forge(registry, files, describe(runtime="onnx", entry="model.onnx", num_golden=3, joining=CLAIM))
+    argosy.pull(f"{registry.address}/m", store=home.store)
+    with home.serve("m") as server, server.admin() as admin:
+        (lane,) = next(iter(admin.stats()["fronts"].values()))
+    assert lane["can_join"] and lane["joining"].startswith("unknown: ") and "run again alone" in lane["joining"]
 
 
 # hosts

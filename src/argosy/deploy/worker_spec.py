@@ -73,6 +73,9 @@ def _judge(version: Version) -> Message:
     verdict = version.manifest.joining
     if (difference := version.measurements.get(ESCAPE)) is not None:
         return {"kind": "dependent", "reason": f"a joined row has moved by {difference:.3g} while it was served"}
+    if version.pulled_from and verdict.kind == "independent":
+        # What others say of it is no proof: it is tried, and watched.
+        return {"kind": "unknown", "reason": f"whoever made it says that it is independent ({verdict.reason})"}
     return {"kind": verdict.kind, "reason": verdict.reason}
 
 

@@ -32,6 +32,10 @@ class ListRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=T
     """Of the graphs, in the folder that the process works in."""
     folder: str
     """To write to; empty."""
+    judged: str = ""
+    """Which of them is to be judged by its rows, too; "" for none."""
+    signature: Signature | None = None
+    """Of that one."""
 
 
 class Locations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -39,6 +43,8 @@ class Locations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=Tru
 
     locations: tuple[tuple[str, ...], ...]
     """Of each graph."""
+    joining: JoinVerdict = JoinVerdict()
+    """Of the graph that was judged."""
 
 
 class ExamineRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):

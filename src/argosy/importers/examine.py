@@ -58,7 +58,14 @@ def main() -> None:
 
 
 def _list(request: ListRequest) -> Locations:
-    return Locations(tuple(tuple(list_locations(read_graph(path), path)) for path in map(Path, request.paths)))
+    locations: list[tuple[str, ...]] = []
+    verdict = JoinVerdict()
+    for name in request.paths:
+        model = read_graph(Path(name))
+        locations.append(tuple(list_locations(model, Path(name))))
+        if name == request.judged and request.signature is not None and request.signature.is_batched:
+            verdict = judge_rows(model, request.signature)[0]
+    return Locations(tuple(locations), verdict)
 
 
 def _examine(request: ExamineRequest) -> Examined | Locations:

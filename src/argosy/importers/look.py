@@ -81,13 +81,17 @@ class Looked(NamedTuple):
     """The answers to the trial."""
 
 
-def list_locations(paths: Sequence[Path], folder: Path, limits: Limits) -> list[tuple[str, ...]]:
-    """Give the files that the weights of ONNX files lie in, for each file as it names them.
+def list_locations(
+    paths: Sequence[Path], folder: Path, limits: Limits, *, judged: Path | None = None, signature: Signature | None = None
+) -> tuple[list[tuple[str, ...]], JoinVerdict]:
+    """Give the files that ONNX files' weights lie in, for each as it names them; and whether the rows of one may be joined.
 
     Args:
         paths: of the ONNX files.
         folder: that they lie in, in any depth.
         limits: of the process.
+        judged: the one of them whose rows are judged; None for none.
+        signature: of that one.
 
     Raises:
         InputError: `bad_onnx`, `bad_external_data`.
@@ -96,7 +100,12 @@ def list_locations(paths: Sequence[Path], folder: Path, limits: Limits) -> list[
     """
     with hostile_folder("argosy-import-") as work:
         answer = _ask(
-            ListRequest(tuple(str(path.relative_to(folder)) for path in paths), str(_make_out(work))),
+            ListRequest(
+                tuple(str(path.relative_to(folder)) for path in paths),
+                str(_make_out(work)),
+                "" if judged is None else str(judged.relative_to(folder)),
+                signature,
+            ),
             folder,
             paths[0],
             limits,
@@ -104,7 +113,7 @@ def list_locations(paths: Sequence[Path], folder: Path, limits: Limits) -> list[
         )
     if len(answer.locations) != len(paths):
         raise _impossible(paths[0])
-    return list(answer.locations)
+    return list(answer.locations), JoinVerdict(answer.joining.kind, clean(answer.joining.reason))
 
 
 def look_into(path: Path, names: Collection[str], question: Question, limits: Limits) -> Looked | list[str]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.importers.look import Limits, Looked, Question, list_locations, look_into
-from argosy.signature import Ragged, Signature, check_name
+from argosy.signature import JoinVerdict, Ragged, Signature, check_name
 from argosy.store.local import Staged, Store, Version
 from argosy.store.preprocess import Steps, add_steps
 
-__all__ = ["add_labels", "check_external_data", "import_onnx", "look_at_staged", "publish_looked"]
+__all__ = ["add_labels", "check_graphs", "import_onnx", "look_at_staged", "publish_looked"]
 
 
 def import_onnx(
@@ -110,25 +110,39 @@ def add_labels(signature: Signature, labels: Sequence[str] | None) -> Signature:
     return msgspec.structs.replace(signature, outputs=outputs)
 
 
-def check_external_data(paths: Sequence[Path], folder: Path, names: Collection[str]) -> None:
+def check_graphs(
+    paths: Sequence[Path],
+    folder: Path,
+    names: Collection[str],
+    *,
+    judged: Path | None = None,
+    signature: Signature | None = None,
+) -> JoinVerdict:
     """Refuse ONNX files of an artifact whose weights would be read from a file that is none of the artifact's.
 
     Args:
         paths: of the ONNX files.
         folder: of the artifact.
         names: of the artifact's files, below `folder`.
+        judged: the one of the files whose rows are judged; None for none.
+        signature: of that one.
+
+    Returns:
+        Whether rows of the one that was judged may be joined.
 
     Raises:
         InputError: `bad_onnx`, `bad_external_data`.
         ModelError: `confined_timeout`.
         TooLargeError: `confined_memory`.
     """
-    for path, locations in zip(paths, list_locations(paths, folder, Limits()), strict=True):
+    listed, verdict = list_locations(paths, folder, Limits(), judged=judged, signature=signature)
+    for path, locations in zip(paths, listed, strict=True):
         place = PurePosixPath(path.relative_to(folder)).parent
         for location in locations:
             # An absolute one, and one with `..` in it, is no name of a file.
             if str(place / location) not in names:
                 raise InputError("bad_external_data", path=path.name, location=location[:200])
+    return verdict
 
 
 def look_at_staged(staged: Staged, path: Path, question: Question, limits: Limits) -> Looked:

@@ -139,9 +139,14 @@ def check_files(folder: Path, manifest: Manifest, files: Mapping[str, Descriptor
         if golden.num_examples != manifest.num_golden:
             raise _not_servable(location, f"it has {golden.num_examples} golden examples and tells of {manifest.num_golden}")
     if graphs := {name for name in files if name.endswith(".onnx") or (name, manifest.runtime) == (manifest.entry, "onnx")}:
-        from argosy.importers.onnx import check_external_data
+        from argosy.importers.onnx import check_graphs
 
-        check_external_data([folder / name for name in sorted(graphs)], folder, files)
+        paths = [folder / name for name in sorted(graphs)]
+        judged = folder / manifest.entry if manifest.entry in graphs else None
+        verdict = check_graphs(paths, folder, files, judged=judged, signature=manifest.signature)
+        if (manifest.joining.kind, verdict.kind) == ("independent", "dependent"):
+            detail = f"it says that its rows are independent of one another; they are not: {verdict.reason}"
+            raise _not_servable(location, detail)
 
 
 def _is_printable(value: Any) -> bool:
