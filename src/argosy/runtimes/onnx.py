@@ -1,4 +1,4 @@
-"""Run ONNX files with ONNX Runtime on the CPU."""
+"""Run ONNX files with ONNX Runtime: on the CPU, or (untested) on a GPU by CUDA."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = ["RUNTIME", "OnnxRuntime", "check_session", "run_session"]
 ort: Any = importlib.import_module("onnxruntime")
 _state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 
+_PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _TEXT: Final = "tensor(string)"
 _BFLOAT16: Final = "tensor(bfloat16)"
 _BFLOAT16_ELEMENT: Final = 16  # TensorProto.BFLOAT16
@@ -31,11 +32,16 @@ class OnnxRuntime:
 
     Options: `threads` (of one operator; default 1), `share_weights` (true: weights that stand in files
     of their own are mapped and not packed anew, so that replicas share their pages; multiplication is
-    slower on large batches).
+    slower on large batches), `device` (`cpu`, the default, or `cuda`: operators that CUDA does not have run on the CPU).
     """
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
-        """Open the session."""
+        """Open the session.
+
+        Raises:
+            RuntimeError: there is no such device here.
+        """
+        providers = _find_providers(str(options.get("device", "cpu")))
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = int(options.get("threads", 1))
         settings.inter_op_num_threads = 1
@@ -44,7 +50,12 @@ class OnnxRuntime:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if options.get("share_weights"):
             settings.add_session_config_entry("session.disable_prepacking", "1")
-        self._session = ort.InferenceSession(str(folder / entry), settings, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(str(folder / entry), settings, providers=providers)
+        if self._session.get_providers()[0] != providers[0]:
+            # It goes on without, and would not say so.
+            raise RuntimeError(
+                f"ONNX Runtime has {providers[0]}, which did not start: {', '.join(self._session.get_providers())}"
+            )
         self._outputs = [output.name for output in self._session.get_outputs()]
         check_session(self._session)
         types = {node.type for node in self._session.get_inputs() + self._session.get_outputs()}
@@ -67,6 +78,15 @@ class OnnxRuntime:
             return dict(zip(self._outputs, run_session(self._session, self._outputs, inputs), strict=True))
         except _ERRORS as error:
             raise blame_input(error) from error
+
+
+def _find_providers(device: str) -> list[str]:
+    if device not in _PROVIDERS:
+        raise RuntimeError(f"device is {device!r}, expected one of {', '.join(_PROVIDERS)}")
+    name, cpu = _PROVIDERS[device], _PROVIDERS["cpu"]
+    if name not in ort.get_available_providers():
+        raise RuntimeError(f"the installed ONNX Runtime has no {name}; the package onnxruntime-gpu in its place has it")
+    return list(dict.fromkeys((name, cpu)))
 
 
 def check_session(session: Any) -> None:
