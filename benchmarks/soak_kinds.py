@@ -59,6 +59,9 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
 
 def choose_victim(subject: Subject, rng: random.Random, kind: str) -> int:
     """One process of a kind; one that has just died is replaced first."""
+    if kind == "template" and not subject.find(kind):
+        # It is made anew when a worker needs it, and no sooner.
+        _await_rollouts(subject, [_try(lambda: subject.deploy("scale", 3 - subject.live_version("scale")))])
     wait_until(lambda: subject.find(kind), REPLACED_S, f"a new {kind}")
     return rng.choice(subject.find(kind))
 
