@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from argosy.compress.find import OBJECTIVES
 from argosy.compress.judge import Score
+from argosy.compress.measure import OBJECTIVES
 from argosy.compress.plot import draw_tradeoff, list_points
 from argosy.compress.result import CompressResult, Tried
 from argosy.output_file import OutputFile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -13,7 +14,7 @@ from argosy.errors import InputError
 from argosy.signature import Arrays, Signature
 from argosy.store.golden import Golden
 
-__all__ = ["Requests", "Traffic", "build_requests", "build_schedule"]
+__all__ = ["Requests", "Traffic", "build_mix", "build_requests", "build_schedule"]
 
 _NUM_REQUESTS: Final = 64
 """Different bodies: more than that a cache could profit from, few enough to keep in memory."""
@@ -109,6 +110,26 @@ def _stretch(array: NDArray[np.generic], axes: list[int], length: int) -> NDArra
     for axis in axes:
         array = np.take(array, np.arange(length) % array.shape[axis], axis)
     return array
+
+
+def build_mix(signature: Signature, golden: Golden, trace: Sequence[Arrival], model: str) -> Requests:
+    """Make requests that are as often of each kind as those of a trace, for clients that send them one after the other.
+
+    Args:
+        signature: of the version.
+        golden: its examples.
+        trace: what was recorded; of a longer one, arrivals that are evenly spaced stand for all.
+        model: its name, for messages.
+
+    Raises:
+        InputError: as `build_requests`.
+    """
+    count = min(len(trace), _NUM_REQUESTS)
+    few = tuple(trace[index * len(trace) // count] for index in range(count))
+    made = build_requests(signature, golden, Traffic(trace=few), model)
+    chosen = [made.kinds[arrival.rows, arrival.length] for arrival in few]
+    places = [alike[index % len(alike)] for index, alike in enumerate(chosen)]
+    return Requests([made.arrays[place] for place in places], [made.rows[place] for place in places], made.kinds)
 
 
 def build_schedule(traffic: Traffic, requests: Requests, seconds: float) -> list[tuple[float, int]]:

@@ -1,0 +1,337 @@
+"""Measure versions as they will be used: behind a real server, by clients of another process, in turn with their original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from argosy.bench.artifact import Artifact, open_version
+from argosy.bench.rows import Rows
+from argosy.compress.measure import Cost, Overhead, Served
+from argosy.compress.publish import answer_golden, judge_joining
+from argosy.compress.recipe import Recipe
+from argosy.compress.result import Tried
+from argosy.compress.sample import thin_rows
+from argosy.deploy.spec import Arrival
+from argosy.errors import ArgosyError
+from argosy.server import Server, serve
+from argosy.store.golden import Golden
+from argosy.store.local import Store
+from argosy.store.manifest import Version
+from argosy.tune.client import run_client, write_requests
+from argosy.tune.load import Job
+from argosy.tune.traffic import Requests, build_mix
+
+__all__ = ["Stage", "serve_finalists"]
+
+_ORIGINAL: Final = "original"
+_NUM_REQUESTS: Final = 64
+"""Different bodies."""
+_NUM_GOLDEN: Final = 4
+_CLIENTS: Final = 32
+_LEAST_CLIENTS: Final = 4
+_PATIENCE_S: Final = 2.0
+"""Where many clients would wait longer, fewer ask."""
+_LEAST_S, _MOST_S = 0.3, 3.0
+"""A measurement takes so long, by how long a request takes."""
+_LEAST_REQUESTS: Final = 10
+"""That a client should send in it."""
+_WARM_S: Final = 0.1
+_MAX_FAILED: Final = 0.01
+_ROUNDS: Final = 5
+_FIRST_ROUNDS: Final = 3
+"""After which those that are behind are out."""
+_BEHIND: Final = 0.05
+_MAX_TOLD: Final = 400
+
+
+@dataclass
+class _Lane:
+    """A deployment of the private server, and what clients saw of it."""
+
+    sizes: list[int]
+    alone: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    load: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    problem: str = ""
+
+
+class Stage:
+    """A context: a private server on free ports with the original, which starts when it is needed.
+
+    Args:
+        store: holds the original.
+        parent: the original.
+        rows: real ones, of which requests are made.
+        folder: for files; new.
+        trace: requests are of as many rows, and as long, as its are; empty: of one row each, as the rows are.
+
+    Raises:
+        InputError: `bad_option`, the trace does not fit the signature.
+    """
+
+    def __init__(self, store: Store, parent: Version, rows: Rows, folder: Path, *, trace: Sequence[Arrival] = ()) -> None:
+        self._store, self._parent, self._folder = store, parent, folder
+        # Texts and pictures were made tensors once, for all versions alike: the model is what is measured.
+        self._signature = msgspec.structs.replace(parent.manifest.signature, preprocess=())
+        self._golden = _pick_golden(rows, is_batched=self._signature.is_batched)
+        self._requests = self._make_requests(rows, trace)
+        self._server: Server | None = None
+        self._stack = ExitStack()
+        self._original = _Lane([])
+        self._num_candidates = 0
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def problem(self) -> str:
+        """Why the original cannot be served, so that nothing can be measured beside it; "" where it can, as far as is known."""
+        return self._original.problem
+
+    def race(
+        self, candidates: Sequence[tuple[Recipe, Artifact]], before: Cost, objective: str
+    ) -> list[tuple[Served, Served] | str]:
+        """Serve candidates and their original, and send all of them requests in turn; who is far behind is soon left out.
+
+        Args:
+            candidates: how each was made, and what it is.
+            before: the original's cost, by which the number of clients is chosen.
+            objective: in `latency` or `throughput` a candidate may be behind another.
+
+        Returns:
+            For each what clients saw of the original and of itself, in the same rounds; or why it cannot be served.
+
+        Raises:
+            FaultError: `server_failed`, `load_failed`: the server, or the client, did not do its work.
+        """
+        self._start()
+        names = {place: f"candidate{self._num_candidates + place}" for place in range(len(candidates))}
+        self._num_candidates += len(candidates)
+        self._original.alone.clear()
+        self._original.load.clear()
+        lanes = {place: self._deploy(names[place], artifact, recipe) for place, (recipe, artifact) in enumerate(candidates)}
+        try:
+            for number in range(_ROUNDS):
+                running = [(_ORIGINAL, self._original)]
+                running += [
+                    (names[place], lane) for place, lane in lanes.items() if len(lane.load) == number and not lane.problem
+                ]
+                if number >= _FIRST_ROUNDS:
+                    running = _drop_behind(running, objective)
+                if len(running) == 1 or self.problem:
+                    break
+                # Who comes first has what the last one left: caches, a clock that is up or down.
+                for name, lane in running if number % 2 else running[::-1]:
+                    self._measure(name, lane, before)
+        finally:
+            for name in names.values():
+                self._remove(name)
+        return [lane.problem or self.problem or self._compare(lane) for lane in lanes.values()]
+
+    def measure_overhead(self, before: Cost) -> Overhead | None:
+        """Give what serving adds to the original's own cost; None where nothing was measured.
+
+        Args:
+            before: the original's own cost, measured without a server.
+        """
+        if self.problem or not self._original.load:
+            return None
+        served = _sum_up(self._original, len(self._original.load))
+        row_s = 1 / served.rows_per_s - before.batch_row_s
+        return Overhead(served.p50_s - before.latency_s, row_s, served.memory_bytes - before.memory_bytes)
+
+    def _start(self) -> None:
+        if self._server is None:
+            self._folder.mkdir(parents=True)
+            home = self._folder / "home"
+            self._server = self._stack.enter_context(serve(home=home, num_fronts=1, host="127.0.0.1"))
+            self._original = self._deploy(_ORIGINAL, open_version(self._store, self._parent), ())
+
+    def _deploy(self, name: str, artifact: Artifact, recipe: Recipe) -> _Lane:
+        """Publish an artifact in the private home and have it served with the settings of `argosy deploy`."""
+        assert self._server is not None
+        lane = _Lane(write_requests(self._folder / name, self._requests.arrays, self._signature, name))
+        manifest = self._parent.manifest
+        own = replace(artifact, signature=self._signature)
+        try:
+            Store(self._server.home).publish(
+                name,
+                artifact.files,
+                signature=self._signature,
+                runtime=artifact.runtime,
+                entry=artifact.entry,
+                repeatable=manifest.repeatable,
+                golden=answer_golden(own, self._golden),
+                options=artifact.options,
+                joining=judge_joining(self._parent, own, recipe) if recipe else manifest.joining,
+            )
+            # Compression runs the version already: whoever asks for that has allowed what it may run.
+            self._server.deploy(name, allow_code=True)
+        except ArgosyError as error:
+            lane.problem = f"it cannot be served: {error.message}"[:_MAX_TOLD]
+        return lane
+
+    def _remove(self, name: str) -> None:
+        """Give the memory of a deployment back."""
+        assert self._server is not None
+        (self._folder / name).unlink(missing_ok=True)
+        with self._server.admin() as admin:
+            if any(one["spec"]["name"] == name for one in admin.status()["deployments"]):
+                admin.undeploy(name)
+
+    def _measure(self, name: str, lane: _Lane, before: Cost) -> None:
+        """Have one client send requests, and then many."""
+        row_s = before.batch_row_s * float(np.mean(self._requests.rows))
+        clients = int(min(_CLIENTS, max(_LEAST_CLIENTS, _PATIENCE_S / row_s)))
+        for found, connections, request_s in ((lane.alone, 1, before.latency_s), (lane.load, clients, clients * row_s)):
+            seconds = min(_MOST_S, max(_LEAST_S, _LEAST_REQUESTS * request_s))
+            found.append(self._send(name, lane, connections, seconds))
+            lane.problem = _find_problem(found[-1])
+            if lane.problem:
+                return
+
+    def _send(self, name: str, lane: _Lane, connections: int, seconds: float) -> dict[str, Any]:
+        assert self._server is not None
+        job: Job = {
+            "port": int(self._server.url.rpartition(":")[2]),
+            "file": str(self._folder / name),
+            "sizes": lane.sizes,
+            "rows": self._requests.rows,
+            "connections": connections,
+            "warm_s": _WARM_S,
+            "seconds": seconds,
+            "schedule": [],
+            "limit_s": float("inf"),
+        }
+        found = run_client(job)
+        with self._server.admin() as admin:
+            deployed = next((one for one in admin.status()["deployments"] if one["spec"]["name"] == name), {"lanes": []})
+        memory = sum(worker["memory_bytes"] for one in deployed["lanes"] for worker in one["workers"])
+        return {**found, "connections": connections, "memory_bytes": memory}
+
+    def _make_requests(self, rows: Rows, trace: Sequence[Arrival]) -> Requests:
+        if trace:
+            return build_mix(self._signature, self._golden, trace, self._parent.name)
+        few = thin_rows(rows, _NUM_REQUESTS)
+        return Requests(list(few), [1] * len(few), {})
+
+    def _compare(self, lane: _Lane) -> tuple[Served, Served]:
+        rounds = len(lane.load)
+        return _sum_up(self._original, rounds), _sum_up(lane, rounds)
+
+
+def serve_finalists(
+    stage: Stage | None,
+    tried: list[Tried],
+    made: Mapping[int, Artifact],
+    places: Sequence[int],
+    objective: str,
+    say: Callable[[str], None],
+) -> None:
+    """Measure finalists as served, and write into `tried` what was found of them; of the others, what is to be expected.
+
+    Args:
+        stage: None measures nothing.
+        tried: all that was tried.
+        made: what came of it, by its place.
+        places: of the finalists.
+        objective: a name of `OBJECTIVES`; "" for none.
+        say: is told what happens.
+
+    Raises:
+        FaultError: as `Stage.race`.
+    """
+    finalists = [place for place in places if not tried[place].problem]
+    if stage is None or not finalists:
+        return
+    before = tried[finalists[0]].before
+    assert before is not None
+    say(f"serving the original and {', '.join(tried[place].title for place in finalists)} ...")
+    found = stage.race([(tried[place].recipe, made[place]) for place in finalists], before, objective)
+    if stage.problem:
+        say(f"the original: {stage.problem}")
+        return
+    overhead = stage.measure_overhead(before)
+    for place, one in enumerate(tried):
+        if one.before is not None and one.after is not None:
+            costs = {"before": replace(one.before, overhead=overhead), "after": replace(one.after, overhead=overhead)}
+            tried[place] = replace(one, **costs)
+    for place, seen in zip(finalists, found, strict=True):
+        tried[place] = _add_served(tried[place], seen)
+        say(f"served: {tried[place].title}: {seen if isinstance(seen, str) else _describe(*seen)}")
+
+
+def _describe(old: Served, new: Served) -> str:
+    parts = [(new.p50_s / old.p50_s, "an answer to one client takes"), (new.load_p99_s / old.load_p99_s, "p99 under load is")]
+    told = [f"{words} {ratio:.2f} of the original's" for ratio, words in parts]
+    return f"{', '.join(told)}, {new.rows_per_s / old.rows_per_s:.2f} times the rows a second"
+
+
+def _add_served(one: Tried, seen: tuple[Served, Served] | str) -> Tried:
+    assert one.before is not None and one.after is not None
+    if isinstance(seen, str):
+        return replace(one, problem=seen)
+    return replace(one, before=replace(one.before, served=seen[0]), after=replace(one.after, served=seen[1]))
+
+
+def _drop_behind(running: list[tuple[str, _Lane]], objective: str) -> list[tuple[str, _Lane]]:
+    """Leave out candidates that are behind the best one; the original stays, for all are held against it."""
+    if objective not in ("latency", "throughput"):
+        return running
+    original, *others = running
+    took = {name: _take_s(lane, objective) for name, lane in others}
+    least = min(took.values(), default=0.0)
+    return [original, *((name, lane) for name, lane in others if took[name] <= least * (1 + _BEHIND))]
+
+
+def _take_s(lane: _Lane, objective: str) -> float:
+    served = _sum_up(lane, len(lane.load))
+    return served.p50_s if objective == "latency" else 1 / served.rows_per_s
+
+
+def _find_problem(found: Mapping[str, Any]) -> str:
+    """Say why what a client saw is no measurement; "" if it is one."""
+    if found["error"] or found["failed"] > _MAX_FAILED or found["p99_s"] is None:
+        detail = found["error"] or "not answered in time"
+        return f"as served, {found['failed']:.0%} of the requests of {found['connections']} client(s) failed: {detail}"[
+            :_MAX_TOLD
+        ]
+    return ""
+
+
+def _sum_up(lane: _Lane, rounds: int) -> Served:
+    """Give the medians of the first rounds."""
+
+    def take(found: Sequence[Mapping[str, Any]], name: str) -> float:
+        return float(median(one[name] for one in found[:rounds]))
+
+    return Served(
+        p50_s=take(lane.alone, "p50_s"),
+        p99_s=take(lane.alone, "p99_s"),
+        load_p50_s=take(lane.load, "p50_s"),
+        load_p99_s=take(lane.load, "p99_s"),
+        rows_per_s=take(lane.load, "rows_per_s"),
+        connections=lane.load[0]["connections"],
+        memory_bytes=round(take(lane.load, "memory_bytes")),
+        rounds=rounds,
+    )
+
+
+def _pick_golden(rows: Rows, *, is_batched: bool) -> Golden:
+    """Put some rows of the shape that most have into examples, without answers."""
+    shapes = [tuple(array.shape for array in row.values()) for row in rows]
+    common = max(set(shapes), key=shapes.count)
+    alike = [row for row, shape in zip(rows, shapes, strict=True) if shape == common][:_NUM_GOLDEN]
+    join = np.concatenate if is_batched else np.stack
+    return Golden({name: join([row[name] for row in alike]) for name in alike[0]}, {})
