@@ -52,6 +52,8 @@ class Served:
     """Of the worker."""
     rounds: int
     """Measurements that each figure is the median of, in turn with the original."""
+    noise: float = 0.0
+    """Part by which the rounds differ: half the distance of their quartiles, of `p50_s` or of `rows_per_s`, the larger."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,10 @@ class Gain:
             sizes = f"{before.size_bytes / 1e3:.1f} -> {after.size_bytes / 1e3:.1f} kB"
             verdicts.append((size < 1, f"the file is {abs(1 - size):.1%} {word} ({sizes})"))
         batch = max(before.batch_rows, after.batch_rows)
+        noise = max(_TIME_NOISE, sum(cost.served.noise for cost in (before, after) if cost.served is not None))
         for what, old_s, new_s in self._list_times(batch):
             ratio = new_s / old_s
-            if abs(ratio - 1) > _TIME_NOISE:
+            if abs(ratio - 1) > noise:
                 word = "slower" if ratio > 1 else "faster"
                 times = f"{old_s * 1e6:.1f} -> {new_s * 1e6:.1f} us"
                 verdicts.append((ratio < 1, f"{what} is {max(ratio, 1 / ratio):.2f} times {word} ({times})"))

@@ -22,7 +22,7 @@ from argosy.compress.publish import publish_artifact
 from argosy.compress.recipe import Recipe, get_recipe, run_recipe
 from argosy.compress.result import CompressResult, Tried
 from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
-from argosy.compress.served import Stage, serve_finalists
+from argosy.compress.served import open_stage, serve_finalists
 from argosy.compress.steps.base import Step, Workshop
 from argosy.deploy.spec import Arrival
 from argosy.errors import ConflictError, FaultError, InputError, list_choices
@@ -96,6 +96,8 @@ def compress(
     recipe = None if method is None else get_recipe(method)
     if objective not in OBJECTIVES:
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
+    if trace and not served:
+        raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
     if publish:
@@ -105,7 +107,7 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
         workshop = Workshop(work / "made", rows)
-        stage = _open_stage(store, parent, sample, work / "stage", trace) if served else None
+        stage = open_stage(store, parent, sample.rows, work / "stage", trace) if served else None
         with stage or nullcontext(), Jury(artifact, find_meaning(parent), guard, sample, work / "jury", stage=stage) as jury:
             if recipe is None:
                 made, chosen, tried = find(jury, workshop, objective, budget or Budget(), say=say)
@@ -134,10 +136,6 @@ def compress(
                 name = f"{parent.name}@{parent.number}"
                 raise ConflictError("no_gain", method=result.title, reference=name, found=result.gain.describe())
             return dataclasses.replace(result, version=publish_artifact(store, result, made, rows))
-
-
-def _open_stage(store: Store, parent: Version, sample: Sample, folder: Path, trace: Sequence[Arrival]) -> Stage | None:
-    return Stage(store, parent, sample.rows, folder, trace=trace)
 
 
 def _check_parent(parent: Version) -> None:

@@ -30,7 +30,7 @@ from argosy.tune.client import run_client, write_requests
 from argosy.tune.load import Job
 from argosy.tune.traffic import Requests, build_mix
 
-__all__ = ["Stage", "serve_finalists"]
+__all__ = ["Stage", "open_stage", "serve_finalists"]
 
 _ORIGINAL: Final = "original"
 _NUM_REQUESTS: Final = 64
@@ -47,6 +47,9 @@ _LEAST_REQUESTS: Final = 10
 _WARM_S: Final = 0.1
 _MAX_FAILED: Final = 0.01
 _ROUNDS: Final = 5
+_MOST_ROUNDS: Final = 9
+_CALM: Final = 0.05
+"""Where rounds differ by a larger part, there are more than `_ROUNDS`."""
 _FIRST_ROUNDS: Final = 3
 """After which those that are behind are out."""
 _BEHIND: Final = 0.05
@@ -71,13 +74,13 @@ class Stage:
         parent: the original.
         rows: real ones, of which requests are made.
         folder: for files; new.
-        trace: requests are of as many rows, and as long, as its are; empty: of one row each, as the rows are.
+        trace: requests are of as many rows, and as long, as its are; none: of one row each, as the rows are.
 
     Raises:
         InputError: `bad_option`, the trace does not fit the signature.
     """
 
-    def __init__(self, store: Store, parent: Version, rows: Rows, folder: Path, *, trace: Sequence[Arrival] = ()) -> None:
+    def __init__(self, store: Store, parent: Version, rows: Rows, folder: Path, trace: Sequence[Arrival] = ()) -> None:
         self._store, self._parent, self._folder = store, parent, folder
         # Texts and pictures were made tensors once, for all versions alike: the model is what is measured.
         self._signature = msgspec.structs.replace(parent.manifest.signature, preprocess=())
@@ -122,14 +125,14 @@ class Stage:
         self._original.load.clear()
         lanes = {place: self._deploy(names[place], artifact, recipe) for place, (recipe, artifact) in enumerate(candidates)}
         try:
-            for number in range(_ROUNDS):
+            for number in range(_MOST_ROUNDS):
                 running = [(_ORIGINAL, self._original)]
                 running += [
                     (names[place], lane) for place, lane in lanes.items() if len(lane.load) == number and not lane.problem
                 ]
                 if number >= _FIRST_ROUNDS:
                     running = _drop_behind(running, objective)
-                if len(running) == 1 or self.problem:
+                if len(running) == 1 or self.problem or (number >= _ROUNDS and _are_calm(running)):
                     break
                 # Who comes first has what the last one left: caches, a clock that is up or down.
                 for name, lane in running if number % 2 else running[::-1]:
@@ -216,8 +219,8 @@ class Stage:
         }
         found = run_client(job)
         with self._server.admin() as admin:
-            deployed = next((one for one in admin.status()["deployments"] if one["spec"]["name"] == name), {"lanes": []})
-        memory = sum(worker["memory_bytes"] for one in deployed["lanes"] for worker in one["workers"])
+            lanes = [lane for one in admin.status()["deployments"] if one["spec"]["name"] == name for lane in one["lanes"]]
+        memory = sum(worker["memory_bytes"] for lane in lanes for worker in lane["workers"])
         return {**found, "connections": connections, "memory_bytes": memory}
 
     def _make_requests(self, rows: Rows, trace: Sequence[Arrival]) -> Requests:
@@ -229,6 +232,11 @@ class Stage:
     def _compare(self, lane: _Lane) -> tuple[Served, Served]:
         rounds = len(lane.load)
         return _sum_up(self._original, rounds), _sum_up(lane, rounds)
+
+
+def open_stage(store: Store, parent: Version, rows: Rows, folder: Path, trace: Sequence[Arrival]) -> Stage:
+    """Give a stage for a version; its arguments are those of `Stage`."""
+    return Stage(store, parent, rows, folder, trace)
 
 
 def serve_finalists(
@@ -295,6 +303,10 @@ def _drop_behind(running: list[tuple[str, _Lane]], objective: str) -> list[tuple
     return [original, *((name, lane) for name, lane in others if took[name] <= least * (1 + _BEHIND))]
 
 
+def _are_calm(running: Sequence[tuple[str, _Lane]]) -> bool:
+    return all(_sum_up(lane, len(lane.load)).noise <= _CALM for _, lane in running)
+
+
 def _take_s(lane: _Lane, objective: str) -> float:
     served = _sum_up(lane, len(lane.load))
     return served.p50_s if objective == "latency" else 1 / served.rows_per_s
@@ -325,7 +337,13 @@ def _sum_up(lane: _Lane, rounds: int) -> Served:
         connections=lane.load[0]["connections"],
         memory_bytes=round(take(lane.load, "memory_bytes")),
         rounds=rounds,
+        noise=max(_spread(lane.alone[:rounds], "p50_s"), _spread(lane.load[:rounds], "rows_per_s")),
     )
+
+
+def _spread(found: Sequence[Mapping[str, Any]], name: str) -> float:
+    low, middle, high = np.quantile([one[name] for one in found], (0.25, 0.5, 0.75))
+    return float((high - low) / 2 / middle)
 
 
 def _pick_golden(rows: Rows, *, is_batched: bool) -> Golden:
