@@ -121,7 +121,8 @@ def draw_sensitivity(layers: Sequence[tuple[str, float]]) -> str:
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("Mean squared difference of the answers, relative to their variance")
+        axes.set_axisbelow(True)
+        axes.set_xlabel("How far the answers move")
         return save_svg(figure)
 
 

@@ -57,12 +57,7 @@ def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, c
         golden=golden,
         golden_is_synthetic=manifest.golden_is_synthetic and golden is not None,
         lineage=lineage,
-        measurements={
-            result.score.metric: result.score.after,
-            "size_bytes": result.after.size_bytes,
-            "latency_s": result.after.latency_s,
-            "batch_difference": result.after.batch_difference,
-        },
+        measurements=_list_measurements(result),
         options=artifact.options,
         joining=judge_joining(parent, artifact, result.recipe),
     )
@@ -70,6 +65,21 @@ def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, c
 
 def _read_precision(parent: Version) -> str:
     return str(parent.manifest.lineage.get("precision", "float32"))
+
+
+def _list_measurements(result: CompressResult) -> dict[str, float]:
+    after = result.after
+    found = {
+        result.score.metric: result.score.after,
+        "size_bytes": after.size_bytes,
+        "latency_s": after.latency_s,
+        "batch_difference": after.batch_difference,
+    }
+    if after.served is None:
+        return found
+    # `memory_bytes` is what a rollout goes by: whether the version fits beside the one that is live.
+    kept = ("p50_s", "p99_s", "load_p50_s", "load_p99_s", "rows_per_s", "memory_bytes")
+    return found | {name: getattr(after.served, name) for name in kept}
 
 
 def answer_golden(artifact: Artifact, golden: Golden) -> Golden:

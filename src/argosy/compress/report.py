@@ -198,24 +198,25 @@ def _find_chosen(result: CompressResult) -> int:
 
 
 def _show_tried(result: CompressResult) -> Section:
-    header = ("", "recipe", "what became of it", "loss", "files", "memory", "p50", "p99", "batch", *_SERVED, "took")
+    header = ("", "recipe", "guard", "loss", "files", "memory", "one row", "batch", *_SERVED, "took")
     chosen = _find_chosen(result)
     rows = [_row(number, one, is_chosen=number == chosen) for number, one in enumerate(result.tried, 1)]
-    text = "Files, memory, p50 and p99 of one row, and a row in a batch, of the model alone; and what clients saw of those that "
-    text += "came to the last round: p50 of one, rows a second of many. All are parts of the original's, measured in turn."
+    text = (
+        "Files; memory, one row, and a row in a batch, of the model alone; and what clients saw of those that came to the last "
+    )
+    text += "round: p50 of one, rows a second of many. All are parts of the original's, measured in turn."
     return Section(title="What was tried", text=text, table=[header, *rows], num_text_columns=3)
 
 
 def _row(number: int, one: Tried, *, is_chosen: bool) -> tuple[str, ...]:
-    verdict = "chosen" if is_chosen else one.problem or "within the guard"
+    verdict = "held, chosen" if is_chosen else one.problem or "held"
     if one.score is None or one.before is None or one.after is None:
-        return str(number), one.title, verdict, *[""] * (6 + len(_SERVED)), f"{one.seconds:.1f} s"
+        return str(number), one.title, verdict, *[""] * (5 + len(_SERVED)), f"{one.seconds:.1f} s"
     before, after = one.before, one.after
     pairs: list[tuple[float, float]] = [
         (before.size_bytes, after.size_bytes),
         (before.memory_bytes, after.memory_bytes),
         (before.latency_s, after.latency_s),
-        (before.p99_s, after.p99_s),
         (before.batch_row_s, after.batch_row_s),
     ]
     if before.served is not None and after.served is not None:
