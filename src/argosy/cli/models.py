@@ -283,7 +283,8 @@ def _build_compressed(version: Version) -> tuple[str, ...]:
     found = _read_compression(version)
     score, before, after = found["score"], found["before"], found["after"]
     interval = f"; 95 %: {score['interval'][0]:.4f} to {score['interval'][1]:.4f}" if score.get("interval") else ""
-    old, new = before.get("served") or {}, after.get("served") or {}
+    old: dict[str, float] = before.get("served") or {}
+    new: dict[str, float] = after.get("served") or {}
     return (
         str(version.number),
         str(version.manifest.lineage["parent"]["number"]),
