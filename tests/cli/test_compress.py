@@ -92,7 +92,7 @@ def test_search_tells_what_it_tries_and_writes_a_page(
 ) -> None:
     monkeypatch.setattr("argosy.compress.find.list_recipes", lambda *given: [get_recipe("simplify"), get_recipe("float16")])
     page = tmp_path / "page.html"
-    done = call("compress", "wide", "--objective", "size", "--data", wide, "--report", page, "--json")
+    done = call("compress", "wide", "--objective", "size", "--data", wide, "--report", page, "--no-served", "--json")
     assert done.exit_code == 0, done.output
     made = json.loads(done.stdout)
     assert (made["version"], made["parent"], made["objective"]) == (2, 1, "size")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from argosy.bench.artifact import open_version
 from argosy.compress import Guard, compress
@@ -24,6 +24,7 @@ from argosy.errors import InputError
 from argosy.importers.onnx import import_onnx
 from argosy.server import serve
 from argosy.tune.traffic import build_mix
+from tests.graphs import write_graph
 
 served = importlib.import_module("argosy.compress.served")
 SEEN = Served(2e-4, 9e-4, 3e-3, 8e-3, 8000.0, 32, 12_000_000, 5)
@@ -37,20 +38,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(served, name, value)
 
 
-def make_wide(path: Any, *, shape: Any = ("N", 512), width: int = 512, slow: int = 0) -> Any:
-    """A layer of `width` numbers; with `slow`, so many more of them."""
+def make_wide(path: Path, *, rows: Any = "N", layers: int = 1) -> Path:
+    """Layers of 512 numbers."""
     random = np.random.default_rng(0)
-    nodes, weights, current = [], [], "x"
-    for index in range(1 + slow):
-        weights.append(numpy_helper.from_array((random.normal(size=(512, width)) / 23).astype(np.float32), f"w{index}"))
-        nodes.append(helper.make_node("MatMul", [current, f"w{index}"], [f"h{index}"]))
-        current = f"h{index}"
-    nodes[-1].output[0] = "y"
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape[:-1], width])]
-    graph = helper.make_graph(nodes, "wide", inputs, outputs, weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
-    return path
+    names = ["x", *(f"h{index}" for index in range(1, layers)), "y"]
+    nodes = [helper.make_node("MatMul", [names[index], f"w{index}"], [names[index + 1]]) for index in range(layers)]
+    weights = {f"w{index}": (random.normal(size=(512, 512)) / 23).astype(np.float32) for index in range(layers)}
+    return write_graph(path, nodes, [("x", "FP32", [rows, 512])], [("y", "FP32", [rows, 512])], weights)
 
 
 @pytest.mark.alone
@@ -59,7 +53,7 @@ def test_given_method_is_served_beside_its_original_and_the_version_keeps_what_w
 ) -> None:
     import_onnx(store, make_wide(tmp_path / "wide.onnx"), "wide")
     rows = np.random.default_rng(1).normal(size=(120, 512)).astype(np.float32)
-    result = compress("wide", method="float16", data=rows, store=store)
+    result = compress("wide", method="float16", data=rows, served=True, store=store)
     before, after = result.before.served, result.after.served
     assert before is not None and after is not None and result.unserved == ""
     for seen in (before, after):
@@ -81,9 +75,9 @@ def test_given_method_is_served_beside_its_original_and_the_version_keeps_what_w
 
 @pytest.mark.alone
 def test_version_without_rows_is_served_too(store: Any, tmp_path: Any, as_served: None) -> None:
-    import_onnx(store, make_wide(tmp_path / "fixed.onnx", shape=(1, 512)), "fixed")
+    import_onnx(store, make_wide(tmp_path / "fixed.onnx", rows=1), "fixed")
     requests = np.random.default_rng(1).normal(size=(40, 1, 512)).astype(np.float32)
-    result = compress("fixed", method="float16", data=requests, guard=Guard("cosine"), store=store)
+    result = compress("fixed", method="float16", data=requests, guard=Guard("cosine"), served=True, store=store)
     assert result.after.served is not None and result.version is not None
     golden = store.load_golden(result.version)
     assert golden.outputs["y"].shape[1:] == (1, 512)
@@ -92,12 +86,12 @@ def test_version_without_rows_is_served_too(store: Any, tmp_path: Any, as_served
 @pytest.mark.slow
 @pytest.mark.alone
 def test_requests_are_like_those_of_a_trace_and_who_is_behind_is_left_out(store: Any, tmp_path: Any) -> None:
-    version = import_onnx(store, make_wide(tmp_path / "deep.onnx", slow=12), "deep")
+    version = import_onnx(store, make_wide(tmp_path / "deep.onnx", layers=12), "deep")
     parent = open_version(store, version)
     rows = take_sample(parent.signature, np.random.default_rng(1).normal(size=(20, 512)).astype(np.float32)).rows
     same = run_recipe(get_recipe("simplify"), parent, Workshop(tmp_path / "same"))
     slow = run_recipe(get_recipe("simplify"), parent, Workshop(tmp_path / "slow"))
-    make_wide(slow.path, slow=120)
+    make_wide(slow.path, layers=120)
     broken = run_recipe(get_recipe("simplify"), parent, Workshop(tmp_path / "broken"))
     broken.path.write_bytes(b"no model")
     trace = [Arrival(at_s=0.0, rows=3), Arrival(at_s=0.1, rows=5)]

@@ -35,8 +35,8 @@ _PAIR: Final = {"x", "y"}
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="After which no new candidate is begun.")
 @click.option(
     "--served/--no-served",
-    default=True,
-    help="Measure what comes near by requests to a server, too, and choose by that.  [default: served]",
+    default=None,
+    help="Measure by requests to a server, too, and choose by that.  [default: without --method; with --report, --trace]",
 )
 @click.option(
     "--trace", type=click.Path(path_type=Path), help="Recorded requests, whose rows and lengths that server is asked for."
@@ -61,6 +61,7 @@ def compress(
     max_loss: float,
     max_seconds: float,
     report: Path | None,
+    served: bool | None,
     trace: Path | None,
     overwrite: bool,
     deployment: str | None,
@@ -93,6 +94,7 @@ def compress(
             Guard(metric, max_loss),
             objective=objective,
             budget=Budget(max_seconds),
+            served=True if served is None and report is not None else served,
             trace=arrivals,
             say=shell.say,
             **options,

@@ -14,7 +14,7 @@ from argosy.compress.result import CompressResult, Tried
 from argosy.output_file import OutputFile
 from argosy.train.report import Section, write_page
 
-__all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result", "write_report"]
+__all__ = ["BATCH_TOLERANCE", "describe_result", "list_findings", "tabulate_result", "write_report"]
 
 BATCH_TOLERANCE: Final = 1e-5
 """Below it, a row is said to be answered alike alone and in a batch: rounding of float32."""
@@ -94,10 +94,14 @@ def write_report(file: OutputFile | Path | str, result: CompressResult) -> None:
         InputError: `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
     """
     name = f"{result.parent.name}@{result.parent.number}"
-    sections = [_show_costs(result), _show_tradeoff(result), _show_tried(result)]
-    sections += [_show_sensitivity(result)] if result.sensitivity else []
-    sections.append(_show_examples(result))
+    sensitivity = [_show_sensitivity(result)] if result.sensitivity else []
+    sections = [_show_costs(result), *list_findings(result), *sensitivity, _show_examples(result)]
     write_page(file, title=f"Compression of {name}", lead=_lead(result), sections=sections)
+
+
+def list_findings(result: CompressResult) -> list[Section]:
+    """Give the sections of a page that show what was tried: the plot and the table."""
+    return [_show_tradeoff(result), _show_tried(result)]
 
 
 def _lead(result: CompressResult) -> str:

@@ -47,7 +47,7 @@ def compress(
     evaluation: tuple[object, object] | None = None,
     guard: Guard | None = None,
     budget: Budget | None = None,
-    served: bool = True,
+    served: bool | None = None,
     trace: Sequence[Arrival] = (),
     needs_gain: bool = True,
     publish: bool = True,
@@ -73,8 +73,8 @@ def compress(
         guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
             and of the fidelity to the original where nothing says what its outputs are.
         budget: of the search.
-        served: measure what comes near, and the original, behind a server as well; the best is chosen by that. False: by the
-            time that models take in a process alone, which is sooner known.
+        served: measure what comes near, and the original, behind a server as well, by which the best is chosen; False: go by
+            the time that models take in a process alone. Default: in a search, and with a trace.
         trace: recorded requests (`argosy.tune.trace.read_trace`), whose rows and lengths the requests to that server have;
             default: rows of those that are judged on, one by one.
         needs_gain: refuse what is larger, and what is neither smaller nor faster. False publishes it all the same.
@@ -96,7 +96,7 @@ def compress(
     recipe = None if method is None else get_recipe(method)
     if objective not in OBJECTIVES:
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
-    if trace and not served:
+    if trace and served is False:
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
@@ -107,7 +107,8 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
         workshop = Workshop(work / "made", rows)
-        stage = open_stage(store, parent, sample.rows, work / "stage", trace) if served else None
+        is_served = (recipe is None or bool(trace)) if served is None else served
+        stage = open_stage(store, parent, sample.rows, work / "stage", trace) if is_served else None
         with stage or nullcontext(), Jury(artifact, find_meaning(parent), guard, sample, work / "jury", stage=stage) as jury:
             if recipe is None:
                 made, chosen, tried = find(jury, workshop, objective, budget or Budget(), say=say)

@@ -23,9 +23,6 @@ from numpy.typing import NDArray
 
 __all__ = ["COLUMNS", "KINDS", "main"]
 
-TOLERANCE: Final = 1e-4
-"""Largest difference to bare ONNX Runtime, relative to the largest value of the answer (at least 1)."""
-
 COLUMNS: Final = ("sent_s", "latency_s", "version", "is_failed", "is_wrong", "kind")
 """Of a row: `time.monotonic()` when sent, seconds, number or 0, 0 or 1, 0 or 1, index in KINDS."""
 
@@ -135,7 +132,7 @@ class _Client(threading.Thread):
         if expected is None or answer.shape != (1, *expected.shape[1:]):
             return False
         scale = max(1.0, float(np.abs(expected[index]).max()))
-        return bool(np.abs(answer[0] - expected[index]).max() <= TOLERANCE * scale)
+        return bool(np.abs(answer[0] - expected[index]).max() <= self._job["tolerances"][version] * scale)
 
 
 def main() -> None:

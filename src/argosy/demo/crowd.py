@@ -72,6 +72,7 @@ class Crowd:
         images: shape (N, ...).
         expected: version -> right answers, shape (N, ...).
         tensors: names of the input and the output.
+        tolerances: version -> how far an answer may be from the right one, relative to its largest value (at least 1).
         timeout_s: after which a client gives up.
     """
 
@@ -83,6 +84,7 @@ class Crowd:
         images: NDArray[Any],
         expected: dict[str, NDArray[Any]],
         tensors: tuple[str, str],
+        tolerances: dict[str, float],
         timeout_s: float = 30.0,
     ) -> None:
         self.seen: Seen | None = None
@@ -93,6 +95,7 @@ class Crowd:
             "model": model,
             "input": tensors[0],
             "output": tensors[1],
+            "tolerances": tolerances,
             "data": str(folder / "data.npz"),
             "timeout_s": timeout_s,
         }
