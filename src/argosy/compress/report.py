@@ -202,21 +202,26 @@ def _find_chosen(result: CompressResult) -> int:
 
 
 def _show_tried(result: CompressResult) -> Section:
-    header = ("", "recipe", "guard", "loss", "files", "memory", "one row", "batch", *_SERVED, "took")
+    is_served = any(one.after is not None and one.after.served is not None for one in result.tried)
+    columns = _SERVED if is_served else ()
+    header = ("", "recipe", "guard", "loss", "files", "memory", "one row", "batch", *columns, "took")
     chosen = _find_chosen(result)
-    rows = [_row(number, one, is_chosen=number == chosen) for number, one in enumerate(result.tried, 1)]
-    text = (
-        "Files; memory, one row, and a row in a batch, of the model alone; and what clients saw of those that came to the last "
-    )
-    text += "round: p50 of one, rows a second of many. All are parts of the original's, measured in turn."
+    rows: list[tuple[str, ...]] = []
+    for number, one in enumerate(result.tried, 1):
+        verdict = one.problem or ("held, chosen" if number == chosen else "held")
+        parts = _list_parts(one)[: len(header) - 4]
+        rows.append((str(number), one.title, verdict, *parts, f"{one.seconds:.1f} s"))
+    text = "Files; memory, one row, and a row in a batch, of the model alone"
+    text += "; and what clients saw of those that came to the last round: p50 of one, rows a second of many" if is_served else ""
+    text += ". All are parts of the original's, measured in turn."
     return Section(title="What was tried", text=text, table=[header, *rows], num_text_columns=3)
 
 
-def _row(number: int, one: Tried, *, is_chosen: bool) -> tuple[str, ...]:
-    verdict = "held, chosen" if is_chosen else one.problem or "held"
-    if one.score is None or one.before is None or one.after is None:
-        return str(number), one.title, verdict, *[""] * (5 + len(_SERVED)), f"{one.seconds:.1f} s"
+def _list_parts(one: Tried) -> list[str]:
+    """Give the loss, and the costs as parts of the original's; "" for what was not measured."""
     before, after = one.before, one.after
+    if one.score is None or before is None or after is None:
+        return [""] * (5 + len(_SERVED))
     pairs: list[tuple[float, float]] = [
         (before.size_bytes, after.size_bytes),
         (before.memory_bytes, after.memory_bytes),
@@ -226,10 +231,8 @@ def _row(number: int, one: Tried, *, is_chosen: bool) -> tuple[str, ...]:
     if before.served is not None and after.served is not None:
         pairs.append((before.served.p50_s, after.served.p50_s))
         pairs.append((before.served.rows_per_s, after.served.rows_per_s))
-    else:
-        pairs += [(0, 0)] * len(_SERVED)
-    parts = [f"{new / old:.2f}" if old else "" for old, new in pairs]
-    return str(number), one.title, verdict, f"{one.score.loss:.4g}", *parts, f"{one.seconds:.1f} s"
+    parts = [f"{one.score.loss:.4g}", *(f"{new / old:.2f}" if old else "" for old, new in pairs)]
+    return parts + [""] * (5 + len(_SERVED) - len(parts))
 
 
 def _show_sensitivity(result: CompressResult) -> Section:

@@ -26,7 +26,8 @@ def list_acts(result: DemoResult) -> list[Act]:
     part = compression.after.size_bytes / compression.before.size_bytes
     seconds = sum(epoch.duration_s for epoch in history)
     trained = f"{score.before:.1%} of {len(prepared.images)} unseen digits right after {seconds:.1f} s"
-    compressed = f"{part:.1%} of the size by {compression.title}, the best of {len(compression.tried)}; {score.after:.1%} right"
+    steps = " + ".join(step.name for step in compression.recipe)
+    compressed = f"{part:.1%} of the size by {steps}; {score.after:.1%} right"
     deployed = f"answers after {result.deploy_s:.2f} s; equal to PyTorch's within {result.torch_difference:.0e}"
     changes = {phase.name: _tell_change(result, phase) for phase in result.phases if phase.is_change}
     return [

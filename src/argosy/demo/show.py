@@ -30,10 +30,11 @@ def tabulate_versions(result: DemoResult) -> Table:
     prepared = result.prepared
     score = prepared.compression.score
     original, compressed = prepared.compression.before.size_bytes, prepared.compression.after.size_bytes
+    second = f"{prepared.compressed.number} ({_name_precision(prepared)})"
     rows = [
         [f"{prepared.original.number} (float32)", f"{score.before:.2%}", f"{original:,}", "100 %"],
         [
-            f"{prepared.compressed.number} ({_name_precision(prepared)})",
+            second,
             f"{score.after:.2%}",
             f"{compressed:,}",
             f"{compressed / original:.1%}",
