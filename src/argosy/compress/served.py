@@ -53,6 +53,8 @@ _CALM: Final = 0.05
 _FIRST_ROUNDS: Final = 3
 """After which those that are behind are out."""
 _BEHIND: Final = 0.05
+_RACES: Final = ("latency", "throughput")
+"""Objectives in which clients see who is ahead."""
 _MAX_TOLD: Final = 400
 
 
@@ -124,15 +126,16 @@ class Stage:
         self._original.alone.clear()
         self._original.load.clear()
         lanes = {place: self._deploy(names[place], artifact, recipe) for place, (recipe, artifact) in enumerate(candidates)}
+        is_race = objective in _RACES
         try:
             for number in range(_MOST_ROUNDS):
                 running = [(_ORIGINAL, self._original)]
                 running += [
                     (names[place], lane) for place, lane in lanes.items() if len(lane.load) == number and not lane.problem
                 ]
-                if number >= _FIRST_ROUNDS:
+                if is_race and number >= _FIRST_ROUNDS:
                     running = _drop_behind(running, objective)
-                if len(running) == 1 or self.problem or (number >= _ROUNDS and _are_calm(running)):
+                if len(running) == 1 or self.problem or (number >= _ROUNDS and (not is_race or _are_calm(running))):
                     break
                 # Who comes first has what the last one left: caches, a clock that is up or down.
                 for name, lane in running if number % 2 else running[::-1]:
@@ -260,13 +263,21 @@ def serve_finalists(
     Raises:
         FaultError: as `Stage.race`.
     """
-    finalists = [place for place in places if not tried[place].problem]
-    if stage is None or not finalists:
-        return
-    before = tried[finalists[0]].before
+    left = [place for place in places if not tried[place].problem]
+    while stage is not None and left and not stage.problem:
+        # A size is known: only those that may be chosen by it are served.
+        racing = _list_smallest(left, tried) if objective == "size" else left
+        _race(stage, tried, made, racing, objective, say)
+        left = [] if any(not tried[place].problem for place in racing) else [place for place in left if place not in racing]
+
+
+def _race(
+    stage: Stage, tried: list[Tried], made: Mapping[int, Artifact], racing: list[int], objective: str, say: Callable[[str], None]
+) -> None:
+    before = tried[racing[0]].before
     assert before is not None
-    say(f"serving the original and {', '.join(tried[place].title for place in finalists)} ...")
-    found = stage.race([(tried[place].recipe, made[place]) for place in finalists], before, objective)
+    say(f"serving the original and {', '.join(tried[place].title for place in racing)} ...")
+    found = stage.race([(tried[place].recipe, made[place]) for place in racing], before, objective)
     if stage.problem:
         say(f"the original: {stage.problem}")
         return
@@ -275,9 +286,14 @@ def serve_finalists(
         if one.before is not None and one.after is not None:
             costs = {"before": replace(one.before, overhead=overhead), "after": replace(one.after, overhead=overhead)}
             tried[place] = replace(one, **costs)
-    for place, seen in zip(finalists, found, strict=True):
+    for place, seen in zip(racing, found, strict=True):
         tried[place] = _add_served(tried[place], seen)
         say(f"served: {tried[place].title}: {seen if isinstance(seen, str) else _describe(*seen)}")
+
+
+def _list_smallest(places: Sequence[int], tried: Sequence[Tried]) -> list[int]:
+    sizes = {place: cost.size_bytes for place in places if (cost := tried[place].after) is not None}
+    return [place for place, size in sizes.items() if size <= min(sizes.values()) * (1 + _BEHIND)]
 
 
 def _describe(old: Served, new: Served) -> str:
@@ -295,8 +311,6 @@ def _add_served(one: Tried, seen: tuple[Served, Served] | str) -> Tried:
 
 def _drop_behind(running: list[tuple[str, _Lane]], objective: str) -> list[tuple[str, _Lane]]:
     """Leave out candidates that are behind the best one; the original stays, for all are held against it."""
-    if objective not in ("latency", "throughput"):
-        return running
     original, *others = running
     took = {name: _take_s(lane, objective) for name, lane in others}
     least = min(took.values(), default=0.0)

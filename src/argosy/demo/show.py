@@ -33,12 +33,7 @@ def tabulate_versions(result: DemoResult) -> Table:
     second = f"{prepared.compressed.number} ({_name_precision(prepared)})"
     rows = [
         [f"{prepared.original.number} (float32)", f"{score.before:.2%}", f"{original:,}", "100 %"],
-        [
-            second,
-            f"{score.after:.2%}",
-            f"{compressed:,}",
-            f"{compressed / original:.1%}",
-        ],
+        [second, f"{score.after:.2%}", f"{compressed:,}", f"{compressed / original:.1%}"],
     ]
     return ["version", "test accuracy", "artifact bytes", "of version 1"], rows
 
