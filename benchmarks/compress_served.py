@@ -41,7 +41,7 @@ from argosy.compress.recipe import Recipe, run_recipe
 from argosy.compress.result import Tried
 from argosy.compress.run import compress
 from argosy.compress.sample import split_sample, take_sample
-from argosy.compress.served import Stage
+from argosy.compress.served import Candidate, Stage
 from argosy.compress.steps.base import Workshop
 from argosy.errors import ArgosyError
 from argosy.importers.onnx import import_onnx
@@ -154,7 +154,9 @@ def measure_grid(store: argosy.Store, case: Case, work: Path, options: argparse.
             if problem := case.guard.find_problem(judged.score):
                 print(f"  {title}: {problem}", flush=True)
                 continue
-            seen = serve_together(stage, [(recipe, artifact)], judged.before, options.objective, options.repeats)[0]
+            seen = serve_together(
+                stage, [Candidate(recipe, artifact, judged.after.threads)], judged.before, options.objective, options.repeats
+            )[0]
             point = Point(recipe, artifact, judged.before, judged.after, seen)
             found.append(point)
             expected, got = point.latency
@@ -166,9 +168,7 @@ def measure_grid(store: argosy.Store, case: Case, work: Path, options: argparse.
     return found
 
 
-def serve_together(
-    stage: Stage, candidates: list[tuple[Recipe, Artifact]], before: Cost, objective: str, repeats: int
-) -> list[list[tuple[Served, Served]]]:
+def serve_together(stage: Stage, candidates: list[Candidate], before: Cost, repeats: int) -> list[list[tuple[Served, Served]]]:
     """Serve candidates beside one another and the original, again and again; gives what was seen of each."""
     found: list[list[tuple[Served, Served]]] = [[] for _ in candidates]
     for _ in range(repeats):
@@ -202,11 +202,12 @@ def compare(store: argosy.Store, name: str, folder: Path, options: argparse.Name
     parent = open_version(store, case.version)
     rows, targets = case.data if isinstance(case.data, tuple) else (case.data, None)
     calibration, sample = split_sample(take_sample(parent.signature, rows, targets, folder=parent.folder))
-    finals: dict[Recipe, Artifact] = {point.recipe: point.artifact for point in grid[:3]}
+    finals = {point.recipe: Candidate(point.recipe, point.artifact, point.after.threads) for point in grid[:3]}
     if result.recipe not in finals:
-        finals[result.recipe] = run_recipe(result.recipe, parent, Workshop(work / "made", calibration))
+        made = run_recipe(result.recipe, parent, Workshop(work / "made", calibration))
+        finals[result.recipe] = Candidate(result.recipe, made, result.after.threads)
     with Stage(store, case.version, sample.rows, work / "stage") as stage:
-        seen = serve_together(stage, list(finals.items()), grid[0].before, objective, options.finals)
+        seen = serve_together(stage, list(finals.values()), grid[0].before, options.finals)
     took = {recipe: [read(new, objective) for _, new in one] for recipe, one in zip(finals, seen, strict=True)}
     best = min((point.recipe for point in grid[:3]), key=lambda recipe: statistics.median(took[recipe]))
     ratios = [other / mine for mine, other in zip(took[result.recipe], took[best], strict=True)]

@@ -16,7 +16,7 @@ from argosy.compress import Guard, compress
 from argosy.compress.measure import Cost, Gain, Overhead, Served
 from argosy.compress.recipe import get_recipe, run_recipe
 from argosy.compress.sample import take_sample
-from argosy.compress.served import Stage
+from argosy.compress.served import Candidate, Stage
 from argosy.compress.steps.base import Workshop
 from argosy.deploy.spec import Arrival, DeploymentSpec
 from argosy.deploy.worker_spec import estimate_memory
@@ -97,7 +97,7 @@ def test_requests_are_like_those_of_a_trace_and_who_is_behind_is_left_out(store:
     trace = [Arrival(at_s=0.0, rows=3), Arrival(at_s=0.1, rows=5)]
     recipe = get_recipe("simplify")
     with Stage(store, version, rows, tmp_path / "stage", trace) as stage:
-        found = stage.race([(recipe, same), (recipe, slow), (recipe, broken)], COST, "latency")
+        found = stage.race([Candidate(recipe, made, 1) for made in (same, slow, broken)], COST, "latency")
     (old, new), (_, behind) = (one for one in found[:2] if not isinstance(one, str))
     problem = found[2]
     assert isinstance(problem, str) and problem.startswith("it cannot be served: ") and "Protobuf" in problem

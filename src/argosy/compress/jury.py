@@ -74,7 +74,8 @@ class Jury:
         self._files: RowFiles = write_rows(sample.rows, folder / "rows")
         self._few = write_rows(thin_rows(sample.rows, _FEW_ROWS), folder / "few")
         self._timing = Timing(sample.rows, folder / "timing", is_batched=parent.signature.is_batched)
-        self._original = self._stack.enter_context(self._load(parent, "the version itself"))
+        self._original, self._threads = self._load(parent, "the version itself")
+        self._stack.enter_context(self._original)
         try:
             self._answers = self._answer(self._original)
             self._few_answers = self._original.answer(self._few)
@@ -102,10 +103,12 @@ class Jury:
             FaultError: `engine_failed`, it does not load or run.
             InputError: as `judge_outputs`.
         """
-        with self._load(artifact, title) as probe:
+        probe, threads = self._load(artifact, title)
+        with probe:
             answers = self._answer(probe)
             score = self.score(answers)
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
+        before, after = replace(before, threads=self._threads), replace(after, threads=threads)
         return Finding(score, before, after, self._find_examples(answers, score.output))
 
     def measure_distance(self, artifact: Artifact) -> float:
@@ -138,8 +141,8 @@ class Jury:
         found = find_examples(self._answers, answers, output, meaning)
         return tuple(replace(example, row=self.sample.find_place(example.row)) for example in found)
 
-    def _load(self, artifact: Artifact, title: str) -> Probe:
-        """Load an artifact with as many threads of one operator as a worker would find to pay."""
+    def _load(self, artifact: Artifact, title: str) -> tuple[Probe, int]:
+        """Load an artifact with as many threads of one operator as a worker would find to pay; returns their number, too."""
         loaded: list[Probe] = []
 
         def load(threads: int) -> None:
@@ -153,12 +156,12 @@ class Jury:
             return min(loaded[0].time_rounds(1, 1 + _TRIES)[1:])
 
         try:
-            choose_threads(load, measure, 1 if artifact.runtime in OWN_THREADS else count_cores())
+            threads = choose_threads(load, measure, 1 if artifact.runtime in OWN_THREADS else count_cores())
         except BaseException:
             for probe in loaded:
                 probe.close()
             raise
-        return loaded[0]
+        return loaded[0], threads
 
     def _answer(self, probe: Probe) -> list[Arrays]:
         num_bytes = sum(int(array.nbytes) for array in probe.answer(self._first)[0].values()) * self._files.num_rows

@@ -86,6 +86,8 @@ class Cost:
     """1 where rows are not joined."""
     batch_difference: float
     """Largest difference between a row's answer alone and in a batch, relative to the largest answer."""
+    threads: int = 1
+    """Of one operator: as many as a worker finds to pay."""
     served: Served | None = None
     """None where it was not measured as served."""
     overhead: Overhead | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ from argosy.tune.client import run_client, write_requests
 from argosy.tune.load import Job
 from argosy.tune.traffic import Requests, build_mix
 
-__all__ = ["Stage", "open_stage", "serve_finalists"]
+__all__ = ["Candidate", "Stage", "open_stage", "serve_finalists"]
 
 _ORIGINAL: Final = "original"
 _NUM_REQUESTS: Final = 64
@@ -56,6 +56,15 @@ _BEHIND: Final = 0.05
 _RACES: Final = ("latency", "throughput")
 """Objectives in which clients see who is ahead."""
 _MAX_TOLD: Final = 400
+
+
+class Candidate(NamedTuple):
+    """What is served beside its original."""
+
+    recipe: Recipe
+    artifact: Artifact
+    threads: int
+    """Of one operator. A worker finds them itself, and may find others when it is asked again: here all are as they were."""
 
 
 @dataclass
@@ -104,14 +113,12 @@ class Stage:
         """Why the original cannot be served, so that nothing can be measured beside it; "" where it can, as far as is known."""
         return self._original.problem
 
-    def race(
-        self, candidates: Sequence[tuple[Recipe, Artifact]], before: Cost, objective: str
-    ) -> list[tuple[Served, Served] | str]:
+    def race(self, candidates: Sequence[Candidate], before: Cost, objective: str) -> list[tuple[Served, Served] | str]:
         """Serve candidates and their original, and send all of them requests in turn; who is far behind is soon left out.
 
         Args:
-            candidates: how each was made, and what it is.
-            before: the original's cost, by which the number of clients is chosen.
+            candidates: at least one.
+            before: the original's cost without a server, by which the number of clients is chosen.
             objective: in `latency` or `throughput` a candidate may be behind another.
 
         Returns:
@@ -120,12 +127,12 @@ class Stage:
         Raises:
             FaultError: `server_failed`, `load_failed`: the server, or the client, did not do its work.
         """
-        self._start()
+        self._start(before)
         names = {place: f"candidate{self._num_candidates + place}" for place in range(len(candidates))}
         self._num_candidates += len(candidates)
         self._original.alone.clear()
         self._original.load.clear()
-        lanes = {place: self._deploy(names[place], artifact, recipe) for place, (recipe, artifact) in enumerate(candidates)}
+        lanes = {place: self._deploy(names[place], candidate) for place, candidate in enumerate(candidates)}
         is_race = objective in _RACES
         try:
             for number in range(_MOST_ROUNDS):
@@ -157,16 +164,18 @@ class Stage:
         row_s = 1 / served.rows_per_s - before.batch_row_s
         return Overhead(served.p50_s - before.latency_s, row_s, served.memory_bytes - before.memory_bytes)
 
-    def _start(self) -> None:
+    def _start(self, before: Cost) -> None:
         if self._server is None:
             self._folder.mkdir(parents=True)
             home = self._folder / "home"
             self._server = self._stack.enter_context(serve(home=home, num_fronts=1, host="127.0.0.1"))
-            self._original = self._deploy(_ORIGINAL, open_version(self._store, self._parent), ())
+            original = Candidate((), open_version(self._store, self._parent), before.threads)
+            self._original = self._deploy(_ORIGINAL, original)
 
-    def _deploy(self, name: str, artifact: Artifact, recipe: Recipe) -> _Lane:
-        """Publish an artifact in the private home and have it served with the settings of `argosy deploy`."""
+    def _deploy(self, name: str, candidate: Candidate) -> _Lane:
+        """Publish a candidate in the private home and have it served with the settings of `argosy deploy`."""
         assert self._server is not None
+        recipe, artifact, threads = candidate
         lane = _Lane(write_requests(self._folder / name, self._requests.arrays, self._signature, name))
         manifest = self._parent.manifest
         own = replace(artifact, signature=self._signature)
@@ -183,7 +192,7 @@ class Stage:
                 joining=judge_joining(self._parent, own, recipe) if recipe else manifest.joining,
             )
             # Compression runs the version already: whoever asks for that has allowed what it may run.
-            self._server.deploy(name, allow_code=True)
+            self._server.deploy(name, threads=threads, allow_code=True)
         except ArgosyError as error:
             lane.problem = f"it cannot be served: {error.message}"[:_MAX_TOLD]
         return lane
@@ -277,7 +286,10 @@ def _race(
     before = tried[racing[0]].before
     assert before is not None
     say(f"serving the original and {', '.join(tried[place].title for place in racing)} ...")
-    found = stage.race([(tried[place].recipe, made[place]) for place in racing], before, objective)
+    candidates = [
+        Candidate(tried[place].recipe, made[place], cost.threads) for place in racing if (cost := tried[place].after) is not None
+    ]
+    found = stage.race(candidates, before, objective)
     if stage.problem:
         say(f"the original: {stage.problem}")
         return
