@@ -266,11 +266,10 @@ def models(shell: Shell, name: str | None, alias: str | None) -> None:
         return
     versions = shell.open_store().list_versions(name)
     columns = ("version", "aliases", "size", "runtime", "created", "measurements", "lineage")
-    compressed = [_build_compressed(version) for version in versions if _read_compression(version)]
-    notes = ["", "compressed, as parts of the version that it was made of:", Table(_COMPRESSED, compressed)] if compressed else []
-    shell.show(
-        [_describe(version) for version in versions], Table(columns, [_build_row(version) for version in versions]), *notes
-    )
+    parts: list[Any] = [Table(columns, [_build_row(version) for version in versions])]
+    if compressed := [_build_compressed(version) for version in versions if _read_compression(version)]:
+        parts += ["", "compressed, as parts of the version that each was made of:", Table(_COMPRESSED, compressed)]
+    shell.show([_describe(version) for version in versions], *parts)
 
 
 def _read_compression(version: Version) -> dict[str, Any]:
