@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +44,20 @@ class Case:
     tolerance: float
 
 
-def make_mlp(path: Path) -> Path:
-    """A multilayer perceptron 64-256-256-10 with random weights: input `x`, output `y`."""
+def make_mlp(path: Path, layers: Sequence[int] = LAYERS) -> Path:
+    """A multilayer perceptron, 64-256-256-10, with random weights: input `x`, output `y`."""
     random = np.random.default_rng(7)
     nodes, weights, current = [], [], "x"
-    for index, (rows, columns) in enumerate(itertools.pairwise(LAYERS)):
+    for index, (rows, columns) in enumerate(itertools.pairwise(layers)):
         weights.append(numpy_helper.from_array((random.standard_normal((rows, columns)) / rows**0.5).astype("f4"), f"w{index}"))
         weights.append(numpy_helper.from_array((random.standard_normal(columns) * 0.1).astype("f4"), f"b{index}"))
-        is_last = index == len(LAYERS) - 2
+        is_last = index == len(layers) - 2
         output = "y" if is_last else f"g{index}"
         nodes.append(helper.make_node("Gemm", [current, f"w{index}", f"b{index}"], [output]))
         if not is_last:
             nodes.append(helper.make_node("Relu", [output], [f"r{index}"]))
             current = f"r{index}"
-    return _save("mlp", path, nodes, ["N", LAYERS[0]], ["N", LAYERS[-1]], weights)
+    return _save("mlp", path, nodes, ["N", layers[0]], ["N", layers[-1]], weights)
 
 
 def make_pixels(path: Path) -> Path:

@@ -2,8 +2,8 @@
 
     python benchmarks/rollout.py [--count 20] [--pause 2]
 
-The versions are the digits network in float32 and in int8. Every answer is checked against bare ONNX Runtime on
-the artifact of the version that the reply names. Latency "during" covers the requests that were under way
+The versions are the digits network in float32 and as the search makes it smallest. Every answer is checked against the bare
+runtime on the artifact of the version that the reply names. Latency "during" covers the requests that were under way
 between the start of a rollout and its end: load, verify, shift, drain, unload.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 import argosy
 from argosy.demo.crowd import Crowd
-from argosy.demo.run import answer_alone, prepare_versions
+from argosy.demo.run import answer_alone, choose_tolerances, prepare_versions
 from machine import describe_machine, pss_bytes
 
 
@@ -38,10 +38,11 @@ def main() -> None:
         expected = {
             str(version.number): answer_alone(store, version, images) for version in (prepared.original, prepared.compressed)
         }
+        tolerances = choose_tolerances((prepared.original, prepared.compressed))
         during: list[tuple[float, float]] = []
         memory: list[float] = []
         with argosy.serve("digits@1", home=store.home) as server:
-            crowd = Crowd(server, "digits", folder, images, expected, ("image", "logits"))
+            crowd = Crowd(server, "digits", folder, images, expected, ("image", "logits"), tolerances)
             with crowd, server.admin() as admin:
                 time.sleep(3)
                 for index in range(options.count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_search_tells_what_it_tries_and_writes_a_page(
 ) -> None:
     monkeypatch.setattr("argosy.compress.find.list_recipes", lambda *given: [get_recipe("simplify"), get_recipe("float16")])
     page = tmp_path / "page.html"
-    done = call("compress", "wide", "--objective", "size", "--data", wide, "--report", page, "--json")
+    done = call("compress", "wide", "--objective", "size", "--data", wide, "--report", page, "--no-served", "--json")
     assert done.exit_code == 0, done.output
     made = json.loads(done.stdout)
     assert (made["version"], made["parent"], made["objective"]) == (2, 1, "size")
@@ -172,7 +173,30 @@ def test_compressed_version_is_rolled_out(site: Site) -> None:
     site.run("import", make_affine_model(site.folder / "wide.onnx", 1, width=2000), "--name", "wide")
     np.save(site.folder / "rows.npy", np.random.default_rng(0).standard_normal((40, 2000), np.float32))
     site.start("--deploy", "wide@1")
-    made = site.read("compress", "wide@1", "--method", "float16", "--data", site.folder / "rows.npy", "--deploy")
+    compress = ("compress", "wide@1", "--method", "float16", "--data", site.folder / "rows.npy", "--deploy")
+    made = site.read(*compress)
     assert (made["version"]["version"], made["version"]["recipe"][0]["name"]) == (2, "float16")
     answered = site.read("predict", "wide", "--golden", "0")
     assert "2" in str(answered["version"])
+    assert site.read(*compress, "small")["rollout"]["spec"]["name"] == "small"
+    assert [one["spec"]["version"] for one in site.read("status")["deployments"]] == [3, 2]
+
+
+def test_models_shows_compressed_versions_beside_what_they_were_made_of(
+    call: Callable[..., Result], tmp_path: Path, wide: Path
+) -> None:
+    assert "compressed" not in call("models", "wide").stdout
+    call("compress", "wide", "--method", "float16", "--data", wide)
+    shown = call("models", "wide").stdout
+    assert "compressed, as parts of the version that each was made of:" in shown
+    last = shown.splitlines()[-1]
+    assert re.search(r"^2 +1 +float16 +fidelity 1\.0000 \(lost 0\.0000; 95 %: -?0\.0000 to 0\.0000\) +0\.5\d", last), last
+
+
+def test_trace_without_a_server_is_refused(call: Callable[..., Result], tmp_path: Path, wide: Path) -> None:
+    (tmp_path / "trace.jsonl").write_text('{"at_s": 0.0, "rows": 2}\n{"at_s": 0.1}\n')
+    options = ("compress", "wide", "--method", "float16", "--data", wide, "--trace", tmp_path / "trace.jsonl")
+    done = call(*options, "--no-served")
+    assert done.exit_code == 1 and "served" in done.stderr
+    (tmp_path / "trace.jsonl").write_text("no trace\n")
+    assert "trace.jsonl" in call(*options).stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from argosy.store.manifest import Version
 from argosy.train.data import Dataset
 from argosy.train.recipes import load_data_for, run_recipe
 
+run, served = (importlib.import_module(f"argosy.compress.{name}") for name in ("run", "served"))
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -20,6 +23,23 @@ class Digits:
     version: Version
     training: Dataset
     testing: Dataset
+
+
+@pytest.fixture(autouse=True, scope="package")
+def alone():
+    """Nothing is measured behind a server, which takes long; but where a test asks for that."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(run, "open_stage", lambda *given: None)
+    yield patch
+    patch.undo()
+
+
+@pytest.fixture
+def as_served(alone):
+    """Measure behind a server, as is done by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "open_stage", served.open_stage)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ import pytest
 from argosy.compress import CompressResult, Cost, Guard, Score, write_report
 from argosy.compress.examples import Example, find_examples
 from argosy.compress.kind import Meaning
+from argosy.compress.measure import OBJECTIVES, Overhead, Served
 from argosy.compress.plot import Point, draw_tradeoff, find_front, list_points
-from argosy.compress.result import Tried
+from argosy.compress.result import Sensitivity, Tried
 from argosy.compress.steps.int8 import Int8
 from argosy.compress.steps.simplify import Simplify
 from argosy.errors import InputError
@@ -45,6 +46,11 @@ def result() -> CompressResult:
     return CompressResult(parent, version, (Int8(),), guard, SCORE, BEFORE, AFTER, "latency", tried, EXAMPLES)
 
 
+def add_overhead(one: Tried, overhead: Overhead | None) -> Tried:
+    costs = {name: cost for name in ("before", "after") if (cost := getattr(one, name)) is not None}
+    return dataclasses.replace(one, **{name: dataclasses.replace(cost, overhead=overhead) for name, cost in costs.items()})
+
+
 def read_page(path: Path) -> tuple[str, str]:
     """The page, and its words without the plot."""
     page = path.read_text()
@@ -59,11 +65,11 @@ def test_page_tells_what_was_tried_and_what_it_came_to(result: CompressResult, t
         "Compression of digits@1",
         "int8, the best of 4 for latency: the file is 70.0% smaller",
         "It is digits@2.",
-        "one row alone, p99 300.0 us 100.0 us 0.33",
-        "accuracy (400 evaluation rows) 0.9700 0.9650",
+        "model alone, one row, p99 300.0 us 100.0 us 0.33",
+        "accuracy (400 evaluation rows) 0.9700 0.9650 (0.9560 to 0.9740)",
         "Lost 0.005 (with 95 % confidence -0.004 to 0.014), which is within the noise, allowed 0.01.",
-        "1 simplify within the guard 0.005",
-        "2 int8 chosen 0.005 0.30 0.80 0.50 0.33 0.50 2.0 s",
+        "1 simplify held 0.005",
+        "2 int8 held, chosen 0.005 0.30 0.80 0.50 0.50 2.0 s",
         "3 int8(per_channel=False) its answers are far away 0.87",
         "4 int8(ranges=entropy) Compression method int8 cannot do &lt;this&gt; model 0.5 s",
         "17 class 3 (4.1) class 5 (4.2) another class",
@@ -72,6 +78,36 @@ def test_page_tells_what_was_tried_and_what_it_came_to(result: CompressResult, t
         assert expected in words, expected
     assert "guard: 0.01" in page and page.count("<svg") == 1
     assert not re.search(r'(src|href)="(?!#|data:)', page) and "<script" not in page
+
+
+def test_page_tells_what_clients_saw_and_which_layers_are_sensitive(result: CompressResult, tmp_path: Path) -> None:
+    seen = Served(2e-4, 9e-4, 3e-3, 8e-3, 8000.0, 32, 12_000_000, 5, 0.02)
+    before = dataclasses.replace(BEFORE, served=seen, overhead=Overhead(1e-4, 1e-4, -38_000_000))
+    after = dataclasses.replace(
+        AFTER, served=dataclasses.replace(seen, p50_s=1.5e-4, rows_per_s=12000.0), overhead=before.overhead
+    )
+    others = [add_overhead(one, before.overhead) for one in result.tried]
+    tried = (others[0], dataclasses.replace(result.tried[1], before=before, after=after), *others[2:])
+    layers = (Sensitivity(("conv1",), 0.1), Sensitivity(("<fc>", "fc2"), 0.0), Sensitivity(("norm",), float("inf")))
+    told = dataclasses.replace(result, before=before, after=after, tried=tried, sensitivity=layers)
+    write_report(tmp_path / "page.html", told)
+    page, words = read_page(tmp_path / "page.html")
+    for expected in (
+        "an answer to one client is 1.33 times faster (200.0 -&gt; 150.0 us); a row of 32 clients is 1.50 times faster",
+        "medians of 5 rounds, which differ by 2%",
+        "served, one client, p50 0.200 ms 0.150 ms 0.75",
+        "served, one client, p99 0.900 ms 0.900 ms 1.00",
+        "served, 32 clients, p99 8.000 ms 8.000 ms 1.00",
+        "served, 32 clients, rows a second 8,000 12,000 1.50",
+        "2 int8 held, chosen 0.005 0.30 0.80 0.50 0.50 0.75 1.50 2.0 s",
+    ):
+        assert expected in words, expected
+    for expected in ("Time of an answer to one client", "conv1", "&lt;fc&gt; and 1 more", "How far the answers move"):
+        assert expected in page, expected
+    # What serving adds is the same for all, and so their times differ less than their own.
+    assert [round(point.ratio, 3) for point in list_points(tried, OBJECTIVES["latency"])] == [0.95, 0.75, 0.75]
+    write_report(tmp_path / "unserved.html", dataclasses.replace(result, unserved="it cannot be served: no room"))
+    assert "It was not measured as served: it cannot be served: no room." in read_page(tmp_path / "unserved.html")[1]
 
 
 def test_page_of_a_given_recipe_and_of_answers_that_did_not_move(result: CompressResult, tmp_path: Path) -> None:

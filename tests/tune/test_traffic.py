@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from argosy.deploy.spec import Arrival
 from argosy.errors import InputError
 from argosy.signature import Signature, TensorSpec
 from argosy.store.golden import Golden
@@ -50,6 +51,17 @@ def test_trace_is_read_and_its_busiest_stretch_is_replayed(tmp_path: Path) -> No
     longer = build_schedule(traffic, made, 40.0)
     assert len(longer) > 20, "a short trace is begun again"
     assert [at for at, _ in longer] == sorted(at for at, _ in longer)
+
+
+def test_trace_of_more_kinds_than_are_made_is_replayed_by_those_next_in_order() -> None:
+    lengths = np.random.default_rng(0).permutation(np.arange(1, 3001)).tolist()
+    traffic = Traffic(trace=tuple(Arrival(at_s=index * 0.001, length=length) for index, length in enumerate(lengths)))
+    made = build_requests(RAGGED, EXAMPLES, traffic, "m")
+    assert len(made.arrays) == 1024
+    schedule = build_schedule(traffic, made, 2.9)
+    sent = [made.arrays[index]["ids"].shape[1] for _, index in schedule]
+    first = next(index for index, length in enumerate(lengths) if 0 <= sent[0] - length <= 3)
+    assert all(0 <= got - length <= 3 for got, length in zip(sent, lengths[first:], strict=False))
 
 
 @pytest.mark.parametrize(

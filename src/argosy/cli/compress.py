@@ -12,7 +12,7 @@ from argosy.cli.shell import Shell, Table, command, format_bytes, format_seconds
 from argosy.cli.version import describe_version, format_head
 
 if TYPE_CHECKING:
-    from argosy.compress import CompressResult, Guard
+    from argosy.compress import CompressResult, Cost, Guard
     from argosy.store.local import Store
     from argosy.store.manifest import Version
 
@@ -33,10 +33,25 @@ _PAIR: Final = {"x", "y"}
 @click.option("--calibration", type=click.Path(path_type=Path), help="Rows to calibrate with, instead of a part of --data.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Rows to judge on, instead of the rest of --data.")
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="After which no new candidate is begun.")
+@click.option(
+    "--served/--no-served",
+    default=None,
+    help="Measure by requests to a server, too, and choose by that.  [default: without --method; with --report, --trace]",
+)
+@click.option(
+    "--trace", type=click.Path(path_type=Path), help="Recorded requests, whose rows and lengths that server is asked for."
+)
 @click.option("--without-gain", is_flag=True, help="Publish what --method makes also if it is larger, or no better.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="HTML file for all that was measured.")
 @overwrite_option
-@click.option("--deploy", "is_deployed", is_flag=True, help="Roll the compressed version out.")
+@click.option(
+    "--deploy",
+    "deployment",
+    is_flag=False,
+    flag_value="",
+    metavar="[DEPLOYMENT]",
+    help="Roll the compressed version out.  [default name: the model's]",
+)
 def compress(
     shell: Shell,
     reference: str,
@@ -46,8 +61,10 @@ def compress(
     max_loss: float,
     max_seconds: float,
     report: Path | None,
+    served: bool | None,
+    trace: Path | None,
     overwrite: bool,
-    is_deployed: bool,
+    deployment: str | None,
     **options: Any,
 ) -> None:
     """Compress a version within a guard: find the way that improves the objective most, publish it and report.
@@ -59,6 +76,7 @@ def compress(
     """
     from argosy.compress import Budget, Guard
     from argosy.output_file import OutputFile
+    from argosy.tune.trace import read_trace
 
     report_file = None if report is None else OutputFile(report, overwrite=overwrite)
     if report_file is not None:
@@ -67,6 +85,7 @@ def compress(
         open_style()  # What is missing for the page is told before the work.
     store = shell.open_store()
     version = store.get_version(reference)
+    arrivals = () if trace is None else read_trace(trace)
     with shell.hold_stdout():
         result = compress_version(
             store,
@@ -75,6 +94,8 @@ def compress(
             Guard(metric, max_loss),
             objective=objective,
             budget=Budget(max_seconds),
+            served=True if served is None and report is not None else served,
+            trace=arrivals,
             say=shell.say,
             **options,
         )
@@ -83,13 +104,16 @@ def compress(
 
         write_report(report_file, result)
         shell.say(f"report: {report}")
-    if is_deployed:
+    if deployment is not None:
         from argosy.cli.deploy import roll_out
 
         assert result.version is not None
         if not shell.is_json:
             _show(shell, result)
-        roll_out(shell, f"{result.version.name}@{result.version.number}", made=_describe(result))
+        # By the runtime that it was made for, whatever ran the version before.
+        runtime = result.version.manifest.runtime
+        reference = f"{result.version.name}@{result.version.number}"
+        roll_out(shell, reference, deployment or None, made=_describe(result), runtime=runtime)
         return
     _show(shell, result)
 
@@ -104,12 +128,13 @@ def _show(shell: Shell, result: CompressResult) -> None:
     assert result.version is not None
     score, before, after, gain = result.score, result.before, result.after, result.gain
     interval = "" if score.interval is None else f" (95 %: {score.interval[0]:.4f} to {score.interval[1]:.4f})"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"{score.metric} ({score.num_rows} {score.basis} rows)", f"{score.before:.4f}", f"{score.after:.4f}"),
         ("files", format_bytes(before.size_bytes), format_bytes(after.size_bytes)),
-        ("memory of a worker", format_bytes(before.memory_bytes), format_bytes(after.memory_bytes)),
+        ("memory of a worker", format_bytes(before.worker_bytes), format_bytes(after.worker_bytes)),
         ("one row", format_seconds(before.latency_s), format_seconds(after.latency_s)),
         (f"a row in a batch of {before.batch_rows}", format_seconds(before.batch_row_s), format_seconds(after.batch_row_s)),
+        *_list_served(before, after),
     ]
     shell.show(
         _describe(result),
@@ -125,6 +150,21 @@ def _show(shell: Shell, result: CompressResult) -> None:
         ),
         *([f"worse: {'; '.join(gain.losses)}"] if gain.losses else []),
     )
+
+
+def _list_served(before: Cost, after: Cost) -> list[tuple[str, ...]]:
+    """Rows of what clients saw."""
+    if before.served is None or after.served is None:
+        return []
+    both = (before.served, after.served)
+    load = f"{before.served.connections} clients"
+    return [
+        ("served, one client: p50", *(format_seconds(one.p50_s) for one in both)),
+        ("served, one client: p99", *(format_seconds(one.p99_s) for one in both)),
+        (f"served, {load}: p50", *(format_seconds(one.load_p50_s) for one in both)),
+        (f"served, {load}: p99", *(format_seconds(one.load_p99_s) for one in both)),
+        (f"served, {load}: rows/s", *(f"{one.rows_per_s:.0f}" for one in both)),
+    ]
 
 
 def compress_version(

@@ -24,6 +24,10 @@ __all__ = ["import_model", "models"]
 
 _EXAMPLE: Final = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}], "outputs": [...]}; -1 is any length.'
 _RAGGED_PATTERN: Final = re.compile(r"(?P<name>.+)=(?P<axis>[0-9]{1,2})(:(?P<pad>-?[0-9]+(\.[0-9]+)?(e-?[0-9]{1,3})?))?")
+_COMPRESSED: Final = (
+    *("version", "of", "by", "metric", "size", "memory"),
+    *("client p50", "p99", "load p50", "p99", "rows/s"),
+)
 _CREATED_LENGTH: Final = len("2025-01-31T12:00")
 
 
@@ -262,7 +266,36 @@ def models(shell: Shell, name: str | None, alias: str | None) -> None:
         return
     versions = shell.open_store().list_versions(name)
     columns = ("version", "aliases", "size", "runtime", "created", "measurements", "lineage")
-    shell.show([_describe(version) for version in versions], Table(columns, [_build_row(version) for version in versions]))
+    parts: list[Any] = [Table(columns, [_build_row(version) for version in versions])]
+    if compressed := [_build_compressed(version) for version in versions if _read_compression(version)]:
+        parts += ["", "compressed, as parts of the version that each was made of:", Table(_COMPRESSED, compressed)]
+    shell.show([_describe(version) for version in versions], *parts)
+
+
+def _read_compression(version: Version) -> dict[str, Any]:
+    """Give what the lineage says of before and after; empty where the version was not compressed."""
+    found = version.manifest.lineage.get("compression", {})
+    return found if {"score", "before", "after", "recipe"} <= found.keys() else {}
+
+
+def _build_compressed(version: Version) -> tuple[str, ...]:
+    found = _read_compression(version)
+    score, before, after = found["score"], found["before"], found["after"]
+    interval = f"; 95 %: {score['interval'][0]:.4f} to {score['interval'][1]:.4f}" if score.get("interval") else ""
+    old: dict[str, float] = before.get("served") or {}
+    new: dict[str, float] = after.get("served") or {}
+    return (
+        str(version.number),
+        str(version.manifest.lineage["parent"]["number"]),
+        " + ".join(step["name"] for step in found["recipe"]),
+        f"{score['metric']} {score['after']:.4f} (lost {score['loss']:.4f}{interval})",
+        _divide(before, after, "size_bytes"),
+        *(_divide(old, new, name) for name in ("memory_bytes", "p50_s", "p99_s", "load_p50_s", "load_p99_s", "rows_per_s")),
+    )
+
+
+def _divide(before: dict[str, float], after: dict[str, float], name: str) -> str:
+    return f"{after[name] / before[name]:.2f}" if after.get(name) and before.get(name) else ""
 
 
 def _parse_alias(text: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ recipe.py      recipes as data; steps/: what they are made of
 sample.py      rows to calibrate with and rows to judge on, never the same
 jury.py        candidates beside their original, each in a process of its own
 judge.py       the guard; fidelity.py, interval.py, kind.py, ruin.py: its measures
-measure.py     bytes, seconds, memory
+measure.py     bytes, seconds, memory; served.py: what clients see of it
 publish.py     the child version; result.py, examples.py, report.py, plot.py: what it came to
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -11,21 +11,14 @@ from argosy.bench.artifact import Artifact
 from argosy.compress.catalogue import list_recipes
 from argosy.compress.jury import Jury
 from argosy.compress.layers import can_refine, measure_sensitivity, refine
-from argosy.compress.measure import Cost
+from argosy.compress.measure import OBJECTIVES, Cost
 from argosy.compress.recipe import Recipe, run_recipe
 from argosy.compress.result import Tried
+from argosy.compress.served import serve_finalists
 from argosy.compress.steps.base import Workshop
 from argosy.errors import ConflictError, FaultError, InputError
 
-__all__ = ["OBJECTIVES", "Budget", "find"]
-
-OBJECTIVES: Final[Mapping[str, Callable[[Cost], float]]] = {
-    "latency": lambda cost: cost.latency_s,
-    "throughput": lambda cost: cost.batch_row_s,
-    "size": lambda cost: float(cost.size_bytes),
-    "memory": lambda cost: float(cost.memory_bytes),
-}
-"""What can be looked for: each is the less the better."""
+__all__ = ["Budget", "find"]
 
 _QUICK_S: Final = 0.3
 """For timing a candidate at each batch size, when all are looked at."""
@@ -34,7 +27,7 @@ _CAREFUL_S: Final = 1.5
 _NUM_FINALISTS: Final = 3
 _NUM_REFINED: Final = 2
 """Recipes that lose too much, and of which sensitive layers are left out."""
-_ALIKE: Final = 0.05
+_ALIKE: Final = 0.03
 """Part by which two candidates may differ in the objective, and count as equally good."""
 _LEAST_GAIN: Final = 0.03
 """Part of the objective by which a candidate must be better than the original."""
@@ -94,6 +87,7 @@ def find(
     for place in finalists:
         tried[place] = _measure_again(tried[place], made[place], jury)
         say(f"once more: {_describe(tried[place], value)}")
+    serve_finalists(jury.stage, tried, made, finalists, objective, say)
     best = _choose([place for place in finalists if not tried[place].problem], tried, value)
     if best is None:
         raise ConflictError("nothing_found", objective=objective, tried=_tell_all(tried, value), max_loss=jury.guard.max_loss)
@@ -137,6 +131,7 @@ def _refine(
     except (InputError, FaultError) as error:
         say(f"{Tried(recipe).title} cannot be refined: {error.message}")
         return []
+    jury.sensitivity = jury.sensitivity or tuple(ranked)
     return refine(recipe, ranked, lambda other: try_recipe(other, jury, workshop, budget_s=_QUICK_S), deadline)
 
 

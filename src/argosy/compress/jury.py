@@ -17,15 +17,21 @@ from argosy.compress.examples import Example, find_examples
 from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
+from argosy.compress.result import Sensitivity
 from argosy.compress.sample import Sample, thin_rows
+from argosy.compress.served import Stage
 from argosy.datatypes import is_float
 from argosy.errors import InputError
+from argosy.runtimes.base import OWN_THREADS
+from argosy.serve.worker.cores import choose_threads, count_cores
 from argosy.signature import Arrays
 
 __all__ = ["Finding", "Jury"]
 
 _FEW_ROWS: Final = 32
 """For comparing layers."""
+_TRIES: Final = 2
+"""Runs by which threads are chosen."""
 _MAX_ANSWER_BYTES: Final = 4 << 30
 """Of all answers of one model, which are held in memory."""
 
@@ -49,22 +55,27 @@ class Jury:
         guard: how much may be lost of what.
         sample: rows that no candidate saw.
         folder: for files, new.
-        threads: of one operator, of the original and of candidates.
+        stage: where finalists are measured as served; None: nowhere.
 
     Raises:
         FaultError: `engine_failed`, the original does not load or run.
         InputError: as `judge_outputs`, for the original beside itself.
     """
 
-    def __init__(self, parent: Artifact, meaning: Meaning, guard: Guard, sample: Sample, folder: Path, *, threads: int) -> None:
-        self.parent, self.sample, self.guard = parent, sample, guard
-        self._meaning, self._threads, self._folder = meaning, threads, folder
+    def __init__(
+        self, parent: Artifact, meaning: Meaning, guard: Guard, sample: Sample, folder: Path, *, stage: Stage | None = None
+    ) -> None:
+        self.parent, self.sample, self.guard, self.stage = parent, sample, guard, stage
+        self.sensitivity: tuple[Sensitivity, ...] = ()
+        """Of the layers of the first recipe that was refined, for the report."""
+        self._meaning = meaning
         self._stack = ExitStack()
         self._first: RowFiles = write_rows(sample.rows[:1], folder / "first")
         self._files: RowFiles = write_rows(sample.rows, folder / "rows")
         self._few = write_rows(thin_rows(sample.rows, _FEW_ROWS), folder / "few")
         self._timing = Timing(sample.rows, folder / "timing", is_batched=parent.signature.is_batched)
-        self._original = self._open(parent, "the version itself")
+        self._original, self._threads = self._load(parent, "the version itself")
+        self._stack.enter_context(self._original)
         try:
             self._answers = self._answer(self._original)
             self._few_answers = self._original.answer(self._few)
@@ -92,10 +103,12 @@ class Jury:
             FaultError: `engine_failed`, it does not load or run.
             InputError: as `judge_outputs`.
         """
-        with Probe(artifact, threads=self._threads, title=title) as probe:
+        probe, threads = self._load(artifact, title)
+        with probe:
             answers = self._answer(probe)
             score = self.score(answers)
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
+        before, after = replace(before, threads=self._threads), replace(after, threads=threads)
         return Finding(score, before, after, self._find_examples(answers, score.output))
 
     def measure_distance(self, artifact: Artifact) -> float:
@@ -104,7 +117,7 @@ class Jury:
         Raises:
             FaultError: `engine_failed`.
         """
-        with Probe(artifact, threads=self._threads, title="a layer alone") as probe:
+        with Probe(artifact, threads=count_cores(), title="a layer alone") as probe:
             answers = probe.answer(self._few)
         total = 0.0
         for old, new in zip(self._few_answers, answers, strict=True):
@@ -128,8 +141,27 @@ class Jury:
         found = find_examples(self._answers, answers, output, meaning)
         return tuple(replace(example, row=self.sample.find_place(example.row)) for example in found)
 
-    def _open(self, artifact: Artifact, title: str) -> Probe:
-        return self._stack.enter_context(Probe(artifact, threads=self._threads, title=title))
+    def _load(self, artifact: Artifact, title: str) -> tuple[Probe, int]:
+        """Load an artifact with as many threads of one operator as a worker would find to pay; returns their number, too."""
+        loaded: list[Probe] = []
+
+        def load(threads: int) -> None:
+            while loaded:
+                loaded.pop().close()
+            loaded.append(Probe(artifact, threads=threads, title=title))
+            loaded[0].choose(self._first)
+
+        def measure() -> float:
+            # The first run of a shape is not counted.
+            return min(loaded[0].time_rounds(1, 1 + _TRIES)[1:])
+
+        try:
+            threads = choose_threads(load, measure, 1 if artifact.runtime in OWN_THREADS else count_cores())
+        except BaseException:
+            for probe in loaded:
+                probe.close()
+            raise
+        return loaded[0], threads
 
     def _answer(self, probe: Probe) -> list[Arrays]:
         num_bytes = sum(int(array.nbytes) for array in probe.answer(self._first)[0].values()) * self._files.num_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -12,26 +12,17 @@ import msgspec
 from argosy.bench.artifact import Artifact
 from argosy.compress.jury import Jury
 from argosy.compress.recipe import Recipe, run_recipe
-from argosy.compress.result import Tried
+from argosy.compress.result import Sensitivity, Tried
 from argosy.compress.sample import thin_rows
 from argosy.compress.steps.base import LayerStep, Workshop
 from argosy.errors import FaultError, InputError
 
-__all__ = ["Sensitivity", "can_refine", "exclude_layers", "measure_sensitivity", "refine"]
+__all__ = ["can_refine", "exclude_layers", "measure_sensitivity", "refine"]
 
 _CALIBRATION_ROWS: Final = 48
 """For looking at single layers: what counts is their order."""
 _MAX_LAYERS: Final = 48
 """Looked at one by one; of deeper networks neighbours are taken together."""
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How much the answers move if one group of layers is compressed, and nothing else."""
-
-    layers: tuple[str, ...]
-    distance: float
-    """Mean squared difference of all outputs, each relative to its variance; infinite where the group alone cannot be made."""
 
 
 def can_refine(recipe: Recipe) -> bool:

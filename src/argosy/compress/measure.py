@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from argosy.bench.rows import RowFiles, Rows, stack_answers, write_rows
 from argosy.compress.sample import thin_rows
 from argosy.serve.worker.agreement import exceeds, largest_difference
 
-__all__ = ["BATCH_ROWS", "Cost", "Gain", "Timing", "measure_costs"]
+__all__ = ["BATCH_ROWS", "OBJECTIVES", "Cost", "Gain", "Overhead", "Served", "Timing", "measure_costs"]
 
 BATCH_ROWS: Final = 32
 """The larger of the two batch sizes that are measured, and that of the check for batch mates."""
@@ -36,6 +36,38 @@ _TIME_NOISE: Final = 0.1
 
 
 @dataclass(frozen=True)
+class Served:
+    """What clients saw of a model that a server with one worker served, the settings being those of `argosy deploy`."""
+
+    p50_s: float
+    """Of one client, which sends its next request when the last one was answered."""
+    p99_s: float
+    load_p50_s: float
+    """Of `connections` clients at once."""
+    load_p99_s: float
+    rows_per_s: float
+    """Of these clients together."""
+    connections: int
+    memory_bytes: int
+    """Of the worker."""
+    rounds: int
+    """Measurements that each figure is the median of, in turn with the original."""
+    noise: float = 0.0
+    """Part by which the rounds differ: half the distance of their quartiles, of `p50_s` or of `rows_per_s`, the larger."""
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What serving adds to a model's own time and memory, as it was found of the original; all versions have it alike."""
+
+    alone_s: float
+    """To a request of one client."""
+    row_s: float
+    """To a row of many clients."""
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a model costs to keep and to run."""
 
@@ -54,6 +86,42 @@ class Cost:
     """1 where rows are not joined."""
     batch_difference: float
     """Largest difference between a row's answer alone and in a batch, relative to the largest answer."""
+    threads: int = 1
+    """Of one operator: as many as a worker finds to pay."""
+    served: Served | None = None
+    """None where it was not measured as served."""
+    overhead: Overhead | None = None
+    """None where the original was not."""
+
+    @property
+    def request_s(self) -> float:
+        """Seconds of a request of one client; what is expected of it where it was not measured as served."""
+        if self.served is not None:
+            return self.served.p50_s
+        return self.latency_s + (self.overhead.alone_s if self.overhead else 0.0)
+
+    @property
+    def row_s(self) -> float:
+        """Seconds by row of many clients, as `request_s`."""
+        if self.served is not None:
+            return 1 / self.served.rows_per_s
+        return self.batch_row_s + (self.overhead.row_s if self.overhead else 0.0)
+
+    @property
+    def worker_bytes(self) -> int:
+        """Memory of a worker, as `request_s`."""
+        if self.served is not None:
+            return self.served.memory_bytes
+        return self.memory_bytes + (self.overhead.memory_bytes if self.overhead else 0)
+
+
+OBJECTIVES: Final[Mapping[str, Callable[[Cost], float]]] = {
+    "latency": lambda cost: cost.request_s,
+    "throughput": lambda cost: cost.row_s,
+    "size": lambda cost: float(cost.size_bytes),
+    "memory": lambda cost: float(cost.worker_bytes),
+}
+"""What can be looked for: each is the less the better."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +164,27 @@ class Gain:
             sizes = f"{before.size_bytes / 1e3:.1f} -> {after.size_bytes / 1e3:.1f} kB"
             verdicts.append((size < 1, f"the file is {abs(1 - size):.1%} {word} ({sizes})"))
         batch = max(before.batch_rows, after.batch_rows)
-        for what, old_s, new_s in (
-            ("one row alone", before.latency_s, after.latency_s),
-            (f"a row in a batch of {batch}", before.batch_row_s, after.batch_row_s),
-        ):
+        noise = max(_TIME_NOISE, sum(cost.served.noise for cost in (before, after) if cost.served is not None))
+        for what, old_s, new_s in self._list_times(batch):
             ratio = new_s / old_s
-            if abs(ratio - 1) > _TIME_NOISE:
+            if abs(ratio - 1) > noise:
                 word = "slower" if ratio > 1 else "faster"
                 times = f"{old_s * 1e6:.1f} -> {new_s * 1e6:.1f} us"
                 verdicts.append((ratio < 1, f"{what} is {max(ratio, 1 / ratio):.2f} times {word} ({times})"))
         return verdicts
+
+    def _list_times(self, batch: int) -> list[tuple[str, float, float]]:
+        """What is timed, before and after: as served, or where that was not measured, in a process alone."""
+        old, new = self.before.served, self.after.served
+        if old is None or new is None:
+            return [
+                ("one row alone", self.before.latency_s, self.after.latency_s),
+                (f"a row in a batch of {batch}", self.before.batch_row_s, self.after.batch_row_s),
+            ]
+        return [
+            ("an answer to one client", old.p50_s, new.p50_s),
+            (f"a row of {old.connections} clients", 1 / old.rows_per_s, 1 / new.rows_per_s),
+        ]
 
 
 class Timing:

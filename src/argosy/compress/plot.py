@@ -10,7 +10,7 @@ from argosy.compress.measure import Cost
 from argosy.compress.result import Tried
 from argosy.train.report import FIRST, GRID, SECOND, TEXT, new_figure, open_style, save_svg
 
-__all__ = ["Point", "draw_tradeoff", "find_front", "list_points"]
+__all__ = ["Point", "draw_sensitivity", "draw_tradeoff", "find_front", "list_points"]
 
 _SIZE: Final = 60.0
 _LETTER, _LINE = 9.0, 16.0
@@ -24,6 +24,10 @@ _AXES: Final = {
     "size": "Size of the files",
     "memory": "Memory of a worker",
 }
+_SERVED_AXES: Final = {"latency": "Time of an answer to one client", "throughput": "Time by row of many clients"}
+_BAR_IN: Final = 0.26
+"""Height of a bar and its gap, in inches."""
+_MAX_NAME: Final = 48
 
 
 class Point(NamedTuple):
@@ -61,7 +65,9 @@ def find_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def draw_tradeoff(points: Sequence[Point], chosen: int, *, objective: str, metric: str, max_loss: float) -> str:
+def draw_tradeoff(
+    points: Sequence[Point], chosen: int, *, objective: str, metric: str, max_loss: float, is_served: bool = False
+) -> str:
     """Draw the points as an SVG: the guard as a line, those that it takes filled, the chosen one ringed.
 
     Args:
@@ -70,6 +76,7 @@ def draw_tradeoff(points: Sequence[Point], chosen: int, *, objective: str, metri
         objective: names the axis to the right.
         metric: names the axis upwards.
         max_loss: where the guard is.
+        is_served: times are what clients saw, or would see.
     """
     with open_style():
         figure = new_figure(9.0, 4.6)
@@ -86,9 +93,41 @@ def draw_tradeoff(points: Sequence[Point], chosen: int, *, objective: str, metri
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "bottom"}
         axes.annotate(f"guard: {max_loss:g}", (1.0, max_loss), (-4, 3), color=SECOND, **place)
         _label(axes, points, chosen)
-        axes.set_xlabel(f"{_AXES[objective]}, part of the original's (less is better)")
+        names = _AXES | _SERVED_AXES if is_served else _AXES
+        axes.set_xlabel(f"{names[objective]}, part of the original's (less is better)")
         axes.set_ylabel(f"Loss of {metric}")
         return save_svg(figure)
+
+
+def draw_sensitivity(layers: Sequence[tuple[str, float]]) -> str:
+    """Draw bars by layer as an SVG, the longest first, by powers of ten; what is infinite reaches the edge. "" if there are none.
+
+    Args:
+        layers: names, and how far the answers move.
+    """
+    finite = [distance for _, distance in layers if 0.0 < distance < math.inf]
+    if not finite:
+        return ""
+    low, high = min(finite) / 2, max(finite) * 2
+    with open_style():
+        figure = new_figure(9.0, 0.9 + _BAR_IN * len(layers))
+        axes = figure.add_subplot()
+        for place, (_, distance) in enumerate(layers):
+            length = min(max(distance, low), high)
+            axes.barh(place, length - low, left=low, height=0.7, color=FIRST if distance < math.inf else SECOND)
+        axes.set_yticks(range(len(layers)), [_shorten(name) for name, _ in layers])
+        axes.tick_params(axis="y", length=0, labelsize=10)
+        axes.set_ylim(len(layers) - 0.4, -0.6)
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        axes.grid(visible=False, axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel("How far the answers move")
+        return save_svg(figure)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_NAME else f"...{name[3 - _MAX_NAME :]}"
 
 
 def _draw_point(axes: Any, point: Point, *, is_chosen: bool) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
-from argosy.bench.rows import Rows, stack_answers, write_rows
-from argosy.compress.result import CompressResult
+from argosy.bench.rows import Rows, write_rows
+from argosy.compress.recipe import Recipe
+from argosy.compress.result import CompressResult, name_recipe
 from argosy.compress.sample import take_golden
 from argosy.errors import FaultError
 from argosy.rows.axis import judge_file
@@ -20,7 +23,7 @@ from argosy.store.preprocess import list_step_files
 from argosy.train.data import digest_arrays
 from argosy.train.lineage import describe_environment
 
-__all__ = ["publish_artifact"]
+__all__ = ["answer_golden", "judge_joining", "publish_artifact"]
 
 _PACKAGES = ("argosy", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
 
@@ -43,7 +46,7 @@ def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, c
     lineage |= {key: manifest.lineage[key] for key in ("data", "recipe", "training") if key in manifest.lineage}
     step_files = list_step_files(manifest.signature)
     folder = store.open_artifact(parent) if step_files else Path()
-    golden = _answer_golden(artifact, store.load_golden(parent)) if manifest.num_golden else None
+    golden = answer_golden(artifact, store.load_golden(parent)) if manifest.num_golden else None
     return store.publish(
         parent.name,
         {**artifact.files, **{name: folder / name for name in step_files}},
@@ -54,14 +57,9 @@ def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, c
         golden=golden,
         golden_is_synthetic=manifest.golden_is_synthetic and golden is not None,
         lineage=lineage,
-        measurements={
-            result.score.metric: result.score.after,
-            "size_bytes": result.after.size_bytes,
-            "latency_s": result.after.latency_s,
-            "batch_difference": result.after.batch_difference,
-        },
+        measurements=_list_measurements(result),
         options=artifact.options,
-        joining=_judge_joining(parent, artifact, result),
+        joining=judge_joining(parent, artifact, result.recipe),
     )
 
 
@@ -69,22 +67,47 @@ def _read_precision(parent: Version) -> str:
     return str(parent.manifest.lineage.get("precision", "float32"))
 
 
-def _answer_golden(artifact: Artifact, golden: Golden) -> Golden:
-    """Give the parent's examples with the child's own answers."""
+def _list_measurements(result: CompressResult) -> dict[str, float]:
+    after = result.after
+    found = {
+        result.score.metric: result.score.after,
+        "size_bytes": after.size_bytes,
+        "latency_s": after.latency_s,
+        "batch_difference": after.batch_difference,
+    }
+    if after.served is None:
+        return found
+    # `memory_bytes` is what a rollout goes by: whether the version fits beside the one that is live.
+    kept = ("p50_s", "p99_s", "load_p50_s", "load_p99_s", "rows_per_s", "memory_bytes")
+    return found | {name: getattr(after.served, name) for name in kept}
+
+
+def answer_golden(artifact: Artifact, golden: Golden) -> Golden:
+    """Give examples with an artifact's own answers.
+
+    Args:
+        artifact: answers.
+        golden: the examples; their answers are not looked at.
+
+    Raises:
+        FaultError: `engine_failed`, it cannot run them.
+    """
     sample = take_golden(artifact.signature, golden)
     with Probe(artifact) as probe:
         # The files of a probe go with it.
-        files = write_rows(sample.rows, probe.work / "golden")
-        answers = stack_answers(probe.answer(files))
-    if answers is None:
-        raise FaultError("engine_failed", engine=artifact.runtime, detail="its answers to golden examples have other shapes each")
-    return Golden(golden.inputs, answers)
+        answers = probe.answer(write_rows(sample.rows, probe.work / "golden"))
+    join = np.concatenate if artifact.signature.is_batched else np.stack
+    try:
+        return Golden(golden.inputs, {name: join([answer[name] for answer in answers]) for name in answers[0]})
+    except ValueError as error:
+        detail = "its answers to golden examples have other shapes each"
+        raise FaultError("engine_failed", engine=artifact.runtime, detail=detail) from error
 
 
-def _judge_joining(parent: Version, artifact: Artifact, result: CompressResult) -> JoinVerdict:
+def judge_joining(parent: Version, artifact: Artifact, recipe: Recipe) -> JoinVerdict:
     """Say whether rows may be joined, by the graph that was made; of a graph that is not read, by the parent's and the steps."""
     if artifact.path.suffix == ".onnx" and artifact.signature.is_batched:
         return judge_file(artifact.path, artifact.signature)
-    if all(step.keeps_rows for step in result.recipe):
+    if all(step.keeps_rows for step in recipe):
         return parent.manifest.joining
-    return JoinVerdict("unknown", f"made by {result.title}, whose graph is not read")
+    return JoinVerdict("unknown", f"made by {name_recipe(recipe)}, whose graph is not read")

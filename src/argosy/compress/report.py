@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from argosy.compress.find import OBJECTIVES
 from argosy.compress.judge import Score
-from argosy.compress.plot import draw_tradeoff, list_points
+from argosy.compress.measure import OBJECTIVES, Cost
+from argosy.compress.plot import draw_sensitivity, draw_tradeoff, list_points
 from argosy.compress.result import CompressResult, Tried
 from argosy.output_file import OutputFile
 from argosy.train.report import Section, write_page
 
-__all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result", "write_report"]
+__all__ = ["BATCH_TOLERANCE", "describe_result", "list_findings", "tabulate_result", "write_report"]
 
 BATCH_TOLERANCE: Final = 1e-5
 """Below it, a row is said to be answered alike alone and in a batch: rounding of float32."""
 
+_SERVED: Final = ("one client", "rows/s")
 _HEADER: Final = ("", "before", "after", "change")
 
 
@@ -29,6 +32,7 @@ def tabulate_result(result: CompressResult) -> list[tuple[str, ...]]:
         _compare("file (kB)", before.size_bytes / 1e3, after.size_bytes / 1e3),
         _compare("one row alone (us)", before.latency_s * 1e6, after.latency_s * 1e6),
         _compare(f"a row in a batch of {before.batch_rows} (us)", before.batch_row_s * 1e6, after.batch_row_s * 1e6),
+        *_compare_served(before, after),
     ]
 
 
@@ -41,6 +45,18 @@ def describe_result(result: CompressResult) -> str:
         for row in rows
     ]
     return "\n".join([f"{result.title} of {result.parent.name}@{result.parent.number}", *lines, *_explain(result)])
+
+
+def _compare_served(before: Cost, after: Cost) -> list[tuple[str, ...]]:
+    old, new = before.served, after.served
+    if old is None or new is None:
+        return []
+    return [
+        _compare("served, one client, p50 (us)", old.p50_s * 1e6, new.p50_s * 1e6),
+        _compare("served, one client, p99 (us)", old.p99_s * 1e6, new.p99_s * 1e6),
+        _compare(f"served, {old.connections} clients, p99 (us)", old.load_p99_s * 1e6, new.load_p99_s * 1e6),
+        _compare(f"served, {old.connections} clients, rows/s", old.rows_per_s, new.rows_per_s),
+    ]
 
 
 def _compare(what: str, before: float, after: float) -> tuple[str, ...]:
@@ -78,8 +94,14 @@ def write_report(file: OutputFile | Path | str, result: CompressResult) -> None:
         InputError: `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
     """
     name = f"{result.parent.name}@{result.parent.number}"
-    sections = [_show_costs(result), _show_tradeoff(result), _show_tried(result), _show_examples(result)]
+    sensitivity = [_show_sensitivity(result)] if result.sensitivity else []
+    sections = [_show_costs(result), *list_findings(result), *sensitivity, _show_examples(result)]
     write_page(file, title=f"Compression of {name}", lead=_lead(result), sections=sections)
+
+
+def list_findings(result: CompressResult) -> list[Section]:
+    """Give the sections of a page that show what was tried: the plot and the table."""
+    return [_show_tradeoff(result), _show_tried(result)]
 
 
 def _lead(result: CompressResult) -> str:
@@ -94,26 +116,62 @@ def _show_costs(result: CompressResult) -> Section:
     rows: list[tuple[str, ...]] = [
         ("", "before", "after", "after / before"),
         _ratio("files", before.size_bytes, after.size_bytes, 1e3, "kB"),
-        _ratio("memory of a worker", before.memory_bytes, after.memory_bytes, 1e6, "MB"),
+        _ratio("memory of a worker", before.worker_bytes, after.worker_bytes, 1e6, "MB"),
+        *_list_served(before, after),
         _ratio("loading", before.load_s, after.load_s, 1e-3, "ms"),
-        _ratio("one row alone, p50", before.latency_s, after.latency_s, 1e-6, "us"),
-        _ratio("one row alone, p99", before.p99_s, after.p99_s, 1e-6, "us"),
+        _ratio("model alone, one row, p50", before.latency_s, after.latency_s, 1e-6, "us"),
+        _ratio("model alone, one row, p99", before.p99_s, after.p99_s, 1e-6, "us"),
     ]
     batch_rows = max(before.batch_rows, after.batch_rows)
     if batch_rows > 1:
-        what = f"a row in a batch of {batch_rows}"
+        what = f"model alone, a row in a batch of {batch_rows}"
         rows.append(_ratio(what, before.batch_row_s, after.batch_row_s, 1e-6, "us"))
-        rows.append(_ratio("rows a second in it", 1 / before.batch_row_s, 1 / after.batch_row_s, 1, ""))
-    rows.append((f"{score.metric} ({score.num_rows} {score.basis} rows)", f"{score.before:.4f}", f"{score.after:.4f}", ""))
+    rows.append((f"{score.metric} ({score.num_rows} {score.basis} rows)", *_list_values(score), ""))
     text = f"Judged by {score.metric}: {score.reason}. {_tell_loss(score)}, allowed {result.guard.max_loss:g}. "
-    text += "Both were loaded by the runtimes that serve them, each in a process of its own, and timed in turn."
+    text += _tell_how(result)
     if result.gain.losses:
         text += f" Worse: {'; '.join(result.gain.losses)}."
     return Section(title="Before and after", text=text, table=rows)
 
 
-def _ratio(what: str, before: float, after: float, unit: float, name: str) -> tuple[str, ...]:
-    cells = (f"{value / unit:,.1f} {name}" if name else f"{value / unit:,.0f}" for value in (before, after))
+def _list_served(before: Cost, after: Cost) -> list[tuple[str, ...]]:
+    old, new = before.served, after.served
+    if old is None or new is None:
+        return []
+    load = f"served, {old.connections} clients"
+    return [
+        _ratio("served, one client, p50", old.p50_s, new.p50_s, 1e-3, "ms", digits=3),
+        _ratio("served, one client, p99", old.p99_s, new.p99_s, 1e-3, "ms", digits=3),
+        _ratio(f"{load}, p50", old.load_p50_s, new.load_p50_s, 1e-3, "ms", digits=3),
+        _ratio(f"{load}, p99", old.load_p99_s, new.load_p99_s, 1e-3, "ms", digits=3),
+        _ratio(f"{load}, rows a second", old.rows_per_s, new.rows_per_s, 1, ""),
+    ]
+
+
+def _list_values(score: Score) -> tuple[str, str]:
+    """Give the metric before and after, this with its interval: the loss has one, and what was before is what it was."""
+    if score.interval is None:
+        return f"{score.before:.4f}", f"{score.after:.4f}"
+    sign = math.copysign(1.0, score.before - score.after) * math.copysign(1.0, score.loss) if score.loss else 1.0
+    bounds = sorted(score.before - sign * bound for bound in score.interval)
+    return f"{score.before:.4f}", f"{score.after:.4f} ({bounds[0]:.4f} to {bounds[1]:.4f})"
+
+
+def _tell_how(result: CompressResult) -> str:
+    """Say how costs were measured."""
+    alone = "by the runtimes that serve them, each in a process of its own, in turn."
+    served = result.after.served
+    if served is None:
+        why = f" It was not measured as served: {result.unserved}." if result.unserved else ""
+        return f"Both were timed {alone}{why}"
+    return (
+        f"Served: both behind one server, with one worker each and the settings of argosy deploy, asked in turn by clients of "
+        f"another process; medians of {served.rounds} rounds, which differ by {served.noise:.0%}. Model alone: {alone}"
+    )
+
+
+def _ratio(what: str, before: float, after: float, unit: float, name: str, digits: int = 1) -> tuple[str, ...]:
+    cells = (f"{value / unit:,.{digits}f} {name}" if name else f"{value / unit:,.0f}" for value in (before, after))
     return what, *cells, f"{after / before:.2f}" if before else ""
 
 
@@ -126,9 +184,15 @@ def _show_tradeoff(result: CompressResult) -> Section:
     objective = result.objective or "latency"
     points = list_points(result.tried, OBJECTIVES[objective])
     metric, max_loss = result.score.metric, result.guard.max_loss
-    drawing = draw_tradeoff(points, _find_chosen(result), objective=objective, metric=metric, max_loss=max_loss)
+    is_served = result.after.served is not None
+    drawing = draw_tradeoff(
+        points, _find_chosen(result), objective=objective, metric=metric, max_loss=max_loss, is_served=is_served
+    )
     text = "Each point is a recipe, by its number in the table below; filled is what the guard takes, ringed what was chosen. "
     text += "Lines through points are 95 % intervals. The loss is even up to twice the guard, and by powers of ten beyond."
+    if is_served and objective != "size":
+        text += " What came to the last round was measured as served; of the others it is what is to be expected: their own, and "
+        text += "what serving adds to the original's."
     return Section(title="What is lost for what is won", text=text, drawing=drawing)
 
 
@@ -138,28 +202,51 @@ def _find_chosen(result: CompressResult) -> int:
 
 
 def _show_tried(result: CompressResult) -> Section:
-    header = ("", "recipe", "what became of it", "loss", "files", "memory", "p50", "p99", "batch", "took")
+    is_served = any(one.after is not None and one.after.served is not None for one in result.tried)
+    columns = _SERVED if is_served else ()
+    header = ("", "recipe", "guard", "loss", "files", "memory", "one row", "batch", *columns, "took")
     chosen = _find_chosen(result)
-    rows = [_row(number, one, is_chosen=number == chosen) for number, one in enumerate(result.tried, 1)]
-    text = "Files, memory, p50 and p99 of one row alone, and a row in a batch: parts of the original's, which was measured in "
-    text += "turn with each."
+    rows: list[tuple[str, ...]] = []
+    for number, one in enumerate(result.tried, 1):
+        verdict = one.problem or ("held, chosen" if number == chosen else "held")
+        parts = _list_parts(one)[: len(header) - 4]
+        rows.append((str(number), one.title, verdict, *parts, f"{one.seconds:.1f} s"))
+    text = "Files; memory, one row, and a row in a batch, of the model alone"
+    text += "; and what clients saw of those that came to the last round: p50 of one, rows a second of many" if is_served else ""
+    text += ". All are parts of the original's, measured in turn."
     return Section(title="What was tried", text=text, table=[header, *rows], num_text_columns=3)
 
 
-def _row(number: int, one: Tried, *, is_chosen: bool) -> tuple[str, ...]:
-    verdict = "chosen" if is_chosen else one.problem or "within the guard"
-    if one.score is None or one.before is None or one.after is None:
-        return str(number), one.title, verdict, *[""] * 6, f"{one.seconds:.1f} s"
+def _list_parts(one: Tried) -> list[str]:
+    """Give the loss, and the costs as parts of the original's; "" for what was not measured."""
     before, after = one.before, one.after
-    pairs = [
+    if one.score is None or before is None or after is None:
+        return [""] * (5 + len(_SERVED))
+    pairs: list[tuple[float, float]] = [
         (before.size_bytes, after.size_bytes),
         (before.memory_bytes, after.memory_bytes),
         (before.latency_s, after.latency_s),
-        (before.p99_s, after.p99_s),
         (before.batch_row_s, after.batch_row_s),
     ]
-    parts = [f"{new / old:.2f}" if old else "" for old, new in pairs]
-    return str(number), one.title, verdict, f"{one.score.loss:.4g}", *parts, f"{one.seconds:.1f} s"
+    if before.served is not None and after.served is not None:
+        pairs.append((before.served.p50_s, after.served.p50_s))
+        pairs.append((before.served.rows_per_s, after.served.rows_per_s))
+    parts = [f"{one.score.loss:.4g}", *(f"{new / old:.2f}" if old else "" for old, new in pairs)]
+    return parts + [""] * (5 + len(_SERVED) - len(parts))
+
+
+def _show_sensitivity(result: CompressResult) -> Section:
+    rows = [("layers", "distance"), *((_name_layers(one.layers), f"{one.distance:.3g}") for one in result.sensitivity)]
+    text = (
+        "Each group of layers compressed alone: the mean squared difference of all answers, relative to their variance. What is "
+    )
+    text += "at the top is left out first, where a recipe loses too much."
+    drawing = draw_sensitivity([(_name_layers(one.layers), one.distance) for one in result.sensitivity])
+    return Section(title="Sensitivity by layer", text=text, drawing=drawing, table=None if drawing else rows)
+
+
+def _name_layers(layers: Sequence[str]) -> str:
+    return layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
 
 
 def _show_examples(result: CompressResult) -> Section:

@@ -6,23 +6,26 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from argosy.bench.artifact import Artifact, open_version
 from argosy.bench.rows import Rows
-from argosy.compress.find import OBJECTIVES, Budget, find
+from argosy.compress.find import Budget, find
 from argosy.compress.judge import Guard
 from argosy.compress.jury import Jury
 from argosy.compress.kind import find_meaning
+from argosy.compress.measure import OBJECTIVES
 from argosy.compress.publish import publish_artifact
 from argosy.compress.recipe import Recipe, get_recipe, run_recipe
 from argosy.compress.result import CompressResult, Tried
 from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
+from argosy.compress.served import open_stage, serve_finalists
 from argosy.compress.steps.base import Step, Workshop
-from argosy.errors import ConflictError, InputError, list_choices
-from argosy.serve.worker.cores import count_cores
+from argosy.deploy.spec import Arrival
+from argosy.errors import ConflictError, FaultError, InputError, list_choices
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 
@@ -44,6 +47,8 @@ def compress(
     evaluation: tuple[object, object] | None = None,
     guard: Guard | None = None,
     budget: Budget | None = None,
+    served: bool | None = None,
+    trace: Sequence[Arrival] = (),
     needs_gain: bool = True,
     publish: bool = True,
     store: Store | None = None,
@@ -68,6 +73,10 @@ def compress(
         guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
             and of the fidelity to the original where nothing says what its outputs are.
         budget: of the search.
+        served: measure what comes near, and the original, behind a server as well, by which the best is chosen; False: go by
+            the time that models take in a process alone. Default: in a search, and with a trace.
+        trace: recorded requests (`argosy.tune.trace.read_trace`), whose rows and lengths the requests to that server have;
+            default: rows of those that are judged on, one by one.
         needs_gain: refuse what is larger, and what is neither smaller nor faster. False publishes it all the same.
         publish: False measures only.
         store: default: that of ARGOSY_HOME.
@@ -87,6 +96,8 @@ def compress(
     recipe = None if method is None else get_recipe(method)
     if objective not in OBJECTIVES:
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
+    if trace and served is False:
+        raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
     if publish:
@@ -96,8 +107,9 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
         workshop = Workshop(work / "made", rows)
-        threads = count_cores()
-        with Jury(artifact, find_meaning(parent), guard, sample, work / "jury", threads=threads) as jury:
+        is_served = (recipe is None or bool(trace)) if served is None else served
+        stage = open_stage(store, parent, sample.rows, work / "stage", trace) if is_served else None
+        with stage or nullcontext(), Jury(artifact, find_meaning(parent), guard, sample, work / "jury", stage=stage) as jury:
             if recipe is None:
                 made, chosen, tried = find(jury, workshop, objective, budget or Budget(), say=say)
             else:
@@ -116,6 +128,8 @@ def compress(
                 objective=objective if recipe is None else "",
                 tried=tried,
                 examples=chosen.examples,
+                unserved=stage.problem if stage is not None else "",
+                sensitivity=jury.sensitivity,
             )
             if not publish:
                 return result
@@ -203,4 +217,8 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
             raise ConflictError("answers_ruined", **fields, ruin=score.ruin)
         raise ConflictError("guard_failed", **fields, allowed=jury.guard.max_loss, reason=score.reason)
     seconds = time.monotonic() - started
-    return made, Tried(recipe, score, found.before, found.after, seconds=seconds, examples=found.examples)
+    tried = [Tried(recipe, score, found.before, found.after, seconds=seconds, examples=found.examples)]
+    serve_finalists(jury.stage, tried, {0: made}, [0], "", say)
+    if tried[0].problem:
+        raise FaultError("engine_failed", engine=tried[0].title, detail=tried[0].problem)
+    return made, tried[0]

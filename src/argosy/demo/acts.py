@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from argosy.demo.run import NAME, NUM_CLIENTS, DemoResult
+from argosy.demo.run import NAME, NUM_CLIENTS, OBJECTIVE, DemoResult
 from argosy.demo.timeline import Phase
 
 __all__ = ["Act", "list_acts", "tell_result"]
@@ -21,15 +21,18 @@ class Act(NamedTuple):
 def list_acts(result: DemoResult) -> list[Act]:
     """The acts in their order."""
     prepared = result.prepared
-    history, score = prepared.run.result.history, prepared.compression.score
-    part = prepared.compression.after.size_bytes / prepared.compression.before.size_bytes
+    compression = prepared.compression
+    history, score = prepared.run.result.history, compression.score
+    part = compression.after.size_bytes / compression.before.size_bytes
     seconds = sum(epoch.duration_s for epoch in history)
     trained = f"{score.before:.1%} of {len(prepared.images)} unseen digits right after {seconds:.1f} s"
+    steps = " + ".join(step.name for step in compression.recipe)
+    compressed = f"{part:.1%} of the size by {steps}; {score.after:.1%} right"
     deployed = f"answers after {result.deploy_s:.2f} s; equal to PyTorch's within {result.torch_difference:.0e}"
     changes = {phase.name: _tell_change(result, phase) for phase in result.phases if phase.is_change}
     return [
         Act("train", trained, f"argosy train recipe:{NAME}"),
-        Act("compress", f"{part:.1%} of the size in int8, {score.after:.1%} right", f"argosy compress {NAME}@1 --method int8"),
+        Act("compress", compressed, f"argosy compress {NAME}@1 --objective {OBJECTIVE}"),
         Act("deploy", deployed, f"argosy serve --deploy {NAME}@1"),
         Act("update", changes["update"], f"argosy deploy {NAME}@2"),
         Act("roll back", changes["roll back"], f"argosy rollback {NAME}"),

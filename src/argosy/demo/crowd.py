@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.demo.clients import COLUMNS
+from argosy.demo.clients import COLUMNS, is_close
 from argosy.errors import FaultError
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class Crowd:
         model: name of the deployment; one FP32 input, one FP32 output.
         folder: for the job's files.
         images: shape (N, ...).
-        expected: version -> right answers, shape (N, ...).
+        expected: version -> right answers, shape (N, ...), of one version at least; others may follow by `expect`.
         tensors: names of the input and the output.
+        tolerances: version -> how far an answer may be from the right one, relative to its largest value (at least 1).
         timeout_s: after which a client gives up.
     """
 
@@ -83,9 +84,11 @@ class Crowd:
         images: NDArray[Any],
         expected: dict[str, NDArray[Any]],
         tensors: tuple[str, str],
+        tolerances: dict[str, float],
         timeout_s: float = 30.0,
     ) -> None:
         self.seen: Seen | None = None
+        self._later: dict[str, tuple[NDArray[Any], float]] = {}
         self._folder = folder
         self._job = {
             "http": server.url.removeprefix("http://"),
@@ -93,6 +96,7 @@ class Crowd:
             "model": model,
             "input": tensors[0],
             "output": tensors[1],
+            "tolerances": tolerances,
             "data": str(folder / "data.npz"),
             "timeout_s": timeout_s,
         }
@@ -100,9 +104,14 @@ class Crowd:
         np.savez(folder / "data.npz", **arrays)
         self._processes: list[subprocess.Popen[str]] = []
 
+    def expect(self, version: str, answers: NDArray[Any], tolerance: float) -> None:
+        """Say what a version answers that came to be while the clients ask; before the block ends."""
+        self._later[version] = (answers, tolerance)
+
     def __enter__(self) -> Crowd:
         for index, kinds in enumerate(_PROCESSES):
-            job = {**self._job, "clients": kinds, "seed": 1000 * index, "result": str(self._folder / f"rows{index}.npy")}
+            job = {**self._job, "clients": kinds, "seed": 1000 * index}
+            job |= {"result": str(self._folder / f"rows{index}.npy"), "unknown": str(self._folder / f"unknown{index}.npz")}
             path = self._folder / f"job{index}.json"
             path.write_text(json.dumps(job))
             command = [sys.executable, "-P", "-m", "argosy.demo.clients", str(path)]
@@ -125,7 +134,17 @@ class Crowd:
             problems += json.loads(last[-1]) if last else ["a process of clients died"]
             process.wait()
         paths = [self._folder / f"rows{index}.npy" for index in range(len(self._processes))]
-        rows = [np.load(path, allow_pickle=False) for path in paths if path.exists()]
+        rows = [self._check(index, np.load(path, allow_pickle=False)) for index, path in enumerate(paths) if path.exists()]
         if len(rows) < len(self._processes):
             problems.append("a process of clients left no result")
         self.seen = Seen(np.concatenate(rows) if rows else np.empty((0, len(COLUMNS))), tuple(problems))
+
+    def _check(self, index: int, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Hold answers of versions that came later against what is right."""
+        column = COLUMNS.index("is_wrong")
+        with np.load(self._folder / f"unknown{index}.npz", allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+        for row, image, version, answer in zip(*(found[name] for name in ("rows", "images", "versions", "answers")), strict=True):
+            known = self._later.get(str(version))
+            rows[row, column] = known is None or not is_close(answer, known[0][image], known[1])
+        return rows

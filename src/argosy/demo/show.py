@@ -6,10 +6,11 @@ import os
 import platform
 from datetime import date
 
+from argosy.compress.report import list_findings
 from argosy.demo.acts import list_acts, tell_result
 from argosy.demo.crowd import Seen
 from argosy.demo.picture import draw_picture
-from argosy.demo.run import NUM_CLIENTS, DemoResult
+from argosy.demo.run import NUM_CLIENTS, DemoResult, Prepared
 from argosy.demo.timeline import measure_timeline
 from argosy.output_file import OutputFile
 from argosy.train.report import Section, write_report
@@ -29,11 +30,16 @@ def tabulate_versions(result: DemoResult) -> Table:
     prepared = result.prepared
     score = prepared.compression.score
     original, compressed = prepared.compression.before.size_bytes, prepared.compression.after.size_bytes
+    second = f"{prepared.compressed.number} ({_name_precision(prepared)})"
     rows = [
         [f"{prepared.original.number} (float32)", f"{score.before:.2%}", f"{original:,}", "100 %"],
-        [f"{prepared.compressed.number} (int8)", f"{score.after:.2%}", f"{compressed:,}", f"{compressed / original:.1%}"],
+        [second, f"{score.after:.2%}", f"{compressed:,}", f"{compressed / original:.1%}"],
     ]
     return ["version", "test accuracy", "artifact bytes", "of version 1"], rows
+
+
+def _name_precision(prepared: Prepared) -> str:
+    return str(prepared.compressed.manifest.lineage["precision"])
 
 
 def tabulate_phases(result: DemoResult) -> Table:
@@ -59,8 +65,11 @@ def draw_result(result: DemoResult) -> str:
     return draw_picture(
         measure_timeline(result.seen, result.phases),
         title=f"A new version and back, while {NUM_CLIENTS} clients ask without pause",
-        note=f"argosy demo, {date.today():%Y-%m-%d}, {cores}. Every answer is held against bare ONNX Runtime.",
-        names={prepared.original.number: "version 1, float32", prepared.compressed.number: "version 2, int8"},
+        note=f"argosy demo, {date.today():%Y-%m-%d}, {cores}. Every answer is held against the bare runtime.",
+        names={
+            prepared.original.number: "version 1, float32",
+            prepared.compressed.number: f"version 2, {_name_precision(prepared)}",
+        },
     )
 
 
@@ -79,11 +88,12 @@ def write_demo_report(result: DemoResult, file: OutputFile) -> None:
             Section(title="The acts", table=[acts[0], *acts[1]], num_text_columns=3),
             Section(
                 title="What the clients saw",
-                text="They are half HTTP and half gRPC, and send single images without pause. Every answer is compared with bare "
-                "ONNX Runtime on the artifact of the version that the reply names.",
+                text="They are half HTTP and half gRPC, and send single images without pause. Every answer is compared with that "
+                "of the bare runtime (ONNX Runtime or OpenVINO) on the artifact of the version that the reply names.",
                 figure=draw_result(result).encode(),
                 table=[phases[0], *phases[1]],
             ),
             Section(title="The versions", table=[versions[0], *versions[1]]),
+            *list_findings(result.prepared.compression),
         ],
     )

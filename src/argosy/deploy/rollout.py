@@ -26,6 +26,8 @@ LOAD_TIMEOUT_S: Final = 600.0
 MAX_LOAD_DEATHS: Final = 2
 _PERIOD_S: Final = 1.0
 _POLL_S: Final = 0.02
+_SLOWER: Final = 1.5
+"""A row that takes so many times as long as was measured before is called slower: another machine, or a busy one."""
 
 Message = dict[str, Any]
 
@@ -410,4 +412,15 @@ def _describe_report(lane: DesiredLane, report: Message) -> str:
     if report.get("pad_refusal") and not report["join_refusal"]:
         joining += f", those of different lengths not: {report['pad_refusal']}"
     runtime = " ".join(filter(None, (lane.runtime, lane.spec.precision)))
-    return f"loaded by {runtime} in {report['load_s']:.2f} s, {report['threads']} thread(s); {golden}; {joining}"
+    speed = _describe_speed(lane, report)
+    return f"loaded by {runtime} in {report['load_s']:.2f} s, {report['threads']} thread(s); {golden}; {joining}{speed}"
+
+
+def _describe_speed(lane: DesiredLane, report: Message) -> str:
+    """Say how long a row takes beside what was found when the version was compressed; "" where nothing is known of that."""
+    expected_s = lane.version.measurements.get("latency_s")
+    found_s = {int(rows): seconds for rows, seconds in report.get("service_s", {}).items()}.get(1)
+    if expected_s is None or found_s is None or lane.runtime != lane.version.manifest.runtime or lane.spec.precision:
+        return ""
+    slower = f": {found_s / expected_s:.1f} times as long" if found_s > _SLOWER * expected_s else ""
+    return f"; a row takes {found_s * 1e3:.3g} ms, {expected_s * 1e3:.3g} ms when it was compressed{slower}"

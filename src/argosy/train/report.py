@@ -32,6 +32,8 @@ _FONT_SIZE: Final = 13
 
 _LONG: Final = 60
 """Characters of a cell of text that is set in several lines."""
+_MANY: Final = 8
+"""Columns beyond which a table is set smaller."""
 
 # Stand-ins that are replaced in the SVG by the page's variables, which matplotlib has no way to write.
 TEXT, FIRST, SECOND, GRID = "#010101", "#020202", "#030303", "#040404"
@@ -94,6 +96,10 @@ th.text, td.text { text-align: left; }
 th:first-child, td:first-child { padding-left: 0; }
 td.long { white-space: normal; min-width: 18rem; }
 th { font-weight: 600; }
+.many { font-size: .85rem; }
+.many th, .many td { padding: .35rem .4rem; }
+.many th, .many td.text { white-space: normal; }
+.many td.long { min-width: 10rem; }
 </style>
 </head>
 <body>
@@ -274,7 +280,8 @@ def _render_section(section: Section) -> str:
             heads = [f'<{kind} class="{name}">' if name else f"<{kind}>" for name in names]
             cells = [f"{head}{html.escape(str(cell))}</{kind}>" for head, cell in zip(heads, row, strict=True)]
             lines.append("<tr>" + "".join(cells) + "</tr>")
-        parts.append('<div class="wide"><table>' + "".join(lines) + "</table></div>")
+        opening = '<table class="many">' if len(section.table[0]) > _MANY else "<table>"
+        parts.append(f'<div class="wide">{opening}{"".join(lines)}</table></div>')
     return _wrap(section.title, "\n".join(parts))
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from argosy.client.wire import HEADER_LENGTH, encode_request
-from argosy.errors import ArgosyError, FaultError
+from argosy.errors import ArgosyError
 from argosy.server import Server, serve
-from argosy.signature import Signature
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import OWN_FILES, Version
 from argosy.tune.candidate import Candidate
+from argosy.tune.client import run_client, write_requests
 from argosy.tune.load import Job
 from argosy.tune.traffic import Requests, Traffic, build_schedule
 
@@ -80,7 +76,7 @@ class Bench:
         self._traffic, self._requests, self._limit_s = traffic, requests, limit_s
         self._home, self._file = work / "home", work / "requests.bin"
         work.mkdir(exist_ok=True)
-        self._sizes = _write_requests(self._file, requests, version.manifest.signature)
+        self._sizes = write_requests(self._file, requests.arrays, version.manifest.signature, _NAME)
         _publish(Store(self._home), version, folder, golden)
         self._stack = ExitStack()
         self._server: Server | None = None
@@ -138,7 +134,7 @@ class Bench:
             "limit_s": self._limit_s,
         }
         cpu, busy, started = _family_cpu_s(server.pid), _machine_cpu_s(), time.monotonic()
-        found = _run_client(job)
+        found = run_client(job)
         cpu, busy, elapsed = _family_cpu_s(server.pid) - cpu, _machine_cpu_s() - busy, time.monotonic() - started
         if found["error"] and found["failed"] == 1.0:
             return Measurement(problem=found["error"][:400])
@@ -171,28 +167,6 @@ def _publish(store: Store, version: Version, folder: Path, golden: Golden) -> No
         golden_is_synthetic=manifest.golden_is_synthetic,
         options=manifest.options,
     )
-
-
-def _write_requests(path: Path, requests: Requests, signature: Signature) -> list[int]:
-    """Write the requests as clients send them, with binary tensors; returns their sizes."""
-    sizes: list[int] = []
-    with path.open("wb") as file:
-        for arrays in requests.arrays:
-            body, json_bytes = encode_request(arrays, signature.inputs, None, None, None)
-            head = (
-                f"POST /v2/models/{_NAME}/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
-                f"{HEADER_LENGTH}: {json_bytes}\r\nContent-Length: {len(body)}\r\n\r\n"
-            ).encode()
-            sizes.append(file.write(head) + file.write(body))
-    return sizes
-
-
-def _run_client(job: Job) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "argosy.tune.load"]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
-    if done.returncode:
-        raise FaultError("load_failed", detail=done.stderr.strip()[-600:])
-    return json.loads(done.stdout)
 
 
 def _family_cpu_s(pid: int) -> float:

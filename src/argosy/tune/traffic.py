@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -13,10 +15,12 @@ from argosy.errors import InputError
 from argosy.signature import Arrays, Signature
 from argosy.store.golden import Golden
 
-__all__ = ["Requests", "Traffic", "build_requests", "build_schedule"]
+__all__ = ["Requests", "Traffic", "build_mix", "build_requests", "build_schedule"]
 
 _NUM_REQUESTS: Final = 64
 """Different bodies: more than that a cache could profit from, few enough to keep in memory."""
+_MAX_KINDS: Final = 1024
+"""Of a trace's requests that are made; others are sent as the next larger kind."""
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -84,12 +88,31 @@ def build_requests(signature: Signature, golden: Golden, traffic: Traffic, model
     if any(rows != 1 for rows, _ in kinds) and not signature.is_batched:
         raise InputError("bad_option", option="rows", got=traffic.rows, expected=f"1: {model} has no axis of rows")
     requests = Requests([], [], {})
-    for index in range(max(_NUM_REQUESTS, min(len(kinds), 16 * _NUM_REQUESTS))):
-        rows, length = kind = kinds[index % len(kinds)]
+    built = _thin_kinds(kinds)
+    for index in range(max(_NUM_REQUESTS, len(built))):
+        rows, length = kind = built[index % len(built)]
         requests.kinds.setdefault(kind, []).append(index)
         requests.rows.append(rows)
         requests.arrays.append(_build_one(golden, signature, axes, rows, length, random))
+    if len(built) < len(kinds):
+        # What is next in order stands for the kinds that were left out.
+        order = [_rank(kind) for kind in built]
+        for kind in kinds:
+            place = min(bisect.bisect_left(order, _rank(kind)), len(built) - 1)
+            requests.kinds.setdefault(kind, requests.kinds[built[place]])
     return requests
+
+
+def _thin_kinds(kinds: list[tuple[int, int | None]]) -> list[tuple[int, int | None]]:
+    """Give all kinds; of more than are kept in memory, some in order, evenly spaced."""
+    if len(kinds) <= _MAX_KINDS:
+        return kinds
+    ordered = sorted(kinds, key=_rank)
+    return [ordered[index * (len(ordered) - 1) // (_MAX_KINDS - 1)] for index in range(_MAX_KINDS)]
+
+
+def _rank(kind: tuple[int, int | None]) -> tuple[int, int]:
+    return kind[0], kind[1] or 0
 
 
 def _build_one(
@@ -109,6 +132,26 @@ def _stretch(array: NDArray[np.generic], axes: list[int], length: int) -> NDArra
     for axis in axes:
         array = np.take(array, np.arange(length) % array.shape[axis], axis)
     return array
+
+
+def build_mix(signature: Signature, golden: Golden, trace: Sequence[Arrival], model: str) -> Requests:
+    """Make requests that are as often of each kind as those of a trace, for clients that send them one after the other.
+
+    Args:
+        signature: of the version.
+        golden: its examples.
+        trace: what was recorded; of a longer one, arrivals that are evenly spaced stand for all.
+        model: its name, for messages.
+
+    Raises:
+        InputError: as `build_requests`.
+    """
+    count = min(len(trace), _NUM_REQUESTS)
+    few = tuple(trace[index * len(trace) // count] for index in range(count))
+    made = build_requests(signature, golden, Traffic(trace=few), model)
+    chosen = [made.kinds[arrival.rows, arrival.length] for arrival in few]
+    places = [alike[index % len(alike)] for index, alike in enumerate(chosen)]
+    return Requests([made.arrays[place] for place in places], [made.rows[place] for place in places], made.kinds)
 
 
 def build_schedule(traffic: Traffic, requests: Requests, seconds: float) -> list[tuple[float, int]]:
