@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from argosy.compress.find import OBJECTIVES
-from argosy.compress.judge import Score
+from argosy.compress.judge import Guard, Score
 from argosy.compress.plot import draw_tradeoff, list_points
 from argosy.compress.result import CompressResult, Tried
 from argosy.output_file import OutputFile
+from argosy.store.manifest import Version
 from argosy.train.report import Section, write_page
 
-__all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result", "write_report"]
+__all__ = ["BATCH_TOLERANCE", "describe_result", "tabulate_result", "write_nothing_found", "write_report"]
 
 BATCH_TOLERANCE: Final = 1e-5
 """Below it, a row is said to be answered alike alone and in a batch: rounding of float32."""
@@ -82,6 +84,30 @@ def write_report(file: OutputFile | Path | str, result: CompressResult) -> None:
     write_page(file, title=f"Compression of {name}", lead=_lead(result), sections=sections)
 
 
+def write_nothing_found(
+    file: OutputFile | Path | str, parent: Version, tried: Sequence[Tried], guard: Guard, objective: str
+) -> None:
+    """Write the page of a search that has found nothing: how near each recipe came.
+
+    Args:
+        file: to write; its name stands for a file that is not there.
+        parent: what was to be compressed.
+        tried: all recipes.
+        guard: what might have been lost.
+        objective: what was looked for.
+
+    Raises:
+        InputError: `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
+    """
+    lead = f"None of {len(tried)} recipes improves its {objective} within a loss of {guard.max_loss:g}: nothing was published."
+    scores = [one.score for one in tried if one.score is not None]
+    metric = scores[0].metric if scores else guard.metric or ""
+    sections = [_tabulate_tried(tried, None)]
+    if list_points(tried, OBJECTIVES[objective]):
+        sections.insert(0, _draw(tried, None, objective, metric, guard.max_loss))
+    write_page(file, title=f"Compression of {parent.name}@{parent.number}", lead=lead, sections=sections)
+
+
 def _lead(result: CompressResult) -> str:
     found = "; ".join(result.gain.gains) or "nothing is better"
     made = f" It is {result.version.name}@{result.version.number}." if result.version else " It was not published."
@@ -124,10 +150,14 @@ def _tell_loss(score: Score) -> str:
 
 def _show_tradeoff(result: CompressResult) -> Section:
     objective = result.objective or "latency"
-    points = list_points(result.tried, OBJECTIVES[objective])
-    metric, max_loss = result.score.metric, result.guard.max_loss
-    drawing = draw_tradeoff(points, _find_chosen(result), objective=objective, metric=metric, max_loss=max_loss)
-    text = "Each point is a recipe, by its number in the table below; filled is what the guard takes, ringed what was chosen. "
+    return _draw(result.tried, _find_chosen(result), objective, result.score.metric, result.guard.max_loss)
+
+
+def _draw(tried: Sequence[Tried], chosen: int | None, objective: str, metric: str, max_loss: float) -> Section:
+    points = list_points(tried, OBJECTIVES[objective])
+    drawing = draw_tradeoff(points, chosen, objective=objective, metric=metric, max_loss=max_loss)
+    ringed = "" if chosen is None else ", ringed what was chosen"
+    text = f"Each point is a recipe, by its number in the table below; filled is what the guard takes{ringed}. "
     text += "Lines through points are 95 % intervals. The loss is even up to twice the guard, and by powers of ten beyond."
     return Section(title="What is lost for what is won", text=text, drawing=drawing)
 
@@ -138,9 +168,12 @@ def _find_chosen(result: CompressResult) -> int:
 
 
 def _show_tried(result: CompressResult) -> Section:
+    return _tabulate_tried(result.tried, _find_chosen(result))
+
+
+def _tabulate_tried(tried: Sequence[Tried], chosen: int | None) -> Section:
     header = ("", "recipe", "what became of it", "loss", "files", "memory", "p50", "p99", "batch", "took")
-    chosen = _find_chosen(result)
-    rows = [_row(number, one, is_chosen=number == chosen) for number, one in enumerate(result.tried, 1)]
+    rows = [_row(number, one, is_chosen=number == chosen) for number, one in enumerate(tried, 1)]
     text = "Files, memory, p50 and p99 of one row alone, and a row in a batch: parts of the original's, which was measured in "
     text += "turn with each."
     return Section(title="What was tried", text=text, table=[header, *rows], num_text_columns=3)

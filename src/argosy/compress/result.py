@@ -12,7 +12,7 @@ from argosy.compress.measure import Cost, Gain
 from argosy.compress.recipe import Recipe, describe_recipe
 from argosy.store.manifest import Version
 
-__all__ = ["CompressResult", "Tried"]
+__all__ = ["CompressResult", "Sensitivity", "Tried", "name_recipe"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ class Tried:
         }
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much the answers move if one group of layers is compressed, and nothing else."""
+
+    layers: tuple[str, ...]
+    distance: float
+    """Mean squared difference of all outputs, each relative to its variance; infinite where the group alone cannot be made."""
+
+
 def name_recipe(recipe: Recipe) -> str:
     """Name a recipe's steps, and their parameters that are not the defaults."""
     parts: list[str] = []
@@ -81,6 +90,11 @@ class CompressResult:
     """All recipes that were tried, in order."""
     examples: tuple[Example, ...] = ()
     """Rows whose answers moved most, of those that it was judged on."""
+    sensitivity: tuple[Sensitivity, ...] = ()
+    """How far the answers move if one group of layers is compressed and nothing else, the most sensitive first; empty where no
+    recipe was refined."""
+    search: str = ""
+    """How it was looked for; "" where it was given."""
 
     @property
     def title(self) -> str:
@@ -103,4 +117,5 @@ class CompressResult:
             "gains": self.gain.gains,
             "losses": self.gain.losses,
             "objective": self.objective,
+            "search": self.search,
         }

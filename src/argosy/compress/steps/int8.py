@@ -168,7 +168,7 @@ def _plan(model: Any, layers: set[str]) -> _Plan:
 
 
 def _take_unrounded(model: Any, floats: set[str], rounded: set[str]) -> None:
-    """Give float32 operators, such as residual sums, tensors as they were before they were rounded for a layer that takes them, too.
+    """Give float32 operators, such as residual sums, tensors as they were before they were rounded for a layer.
 
     Args:
         model: quantised.
