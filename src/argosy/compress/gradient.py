@@ -70,7 +70,8 @@ class GradientPlan:
                 continue
             parts = [{name: record.parameters[name] for name in self._space.groups} for record in own]
             point = linear.choose([replace(record, parameters=part) for record, part in zip(own, parts, strict=True)])
-            if point is not None:
+            # With all of it in float nothing is compressed.
+            if point is not None and COMPRESSED in point.values():
                 return {RECIPE: title, **point}
         return None
 

@@ -84,20 +84,20 @@ class Trials:
             return
         is_new = recipe not in self.tried
         if is_new:
-            one, artifact = try_recipe(recipe, self._jury, self._workshop, budget_s=self._budget_s)
-            self.tried[recipe] = one
+            self.tried[recipe], artifact = try_recipe(recipe, self._jury, self._workshop, budget_s=self._budget_s)
             if artifact is not None:
                 self._made[recipe] = artifact
-            self._say(describe_tried(one, self._value))
         one = self.tried[recipe]
-        # A loss may be no number, which is no JSON data.
+        # As text, since a loss may be no number, which is no JSON data.
         notes = {_TRIED: json.dumps(one.describe())} if is_new else {}
         if one.score is None or not math.isfinite(one.score.loss):
             study.fail(trial, one.problem or "its loss is no number", notes=notes)
-            return
-        values = {LOSS: one.score.loss, self._objective: find_ratio(one, self._value)}
-        is_ruined = bool(one.problem) and one.score.loss <= self._jury.guard.max_loss
-        study.tell(trial, values, constraint=float(is_ruined), notes=notes)
+        else:
+            values = {LOSS: one.score.loss, self._objective: find_ratio(one, self._value)}
+            is_ruined = bool(one.problem) and one.score.loss <= self._jury.guard.max_loss
+            study.tell(trial, values, constraint=float(is_ruined), notes=notes)
+        if is_new:
+            self._say(describe_tried(one, self._value))
 
     def open(self, recipe: Recipe) -> Artifact:
         """Give what a recipe makes; it is made again if an earlier process has made it.

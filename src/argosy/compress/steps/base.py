@@ -6,8 +6,9 @@ import contextlib
 import importlib
 import io
 import logging
+import tempfile
 from collections.abc import Collection, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -49,14 +50,12 @@ class Workshop:
     """For what they make."""
     calibration: Rows = ()
     """Requests that are like those to come; never those that the result is judged on."""
-    _num_folders: int = field(default=0, init=False)
 
     def make_folder(self) -> Path:
         """Give a new, empty folder."""
-        self._num_folders += 1
-        folder = self.folder / f"made{self._num_folders}"
-        folder.mkdir(parents=True)
-        return folder
+        # Not counted: copies of a workshop with other rows share the folder.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="made", dir=self.folder))
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
