@@ -12,7 +12,7 @@ from argosy.frameworks.base import import_extra
 from argosy.search.linear import LinearPlan, Scores
 from argosy.search.record import Record
 from argosy.search.space import Space, Value
-from argosy.search.stopping import Rule, is_below_median, is_out_of_rung
+from argosy.search.stopping import Rule, is_below_median, is_below_third, is_out_of_rung
 
 __all__ = ["METHODS", "Plan", "get_rule", "make_plan", "make_sampler"]
 
@@ -101,4 +101,4 @@ def make_sampler(method: str, seed: int, number: int, name: str = "") -> Any:
 
 def get_rule(method: str) -> Rule:
     """Give when a trial of a method is stopped early."""
-    return is_out_of_rung if method == "hyperband" else is_below_median
+    return {"hyperband": is_out_of_rung, "tpe": is_below_third}.get(method, is_below_median)
