@@ -127,8 +127,13 @@ bench-tune: setup
 	$(BIN)/python benchmarks/tune_grid.py
 
 ## The methods of argosy.search at equal trials on surfaces that are known; the tables of docs/searching.md.
+## Then on recipes of MiniLM and networks for MNIST, each measured once (hours) and kept in TABLES, so that it goes on when killed.
+TABLES ?= $(HOME)/.cache/argosy-search
 bench-search: setup
 	$(BIN)/python benchmarks/search_methods.py
+	$(BIN)/python benchmarks/search_tables.py mnist $(TABLES)
+	$(BIN)/python benchmarks/search_tables.py minilm $(TABLES)
+	$(BIN)/python benchmarks/search_replay.py $(TABLES) --plot docs/searching.svg
 
 ## The conformance suite against Argosy, MLServer, KServe and Triton; writes the tables of docs/conformance.md.
 bench-conformance: setup

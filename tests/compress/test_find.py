@@ -100,14 +100,25 @@ def test_of_recipes_that_are_equally_good_the_one_that_loses_least_is_chosen(sea
     assert result.recipe == (Made(size=0.51),) and result.score.loss == 0 and result.version is None
 
 
-def test_nothing_found_tells_how_near_each_came_and_publishes_nothing(search: Any, store: Store) -> None:
+def test_nothing_found_tells_how_near_each_came_and_publishes_nothing(search: Any, store: Store, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
     with pytest.raises(ConflictError) as caught:
-        search(Made(size=0.5, noise=0.5), Made(size=1.2), Made(size=0.99), Made(size=0.3, problem="raises"))
+        search(Made(size=0.5, noise=0.5), Made(size=1.2), Made(size=0.99), Made(size=0.3, problem="raises"), report=page)
     assert caught.value.key == "nothing_found"
     for words in ("improves its size within a loss of 0.01", "made(size=0.5, noise=0.5): fidelity 0.", "1.2", "KeyError"):
         assert words in caught.value.message
     assert "nothing was published" in caught.value.hint
     assert len(store.list_versions("small")) == 1
+    told = page.read_text()
+    for words in ("None of 4 recipes improves its size", "made(size=0.5, noise=0.5)", "KeyError", "<svg"):
+        assert words in told
+    assert not list((store.home / "search").iterdir())
+
+
+def test_page_of_a_search_in_which_nothing_could_be_judged(search: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConflictError, match="KeyError"):
+        search(Made(problem="raises"), report=tmp_path / "page.html")
+    assert "None of 1 recipes" in (tmp_path / "page.html").read_text()
 
 
 def test_candidate_that_does_not_load_is_told_and_the_others_are_tried(search: Any) -> None:
@@ -131,8 +142,12 @@ def test_budget_ends_the_search_with_what_was_found(search: Any, monkeypatch: py
 def test_guard_and_objective_are_checked_before_anything_is_made(search: Any) -> None:
     with pytest.raises(InputError, match="Unknown objective 'speed'; known: latency, memory, size, throughput"):
         search(Made(), objective="speed")
+    with pytest.raises(InputError, match="Unknown search 'grid'; known: genetic, gradient, random, tpe"):
+        search(Made(), search="grid")
     with pytest.raises(InputError, match=r"budget\.max_s"):
         Budget(max_s=0.0)
+    with pytest.raises(InputError, match=r"budget\.trials"):
+        Budget(trials=0)
     with pytest.raises(InputError, match="either data, or calibration and evaluation"):
         search(Made(), calibration=ROWS)
     # Said of the guard, and not of each candidate.
@@ -160,3 +175,10 @@ def test_real_golden_examples_are_a_basis(search: Any, store: Store, parent: Any
     assert result.version is not None
     child = store.load_golden(result.version)
     np.testing.assert_allclose(child.outputs["y"], answer(artifact, x=ROWS[:6])["y"], rtol=1e-5)
+
+
+def test_search_tries_no_more_recipes_than_allowed_and_none_twice(search: Any) -> None:
+    result = search(Made(size=0.5), Made(size=0.4), Made(size=0.3), search="random", budget=Budget(trials=2), publish=False)
+    assert [one.recipe for one in result.tried] == [(Made(size=0.5),), (Made(size=0.4),)]
+    result = search(Made(size=0.5), Made(size=0.4), search="tpe", budget=Budget(trials=5), publish=False)
+    assert len(result.tried) == 2 and result.recipe == (Made(size=0.4),) and result.search == "tpe"

@@ -26,6 +26,8 @@ _PAIR: Final = {"x", "y"}
 @command("compress")
 @click.argument("reference", metavar="NAME[@VERSION]")
 @click.option("--objective", default="latency", show_default=True, help="What to improve: latency, throughput, size, memory.")
+@click.option("--search", default="gradient", show_default=True, help="How to look: gradient, random, genetic, tpe.")
+@click.option("--trials", type=int, default=60, show_default=True, help="Recipes that are tried at most.")
 @click.option("--method", help="Steps to take, with + between them.  [default: the best that is found]")
 @click.option("--metric", help="What is guarded, such as accuracy or cosine.  [default: what the version was trained for]")
 @click.option("--max-loss", type=float, default=0.01, show_default=True, help="What it may lose of the metric.")
@@ -59,6 +61,8 @@ def compress(
     method: str | None,
     metric: str | None,
     max_loss: float,
+    search: str,
+    trials: int,
     max_seconds: float,
     report: Path | None,
     served: bool | None,
@@ -70,9 +74,9 @@ def compress(
     """Compress a version within a guard: find the way that improves the objective most, publish it and report.
 
     A version trained for classes is judged by accuracy, one trained for values by R2, one of which nothing is known by how
-    far its answers are from the original's. Files are .npz, .npy or .json, as for argosy predict, with `targets` (or targets by
-    output name) beside the inputs, or `x` and `y`; for versions that take text, .txt with a text a line. Without targets, the
-    original's answers stand for them.
+    far its answers are from the original's. A search that was ended goes on when it is called again. Files are .npz, .npy or
+    .json, as for argosy predict, with `targets` (or targets by output name) beside the inputs, or `x` and `y`; for versions that
+    take text, .txt with a text a line. Without targets, the original's answers stand for them.
     """
     from argosy.compress import Budget, Guard
     from argosy.output_file import OutputFile
@@ -93,16 +97,15 @@ def compress(
             method,
             Guard(metric, max_loss),
             objective=objective,
-            budget=Budget(max_seconds),
+            search=search,
+            budget=Budget(max_seconds, trials),
+            report=report_file,
             served=True if served is None and report is not None else served,
             trace=arrivals,
             say=shell.say,
             **options,
         )
-    if report_file is not None:
-        from argosy.compress.report import write_report
-
-        write_report(report_file, result)
+    if report is not None:
         shell.say(f"report: {report}")
     if deployment is not None:
         from argosy.cli.deploy import roll_out

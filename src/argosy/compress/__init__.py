@@ -1,7 +1,8 @@
 """Make a version small and fast within an accuracy guard. `argosy.compress(...)` compresses.
 
 run.py         the whole of it; the place to start
-find.py        which recipe serves an objective best; catalogue.py: which suit a model
+find.py        which recipe serves an objective best; catalogue.py: which suit a model; space.py: with which layers in float
+trials.py      what a search asks for, made and judged; gradient.py, layers.py: which layers suffer
 recipe.py      recipes as data; steps/: what they are made of
 sample.py      rows to calibrate with and rows to judge on, never the same
 jury.py        candidates beside their original, each in a process of its own

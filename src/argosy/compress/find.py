@@ -1,36 +1,45 @@
-"""Find the recipe that serves an objective best within the guard: try what suits the model, and refine what comes near."""
+"""Find the recipe that serves an objective best within the guard: a search over what suits the model, by one of its methods."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.catalogue import list_recipes
+from argosy.compress.gradient import GradientPlan
 from argosy.compress.jury import Jury
-from argosy.compress.layers import can_refine, measure_sensitivity, refine
+from argosy.compress.layers import list_layers
 from argosy.compress.measure import OBJECTIVES, Cost
-from argosy.compress.recipe import Recipe, run_recipe
-from argosy.compress.result import Tried
+from argosy.compress.recipe import Recipe
+from argosy.compress.result import Sensitivity, Tried
 from argosy.compress.served import serve_finalists
+from argosy.compress.space import RecipeSpace, can_refine
 from argosy.compress.steps.base import Workshop
-from argosy.errors import ConflictError, FaultError, InputError
+from argosy.compress.trials import LOSS, Trials, describe_tried, find_ratio
+from argosy.errors import ConflictError, FaultError, InputError, list_choices
+from argosy.optim.schedules import check_count
+from argosy.search import Study
 
-__all__ = ["Budget", "find"]
+__all__ = ["SEARCHES", "Budget", "Found", "Keeping", "find"]
+
+SEARCHES: Final = ("gradient", "random", "genetic", "tpe")
+"""Methods of a search over recipes, of those of `argosy.search`."""
 
 _QUICK_S: Final = 0.3
 """For timing a candidate at each batch size, when all are looked at."""
 _CAREFUL_S: Final = 1.5
 """For those that are left."""
 _NUM_FINALISTS: Final = 3
-_NUM_REFINED: Final = 2
-"""Recipes that lose too much, and of which sensitive layers are left out."""
 _ALIKE: Final = 0.03
 """Part by which two candidates may differ in the objective, and count as equally good."""
 _LEAST_GAIN: Final = 0.03
 """Part of the objective by which a candidate must be better than the original."""
+_MAX_ASKED: Final = 5
+"""Points asked for each recipe that may be tried: many points stand for one recipe, and a small space has no more."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +48,47 @@ class Budget:
 
     max_s: float = 600.0
     """Seconds after which no new candidate is begun."""
+    trials: int = 60
+    """Recipes that are tried at most. The method `gradient` ends by itself, most often before; the others never do."""
 
     def __post_init__(self) -> None:
         if not self.max_s > 0.0:
             raise InputError("bad_option", option="budget.max_s", got=self.max_s, expected="more than 0 seconds")
+        check_count("budget.trials", self.trials)
+
+
+class Keeping(NamedTuple):
+    """Where a search is kept."""
+
+    home: Path
+    name: str
+    about: Mapping[str, Any]
+    """What else must be the same to go on with it; JSON data."""
+
+
+class Found(NamedTuple):
+    """What a search came to."""
+
+    artifact: Artifact | None
+    """The best; None if none holds the guard and is better than the original."""
+    best: Tried | None
+    tried: tuple[Tried, ...]
+    sensitivity: tuple[Sensitivity, ...] = ()
+    """Of the recipe that was looked at layer by layer first, the most sensitive group first; empty where none was."""
+    explanation: str = ""
+    """How near each came, in words."""
 
 
 def find(
-    jury: Jury, workshop: Workshop, objective: str, budget: Budget, *, say: Callable[[str], None]
-) -> tuple[Artifact, Tried, tuple[Tried, ...]]:
+    jury: Jury,
+    workshop: Workshop,
+    objective: str,
+    budget: Budget,
+    *,
+    search: str = "gradient",
+    keeping: Keeping | None = None,
+    say: Callable[[str], None],
+) -> Found:
     """Find the best recipe.
 
     Args:
@@ -55,120 +96,104 @@ def find(
         workshop: makes them.
         objective: a name of `OBJECTIVES`.
         budget: how long it may take.
+        search: a name of `SEARCHES`.
+        keeping: where; None: in memory.
         say: is told what happens.
 
-    Returns:
-        The best artifact, how it was judged, and all that was tried.
-
     Raises:
-        ConflictError: `nothing_found`; says how near each came.
+        ConflictError: `search_active`.
+        InputError: `unknown_choice`, `missing_extra`, `bad_journal`.
+        StoreError: `disk_full`, `write_failed`.
     """
+    if search not in SEARCHES:
+        raise InputError("unknown_choice", kind="search", got=search, known=list_choices(SEARCHES))
     deadline = time.monotonic() + budget.max_s
     value = OBJECTIVES[objective]
-    tried: list[Tried] = []
-    made: dict[int, Artifact] = {}
-    for recipe in list_recipes(jury.parent, workshop):
-        if time.monotonic() > deadline:
-            say(f"{budget.max_s:g} s are over: the rest is not tried")
-            break
-        one, artifact = try_recipe(recipe, jury, workshop, budget_s=_QUICK_S)
-        if artifact is not None:
-            made[len(tried)] = artifact
-        tried.append(one)
-        say(_describe(one, value))
-    for place in _choose_to_refine(tried, value):
-        for one, artifact in _refine(tried[place].recipe, jury, workshop, deadline, say):
-            if artifact is not None:
-                made[len(tried)] = artifact
-            tried.append(one)
-            say(_describe(one, value))
-    order = sorted((place for place in made if not tried[place].problem), key=lambda place: _ratio(tried[place], value))
-    finalists = order[:_NUM_FINALISTS]
-    for place in finalists:
-        tried[place] = _measure_again(tried[place], made[place], jury)
-        say(f"once more: {_describe(tried[place], value)}")
-    serve_finalists(jury.stage, tried, made, finalists, objective, say)
-    best = _choose([place for place in finalists if not tried[place].problem], tried, value)
-    if best is None:
-        raise ConflictError("nothing_found", objective=objective, tried=_tell_all(tried, value), max_loss=jury.guard.max_loss)
-    return made[best], tried[best], tuple(tried)
+    recipes = list_recipes(jury.parent, workshop)
+    if not recipes:
+        return Found(None, None, (), (), "no method suits its file")
+    space = RecipeSpace(recipes, _count_layers(recipes, jury, workshop))
+    trials = Trials(space, jury, workshop, (objective, value), budget_s=_QUICK_S, deadline=deadline, say=say)
+    _search(space, trials, objective, budget, deadline, search, keeping, jury.guard.max_loss, say)
+    tried = trials.tried
+    valid = [recipe for recipe, one in tried.items() if not one.problem]
+    finalists = sorted(valid, key=lambda recipe: find_ratio(tried[recipe], value))[:_NUM_FINALISTS]
+    for recipe in finalists:
+        tried[recipe] = _measure_again(tried[recipe], trials, jury)
+        say(f"once more: {describe_tried(tried[recipe], value)}")
+    outcome = list(tried.values())
+    places = [place for place, one in enumerate(outcome) if one.recipe in finalists and not one.problem]
+    serve_finalists(jury.stage, outcome, {place: trials.open(outcome[place].recipe) for place in places}, places, objective, say)
+    best = _choose([outcome[place] for place in places if not outcome[place].problem], value)
+    ranked = sorted(next(iter(trials.sensitivity.values()), ()), key=lambda one: one.distance, reverse=True)
+    explanation = "; ".join(describe_tried(one, value) for one in outcome)
+    artifact = None if best is None else trials.open(best.recipe)
+    return Found(artifact, best, tuple(outcome), tuple(ranked), explanation)
 
 
-def _choose(finalists: list[int], tried: list[Tried], value: Callable[[Cost], float]) -> int | None:
+def _search(
+    space: RecipeSpace,
+    trials: Trials,
+    objective: str,
+    budget: Budget,
+    deadline: float,
+    search: str,
+    keeping: Keeping | None,
+    max_loss: float,
+    say: Callable[[str], None],
+) -> None:
+    """Try recipes until there is nothing left to try, or the budget is spent."""
+    plan = GradientPlan(space, objective, trials.measure_layers, say) if search == "gradient" else None
+    objectives = {LOSS: "minimize", objective: "minimize"}
+    kept: dict[str, Any] = {} if keeping is None else keeping._asdict()
+    with Study(space.space, objectives, method=search, guard={LOSS: max_loss}, plan=plan, **kept) as study:
+        trials.resume(study)
+        if plan is None:
+            # Every method begins with what suits the model as it is.
+            for title in space.recipes:
+                study.enqueue(space.make_plain(title))
+        while len(trials.tried) < budget.trials and len(study.trials) < _MAX_ASKED * budget.trials:
+            if time.monotonic() > deadline:
+                say(f"{budget.max_s:g} s are over: the rest is not tried")
+                return
+            try:
+                trial = study.ask()
+            except ConflictError as error:
+                if error.key != "search_over":
+                    raise
+                return
+            trials.carry_out(trial)
+
+
+def _count_layers(recipes: list[Recipe], jury: Jury, workshop: Workshop) -> int:
+    """Count the layers of the network that recipes may leave out, by the first recipe that can tell."""
+    for recipe in recipes:
+        if can_refine(recipe):
+            try:
+                return len(list_layers(recipe, jury.parent, workshop))
+            except (InputError, FaultError):  # It is told when the recipe itself is tried.
+                continue
+    return 0
+
+
+def _choose(finalists: list[Tried], value: Callable[[Cost], float]) -> Tried | None:
     """Choose the best; of those that are as good but for the noise of measuring, the one that loses least, then the smallest."""
-    ratios = {place: _ratio(tried[place], value) for place in finalists}
-    least = min(ratios.values(), default=1.0)
+    least = min((find_ratio(one, value) for one in finalists), default=1.0)
     if least > 1.0 - _LEAST_GAIN:
         return None
-    alike = [place for place in finalists if ratios[place] <= min(least * (1.0 + _ALIKE), 1.0 - _LEAST_GAIN)]
+    alike = [one for one in finalists if find_ratio(one, value) <= min(least * (1.0 + _ALIKE), 1.0 - _LEAST_GAIN)]
 
-    def rank(place: int) -> tuple[float, int]:
-        score, after = tried[place].score, tried[place].after
-        assert score is not None and after is not None
-        return max(0.0, score.loss), after.size_bytes
+    def rank(one: Tried) -> tuple[float, int]:
+        assert one.score is not None and one.after is not None
+        return max(0.0, one.score.loss), one.after.size_bytes
 
     return min(alike, key=rank)
 
 
-def _choose_to_refine(tried: list[Tried], value: Callable[[Cost], float]) -> list[int]:
-    """Those that lose too much, and would be better than the best that does not; the most promising first."""
-    kept = [_ratio(one, value) for one in tried if not one.problem]
-    best = min([1.0, *kept])
-    rest = [place for place, one in enumerate(tried) if one.problem and one.score is not None and can_refine(one.recipe)]
-    hopeful = [place for place in rest if _ratio(tried[place], value) < best * (1.0 - _LEAST_GAIN)]
-    return sorted(hopeful, key=lambda place: _ratio(tried[place], value))[:_NUM_REFINED]
-
-
-def _refine(
-    recipe: Recipe, jury: Jury, workshop: Workshop, deadline: float, say: Callable[[str], None]
-) -> list[tuple[Tried, Artifact | None]]:
-    """Leave out the layers that suffer most."""
-    remaining_s = deadline - time.monotonic()
-    if remaining_s <= 0:
-        return []
+def _measure_again(one: Tried, trials: Trials, jury: Jury) -> Tried:
     try:
-        ranked = measure_sensitivity(recipe, jury, workshop, time.monotonic() + remaining_s / 2, say)
+        found = jury.judge(trials.open(one.recipe), one.title, budget_s=_CAREFUL_S)
     except (InputError, FaultError) as error:
-        say(f"{Tried(recipe).title} cannot be refined: {error.message}")
-        return []
-    jury.sensitivity = jury.sensitivity or tuple(ranked)
-    return refine(recipe, ranked, lambda other: try_recipe(other, jury, workshop, budget_s=_QUICK_S), deadline)
-
-
-def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: float) -> tuple[Tried, Artifact | None]:
-    """Make and judge what a recipe makes; whatever goes wrong with it is told in `problem`."""
-    started = time.monotonic()
-    try:
-        artifact = run_recipe(recipe, jury.parent, workshop)
-        found = jury.judge(artifact, Tried(recipe).title, budget_s=budget_s)
-    except (InputError, FaultError) as error:
-        return Tried(recipe, problem=error.message, seconds=time.monotonic() - started), None
-    score, problem = found.score, jury.guard.find_problem(found.score)
-    seconds = time.monotonic() - started
-    return Tried(recipe, score, found.before, found.after, problem, seconds, found.examples), artifact
-
-
-def _measure_again(one: Tried, artifact: Artifact, jury: Jury) -> Tried:
-    try:
-        found = jury.judge(artifact, one.title, budget_s=_CAREFUL_S)
-    except FaultError as error:
         return replace(one, problem=error.message)
-    return replace(one, score=found.score, before=found.before, after=found.after)
-
-
-def _ratio(one: Tried, value: Callable[[Cost], float]) -> float:
-    """Of the objective to that of the original, measured in turn with it."""
-    assert one.before is not None and one.after is not None
-    return value(one.after) / value(one.before)
-
-
-def _describe(one: Tried, value: Callable[[Cost], float]) -> str:
-    if one.score is None:
-        return f"{one.title}: {one.problem}"
-    found = f"{one.score.metric} {one.score.after:.4f} (loses {one.score.loss:.4g}), {_ratio(one, value):.2f} of the original"
-    why = f"; {one.score.ruin}" if one.score.ruin else ", too much" if one.problem else ""
-    return f"{one.title}: {found}{why}"
-
-
-def _tell_all(tried: list[Tried], value: Callable[[Cost], float]) -> str:
-    return "; ".join(_describe(one, value) for one in tried)
+    problem = jury.guard.find_problem(found.score)
+    return replace(one, score=found.score, before=found.before, after=found.after, problem=problem, examples=found.examples)

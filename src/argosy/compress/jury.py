@@ -17,7 +17,6 @@ from argosy.compress.examples import Example, find_examples
 from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
-from argosy.compress.result import Sensitivity
 from argosy.compress.sample import Sample, thin_rows
 from argosy.compress.served import Stage
 from argosy.datatypes import is_float
@@ -66,8 +65,6 @@ class Jury:
         self, parent: Artifact, meaning: Meaning, guard: Guard, sample: Sample, folder: Path, *, stage: Stage | None = None
     ) -> None:
         self.parent, self.sample, self.guard, self.stage = parent, sample, guard, stage
-        self.sensitivity: tuple[Sensitivity, ...] = ()
-        """Of the layers of the first recipe that was refined, for the report."""
         self._meaning = meaning
         self._stack = ExitStack()
         self._first: RowFiles = write_rows(sample.rows[:1], folder / "first")

@@ -66,13 +66,13 @@ def find_front(points: Sequence[Point]) -> list[Point]:
 
 
 def draw_tradeoff(
-    points: Sequence[Point], chosen: int, *, objective: str, metric: str, max_loss: float, is_served: bool = False
+    points: Sequence[Point], chosen: int | None, *, objective: str, metric: str, max_loss: float, is_served: bool = False
 ) -> str:
     """Draw the points as an SVG: the guard as a line, those that it takes filled, the chosen one ringed.
 
     Args:
         points: at least one.
-        chosen: the number of the chosen one.
+        chosen: the number of the chosen one; None: nothing was.
         objective: names the axis to the right.
         metric: names the axis upwards.
         max_loss: where the guard is.
@@ -164,7 +164,7 @@ def _list_powers(low: float, high: float) -> list[float]:
     return [10.0**power for power in powers if 2 * low < 10.0**power <= high * 1.3]
 
 
-def _label(axes: Any, points: Sequence[Point], chosen: int) -> None:
+def _label(axes: Any, points: Sequence[Point], chosen: int | None) -> None:
     """Write each point's number beside it where no other one stands; those of points that meet in one."""
     axes.figure.canvas.draw()
     points_of_pixel = 72.0 / axes.figure.dpi

@@ -23,9 +23,10 @@ from argosy.store.preprocess import list_step_files
 from argosy.train.data import digest_arrays
 from argosy.train.lineage import describe_environment
 
-__all__ = ["answer_golden", "judge_joining", "publish_artifact"]
+__all__ = ["PACKAGES", "answer_golden", "judge_joining", "publish_artifact"]
 
-_PACKAGES = ("argosy", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
+PACKAGES = ("argosy", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
+"""What a compression depends on."""
 
 
 def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, calibration: Rows) -> Version:
@@ -37,7 +38,7 @@ def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, c
         "precision": next((step.precision for step in reversed(result.recipe) if step.precision), _read_precision(parent)),
         "parent": {"name": parent.name, "number": parent.number, "digest": parent.digest},
         "compression": result.describe(),
-        "environment": describe_environment(_PACKAGES),
+        "environment": describe_environment(PACKAGES),
     }
     if any(step.needs_calibration for step in result.recipe):
         digest = digest_arrays(*(array for row in calibration for array in row.values()))

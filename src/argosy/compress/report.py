@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from argosy.compress.judge import Score
+from argosy.compress.judge import Guard, Score
 from argosy.compress.measure import OBJECTIVES, Cost
 from argosy.compress.plot import draw_sensitivity, draw_tradeoff, list_points
 from argosy.compress.result import CompressResult, Tried
 from argosy.output_file import OutputFile
+from argosy.store.manifest import Version
 from argosy.train.report import Section, write_page
 
-__all__ = ["BATCH_TOLERANCE", "describe_result", "list_findings", "tabulate_result", "write_report"]
+__all__ = ["BATCH_TOLERANCE", "describe_result", "list_findings", "tabulate_result", "write_nothing_found", "write_report"]
 
 BATCH_TOLERANCE: Final = 1e-5
 """Below it, a row is said to be answered alike alone and in a batch: rounding of float32."""
@@ -99,6 +100,30 @@ def write_report(file: OutputFile | Path | str, result: CompressResult) -> None:
     write_page(file, title=f"Compression of {name}", lead=_lead(result), sections=sections)
 
 
+def write_nothing_found(
+    file: OutputFile | Path | str, parent: Version, tried: Sequence[Tried], guard: Guard, objective: str
+) -> None:
+    """Write the page of a search that has found nothing: how near each recipe came.
+
+    Args:
+        file: to write; its name stands for a file that is not there.
+        parent: what was to be compressed.
+        tried: all recipes.
+        guard: what might have been lost.
+        objective: what was looked for.
+
+    Raises:
+        InputError: `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
+    """
+    lead = f"None of {len(tried)} recipes improves its {objective} within a loss of {guard.max_loss:g}: nothing was published."
+    scores = [one.score for one in tried if one.score is not None]
+    metric = scores[0].metric if scores else guard.metric or ""
+    sections = [_tabulate_tried(tried, None)]
+    if list_points(tried, OBJECTIVES[objective]):
+        sections.insert(0, _draw(tried, None, objective, metric, guard.max_loss))
+    write_page(file, title=f"Compression of {parent.name}@{parent.number}", lead=lead, sections=sections)
+
+
 def list_findings(result: CompressResult) -> list[Section]:
     """Give the sections of a page that show what was tried: the plot and the table."""
     return [_show_tradeoff(result), _show_tried(result)]
@@ -181,19 +206,23 @@ def _tell_loss(score: Score) -> str:
 
 
 def _show_tradeoff(result: CompressResult) -> Section:
-    objective = result.objective or "latency"
-    points = list_points(result.tried, OBJECTIVES[objective])
-    metric, max_loss = result.score.metric, result.guard.max_loss
-    is_served = result.after.served is not None
-    drawing = draw_tradeoff(
-        points, _find_chosen(result), objective=objective, metric=metric, max_loss=max_loss, is_served=is_served
-    )
-    text = "Each point is a recipe, by its number in the table below; filled is what the guard takes, ringed what was chosen. "
+    return _draw(result.tried, _find_chosen(result), result.objective or "latency", result.score.metric, result.guard.max_loss)
+
+
+def _draw(tried: Sequence[Tried], chosen: int | None, objective: str, metric: str, max_loss: float) -> Section:
+    points, is_served = list_points(tried, OBJECTIVES[objective]), _is_served(tried)
+    drawing = draw_tradeoff(points, chosen, objective=objective, metric=metric, max_loss=max_loss, is_served=is_served)
+    ringed = "" if chosen is None else ", ringed what was chosen"
+    text = f"Each point is a recipe, by its number in the table below; filled is what the guard takes{ringed}. "
     text += "Lines through points are 95 % intervals. The loss is even up to twice the guard, and by powers of ten beyond."
     if is_served and objective != "size":
         text += " What came to the last round was measured as served; of the others it is what is to be expected: their own, and "
         text += "what serving adds to the original's."
     return Section(title="What is lost for what is won", text=text, drawing=drawing)
+
+
+def _is_served(tried: Sequence[Tried]) -> bool:
+    return any(one.after is not None and one.after.served is not None for one in tried)
 
 
 def _find_chosen(result: CompressResult) -> int:
@@ -202,12 +231,15 @@ def _find_chosen(result: CompressResult) -> int:
 
 
 def _show_tried(result: CompressResult) -> Section:
-    is_served = any(one.after is not None and one.after.served is not None for one in result.tried)
+    return _tabulate_tried(result.tried, _find_chosen(result))
+
+
+def _tabulate_tried(tried: Sequence[Tried], chosen: int | None) -> Section:
+    is_served = _is_served(tried)
     columns = _SERVED if is_served else ()
     header = ("", "recipe", "guard", "loss", "files", "memory", "one row", "batch", *columns, "took")
-    chosen = _find_chosen(result)
     rows: list[tuple[str, ...]] = []
-    for number, one in enumerate(result.tried, 1):
+    for number, one in enumerate(tried, 1):
         verdict = one.problem or ("held, chosen" if number == chosen else "held")
         parts = _list_parts(one)[: len(header) - 4]
         rows.append((str(number), one.title, verdict, *parts, f"{one.seconds:.1f} s"))

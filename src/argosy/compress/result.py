@@ -95,6 +95,8 @@ class CompressResult:
     sensitivity: tuple[Sensitivity, ...] = ()
     """How far the answers move if one group of layers is compressed and nothing else, the most sensitive first; empty where no
     recipe was refined."""
+    search: str = ""
+    """How it was looked for; "" where it was given."""
 
     @property
     def title(self) -> str:
@@ -117,4 +119,5 @@ class CompressResult:
             "gains": self.gain.gains,
             "losses": self.gain.losses,
             "objective": self.objective,
+            "search": self.search,
         }

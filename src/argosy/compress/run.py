@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib
+import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +17,12 @@ from typing import Any, cast
 
 from argosy.bench.artifact import Artifact, open_version
 from argosy.bench.rows import Rows
-from argosy.compress.find import Budget, find
+from argosy.compress.find import SEARCHES, Budget, Found, Keeping, find
 from argosy.compress.judge import Guard
 from argosy.compress.jury import Jury
 from argosy.compress.kind import find_meaning
 from argosy.compress.measure import OBJECTIVES
-from argosy.compress.publish import publish_artifact
+from argosy.compress.publish import PACKAGES, publish_artifact
 from argosy.compress.recipe import Recipe, get_recipe, run_recipe
 from argosy.compress.result import CompressResult, Tried
 from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
@@ -26,8 +30,12 @@ from argosy.compress.served import open_stage, serve_finalists
 from argosy.compress.steps.base import Step, Workshop
 from argosy.deploy.spec import Arrival
 from argosy.errors import ConflictError, FaultError, InputError, list_choices
+from argosy.output_file import OutputFile
+from argosy.search.journal import find_folder
 from argosy.store.local import Store
 from argosy.store.manifest import Version
+from argosy.train.data import digest_arrays
+from argosy.train.lineage import describe_environment
 
 __all__ = ["compress"]
 
@@ -42,6 +50,7 @@ def compress(
     *,
     method: str | Step | Sequence[str | Step] | None = None,
     objective: str = "latency",
+    search: str = "gradient",
     data: object = None,
     calibration: object = None,
     evaluation: tuple[object, object] | None = None,
@@ -51,6 +60,7 @@ def compress(
     trace: Sequence[Arrival] = (),
     needs_gain: bool = True,
     publish: bool = True,
+    report: OutputFile | Path | str | None = None,
     store: Store | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> CompressResult:
@@ -63,6 +73,8 @@ def compress(
         method: a recipe: names of `STEPS` with `+` between them, or steps with their parameters set. None finds the best one for
             the objective.
         objective: what to look for without a method: `latency`, `throughput`, `size` or `memory`.
+        search: how recipes are looked for without a method: `gradient`, `random`, `genetic` or `tpe`. Killed at any moment, the
+            same call goes on, and loses no recipe that was tried.
         data: rows like those to come, without or with targets as a pair; they are split into rows to calibrate with and rows to
             judge on. As `calibration` and `evaluation`, which may be given instead. Where the version makes tensors of texts or
             pictures, a list of these.
@@ -79,14 +91,16 @@ def compress(
             default: rows of those that are judged on, one by one.
         needs_gain: refuse what is larger, and what is neither smaller nor faster. False publishes it all the same.
         publish: False measures only.
+        report: HTML file for all that was measured; written also where nothing is found.
         store: default: that of ARGOSY_HOME.
         say: is told what happens.
 
     Raises:
-        ConflictError: `guard_failed`, too much was lost; `answers_ruined`, whatever its metric says; `no_gain`; `nothing_found`;
-            nothing was published.
+        ConflictError: `guard_failed`, too much was lost; `answers_ruined`, whatever its metric says; `no_gain`; `nothing_found`:
+            nothing was published; `search_active`.
         InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
-            `not_compressible`, `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`.
+            `not_compressible`, `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`,
+            `bad_journal`, `file_exists`, `unwritable`.
         FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
         NotFoundError: no such version.
         StoreError: the parent's files are damaged.
@@ -96,8 +110,11 @@ def compress(
     recipe = None if method is None else get_recipe(method)
     if objective not in OBJECTIVES:
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
+    if search not in SEARCHES:
+        raise InputError("unknown_choice", kind="search", got=search, known=list_choices(SEARCHES))
     if trace and served is False:
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
+    page = OutputFile(report) if isinstance(report, Path | str) else report
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent)
     if publish:
@@ -110,11 +127,18 @@ def compress(
         is_served = (recipe is None or bool(trace)) if served is None else served
         stage = open_stage(store, parent, sample.rows, work / "stage", trace) if is_served else None
         with stage or nullcontext(), Jury(artifact, find_meaning(parent), guard, sample, work / "jury", stage=stage) as jury:
+            keeping = None
             if recipe is None:
-                made, chosen, tried = find(jury, workshop, objective, budget or Budget(), say=say)
+                keeping = _choose_keeping(store, parent, rows, sample, guard, search, objective) if publish else None
+                found = find(jury, workshop, objective, budget or Budget(), search=search, keeping=keeping, say=say)
             else:
-                made, chosen = _try_one(recipe, jury, workshop, say)
-                tried = (chosen,)
+                found = _try_one(recipe, jury, workshop, say)
+            made, chosen = found.artifact, found.best
+            if made is None or chosen is None:
+                _forget(keeping)
+                if page is not None:
+                    _import_report().write_nothing_found(page, parent, found.tried, guard, objective)
+                raise ConflictError("nothing_found", objective=objective, tried=found.explanation, max_loss=guard.max_loss)
             assert chosen.score is not None and chosen.before is not None and chosen.after is not None
             metric = "accuracy" if chosen.score.metric == "agreement" else chosen.score.metric
             result = CompressResult(
@@ -126,17 +150,47 @@ def compress(
                 before=chosen.before,
                 after=chosen.after,
                 objective=objective if recipe is None else "",
-                tried=tried,
+                search=search if recipe is None else "",
+                tried=found.tried,
                 examples=chosen.examples,
                 unserved=stage.problem if stage is not None else "",
-                sensitivity=jury.sensitivity,
+                sensitivity=found.sensitivity,
             )
-            if not publish:
-                return result
-            if needs_gain and not result.gain.is_one and recipe is not None:
-                name = f"{parent.name}@{parent.number}"
-                raise ConflictError("no_gain", method=result.title, reference=name, found=result.gain.describe())
-            return dataclasses.replace(result, version=publish_artifact(store, result, made, rows))
+            if publish:
+                if needs_gain and not result.gain.is_one and recipe is not None:
+                    name = f"{parent.name}@{parent.number}"
+                    raise ConflictError("no_gain", method=result.title, reference=name, found=result.gain.describe())
+                result = dataclasses.replace(result, version=publish_artifact(store, result, made, rows))
+                _forget(keeping)
+    if page is not None:
+        _import_report().write_report(page, result)
+    return result
+
+
+def _import_report() -> Any:
+    """Import what draws, which most calls need not."""
+    return importlib.import_module("argosy.compress.report")
+
+
+def _choose_keeping(
+    store: Store, parent: Version, rows: Rows, sample: Sample, guard: Guard, search: str, objective: str
+) -> Keeping:
+    """Say where a search is kept while it goes on: under a name of its own for all that its trials depend on."""
+    about = {
+        "parent": parent.digest,
+        "calibration": digest_arrays(*(array for row in rows for array in row.values())),
+        "evaluation": digest_arrays(*(array for row in sample.rows for array in row.values()), *sample.targets.values()),
+        "guard": dataclasses.asdict(guard),
+        "environment": describe_environment(PACKAGES),
+    }
+    whole = json.dumps([about, search, objective], sort_keys=True)
+    return Keeping(store.home, f"compress-{hashlib.sha256(whole.encode()).hexdigest()[:16]}", about)
+
+
+def _forget(keeping: Keeping | None) -> None:
+    """Remove a search that has ended: called again, it would tell timings of another day."""
+    if keeping is not None:
+        shutil.rmtree(find_folder(keeping.home, keeping.name), ignore_errors=True)
 
 
 def _check_parent(parent: Version) -> None:
@@ -198,7 +252,7 @@ def _split_pair(data: object) -> tuple[object, object]:
     return (parts[0], parts[1]) if len(parts) == 2 else (cast("object", data), None)
 
 
-def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str], None]) -> tuple[Artifact, Tried]:
+def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str], None]) -> Found:
     """Make and judge what a given recipe makes.
 
     Raises:
@@ -221,4 +275,4 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
     serve_finalists(jury.stage, tried, {0: made}, [0], "", say)
     if tried[0].problem:
         raise FaultError("engine_failed", engine=tried[0].title, detail=tried[0].problem)
-    return made, tried[0]
+    return Found(made, tried[0], tuple(tried))

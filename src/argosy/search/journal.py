@@ -12,12 +12,18 @@ from typing import Any, Final
 
 from argosy.errors import ConflictError, InputError
 from argosy.frameworks.base import import_extra
+from argosy.home import find_home
 from argosy.store.temporary import explain_write, try_lock
 
-__all__ = ["JOURNAL_FILE", "digest_file", "empty_folder", "hold_folder", "open_storage"]
+__all__ = ["JOURNAL_FILE", "digest_file", "empty_folder", "find_folder", "hold_folder", "open_storage"]
 
 JOURNAL_FILE: Final = "journal.log"
 _LOCK_FILE: Final = "lock"
+
+
+def find_folder(home: Path | str | None, name: str) -> Path:
+    """Give where a search of a name is kept; default of the home: ARGOSY_HOME."""
+    return find_home(home) / "search" / name
 
 
 @contextmanager

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import import_extra
 from argosy.search.linear import LinearPlan, Scores
 from argosy.search.record import Record
 from argosy.search.space import Space, Value
-from argosy.search.stopping import Rule, is_below_median, is_out_of_rung
+from argosy.search.stopping import Rule, is_below_median, is_below_third, is_out_of_rung
 
 __all__ = ["METHODS", "Plan", "get_rule", "make_plan", "make_sampler"]
 
@@ -47,22 +47,38 @@ class GridPlan:
         return next((point for point in self._space.list_points() if tuple(point.values()) not in tried), None)
 
 
-Plan = GridPlan | LinearPlan
+class Plan(Protocol):
+    """What chooses points by itself, from all that is known of the trials."""
+
+    def describe(self) -> Any:
+        """Give what else it depends on than the space, as JSON data: a journal of another one is refused."""
+        ...
+
+    def choose(self, records: Sequence[Record]) -> dict[str, Value] | None:
+        """Give the next point, None once there is none."""
+        ...
 
 
-def make_plan(method: str, space: Space, scores: Scores | None) -> Plan | None:
+def make_plan(method: str, space: Space, scores: Scores | None, plan: Plan | None = None) -> Plan | None:
     """Give what chooses points without a sampler, None for the methods that have one.
+
+    Args:
+        method: a name of `METHODS`.
+        space: of the points.
+        scores: for the method `gradient`.
+        plan: instead of them.
 
     Raises:
         InputError: `unknown_choice`; `bad_space`, a grid over a float without step; `method_unfit`, `missing_extra`;
-            `bad_option`, scores for a method that takes none.
+            `bad_option`, scores or a plan for a method that takes none.
     """
     if method not in METHODS:
         raise InputError("unknown_choice", kind="method", got=method, known=list_choices(METHODS))
     if method == "gradient":
-        return LinearPlan(space, scores)
-    if scores is not None:
-        raise InputError("bad_option", option="scores", got="scores", expected=f"None with the method {method}")
+        return plan or LinearPlan(space, scores)
+    for option, given in (("scores", scores), ("plan", plan)):
+        if given is not None:
+            raise InputError("bad_option", option=option, got=option, expected=f"None with the method {method}")
     return GridPlan(space) if method == "grid" else None
 
 
@@ -85,4 +101,4 @@ def make_sampler(method: str, seed: int, number: int, name: str = "") -> Any:
 
 def get_rule(method: str) -> Rule:
     """Give when a trial of a method is stopped early."""
-    return is_out_of_rung if method == "hyperband" else is_below_median
+    return {"hyperband": is_out_of_rung, "tpe": is_below_third}.get(method, is_below_median)

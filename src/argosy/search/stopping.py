@@ -8,15 +8,15 @@ from typing import Final
 
 from argosy.search.record import Record
 
-__all__ = ["Rule", "is_below_median", "is_out_of_rung"]
+__all__ = ["Rule", "is_below_median", "is_below_third", "is_out_of_rung"]
 
 Rule = Callable[[int, Mapping[int, float], Sequence[Record]], str]
 """From a trial's number, its reports by step (the less the better) and the other trials to the reason to stop it, "" for none."""
 
 _LEAST_OTHERS: Final = 4
-"""Trials that must have come as far, for a median to say something."""
+"""Trials that must have come as far, for these to say something."""
 _SPARED_STEPS: Final = 1
-"""In which no trial is stopped by the median: the first step is noise."""
+"""In which no trial is stopped by others' best: the first step is noise."""
 _REDUCTION: Final = 3
 """Of trials that reach a rung, one in so many goes on; rungs are so many times farther apart each."""
 _BRACKETS: Final = (0, 0, 1, 0, 0, 2)
@@ -28,14 +28,27 @@ def is_below_median(number: int, steps: Mapping[int, float], others: Sequence[Re
 
     Source: Golovin et al. 2017, Google Vizier, section 3.2.2, with the best of each instead of its running average.
     """
-    step = max(steps)
-    if len(steps) <= _SPARED_STEPS:
+    known = _list_rivals(steps, others)
+    if not known or min(steps.values()) <= statistics.median(known):
         return ""
-    known = _list_best(others, step)
-    if len(known) < _LEAST_OTHERS:
+    return f"at step {max(steps)} it is worse than the median of {len(known)} others"
+
+
+def is_below_third(number: int, steps: Mapping[int, float], others: Sequence[Record]) -> str:
+    """Stop a trial whose best so far is not among the best third of the others' by then.
+
+    For a method that learns: its later trials are better than the median of all that came before, nearly every one.
+    """
+    known = sorted(_list_rivals(steps, others))
+    if not known or min(steps.values()) <= known[round(len(known) / _REDUCTION) - 1]:
         return ""
-    middle, own = statistics.median(known), min(steps.values())
-    return f"at step {step} it is worse than the median of {len(known)} others" if own > middle else ""
+    return f"at step {max(steps)} it is not among the best third of {len(known)} others"
+
+
+def _list_rivals(steps: Mapping[int, float], others: Sequence[Record]) -> list[float]:
+    """Give the best of each other by the last step; nothing where it is too early to tell."""
+    known = _list_best(others, max(steps)) if len(steps) > _SPARED_STEPS else []
+    return known if len(known) >= _LEAST_OTHERS else []
 
 
 def is_out_of_rung(number: int, steps: Mapping[int, float], others: Sequence[Record]) -> str:

@@ -13,13 +13,12 @@ from types import TracebackType
 from typing import Any, Final, Literal, cast
 
 from argosy.errors import ConflictError, InputError
-from argosy.home import find_home
 from argosy.optim.schedules import check_count
 from argosy.search.book import Book
 from argosy.search.importance import measure_importance
-from argosy.search.journal import JOURNAL_FILE, digest_file, hold_folder
+from argosy.search.journal import JOURNAL_FILE, digest_file, find_folder, hold_folder
 from argosy.search.linear import Scores
-from argosy.search.methods import get_rule, make_plan
+from argosy.search.methods import Plan, get_rule, make_plan
 from argosy.search.record import (
     Record,
     check_objectives,
@@ -72,6 +71,7 @@ class Study:
         seed: the same seed, space, objectives, method and answers give the same trials.
         watch: the objective that is reported step by step; default: the first.
         scores: of each option, for the method `gradient`.
+        plan: chooses the points of the method `gradient` by itself, instead of a linear programme over scores.
         about: what else must be the same to go on with a search; JSON data.
         restart: forget the search of this name.
 
@@ -94,6 +94,7 @@ class Study:
         seed: int = 0,
         watch: str | None = None,
         scores: Scores | None = None,
+        plan: Plan | None = None,
         about: Mapping[str, object] = {},
         restart: bool = False,
     ) -> None:
@@ -105,11 +106,11 @@ class Study:
         self.guard = self._check_guard(guard)
         if self.watch not in self.objectives:
             raise InputError("bad_option", option="watch", got=watch, expected="one of the objectives")
-        self._plan = make_plan(method, self.space, scores)
+        self._plan = make_plan(method, self.space, scores, plan)
         if name is not None and not _NAME.fullmatch(name):
             raise InputError("bad_name", kind="search", got=name)
         self.name = name or "in memory"
-        self.folder = None if name is None else find_home(home) / "search" / name
+        self.folder = None if name is None else find_folder(home, name)
         """Where it is kept; None: nowhere."""
         self._lock = threading.RLock()
         self._asked: dict[int, int] = {}

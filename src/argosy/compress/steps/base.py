@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from argosy.bench.artifact import Artifact
-from argosy.bench.rows import Rows
+from argosy.bench.rows import Rows, stack_answers
 from argosy.errors import InputError, list_choices
+from argosy.signature import Arrays
 
 __all__ = [
     "HEAVY",
@@ -25,6 +26,7 @@ __all__ = [
     "Workshop",
     "blame_library",
     "check_excluded",
+    "join_alike",
     "list_heavy",
     "name_nodes",
     "read_model",
@@ -33,6 +35,8 @@ __all__ = [
 
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights, which make the file and the time."""
+_CHUNK_ROWS: Final = 64
+"""Of one run of rows that are joined."""
 _MAX_DETAIL: Final = 300
 _LARGE_BYTES: Final = 1 << 30
 """From so many bytes on, weights stand in a file of their own: a message of protobuf ends at 2 GiB."""
@@ -49,6 +53,7 @@ class Workshop:
 
     def make_folder(self) -> Path:
         """Give a new, empty folder."""
+        # Not counted: copies of a workshop with other rows share the folder.
         self.folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="made", dir=self.folder))
 
@@ -129,6 +134,20 @@ def name_nodes(model: Any) -> None:
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{index}"
         seen.add(node.name)
+
+
+def join_alike(rows: Rows) -> list[Arrays]:
+    """Put rows of one shape together, up to 64: one run for all of them, whose memory stays bounded."""
+    groups: dict[tuple[object, ...], list[Arrays]] = {}
+    for row in rows:
+        groups.setdefault(tuple((name, array.shape, array.dtype.str) for name, array in row.items()), []).append(row)
+    joined: list[Arrays] = []
+    for alike in groups.values():
+        for start in range(0, len(alike), _CHUNK_ROWS):
+            part = alike[start : start + _CHUNK_ROWS]
+            whole = stack_answers(part)
+            joined += part if whole is None else [whole]
+    return joined
 
 
 def list_heavy(model: Any, kinds: Collection[str] = HEAVY) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from argosy.bench.artifact import Artifact
-from argosy.bench.rows import Rows, stack_answers
+from argosy.bench.rows import Rows
 from argosy.compress.sample import thin_rows
 from argosy.compress.steps.base import (
     HEAVY,
@@ -16,6 +16,7 @@ from argosy.compress.steps.base import (
     Workshop,
     blame_library,
     check_excluded,
+    join_alike,
     list_heavy,
     name_nodes,
     read_model,
@@ -31,8 +32,11 @@ _PASSING: Final = ("Flatten", "MaxPool", "Relu", "Reshape", "Transpose")
 """Operators that take int8 as it is, so that it stays int8 between two heavy ones. All others stay float32:
 quantising softmax, normalisation and sums too turned a sentence encoder into noise (cosine 0.36)."""
 
-_CHUNK_ROWS: Final = 64
-"""Rows of one calibration run; bounds its memory."""
+_WIDE_OUTPUTS: Final = ("Gemm", "MatMul")
+"""Operators whose integer kernels give float32: what comes out is rounded only where another one takes it as int8. So a layer
+that is left out gets numbers that were never rounded, and sums, normalisation and softmax do, too. Convolutions have no such
+kernel: theirs is rounded, or they run in float32."""
+
 _PER_CHANNEL_OPSET: Final = 13
 """In which QuantizeLinear has learnt to take a scale for each channel."""
 
@@ -77,7 +81,10 @@ class Int8(LayerStep, frozen=True, kw_only=True):
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `Step`."""
         prepared, folder = self._prepare(artifact, workshop), workshop.make_folder()
-        check_excluded(self.exclude, list_heavy(read_model(prepared, self.name)), self.name)
+        model = read_model(prepared, self.name)
+        layers = list_heavy(model)
+        check_excluded(self.exclude, layers, self.name)
+        plan = _plan(model, set(layers) - set(self.exclude))
         rows = _CalibrationReader(workshop.calibration, self.max_calibration_rows, is_batched=artifact.signature.is_batched)
         with blame_library(self.name):
             quantization: Any = importlib.import_module("onnxruntime.quantization")
@@ -87,14 +94,22 @@ class Int8(LayerStep, frozen=True, kw_only=True):
                 rows,
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=self.per_channel,
-                activation_type=quantization.QuantType.QInt8,
+                # Unsigned: ONNX Runtime's kernels on x86 take no other, and turn only some signed ones into them.
+                activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=getattr(quantization.CalibrationMethod, _CALIBRATORS[self.ranges]),
                 op_types_to_quantize=[*HEAVY, *_PASSING],
-                nodes_to_exclude=list(self.exclude),
-                extra_options={"MatMulConstBOnly": True},
+                nodes_to_exclude=[
+                    node.name
+                    for node in model.graph.node
+                    if node.op_type in (*HEAVY, *_PASSING) and node.name not in plan.integer
+                ],
+                extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_WIDE_OUTPUTS)},
             )
-        return replace(prepared, folder=folder)
+        made = replace(prepared, folder=folder)
+        whole = read_model(made, self.name)
+        _take_unrounded(whole, {node.name for node in model.graph.node} - set(plan.integer), plan.rounded)
+        return write_model(whole, made, workshop)
 
     def _prepare(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """Fold constants and normalisation into the weights, which must be final when they are rounded; name what is left."""
@@ -123,22 +138,65 @@ def _raise_opset(model: Any) -> Any:
     return model
 
 
+class _Plan(NamedTuple):
+    """What becomes of a graph."""
+
+    integer: set[str]
+    """Names of operators that work on int8."""
+    rounded: set[str]
+    """Tensors that come out of such an operator as int8."""
+
+
+def _plan(model: Any, layers: set[str]) -> _Plan:
+    """Choose the operators that work on int8: some layers, and what passes int8 on between them.
+
+    Products of two activations are not among them, as they lose more than they gain; the quantizer's own option for that misses
+    those whose shape is computed.
+    """
+    # Going down, what is rounded already; going up, what an integer kernel takes.
+    rounded, wanted = set[str](), set[str]()
+    for node in model.graph.node:
+        is_rounding = node.name in layers and node.op_type not in _WIDE_OUTPUTS
+        if is_rounding or (node.op_type in _PASSING and node.input[0] in rounded):
+            rounded.update(node.output)
+    for node in reversed(model.graph.node):
+        if node.name in layers or (node.op_type in _PASSING and wanted & set(node.output)):
+            wanted.add(node.input[0])
+    passed = rounded | wanted
+    passing = {node.name for node in model.graph.node if node.op_type in _PASSING and passed & set(node.output)}
+    return _Plan(layers | passing, rounded)
+
+
+def _take_unrounded(model: Any, floats: set[str], rounded: set[str]) -> None:
+    """Give float32 operators, such as residual sums, tensors as they were before they were rounded for a layer.
+
+    Args:
+        model: quantised.
+        floats: names of the operators that stayed float32.
+        rounded: tensors of which there is nothing but the rounded one.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    originals: dict[str, str] = {}
+    integers = set[str]()
+    for node in model.graph.node:
+        rounding = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if rounding is not None and rounding.op_type == "QuantizeLinear" and rounding.input[0] not in rounded:
+            originals[node.output[0]] = rounding.input[0]
+        elif node.op_type == "DequantizeLinear":
+            integers.update(node.output)
+    for node in model.graph.node:
+        # The sum of two that are rounded is one of integers at run time.
+        if node.name in floats and not integers & set(node.input):
+            for place, name in enumerate(node.input):
+                node.input[place] = originals.get(name, name)
+
+
 class _CalibrationReader:
     """Hands calibration rows to the quantizer, a chunk of rows of one shape at a time."""
 
     def __init__(self, rows: Rows, max_rows: int, *, is_batched: bool) -> None:
         picked = thin_rows(rows, max_rows)
-        self._chunks: Iterator[Arrays] = iter(_join(picked) if is_batched else picked)
+        self._chunks: Iterator[Arrays] = iter(join_alike(picked) if is_batched else picked)
 
     def get_next(self) -> Arrays | None:
         return next(self._chunks, None)
-
-
-def _join(rows: Rows) -> list[Arrays]:
-    """Put neighbours of one shape into chunks."""
-    chunks: list[Arrays] = []
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        part = rows[start : start + _CHUNK_ROWS]
-        joined = stack_answers(part)
-        chunks += part if joined is None else [joined]
-    return chunks

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.sample import thin_rows
-from argosy.compress.steps.base import LayerStep, Workshop, blame_library, check_excluded
+from argosy.compress.steps.base import LayerStep, Workshop, blame_library, check_excluded, join_alike
 from argosy.compress.steps.openvino import read_ir, write_ir
 from argosy.errors import InputError
 from argosy.frameworks.base import import_extra
@@ -68,13 +68,15 @@ class NncfInt8(LayerStep, frozen=True, kw_only=True):
         nncf, model = _import_nncf(self.name), read_ir(artifact, self.name)
         check_excluded(self.exclude, _list_layers(model), self.name)
         picked = thin_rows(workshop.calibration, self.max_calibration_rows)
+        # Of each run NNCF takes the smallest and the largest value, and of these the means: of runs of one row they cut off much.
+        runs = join_alike(picked) if artifact.signature.is_batched else list(picked)
         with blame_library(self.name):
             quantized = nncf.quantize(
                 model,
-                nncf.Dataset(list(picked)),
+                nncf.Dataset(runs),
                 preset=nncf.QuantizationPreset(self.preset),
                 model_type=nncf.ModelType.TRANSFORMER if self.is_transformer else None,
-                subset_size=len(picked),
+                subset_size=len(runs),
                 ignored_scope=nncf.IgnoredScope(names=list(self.exclude), validate=False) if self.exclude else None,
             )
         if not any(operator.get_type_name() == "FakeQuantize" for operator in quantized.get_ops()):
