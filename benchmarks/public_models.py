@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Rows = list[dict[str, NDArray[Any]]]
+Arrays = dict[str, NDArray[Any]]
+Rows = list[Arrays]
 WHEELS = (
     "basic-pitch==0.4.0",
     "brainmaze-eeg-models==0.1.0",
@@ -201,7 +202,7 @@ def cut_frames(sound: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([padded[start * 512 : start * 512 + 576] for start in range(count)])
 
 
-def run_frames(answer: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]], names: set[str]) -> tuple[Rows, NDArray[Any]]:
+def run_frames(answer: Callable[[Arrays], Arrays], names: set[str]) -> tuple[Rows, NDArray[Any]]:
     """Run a voice detector over a sound with the state that it gives; returns its requests, and the probabilities."""
     rows: Rows = []
     probabilities: list[float] = []
@@ -305,7 +306,8 @@ def make_spindles(_: Path) -> Rows:
         wave = _waves(random, 1, 7500)[0]
         for _ in range(int(random.integers(1, 6))):
             wave += 1.5 * np.exp(-(((time - random.uniform(1, 29)) / 0.4) ** 2)) * np.sin(2 * np.pi * 13 * time)
-        scales = [np.abs(np.convolve(wave, np.exp(2j * np.pi * rate * time[:250]) / 60, "same")) for rate in np.linspace(8, 18, 15)]
+        kernels = [np.exp(2j * np.pi * rate * time[:250]) / 60 for rate in np.linspace(8, 18, 15)]
+        scales = [np.abs(np.convolve(wave, kernel, "same")) for kernel in kernels]
         rows.append({"raw_signal": wave[None, None].astype(np.float32), "spectrogram": np.stack(scales)[None].astype(np.float32)})
     return rows
 
@@ -357,9 +359,7 @@ def make_file_pictures(_: Path) -> Rows:
 
 def make_pixels(name: str, side: int) -> Callable[[Path], Rows]:
     """Pictures of pages for networks that know photographs."""
-    return lambda folder: [
-        {name: row["x"][:, :, :side, :side]} for row in make_pages(max(224, side), 24)(folder)
-    ]
+    return lambda folder: [{name: row["x"][:, :, :side, :side]} for row in make_pages(max(224, side), 24)(folder)]
 
 
 def make_symbols(name: str, most: int, kind: type[Any]) -> Callable[[Path], Rows]:
@@ -379,9 +379,7 @@ def _tokenize(folder: Path, count: int, longest: int) -> list[NDArray[np.int64]]
     tokenizers: Any = importlib.import_module("tokenizers")
     found = tokenizers.Tokenizer.from_file(str(folder / "traceforge_title_model/data/span/tokenizer.json"))
     texts = read_sentences()
-    return [
-        np.array(found.encode(texts[index * len(texts) // count]).ids[:longest], np.int64)[None] for index in range(count)
-    ]
+    return [np.array(found.encode(texts[index * len(texts) // count]).ids[:longest], np.int64)[None] for index in range(count)]
 
 
 def make_titles(folder: Path) -> Rows:

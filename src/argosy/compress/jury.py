@@ -12,14 +12,14 @@ import numpy as np
 
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
-from argosy.bench.rows import RowFiles, write_rows
+from argosy.bench.rows import RowFiles, Rows, write_rows
 from argosy.compress.examples import Example, find_examples
 from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
 from argosy.compress.sample import Sample, thin_rows
 from argosy.datatypes import is_float
-from argosy.errors import InputError
+from argosy.errors import FaultError, InputError
 from argosy.signature import Arrays
 
 __all__ = ["Finding", "Jury"]
@@ -50,24 +50,37 @@ class Jury:
         sample: rows that no candidate saw.
         folder: for files, new.
         threads: of one operator, of the original and of candidates.
+        golden: the version's examples, which a candidate must answer, too: they will be its own.
 
     Raises:
         FaultError: `engine_failed`, the original does not load or run.
         InputError: as `judge_outputs`, for the original beside itself.
     """
 
-    def __init__(self, parent: Artifact, meaning: Meaning, guard: Guard, sample: Sample, folder: Path, *, threads: int) -> None:
+    def __init__(
+        self,
+        parent: Artifact,
+        meaning: Meaning,
+        guard: Guard,
+        sample: Sample,
+        folder: Path,
+        *,
+        threads: int,
+        golden: Rows = (),
+    ) -> None:
         self.parent, self.sample, self.guard = parent, sample, guard
         self._meaning, self._threads, self._folder = meaning, threads, folder
         self._stack = ExitStack()
         self._first: RowFiles = write_rows(sample.rows[:1], folder / "first")
         self._files: RowFiles = write_rows(sample.rows, folder / "rows")
+        self._golden = write_rows(golden, folder / "golden")
         self._few = write_rows(thin_rows(sample.rows, _FEW_ROWS), folder / "few")
         self._timing = Timing(sample.rows, folder / "timing", is_batched=parent.signature.is_batched)
         self._original = self._open(parent, "the version itself")
         try:
             self._answers = self._answer(self._original)
             self._few_answers = self._original.answer(self._few)
+            self._golden_answers = self._original.answer(self._golden)
             # A metric that does not suit the answers, or too few rows for it, is nobody's fault but the caller's: said at once.
             self.score(self._answers)
         except BaseException:
@@ -95,6 +108,7 @@ class Jury:
         with Probe(artifact, threads=self._threads, title=title) as probe:
             answers = self._answer(probe)
             score = self.score(answers)
+            self._check_golden(probe, title)
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
         return Finding(score, before, after, self._find_examples(answers, score.output))
 
@@ -121,6 +135,15 @@ class Jury:
         """Hold answers to the rows against the original's, or against what is right."""
         evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis)
         return judge_outputs(evidence, self._meaning, self.guard)
+
+    def _check_golden(self, probe: Probe, title: str) -> None:
+        """See that the examples get answers of the same shapes: of a length that no row has, runtimes may make something else."""
+        for old, new in zip(self._golden_answers, probe.answer(self._golden), strict=True):
+            for name, array in old.items():
+                if name not in new or new[name].shape != array.shape:
+                    got = new[name].shape if name in new else "none"
+                    detail = f"output {name!r} of a golden example has shape {got}, of the original {array.shape}"
+                    raise FaultError("engine_failed", engine=title, detail=detail)
 
     def _find_examples(self, answers: list[Arrays], output: str) -> tuple[Example, ...]:
         is_first = output == next(iter(self._answers[0]))

@@ -96,8 +96,9 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
         workshop = Workshop(work / "made", rows)
-        threads = count_cores()
-        with Jury(artifact, find_meaning(parent), guard, sample, work / "jury", threads=threads) as jury:
+        threads, meaning = count_cores(), find_meaning(parent)
+        golden = _take_golden(store, parent).rows if parent.manifest.num_golden else ()
+        with Jury(artifact, meaning, guard, sample, work / "jury", threads=threads, golden=golden) as jury:
             if recipe is None:
                 made, chosen, tried = find(jury, workshop, objective, budget or Budget(), say=say)
             else:
@@ -175,8 +176,12 @@ def _take_rows(
     if sample is None:
         if not parent.manifest.num_golden or (recipe is None and parent.manifest.golden_is_synthetic):
             raise InputError("needs_calibration", method=steps, what="evaluation rows", name=name)
-        sample = take_golden(signature, store.load_golden(parent))
+        sample = _take_golden(store, parent)
     return rows, sample
+
+
+def _take_golden(store: Store, parent: Version) -> Sample:
+    return take_golden(parent.manifest.signature, store.load_golden(parent))
 
 
 def _split_pair(data: object) -> tuple[object, object]:
