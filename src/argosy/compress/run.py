@@ -91,10 +91,10 @@ def compress(
     _check_parent(parent)
     if publish:
         store.check_writable()
-    artifact = open_version(store, parent)
-    rows, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
+        artifact = _open_parent(store, parent, work / "parent")
+        rows, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
         workshop = Workshop(work / "made", rows)
         threads, meaning = count_cores(), find_meaning(parent)
         golden = _take_golden(store, parent).rows if parent.manifest.num_golden else ()
@@ -124,6 +124,15 @@ def compress(
                 name = f"{parent.name}@{parent.number}"
                 raise ConflictError("no_gain", method=result.title, reference=name, found=result.gain.describe())
             return dataclasses.replace(result, version=publish_artifact(store, result, made, rows))
+
+
+def _open_parent(store: Store, parent: Version, folder: Path) -> Artifact:
+    """Give a version's files, copied where some lie beside the entry: of these `onnx` reads none that has several names."""
+    artifact = open_version(store, parent)
+    if len(artifact.files) == 1:
+        return artifact
+    store.copy_artifact(parent, folder)
+    return dataclasses.replace(artifact, folder=folder)
 
 
 def _check_parent(parent: Version) -> None:
