@@ -12,11 +12,12 @@ from onnx import helper
 
 from argosy.bench.artifact import Artifact
 from argosy.compress import Guard, compress
+from argosy.compress.recipe import get_recipe, run_recipe
 from argosy.compress.steps.base import Step, Workshop, read_model, write_model
 from argosy.errors import FaultError
 from argosy.importers.onnx import import_onnx
 from argosy.store.local import Store
-from tests.compress.artifacts import make_artifact, make_perceptron
+from tests.compress.artifacts import answer, make_artifact, make_perceptron, name_operators
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = RANDOM.normal(size=(64, 64)).astype(np.float32) / 8
@@ -53,6 +54,22 @@ def test_requests_without_rows_and_with_states_are_compressed_and_their_golden_e
         name: array.shape for name, array in new.outputs.items()
     }
     np.testing.assert_allclose(new.outputs["next"], old.outputs["next"], atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["dynamic-int8", "int8", "weights", "float16"])
+def test_weights_may_be_written_as_nodes(name: str, tmp_path: Path) -> None:
+    artifact = make_perceptron(tmp_path / "model", 256)
+    model = onnx.load(str(artifact.path))
+    constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer]
+    nodes = [*constants, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(artifact.path))
+    rows = [{"x": row[None]} for row in RANDOM.normal(size=(32, 16)).astype(np.float32)]
+    made = run_recipe(get_recipe(name), artifact, Workshop(tmp_path / "made", rows))
+    assert made.size_bytes < 0.7 * artifact.size_bytes or name == "weights"
+    assert not {"Constant", "MatMul"} & set(name_operators(made).values()) or name in ("int8", "float16")
+    np.testing.assert_allclose(answer(made, **rows[0])["y"], answer(artifact, **rows[0])["y"], atol=0.1)
 
 
 class Late(Step, frozen=True, kw_only=True):

@@ -96,15 +96,34 @@ class LayerStep(Step, frozen=True, kw_only=True):
 
 
 def read_model(artifact: Artifact, step: str) -> Any:
-    """Read an artifact's ONNX file, with its weights.
+    """Read an artifact's ONNX file, with its weights, which all stand among the graph's initializers.
 
     Raises:
-        InputError: `step_unfit`, it is none.
+        InputError: `step_unfit`, it is none; `step_failed`, it cannot be read.
     """
     if artifact.runtime not in ("onnx", "openvino") or artifact.path.suffix != ".onnx":
         raise InputError("step_unfit", method=step, runtime=artifact.runtime, expected="an ONNX file")
     onnx: Any = importlib.import_module("onnx")
-    return onnx.load(str(artifact.path))
+    with blame_library(step):
+        model = onnx.load(str(artifact.path))
+    _store_constants(model.graph)
+    return model
+
+
+def _store_constants(graph: Any) -> None:
+    """Make weights of the nodes Constant that some exporters write them as: quantizers look for these alone."""
+    results = {output.name for output in graph.output}
+    kept: list[Any] = []
+    for node in graph.node:
+        tensor = next((each.t for each in node.attribute if each.name == "value"), None) if node.op_type == "Constant" else None
+        if tensor is None or node.output[0] in results:
+            kept.append(node)
+            continue
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
 
 
 def write_model(model: Any, artifact: Artifact, workshop: Workshop, **changes: Any) -> Artifact:
