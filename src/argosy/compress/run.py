@@ -28,7 +28,7 @@ from argosy.store.manifest import Version
 
 __all__ = ["compress"]
 
-_RUNTIMES = ("onnx", "openvino")
+_RUNTIMES = ("keras", "onnx", "openvino", "torch")
 """Whose files steps read."""
 _BUDGET_S = 1.0
 """For timing a model at each batch size."""
