@@ -237,7 +237,7 @@ def _choose_uneven(outputs: Array, targets: Array | None, meaning: Meaning, metr
         expected = f"one of {list_choices(['fidelity', *FIDELITIES])}, without targets: {reason}"
         raise InputError("bad_option", option="guard.metric", got=metric or "targets", expected=expected)
     if metric in FIDELITIES:
-        FIDELITIES[metric].check(outputs)
+        FIDELITIES[str(metric)].check(outputs)
     return _Choice(metric or "fidelity", None, meaning, reason)
 
 

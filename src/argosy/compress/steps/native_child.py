@@ -18,7 +18,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Do a job, and tell what came of it."""
-    runtime, file = sys.argv[1:3]
+    runtime, file = sys.argv[1:]
     job: dict[str, Any] = json.loads(Path(file).read_text())
     warnings.simplefilter("ignore")
     try:
@@ -47,7 +47,7 @@ def _quantize_torch(job: dict[str, Any]) -> int:
     if importlib.import_module("argosy.runtimes.torch_files").check_file(path) != "program":
         raise ValueError("TorchScript has its weights in its code; publish the model as a program of torch.export")
     with path.open("rb") as file:
-        module = torch.export.load(file).module()
+        module: Any = torch.export.load(file).module()
     count = _replace_linear(torch, module, int(job["options"]["least_weights"]))
     if not count:
         return 0
@@ -70,15 +70,17 @@ def _takes_many(module: Any) -> bool:
 
 def _find_type(torch: Any, spec: dict[str, Any]) -> Any:
     names = {"FP64": "float64", "FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
-    return getattr(torch, names.get(spec["datatype"], spec["datatype"].lower()))
+    kind = str(spec["datatype"])
+    return getattr(torch, names.get(kind, kind.lower()))
 
 
 def _replace_linear(torch: Any, module: Any, least: int) -> int:
     """Put in the place of each linear layer one whose weights are int8; returns how many there were."""
+    base: Any = torch.nn.Module
 
-    class Int8Linear(torch.nn.Module):
+    class Int8Linear(base):
         def __init__(self, weight: Any, bias: Any) -> None:
-            super().__init__()
+            base.__init__(self)
             scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127.0
             self.register_buffer("weight", (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8))
             self.register_buffer("scale", scale)
@@ -90,7 +92,8 @@ def _replace_linear(torch: Any, module: Any, least: int) -> int:
             return made if self.bias is None else made + self.bias
 
     def read(node: Any) -> Any:
-        value = module
+        """Give the weight that a node stands for."""
+        value: Any = module
         for part in node.target.split("."):
             value = getattr(value, part)
         return value.detach()
@@ -99,7 +102,8 @@ def _replace_linear(torch: Any, module: Any, least: int) -> int:
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not torch.ops.aten.linear.default:
             continue
-        x, weight, bias = (*node.args, None)[:3]
+        arguments: list[Any] = [*node.args, None]
+        x, weight, bias = arguments[:3]
         is_constant = weight.op == "get_attr" and (bias is None or bias.op == "get_attr")
         if not is_constant or read(weight).dtype != torch.float32 or read(weight).numel() < least:
             continue
