@@ -1,7 +1,7 @@
 """A process that runs one artifact, seen from outside.
 
 An artifact that may be a stranger's can do little there: a graph is run in a process that reaches its own files and the rows
-that it is given, as `confine/` has it. The user's own code, and what may hold any, runs as it does in a worker.
+that it is given, as `confine/` has it. What does not work so, the user's own code above all, runs as it does in a worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from argosy.bench.rows import RowFiles, read_answers
 from argosy.confine.confine import hostile_folder, open_confined
 from argosy.environment import find_interpreter, is_importable
 from argosy.errors import FaultError, InputError
-from argosy.runtimes.base import CODE_RUNTIMES, PACKAGES
+from argosy.runtimes.base import PACKAGES
 from argosy.signature import Arrays
 
 __all__ = ["Probe"]
@@ -48,6 +48,9 @@ _SETTINGS: Final = (
     "LD_LIBRARY_",
 )
 """Variables that libraries are set by, as names begin; a graph has no use for the others."""
+_CONFINED: Final = ("mxnet", "onnx", "openvino", "torch")
+"""Runtimes that work confined. JAX tells threads by names, and TensorFlow wants links, which a confined process may not give;
+Keras runs on either. Python artifacts are the user's own code."""
 _LIBRARIES: Final = {"onnx": "onnxruntime"}
 """Runtime -> the package that it imports, where this has another name."""
 
@@ -131,7 +134,7 @@ class Probe:
         package = PACKAGES.get(runtime)
         is_here = package is None or is_importable(package)
         python = Path(sys.executable) if package is None or is_here else find_interpreter(package)
-        if runtime in CODE_RUNTIMES:
+        if runtime not in _CONFINED:
             environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
             command = [str(python), "-P", "-m", _CHILD]
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
