@@ -72,6 +72,14 @@ def test_weights_may_be_written_as_nodes(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(answer(made, **rows[0])["y"], answer(artifact, **rows[0])["y"], atol=0.1)
 
 
+def test_what_is_in_8_bits_stays_so_in_float16(tmp_path: Path) -> None:
+    artifact = make_perceptron(tmp_path / "model", 256)
+    made = run_recipe(get_recipe("dynamic-int8+float16"), artifact, Workshop(tmp_path / "made"))
+    assert "DynamicQuantizeLinear" in name_operators(made).values()
+    row = RANDOM.normal(size=(1, 16)).astype(np.float32)
+    np.testing.assert_allclose(answer(made, x=row)["y"], answer(artifact, x=row)["y"], atol=0.1)
+
+
 class Late(Step, frozen=True, kw_only=True):
     """Cut what a graph cuts two numbers later."""
 
