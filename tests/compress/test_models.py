@@ -72,6 +72,22 @@ def test_weights_may_be_written_as_nodes(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(answer(made, **rows[0])["y"], answer(artifact, **rows[0])["y"], atol=0.1)
 
 
+def test_weights_may_be_listed_among_the_inputs_of_an_old_opset(tmp_path: Path) -> None:
+    artifact = make_perceptron(tmp_path / "model", 256)
+    model = onnx.load(str(artifact.path))
+    model.graph.node[-1].output[0] = "z"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([4], np.int64), "size"))
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["zeros"]))
+    model.graph.node.append(helper.make_node("Add", ["z", "zeros"], ["y"]))
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model.ir_version, model.opset_import[0].version = 3, 9
+    onnx.save(model, str(artifact.path))
+    rows = [{"x": row[None]} for row in RANDOM.normal(size=(32, 16)).astype(np.float32)]
+    made = run_recipe(get_recipe("int8"), artifact, Workshop(tmp_path / "made", rows))
+    np.testing.assert_allclose(answer(made, **rows[0])["y"], answer(artifact, **rows[0])["y"], atol=0.1)
+
+
 def test_what_is_in_8_bits_stays_so_in_float16(tmp_path: Path) -> None:
     artifact = make_perceptron(tmp_path / "model", 256)
     made = run_recipe(get_recipe("dynamic-int8+float16"), artifact, Workshop(tmp_path / "made"))

@@ -33,6 +33,8 @@ __all__ = [
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights, which make the file and the time."""
 _MAX_DETAIL: Final = 300
+_FREE_WEIGHTS: Final = 4
+"""Version of the format from which on weights need not be inputs."""
 _LARGE_BYTES: Final = 1 << 30
 """From so many bytes on, weights stand in a file of their own: a message of protobuf ends at 2 GiB."""
 
@@ -107,7 +109,18 @@ def read_model(artifact: Artifact, step: str) -> Any:
     with blame_library(step):
         model = onnx.load(str(artifact.path))
     _store_constants(model.graph)
+    _fix_weights(model)
     return model
+
+
+def _fix_weights(model: Any) -> None:
+    """Take weights from among the inputs, where files of old list them, and converters lose them."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [info for info in model.graph.input if info.name not in weights]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, _FREE_WEIGHTS)
 
 
 def _store_constants(graph: Any) -> None:
