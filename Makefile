@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard bench-served bench-way clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -196,6 +196,14 @@ bench-served: setup
 ## The whole way under load: train, deploy; compress and roll out in one command while clients ask without pause.
 bench-way: setup
 	$(BIN)/python benchmarks/whole_way.py
+
+## Public models out of packages, each compressed on rows of its own kind.
+bench-models: setup
+	$(BIN)/python benchmarks/compress_models.py
+
+## A CNN and MXNet's ResNet-18 on digits, compressed by one command: accuracy, size and a worker's own time.
+bench-int8: setup
+	$(BIN)/python benchmarks/compress_int8.py
 
 clean:
 	rm -rf .venv .bench .ruff_cache .pytest_cache .hypothesis

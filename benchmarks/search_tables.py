@@ -110,7 +110,7 @@ def fill_minilm(folder: Path, num_groups: int, num_recipes: int, num_sentences: 
         version = publish_minilm(store, work)
         parent, workshop = open_version(store, version), Workshop(work / "made", rows[:300])
         guard = Guard("cosine", MAX_LOSS)
-        with Jury(parent, find_meaning(version), guard, Sample(rows[300:]), work / "jury", threads=2) as jury:
+        with Jury(parent, find_meaning(version), guard, Sample(rows[300:]), work / "jury") as jury:
             space = RecipeSpace(list_recipes(parent, workshop)[:num_recipes], num_groups)
             objective = ("throughput", OBJECTIVES["throughput"])
             trials = Trials(space, jury, workshop, objective, budget_s=1.0, deadline=float("inf"), say=say)

@@ -332,7 +332,8 @@ MESSAGES: dict[str, Message] = {
         "runs forward, and the loss as `loss`",
     ),
     "not_compressible": Message(
-        "Model {name!r} version {version} is of the runtime {runtime}, and compression works on ONNX files and OpenVINO's",
+        "Model {name!r} version {version} is of the runtime {runtime}, and compression works on files of ONNX, OpenVINO, Keras "
+        "and torch",
         "publish the network as ONNX (argosy.publish, or argosy import of a file that becomes it), and compress that version; "
         "argosy tune finds faster settings for this one",
     ),

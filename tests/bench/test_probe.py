@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import argosy
@@ -16,6 +17,7 @@ from argosy.bench import probe as probe_module
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
 from argosy.bench.rows import read_answers, stack_answers, write_rows
+from argosy.confine.confine import describe_confinement
 from argosy.errors import FaultError
 from argosy.signature import Signature, TensorSpec
 
@@ -102,6 +104,104 @@ def test_model_that_hangs_is_given_up_and_ended(make: Any, tmp_path: Path) -> No
         pid = probe._process.pid  # pyright: ignore[reportPrivateUsage]
     assert time.monotonic() - started < 20
     assert not Path(f"/proc/{pid}").exists()
+
+
+def write_onnx(folder: Path, nodes: list[Any], weights: tuple[Any, ...] = ()) -> Artifact:
+    import onnx
+
+    helper: Any = onnx.helper
+    ends = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3])] for name in "xy"]
+    graph = helper.make_graph(nodes, "g", *ends, list(weights))
+    folder.mkdir()
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "model.onnx"))
+    return Artifact(folder, "model.onnx", "onnx", SIGNATURE)
+
+
+def write_endless(folder: Path) -> Artifact:
+    import onnx
+
+    helper: Any = onnx.helper
+    value = helper.make_tensor_value_info
+    step = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Sin", ["now"], ["next"])]
+    ins = [
+        value("i", onnx.TensorProto.INT64, []),
+        value("go", onnx.TensorProto.BOOL, []),
+        value("now", onnx.TensorProto.FLOAT, None),
+    ]
+    outs = [value("on", onnx.TensorProto.BOOL, []), value("next", onnx.TensorProto.FLOAT, None)]
+    body = helper.make_graph(step, "body", ins, outs)
+    weights = [
+        helper.make_tensor("n", onnx.TensorProto.INT64, [], [2**62]),
+        helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True]),
+    ]
+    return write_onnx(folder, [helper.make_node("Loop", ["n", "yes", "x"], ["y"], body=body)], weights)
+
+
+def test_graph_runs_in_a_process_that_is_confined_and_bounded(tmp_path: Path) -> None:
+    import onnx
+
+    with Probe(write_onnx(tmp_path / "model", [onnx.helper.make_node("Neg", ["x"], ["y"])])) as probe:
+        answers = probe.answer(write_rows(ROWS, tmp_path / "rows"))
+        process = Path(f"/proc/{probe._process.pid}")  # pyright: ignore[reportPrivateUsage]
+        limits = {line[:26].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()}
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        environment = (process / "environ").read_bytes().split(b"\0")
+    np.testing.assert_array_equal(answers[3]["y"], -ROWS[3]["x"])
+    assert limits["Max data size"] != "unlimited" and limits["Max core file size"] == "0"
+    assert status["NoNewPrivs"].strip() == "1" and status["CapEff"].strip() == "0" * 16
+    assert not describe_confinement().has_call_filter or status["Seccomp"].strip() == "2"
+    assert not any(line.startswith(b"PYTEST") for line in environment)
+
+
+@pytest.mark.skipif(not describe_confinement().is_confined, reason="this kernel confines no files")
+def test_graph_reads_nothing_but_its_own_files(tmp_path: Path) -> None:
+    openvino: Any = pytest.importorskip("openvino")
+    weights = (onnx_numpy(np.ones((3, 3), np.float32)),)
+    import onnx
+
+    made = write_onnx(tmp_path / "onnx", [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], weights)
+    folder, secret = tmp_path / "ir", tmp_path / "secret.bin"
+    openvino.save_model(openvino.Core().read_model(str(made.path)), str(folder / "model.xml"), compress_to_fp16=False)
+    artifact = Artifact(folder, "model.xml", "openvino", SIGNATURE, {"inputs": ["x"], "outputs": ["y"]})
+    with Probe(artifact) as probe:
+        np.testing.assert_array_equal(probe.answer(write_rows(ROWS, tmp_path / "rows"))[2]["y"], [[6, 6, 6]])
+    (folder / "model.bin").rename(secret)
+    (folder / "model.bin").symlink_to(secret)
+    with pytest.raises(FaultError, match=r"model\.bin"):
+        Probe(artifact)
+
+
+def onnx_numpy(array: Any) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(array, "w")
+
+
+def test_graph_without_an_end_is_given_up(tmp_path: Path) -> None:
+    with Probe(write_endless(tmp_path / "model"), timeout_s=4.0) as probe:
+        rows = write_rows(ROWS[:1], tmp_path / "rows")
+        with pytest.raises(FaultError, match="it took more than 4 s"):
+            probe.answer(rows)
+
+
+def test_graph_that_takes_all_memory_fails_alone(tmp_path: Path) -> None:
+    import onnx
+
+    helper: Any = onnx.helper
+    nodes = [
+        helper.make_node("Gather", ["x", "zero"], ["row"]),
+        helper.make_node("Cast", ["row"], ["shape"], to=onnx.TensorProto.INT64),
+        helper.make_node("ConstantOfShape", ["shape"], ["large"]),
+        helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    artifact = write_onnx(tmp_path / "model", nodes, (helper.make_tensor("zero", onnx.TensorProto.INT64, [], [0]),))
+    with Probe(artifact) as probe:
+        # More than any machine of ours has free, and less than what no machine would promise.
+        side = float(round((psutil.virtual_memory().available * 1.5 / 4) ** (1 / 3)))
+        with pytest.raises(FaultError, match=r"(?i)alloc"):
+            probe.answer(write_rows([{"x": np.full((1, 3), side, np.float32)}], tmp_path / "large"))
+        assert probe.answer(write_rows([{"x": np.ones((1, 3), np.float32)}], tmp_path / "small"))[0]["y"][0, 0] == 1.0
 
 
 def test_what_a_model_prints_is_no_answer(make: Any, tmp_path: Path) -> None:

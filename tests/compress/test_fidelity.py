@@ -63,6 +63,70 @@ def test_answers_of_different_lengths_are_compared_row_by_row():
     np.testing.assert_allclose(FIDELITIES["max_difference"].compute(before, after), [0.25, 0.1])
 
 
+def judge_uneven(metric, before, after):
+    cut = [[{"y": np.asarray(row)[None]} for row in answers] for answers in (before, after)]
+    return judge_outputs(Evidence(*cut, {}, "evaluation"), Meaning("unknown", "it is a test"), Guard(metric))
+
+
+@pytest.mark.parametrize(
+    ("metric", "changed", "value"),
+    [
+        pytest.param("text", SYMBOLS[[0, 1, 1, 0]], 0.75, id="text"),
+        pytest.param("agreement", SYMBOLS[[0, 1, 1, 0]], 0.75, id="agreement"),
+        pytest.param("iou", SYMBOLS[[0, 1, 1, 0]], 2 / 3, id="overlap"),
+        pytest.param("cosine", -SYMBOLS[[0, 1, 0, 1]], 0.0, id="cosine"),
+        pytest.param("max_difference", SYMBOLS[[0, 1, 0, 0]] * 0.5 + SYMBOLS[[0, 1, 0, 1]] * 0.5, 0.5, id="largest"),
+        pytest.param("fidelity", SYMBOLS[[0, 1, 0, 1]] * 0.99, None, id="fidelity"),
+    ],
+)
+def test_every_measure_but_of_neighbours_takes_answers_of_different_lengths(metric, changed, value):
+    before = [SYMBOLS[[1, 0, 2]], SYMBOLS[[0, 1, 0, 1]]]
+    guard = Guard(metric, 1.0) if metric == "agreement" else Guard(metric)
+    cut = [[{"y": np.asarray(row, np.float32)[None]} for row in answers] for answers in (before, [before[0], changed])]
+    score = judge_outputs(Evidence(*cut, {}, "evaluation"), Meaning("unknown", "it is a test"), guard)
+    assert score.metric == metric and (value is None or score.after == pytest.approx(value, abs=1e-6))
+    assert judge_uneven("text", before, before).loss == 0.0
+
+
+def test_answers_of_different_lengths_that_are_no_fractions_are_labels():
+    before, after = [np.array([1, 2, 3]), np.array([4, 5])], [np.array([1, 2, 3]), np.array([4, 6])]
+    score = judge_uneven(None, before, after)
+    assert (score.metric, score.after) == ("agreement", 0.75)
+
+
+@pytest.mark.parametrize(
+    ("metric", "changed", "said"),
+    [
+        pytest.param("text", np.full((4, 3), np.nan), "answers to 1 of 2 rows are no numbers", id="no-numbers"),
+        pytest.param("agreement", SYMBOLS[[0, 1, 0, 1]] * 9, "far from the original's", id="scores-too-large"),
+    ],
+)
+def test_ruined_answers_of_different_lengths_are_found_whatever_the_measure(metric, changed, said):
+    before = [SYMBOLS[[1, 0, 2]], SYMBOLS[[0, 1, 0, 1]]]
+    cut = [[{"y": np.asarray(row, np.float32)[None]} for row in answers] for answers in (before, [before[0], changed])]
+    score = judge_outputs(Evidence(*cut, {}, "evaluation"), Meaning("unknown", "it is a test"), Guard(metric, 0.5))
+    assert said in score.ruin and not Guard(metric, 0.5).accepts(score)
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers", "said"),
+    [
+        pytest.param("iou", np.random.default_rng(0).normal(size=(9, 8)), "iou of answers from -", id="vectors-are-no-maps"),
+        pytest.param("iou", np.full((9, 8), 0.2), "nowhere exceed 0.5", id="maps-of-nothing"),
+        pytest.param("text", np.tile([1.0, 0, 0], (9, 4, 1)), "no symbol is the likeliest", id="no-text"),
+        pytest.param("neighbours", np.eye(2), "neighbours of 2 rows", id="two-rows"),
+        pytest.param("cosine", np.ones((9, 1)), r"cosine of answers of shape \('rows', 1\)", id="no-direction"),
+    ],
+)
+def test_measure_of_what_is_not_there_is_refused(metric, answers, said):
+    with pytest.raises(InputError, match=said):
+        judge_outputs(
+            Evidence(*[[{"y": row[None].astype(np.float32)} for row in answers]] * 2, {}, "evaluation"),
+            Meaning("unknown", "it is a test"),
+            Guard(metric, 0.5),
+        )
+
+
 def judge(metric, before, after):
     cut = [[{"y": row[None]} for row in np.asarray(answers, np.float32)] for answers in (before, after)]
     return judge_outputs(Evidence(*cut, {}, "evaluation"), Meaning("unknown", "it is a test"), Guard(metric))

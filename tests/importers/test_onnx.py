@@ -17,6 +17,7 @@ from argosy.errors import ArgosyError, FaultError, InputError
 from argosy.importers.onnx import import_onnx
 from argosy.signature import TensorSpec
 from argosy.store.local import Store
+from tests.graphs import write_graph
 from tests.home import Home
 
 MakeOnnx = Callable[..., Path]
@@ -129,6 +130,14 @@ def test_initializers_among_the_inputs_are_no_inputs(store: Store, make_onnx: Ma
 def test_shape_that_an_output_does_not_declare_is_inferred(store: Store, make_onnx: MakeOnnx) -> None:
     path = make_onnx(outputs=[info("y", TensorProto.FLOAT, None)])
     assert import_onnx(store, path, "linear").manifest.signature.outputs == (TensorSpec("y", "FP32", (-1, 2)),)
+
+
+def test_output_that_is_declared_without_axes_gets_those_that_its_operators_give(store: Store, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0)]
+    path = write_graph(tmp_path / "doubtful.onnx", nodes, [("x", "FP32", ("n", 3))], [("y", "FP32", ()), ("sum", "FP32", ())])
+    version = import_onnx(store, path, "doubtful")
+    assert [spec.shape for spec in version.manifest.signature.outputs] == [(-1, 3), ()]
+    assert version.manifest.num_golden
 
 
 def test_small_vocabulary_still_gets_synthetic_examples(store: Store, make_onnx: MakeOnnx) -> None:

@@ -23,6 +23,7 @@ from argosy.serve.wire.frames import flatten_bytes
 from argosy.serve.worker import runtime_trials, warmup
 from argosy.serve.worker.agreement import choose_measure
 from argosy.serve.worker.answers import Answers
+from argosy.serve.worker.bounds import end_first, limit_memory
 from argosy.serve.worker.model import own_memory_bytes
 
 __all__ = ["Child", "main", "measure_batches", "measure_mix"]
@@ -35,6 +36,7 @@ _BATCH_S: Final = 1.0
 _GAIN: Final = 1.02
 """A batch of twice the rows that brings less is the last one that is tried, but for one more."""
 _MAX_TOLD: Final = 400
+_ANY: Final = 1 << 60
 
 
 class Child:
@@ -46,7 +48,10 @@ class Child:
         self._examples: list[Arrays] = []
 
     def load(self, runtime: str, folder: str, entry: str, options: dict[str, Any], outputs: list[Any], is_batched: bool) -> Any:
-        """Load the artifact."""
+        """Load the artifact, within what the machine has free."""
+        # A graph of a few bytes may ask for any amount: what is too much fails here, and takes nothing from others.
+        end_first()
+        limit_memory(_ANY, must_be_free=True)
         before = time.perf_counter()
         self._runtime = load_runtime_class(runtime)()
         self._runtime.load(Path(folder), entry, options)

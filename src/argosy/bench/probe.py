@@ -1,28 +1,58 @@
-"""A process that runs one artifact, seen from outside."""
+"""A process that runs one artifact, seen from outside.
+
+An artifact that may be a stranger's can do little there: a graph is run in a process that reaches its own files and the rows
+that it is given, as `confine/` has it. What does not work so, the user's own code above all, runs as it does in a worker.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import selectors
+import shutil
+import site
 import subprocess
 import sys
-import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import msgspec
 
 from argosy.bench.artifact import Artifact
 from argosy.bench.rows import RowFiles, read_answers
+from argosy.confine.confine import hostile_folder, open_confined
 from argosy.environment import find_interpreter, is_importable
-from argosy.errors import FaultError
+from argosy.errors import FaultError, InputError
 from argosy.runtimes.base import PACKAGES
 from argosy.signature import Arrays
 
 __all__ = ["Probe"]
+
+_CHILD: Final = "argosy.bench.child"
+_SETTINGS: Final = (
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "OPENBLAS_",
+    "DNNL_",
+    "ONEDNN_",
+    "KERAS_",
+    "TF_",
+    "XLA_",
+    "JAX_",
+    "MXNET_",
+    "LD_LIBRARY_",
+)
+"""Variables that libraries are set by, as names begin; a graph has no use for the others."""
+_CONFINED: Final = ("mxnet", "onnx", "openvino", "torch")
+"""Runtimes that work confined. JAX tells threads by names, and TensorFlow wants links, which a confined process may not give;
+Keras runs on either. Python artifacts are the user's own code."""
+_LIBRARIES: Final = {"onnx": "onnxruntime"}
+"""Runtime -> the package that it imports, where this has another name."""
 
 _TIMEOUT_S: Final = 300.0
 _MAX_LINE_BYTES: Final = 16 << 20
@@ -56,24 +86,21 @@ class Probe:
     ) -> None:
         self.artifact, self._title, self._timeout_s = artifact, title, timeout_s
         runtime = runtime or artifact.runtime
-        self._folder = tempfile.TemporaryDirectory(prefix="argosy-bench-")
-        self.work = Path(self._folder.name)
-        """For files of this probe; goes with it."""
+        self._stack = ExitStack()
+        folder = self._stack.enter_context(hostile_folder("argosy-bench-"))
+        self.work, self._given, self._made = (folder / name for name in ("work", "given", "made"))
+        # Files of the caller's and links to others, which its process may read; and what that makes.
+        for part in (self.work, self._given, self._made):
+            part.mkdir()
         self._num_files = 0
         self._rest = b""
-        package = PACKAGES.get(runtime)
-        is_here = package is None or is_importable(package)
-        python = sys.executable if package is None or is_here else str(find_interpreter(package))
-        environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
-        self._log = self.work / "log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [python, "-P", "-m", "argosy.bench.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-            )
+        self._log = folder / "log"
+        try:
+            with self._log.open("wb") as log:
+                self._process = self._start(runtime, log)
+        except BaseException:
+            self._stack.close()
+            raise
         try:
             options = {**artifact.options, "threads": threads, **({"precision": precision} if precision else {})}
             found = self._ask(
@@ -101,23 +128,61 @@ class Probe:
         """End the process."""
         self._process.kill()
         self._process.communicate()
-        self._folder.cleanup()
+        self._stack.close()
+
+    def _start(self, runtime: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        package = PACKAGES.get(runtime)
+        is_here = package is None or is_importable(package)
+        python = Path(sys.executable) if package is None or is_here else find_interpreter(package)
+        if runtime not in _CONFINED:
+            environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
+            command = [str(python), "-P", "-m", _CHILD]
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
+        return open_confined(
+            [_CHILD],
+            read=[self.artifact.folder, self.work, self._given],
+            home=self._made,
+            log=log,
+            python=python,
+            env={name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)},
+            module_folders=_list_module_folders(_LIBRARIES.get(runtime, runtime)) if is_here else (),
+            # A graph is data: a machine that cannot confine takes what the limits of `child.py` leave.
+            is_required=False,
+        )
+
+    def _give(self, path: Path) -> str:
+        """Let the process read a file."""
+        if path.is_relative_to(self.work):
+            return str(path)
+        self._num_files += 1
+        given = self._given / f"{self._num_files}{path.suffix}"
+        try:
+            given.hardlink_to(path)
+        except OSError:  # another file system
+            shutil.copyfile(path, given)
+        return str(given)
+
+    def _name_made(self) -> Path:
+        self._num_files += 1
+        return self._made / f"made{self._num_files}.npz"
 
     def answer(self, rows: RowFiles) -> list[Arrays]:
         """Answer requests one after the other; returns the outputs of each by name."""
         paths: list[Path] = []
         for path in rows.paths:
-            self._num_files += 1
-            paths.append(self.work / f"answers{self._num_files}.npz")
-            self._ask("answer", rows=str(path), answers=str(paths[-1]))
-        answers = read_answers(rows, paths)
+            paths.append(self._name_made())
+            self._ask("answer", rows=self._give(path), answers=str(paths[-1]))
+        try:
+            answers = read_answers(rows, paths)
+        except (InputError, KeyError, IndexError) as error:
+            raise self._fail(f"what it answered cannot be read: {error}") from error
         for path in paths:
             path.unlink()
         return answers
 
     def choose(self, rows: RowFiles) -> None:
         """Take the requests that the other methods time."""
-        self._ask("choose", rows=[str(path) for path in rows.paths])
+        self._ask("choose", rows=[self._give(path) for path in rows.paths])
 
     def time_mix(self) -> float:
         """Seconds of one of the chosen requests, alone, each of another shape than the last one."""
@@ -138,11 +203,13 @@ class Probe:
 
     def write_trials(self, path: Path) -> None:
         """Write rows at the extremes of the datatypes, with the answers to them."""
-        self._ask("write_trials", path=str(path))
+        made = self._name_made()
+        self._ask("write_trials", path=str(made))
+        shutil.copyfile(made, path)
 
     def hold_trials(self, path: Path, own: str, precision: str) -> None:
         """Hold the answers to such rows against those of the version's own runtime."""
-        self._ask("hold_trials", path=str(path), own=own, precision=precision)
+        self._ask("hold_trials", path=self._give(path), own=own, precision=precision)
 
     def _ask(self, op: str, **arguments: object) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -151,7 +218,11 @@ class Probe:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._fail(self._describe_end()) from None
-        found: dict[str, Any] = json.loads(self._read_line())
+        line = self._read_line()
+        try:
+            found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise self._fail(f"it said {line[:_TAIL_BYTES].decode(errors='replace')!r}") from None
         if "error" in found:
             raise self._fail(str(found["error"]))
         return found
@@ -178,3 +249,11 @@ class Probe:
 
     def _fail(self, detail: str) -> FaultError:
         return FaultError("engine_failed", engine=self._title, detail=detail)
+
+
+def _list_module_folders(library: str) -> list[Path]:
+    """Give the folders that PYTHONPATH, which a confined process does not get, leads to for what it imports."""
+    own = {os.path.realpath(folder) for folder in site.getsitepackages()}
+    specs = [importlib.util.find_spec(package) for package in ("numpy", "ml_dtypes", library)]
+    places = [place for spec in specs if spec is not None for place in spec.submodule_search_locations or ()]
+    return [Path(folder) for folder in sorted({os.path.realpath(Path(place).parent) for place in places} - own)]

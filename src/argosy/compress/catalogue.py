@@ -13,6 +13,7 @@ from argosy.compress.steps.base import HEAVY, Workshop
 from argosy.compress.steps.dynamic import DynamicInt8
 from argosy.compress.steps.half import Float16
 from argosy.compress.steps.int8 import Int8
+from argosy.compress.steps.native import KerasInt8, TorchInt8
 from argosy.compress.steps.nncf import NncfInt8, NncfWeights
 from argosy.compress.steps.openvino import Bfloat16, OpenVino
 from argosy.compress.steps.simplify import Simplify
@@ -20,6 +21,9 @@ from argosy.compress.steps.trees import FewerTrees, ShallowTrees
 from argosy.compress.steps.weights import Weights
 
 __all__ = ["list_recipes"]
+
+_NATIVE = {"keras": KerasInt8, "torch": TorchInt8}
+"""Runtime -> what its framework has for versions that have no ONNX form."""
 
 
 def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
@@ -29,6 +33,8 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
         artifact: the original.
         workshop: has the rows to calibrate with.
     """
+    if artifact.runtime in _NATIVE:
+        return [(_NATIVE[artifact.runtime](),)]
     if artifact.path.suffix != ".onnx":
         return _list_for_openvino(is_transformer=False) if artifact.runtime == "openvino" else []
     kinds = _count_operators(artifact)

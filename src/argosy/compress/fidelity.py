@@ -16,6 +16,8 @@ __all__ = ["FIDELITIES", "Fidelity", "is_distribution"]
 Array = NDArray[Any]
 
 _MASK: Final = 0.5
+_OVER: Final = 1e-3
+"""By which a map may leave 0 to 1, as rounding."""
 _MAX_PAIRS: Final = 4_000_000
 """Of rows, whose similarity is held at once."""
 _TINY: Final = 1e-12
@@ -31,24 +33,43 @@ class Fidelity:
     best: float
     """Of equal answers."""
     compute: Callable[[Array, Array], Array]
-    """From the original's answers and the others, first axis rows, a number a row."""
-    least_axes: int = 1
+    """From the original's answers and the others, first axis rows, a number a row. Of answers that differ in shape from row to
+    row an array of arrays, one a row."""
+    least_axes: int
     """That the answers must have, rows included."""
-    needs: str = ""
+    needs: str
     """What answers it suits, for messages."""
+    find_fault: Callable[[Array], str] = lambda row: ""
+    """Say why a row's answer, alone along the first axis, has nothing that is measured; "" if it has."""
+    least_rows: int = 1
+    """Fewer always get the same answer."""
+    takes_single: bool = False
+    """A row's answer may be a single number, which has no direction and no best class."""
+    takes_uneven: bool = True
+    """Shapes may differ from row to row."""
 
     def check(self, outputs: Array) -> None:
-        """See that it suits the answers.
+        """See that it suits the original's answers: who would measure what is not there would find that nothing is lost.
 
         Raises:
             InputError: `bad_option`.
         """
-        is_wide = outputs.ndim < 2 or self.least_axes < 2 or outputs.shape[-1] > 1
-        if outputs.ndim < self.least_axes or not is_wide:
-            got = f"{self.name} of answers of shape {('rows', *outputs.shape[1:])}"
-            raise InputError(
-                "bad_option", option="guard.metric", got=got, expected=f"a metric that suits them; this takes {self.needs}"
-            )
+        is_uneven = outputs.dtype.kind == "O"
+        rows: list[Array] = [row[None] for row in outputs]
+        is_wide = self.takes_single or any(row.size > 1 and (self.least_axes < 2 or row.shape[-1] > 1) for row in rows)
+        if is_uneven and not self.takes_uneven:
+            raise self._refuse("answers that differ in shape from row to row")
+        if not is_wide or any(row.ndim < self.least_axes for row in rows):
+            raise self._refuse(f"answers of shape {('rows', *rows[0].shape[1:])}")
+        if len(rows) < self.least_rows:
+            raise self._refuse(f"{len(rows)} rows, of which it always finds the same; {self.least_rows} at least are needed")
+        faults = [self.find_fault(row) for row in rows]
+        if all(faults):
+            raise self._refuse(f"answers {faults[0]}")
+
+    def _refuse(self, what: str) -> InputError:
+        expected = f"a metric that suits them; this takes {self.needs}"
+        return InputError("bad_option", option="guard.metric", got=f"{self.name} of {what}", expected=expected)
 
 
 def is_distribution(outputs: Array) -> bool:
@@ -62,10 +83,18 @@ def _flatten(outputs: Array) -> Array:
     return np.asarray(outputs, np.float64).reshape(len(outputs), -1)
 
 
+def _each(measure: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Have rows of several shapes measured one by one."""
+
+    def compute(before: Array, after: Array) -> Array:
+        if before.dtype.kind != "O":
+            return measure(before, after)
+        return np.array([measure(old[None], new[None])[0] for old, new in zip(before, after, strict=True)], np.float64)
+
+    return compute
+
+
 def _measure_cosine(before: Array, after: Array) -> Array:
-    if before.dtype.kind == "O":
-        rows = [_measure_cosine(old[None], new[None])[0] for old, new in zip(before, after, strict=True)]
-        return np.array(rows)
     old, new = _flatten(before), _flatten(after)
     lengths = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
     products: Array = (old * new).sum(axis=1)
@@ -155,18 +184,48 @@ def _compare_texts(one: list[int], other: list[int]) -> float:
     return 1.0 - costs[-1] / longest
 
 
-_VECTORS: Final = "vectors"
+def _find_no_map(row: Array) -> str:
+    if not (row.min() >= -_OVER and row.max() <= 1.0 + _OVER):
+        return f"from {row.min():.3g} to {row.max():.3g}"
+    return "" if (row > _MASK).any() else f"that nowhere exceed {_MASK}"
+
+
+def _find_no_text(row: Array) -> str:
+    return "" if _read(row[0]) else "in which no symbol is the likeliest, but the blank"
+
 
 FIDELITIES: Final[Mapping[str, Fidelity]] = {
     fidelity.name: fidelity
     for fidelity in (
-        Fidelity("cosine", 1.0, _measure_cosine, 1, _VECTORS),
-        Fidelity("agreement", 1.0, _measure_agreement, 2, "scores of classes along the last axis"),
-        Fidelity("neighbours", 1.0, _measure_neighbours, 2, "vectors, of which some are alike"),
-        Fidelity("kl", 0.0, _measure_kl, 2, "scores or probabilities of classes along the last axis"),
-        Fidelity("max_difference", 0.0, _measure_largest, 1, "numbers"),
-        Fidelity("iou", 1.0, _measure_iou, 2, "maps of 0 to 1, such as a detector's or of segments"),
-        Fidelity("text", 1.0, _measure_text, 3, "scores of symbols (the first is the blank) by steps, as of a text recogniser"),
+        Fidelity("cosine", 1.0, _each(_measure_cosine), 1, "vectors"),
+        Fidelity("agreement", 1.0, _each(_measure_agreement), 2, "scores of classes along the last axis"),
+        Fidelity(
+            "neighbours",
+            1.0,
+            _measure_neighbours,
+            2,
+            "vectors of one length, of which some are alike",
+            least_rows=3,
+            takes_uneven=False,
+        ),
+        Fidelity("kl", 0.0, _each(_measure_kl), 2, "scores or probabilities of classes along the last axis"),
+        Fidelity("max_difference", 0.0, _measure_largest, 1, "numbers", takes_single=True),
+        Fidelity(
+            "iou",
+            1.0,
+            _each(_measure_iou),
+            2,
+            "maps of 0 to 1, such as a detector's or of segments, some of which hold something",
+            _find_no_map,
+        ),
+        Fidelity(
+            "text",
+            1.0,
+            _each(_measure_text),
+            3,
+            "scores of symbols (the first is the blank) by steps, as of a text recogniser that reads something",
+            _find_no_text,
+        ),
     )
 }
 """By name: the mean cosine of a row's answer; the part of rows whose best class stays; whose nearest other row stays; the mean

@@ -160,7 +160,7 @@ def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Mea
 
 
 def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
-    """Put the answers into arrays whose first axis counts rows; where shapes differ from row to row, flat and in a row of arrays.
+    """Put the answers into arrays whose first axis counts rows; where shapes differ from row to row, into an array of arrays.
 
     Raises:
         InputError: `bad_data`, a row's answer has another shape now.
@@ -181,7 +181,9 @@ def _line_up(answers: Sequence[Arrays]) -> Arrays:
     for name in answers[0]:
         found[name] = np.empty(len(answers), object)
         for index, answer in enumerate(answers):
-            found[name][index] = answer[name].ravel()
+            # An axis of the row alone goes, as `stack_answers` has it.
+            array = answer[name]
+            found[name][index] = array[0] if array.ndim > 0 and array.shape[0] == 1 else array
     return found
 
 
@@ -202,10 +204,7 @@ def _is_uneven(outputs: Array) -> bool:
 def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str | None) -> _Choice:
     """Find how an output is judged."""
     if _is_uneven(outputs):
-        if targets is not None or metric not in (None, "fidelity", "cosine", "max_difference"):
-            expected = "fidelity, cosine or max_difference, without targets: answers have other shapes from row to row"
-            raise InputError("bad_option", option="guard.metric", got=metric or "targets", expected=expected)
-        return _Choice(metric or "fidelity", None, meaning, "the answers have other shapes from row to row")
+        return _choose_uneven(outputs, targets, meaning, metric)
     if not is_float(outputs.dtype):
         return _Choice("accuracy", targets, Meaning("labels", meaning.source), "its answers are no fractions")
     if metric is None:
@@ -228,6 +227,18 @@ def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str
     if metric in ("fidelity", "r2") and (targets is None or metric == "fidelity"):
         return _Choice("fidelity", None, meaning, reason)
     return _Choice(metric, targets, meaning, reason)
+
+
+def _choose_uneven(outputs: Array, targets: Array | None, meaning: Meaning, metric: str | None) -> _Choice:
+    reason = "the answers have other shapes from row to row"
+    if targets is None and not is_float(outputs[0].dtype):
+        return _Choice("accuracy", None, Meaning("labels", meaning.source), "its answers are no fractions")
+    if targets is not None or metric not in (None, "fidelity", *FIDELITIES):
+        expected = f"one of {list_choices(['fidelity', *FIDELITIES])}, without targets: {reason}"
+        raise InputError("bad_option", option="guard.metric", got=metric or "targets", expected=expected)
+    if metric in FIDELITIES:
+        FIDELITIES[str(metric)].check(outputs)
+    return _Choice(metric or "fidelity", None, meaning, reason)
 
 
 def _choose_by_targets(outputs: Array, targets: Array) -> str | None:
@@ -281,6 +292,9 @@ def _measure_fidelity(metric: str, before: Array, after: Array) -> _Values:
 
 def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> _Values:
     own, other = (name_answers(outputs, meaning) for outputs in (before, after))
+    if _is_uneven(before):
+        kept = np.array([np.mean(old == new) if old.size else 1.0 for old, new in zip(before, after, strict=True)], np.float64)
+        return _Values(1.0, float(kept.mean()), 1.0 - kept)
     if targets is None:
         return _compare_rates(own, other, own)
     right = targets
@@ -344,7 +358,7 @@ def _find_worst_r2(old: Array, new: Array, right: Array, axis: int | None) -> _V
 
 def _measure_uneven(before: Array, after: Array) -> _Values:
     """Give the fidelity of answers whose shapes differ from row to row, by the spread of all numbers together."""
-    everything = np.concatenate([np.asarray(row, np.float64) for row in before])
+    everything = np.concatenate([np.asarray(row, np.float64).ravel() for row in before])
     scale = float(np.var(everything)) or float(np.mean(np.square(everything))) or 1.0
     total = max(1, everything.size)
     squares = [

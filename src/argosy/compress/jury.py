@@ -12,7 +12,7 @@ import numpy as np
 
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
-from argosy.bench.rows import RowFiles, write_rows
+from argosy.bench.rows import RowFiles, Rows, write_rows
 from argosy.compress.examples import Example, find_examples
 from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
@@ -20,7 +20,7 @@ from argosy.compress.measure import Cost, Timing, measure_costs
 from argosy.compress.sample import Sample, thin_rows
 from argosy.compress.served import Stage
 from argosy.datatypes import is_float
-from argosy.errors import InputError
+from argosy.errors import FaultError, InputError
 from argosy.runtimes.base import OWN_THREADS
 from argosy.serve.worker.cores import choose_threads, count_cores
 from argosy.signature import Arrays
@@ -54,6 +54,7 @@ class Jury:
         guard: how much may be lost of what.
         sample: rows that no candidate saw.
         folder: for files, new.
+        golden: the version's examples, which a candidate must answer, too: they will be its own.
         stage: where finalists are measured as served; None: nowhere.
 
     Raises:
@@ -62,13 +63,22 @@ class Jury:
     """
 
     def __init__(
-        self, parent: Artifact, meaning: Meaning, guard: Guard, sample: Sample, folder: Path, *, stage: Stage | None = None
+        self,
+        parent: Artifact,
+        meaning: Meaning,
+        guard: Guard,
+        sample: Sample,
+        folder: Path,
+        *,
+        golden: Rows = (),
+        stage: Stage | None = None,
     ) -> None:
         self.parent, self.sample, self.guard, self.stage = parent, sample, guard, stage
         self._meaning = meaning
         self._stack = ExitStack()
         self._first: RowFiles = write_rows(sample.rows[:1], folder / "first")
         self._files: RowFiles = write_rows(sample.rows, folder / "rows")
+        self._golden = write_rows(golden, folder / "golden")
         self._few = write_rows(thin_rows(sample.rows, _FEW_ROWS), folder / "few")
         self._timing = Timing(sample.rows, folder / "timing", is_batched=parent.signature.is_batched)
         self._original, self._threads = self._load(parent, "the version itself")
@@ -76,6 +86,7 @@ class Jury:
         try:
             self._answers = self._answer(self._original)
             self._few_answers = self._original.answer(self._few)
+            self._golden_answers = self._original.answer(self._golden)
             # A metric that does not suit the answers, or too few rows for it, is nobody's fault but the caller's: said at once.
             self.score(self._answers)
         except BaseException:
@@ -104,6 +115,7 @@ class Jury:
         with probe:
             answers = self._answer(probe)
             score = self.score(answers)
+            self._check_golden(probe, title)
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
         before, after = replace(before, threads=self._threads), replace(after, threads=threads)
         return Finding(score, before, after, self._find_examples(answers, score.output))
@@ -131,6 +143,15 @@ class Jury:
         """Hold answers to the rows against the original's, or against what is right."""
         evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis)
         return judge_outputs(evidence, self._meaning, self.guard)
+
+    def _check_golden(self, probe: Probe, title: str) -> None:
+        """See that the examples get answers of the same shapes: of a length that no row has, runtimes may make something else."""
+        for old, new in zip(self._golden_answers, probe.answer(self._golden), strict=True):
+            for name, array in old.items():
+                if name not in new or new[name].shape != array.shape:
+                    got = new[name].shape if name in new else "none"
+                    detail = f"output {name!r} of a golden example has shape {got}, of the original {array.shape}"
+                    raise FaultError("engine_failed", engine=title, detail=detail)
 
     def _find_examples(self, answers: list[Arrays], output: str) -> tuple[Example, ...]:
         is_first = output == next(iter(self._answers[0]))

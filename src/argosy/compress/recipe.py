@@ -24,6 +24,8 @@ STEPS: Final[Mapping[str, str]] = {
     "weights": "argosy.compress.steps.weights:Weights",
     "nncf-int8": "argosy.compress.steps.nncf:NncfInt8",
     "nncf-weights": "argosy.compress.steps.nncf:NncfWeights",
+    "keras-int8": "argosy.compress.steps.native:KerasInt8",
+    "torch-int8": "argosy.compress.steps.native:TorchInt8",
     "low-rank": "argosy.compress.steps.low_rank:LowRank",
     "fewer-trees": "argosy.compress.steps.trees:FewerTrees",
     "shallow-trees": "argosy.compress.steps.trees:ShallowTrees",

@@ -61,7 +61,7 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
         max_loss: of that metric.
     """
     if before.dtype.kind == "O":
-        return ""
+        return _compare_uneven(before, after, metric, _WIDTH * max_loss)
     if is_float(before.dtype):
         odd = np.isfinite(np.asarray(before, np.float64)) != np.isfinite(np.asarray(after, np.float64))
         if odd.any():
@@ -73,6 +73,20 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
     if is_float(before.dtype):
         found = _compare_numbers(before, after, slack) or _compare_doubt(before, after, meaning, slack)
     return found or _compare_classes(before, after, meaning, max(slack, _MOST_LOST))
+
+
+def _compare_uneven(before: Array, after: Array, metric: str, slack: float) -> str:
+    """Compare answers that differ in shape from row to row, all numbers together."""
+    if not before.size or not isinstance(before.flat[0], np.ndarray) or not is_float(before.flat[0].dtype):
+        return ""
+    pairs = [[np.asarray(row, np.float64).ravel() for row in pair] for pair in zip(before, after, strict=True)]
+    odd = sum(not np.array_equal(np.isfinite(old), np.isfinite(new)) for old, new in pairs)
+    if odd:
+        return f"the answers to {odd} of {len(pairs)} rows are no numbers"
+    if metric in _OWN_JUDGES:
+        return ""
+    old, new = (np.concatenate(rows) for rows in zip(*pairs, strict=True))
+    return _compare_numbers(old, new, slack)
 
 
 def name_answers(outputs: Array, meaning: Meaning) -> Array:

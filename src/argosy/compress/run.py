@@ -39,7 +39,7 @@ from argosy.train.lineage import describe_environment
 
 __all__ = ["compress"]
 
-_RUNTIMES = ("onnx", "openvino")
+_RUNTIMES = ("keras", "onnx", "openvino", "torch")
 """Whose files steps read."""
 _BUDGET_S = 1.0
 """For timing a model at each batch size."""
@@ -119,14 +119,15 @@ def compress(
     _check_parent(parent)
     if publish:
         store.check_writable()
-    artifact = open_version(store, parent)
-    rows, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
+        artifact = _open_parent(store, parent, work / "parent")
+        rows, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
         workshop = Workshop(work / "made", rows)
+        meaning, golden = find_meaning(parent), _take_golden(store, parent).rows if parent.manifest.num_golden else ()
         is_served = (recipe is None or bool(trace)) if served is None else served
         stage = open_stage(store, parent, sample.rows, work / "stage", trace) if is_served else None
-        with stage or nullcontext(), Jury(artifact, find_meaning(parent), guard, sample, work / "jury", stage=stage) as jury:
+        with stage or nullcontext(), Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury:
             keeping = None
             if recipe is None:
                 keeping = _choose_keeping(store, parent, rows, sample, guard, search, objective) if publish else None
@@ -193,6 +194,15 @@ def _forget(keeping: Keeping | None) -> None:
         shutil.rmtree(find_folder(keeping.home, keeping.name), ignore_errors=True)
 
 
+def _open_parent(store: Store, parent: Version, folder: Path) -> Artifact:
+    """Give a version's files, copied where some lie beside the entry: of these `onnx` reads none that has several names."""
+    artifact = open_version(store, parent)
+    if len(artifact.files) == 1:
+        return artifact
+    store.copy_artifact(parent, folder)
+    return dataclasses.replace(artifact, folder=folder)
+
+
 def _check_parent(parent: Version) -> None:
     """Refuse what was compressed already, and what no step reads."""
     lineage: dict[str, Any] = parent.manifest.lineage
@@ -243,8 +253,12 @@ def _take_rows(
     if sample is None:
         if not parent.manifest.num_golden or (recipe is None and parent.manifest.golden_is_synthetic):
             raise InputError("needs_calibration", method=steps, what="evaluation rows", name=name)
-        sample = take_golden(signature, store.load_golden(parent))
+        sample = _take_golden(store, parent)
     return rows, sample
+
+
+def _take_golden(store: Store, parent: Version) -> Sample:
+    return take_golden(parent.manifest.signature, store.load_golden(parent))
 
 
 def _split_pair(data: object) -> tuple[object, object]:

@@ -34,7 +34,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from argosy.confine.landlock import read_landlock_abi
 from argosy.confine.seccomp import can_filter_calls
@@ -46,6 +46,7 @@ __all__ = [
     "Waiting",
     "describe_confinement",
     "hostile_folder",
+    "open_confined",
     "remove_hostile_folder",
     "run_confined",
     "start_ahead",
@@ -169,24 +170,95 @@ def run_confined(
             raise NotAllowedError("not_confined", missing=" and ".join(confinement.missing))
         environment = dict(env or {})
         _check_options(arguments, timeout_s, memory_bytes, environment)
-        if site.ENABLE_USER_SITE and python == Path(sys.executable):
-            # Packages of `pip install --user`: the new HOME hides them.
-            module_folders = [*module_folders, *(path for path in [Path(site.getusersitepackages())] if path.is_dir())]
         home = stack.enter_context(hostile_folder("argosy-confined-"))
-        plan = {
-            "parent": os.getpid(),
-            "home": str(home),
-            "folder": str(home if folder is None else _resolve(folder)),
-            "arguments": list(arguments),
-            "read": [_resolve(path) for path in read],
-            "write": [_resolve(path) for path in (*write, home)],
-            "module_folders": [_resolve(path) for path in module_folders],
-            "memory_bytes": memory_bytes,
-            "has_landlock": confinement.landlock_abi > 0,
-            "has_call_filter": confinement.has_call_filter,
-        }
+        plan = _make_plan(
+            arguments,
+            read=read,
+            write=write,
+            home=home,
+            folder=home if folder is None else folder,
+            module_folders=[*module_folders, *_list_user_site(python)],
+            memory_bytes=memory_bytes,
+        )
         process = (waiting or start_ahead((), python=python, env=environment)).process
         return _finish(process, plan, title or arguments[0], timeout_s)
+
+
+def open_confined(
+    arguments: Sequence[str],
+    *,
+    read: Sequence[Path],
+    home: Path,
+    log: IO[bytes],
+    python: Path = Path(sys.executable),
+    env: Mapping[str, str] | None = None,
+    module_folders: Sequence[Path] = (),
+    is_required: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start a process as `run_confined` does that one can talk to: its input and its output are pipes.
+
+    It lives until the caller kills it, who bounds how long it takes. `home` is the only folder that it may change, and hostile
+    afterwards (`hostile_folder`).
+
+    Args:
+        arguments: the module, then its arguments.
+        read: files and folders that it may read.
+        home: its HOME and TMPDIR, where it works.
+        log: takes its standard error.
+        python: the interpreter.
+        env: variables beside the few that every process gets.
+        module_folders: where else modules are looked for.
+        is_required: as of `run_confined`.
+
+    Raises:
+        InputError, NotAllowedError: as `run_confined`.
+    """
+    confinement = describe_confinement()
+    if is_required and confinement.missing:
+        raise NotAllowedError("not_confined", missing=" and ".join(confinement.missing))
+    environment = dict(env or {})
+    _check_options(arguments, 1.0, None, environment)
+    folders = [*module_folders, *_list_user_site(python)]
+    plan = _make_plan(arguments, read=read, write=(), home=home, folder=home, module_folders=folders, memory_bytes=None)
+    process = _start(_command((), python), {**_ENVIRONMENT, **environment}, log)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has died, and its log says why
+        process.stdin.write(json.dumps(plan).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def _make_plan(
+    arguments: Sequence[str],
+    *,
+    read: Sequence[Path],
+    write: Sequence[Path],
+    home: Path,
+    folder: Path,
+    module_folders: Sequence[Path],
+    memory_bytes: int | None,
+) -> dict[str, object]:
+    """Say what a confined process may do, as `child.py` reads it."""
+    confinement = describe_confinement()
+    return {
+        "parent": os.getpid(),
+        "home": str(home),
+        "folder": _resolve(folder),
+        "arguments": list(arguments),
+        "read": [_resolve(path) for path in read],
+        "write": [_resolve(path) for path in (*write, home)],
+        "module_folders": [_resolve(path) for path in module_folders],
+        "memory_bytes": memory_bytes,
+        "has_landlock": confinement.landlock_abi > 0,
+        "has_call_filter": confinement.has_call_filter,
+    }
+
+
+def _list_user_site(python: Path) -> list[Path]:
+    """Packages of `pip install --user`, which the new HOME hides."""
+    if not site.ENABLE_USER_SITE or python != Path(sys.executable):
+        return []
+    return [path for path in [Path(site.getusersitepackages())] if path.is_dir()]
 
 
 def start_ahead(
@@ -203,9 +275,12 @@ def start_ahead(
     Raises:
         InputError: `not_started`.
     """
+    return Waiting(_start(_command(libraries, python), {**_ENVIRONMENT, **(env or {})}))
+
+
+def _command(libraries: Sequence[str], python: Path) -> list[str]:
     # -I: nothing but the interpreter's own modules can be imported before the process is confined.
-    command = [str(python), "-I", "-B", str(_CHILD), str(_ARGOSY), *libraries]
-    return Waiting(_start(command, {**_ENVIRONMENT, **(env or {})}))
+    return [str(python), "-I", "-B", str(_CHILD), str(_ARGOSY), *libraries]
 
 
 def remove_hostile_folder(folder: Path) -> None:
@@ -260,13 +335,13 @@ def _resolve(path: Path) -> str:
         raise InputError("missing_file", path=ascii(str(path)), detail=detail) from error
 
 
-def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], environment: dict[str, str], log: IO[bytes] | int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=log,
             cwd="/",
             env=environment,
             start_new_session=True,

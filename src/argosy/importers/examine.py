@@ -30,7 +30,7 @@ from argosy.importers.examination import (
     ListRequest,
     Locations,
 )
-from argosy.importers.graph import derive_signature, describe, list_locations, read_graph
+from argosy.importers.graph import derive_signature, describe, infer_axes, list_locations, read_graph
 from argosy.rows.axis import settle_rows
 from argosy.rows.proof import judge_rows
 from argosy.runtimes.base import lacks_memory
@@ -75,7 +75,7 @@ def _examine(request: ExamineRequest) -> Examined | Locations:
     if set(locations) - set(request.names):
         return Locations((tuple(locations),))
     session = golden_run.open_session(path)
-    signature = derive_signature(model, path, golden_run.shapes_of_outputs(session))
+    signature = derive_signature(model, path, {**golden_run.shapes_of_outputs(session), **infer_axes(model)})
     signature, verdict = _settle_rows(model, signature, request.has_rows)
     examples = decode_golden(Path(request.examples).read_bytes(), "the examples").inputs if request.examples else None
     other = None

@@ -14,7 +14,7 @@ from argosy.errors import InputError, list_choices
 from argosy.importers.examination import Facts
 from argosy.signature import Signature, TensorSpec
 
-__all__ = ["derive_signature", "describe", "list_locations", "read_graph"]
+__all__ = ["derive_signature", "describe", "infer_axes", "list_locations", "read_graph"]
 
 _DATATYPES: Final = {
     "FLOAT": "FP32",
@@ -70,7 +70,7 @@ def derive_signature(model: Any, path: Path, inferred: Mapping[str, tuple[int, .
     Args:
         model: of `read_graph`.
         path: for messages.
-        inferred: shapes of outputs, for those that the file does not declare.
+        inferred: shapes of outputs, for those that the file does not declare, or declares to have no axes.
 
     Raises:
         InputError: `bad_onnx`, `unsupported_type`, `duplicate_tensor`.
@@ -93,11 +93,33 @@ def _derive_spec(info: Any, path: Path, inferred: Mapping[str, tuple[int, ...]])
     element = names.Name(tensor.elem_type) if tensor.elem_type in names.values() else str(tensor.elem_type)
     if element not in _DATATYPES:
         raise InputError("unsupported_type", tensor=info.name, got=element, known=list_choices(DATATYPES))
-    if tensor.HasField("shape"):
-        shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else -1 for dim in tensor.shape.dim)
-    elif not (shape := inferred.get(info.name, ())):
+    shape = _read_shape(tensor) or inferred.get(info.name, ())
+    if not shape and not tensor.HasField("shape"):
         raise InputError("bad_onnx", path=path.name, detail=f"the number of axes of {info.name!r} is not declared")
     return TensorSpec(info.name, _DATATYPES[element], shape)
+
+
+def _read_shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else -1 for dim in tensor.shape.dim)
+
+
+def infer_axes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Infer the shapes of outputs that are declared to have no axes, as some exporters do where they know none."""
+    doubtful = [info.name for info in model.graph.output if not info.type.tensor_type.shape.dim]
+    if not doubtful:
+        return {}
+    onnx: Any = importlib.import_module("onnx")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for info in copy.graph.output:
+        if info.name in doubtful and info.type.WhichOneof("value") == "tensor_type":
+            info.type.tensor_type.ClearField("shape")
+    try:
+        known = onnx.shape_inference.infer_shapes(copy).graph.output
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return {}
+    shapes = {info.name: _read_shape(info.type.tensor_type) for info in known if info.name in doubtful}
+    return {name: shape for name, shape in shapes.items() if shape}
 
 
 def describe(model: Any) -> Facts:

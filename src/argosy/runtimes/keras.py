@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from argosy.runtimes.base import blame_input
 
-__all__ = ["BACKEND_FILE", "RUNTIME", "KerasRuntime"]
+__all__ = ["BACKEND_FILE", "RUNTIME", "KerasRuntime", "read_model"]
 
 BACKEND_FILE: Final = "backend.json"
 """Beside the model: {"backend": "tensorflow"}, "jax" or "torch"."""
@@ -50,14 +50,9 @@ class KerasRuntime:
             RuntimeError: Keras runs on another backend in this process, or the model has layers that are not Keras' own.
             ValueError: Keras finds the file damaged, or code in it.
         """
-        backend = _read_backend(folder)
-        os.environ.setdefault("KERAS_BACKEND", backend)
+        model = read_model(folder, entry)
         keras: Any = importlib.import_module("keras")
-        if keras.backend.backend() != backend:
-            got = keras.backend.backend()
-            raise RuntimeError(f"The model was made on Keras' backend {backend}, and this process has started with {got}")
-        _check_config(folder / entry)
-        model = keras.saving.load_model(folder / entry, compile=False, safe_mode=True)
+        backend = keras.backend.backend()
         if (len(model.inputs), len(model.outputs)) != (len(inputs), len(outputs)):
             detail = f"{len(inputs)} inputs and {len(outputs)} outputs, the model {len(model.inputs)} and {len(model.outputs)}"
             raise RuntimeError(f"The version has {detail}")
@@ -89,6 +84,23 @@ class KerasRuntime:
         except self._errors as error:
             raise blame_input(error) from error
         return {name: _make_plain(answer) for name, answer in answers}
+
+
+def read_model(folder: Path, entry: str) -> Any:
+    """Read a model with Keras, on the backend that it was made with.
+
+    Raises:
+        RuntimeError: Keras runs on another backend in this process, or the model has layers that are not Keras' own.
+        ValueError: Keras finds the file damaged, or code in it.
+    """
+    backend = _read_backend(folder)
+    os.environ.setdefault("KERAS_BACKEND", backend)
+    keras: Any = importlib.import_module("keras")
+    if keras.backend.backend() != backend:
+        got = keras.backend.backend()
+        raise RuntimeError(f"The model was made on Keras' backend {backend}, and this process has started with {got}")
+    _check_config(folder / entry)
+    return keras.saving.load_model(folder / entry, compile=False, safe_mode=True)
 
 
 def _read_backend(folder: Path) -> str:

@@ -10,4 +10,6 @@ low_rank.py   matrices as products of two thinner ones
 trees.py      ensembles of fewer or of shallower trees
 openvino.py   for the runtime OpenVINO, as it is or in bfloat16
 nncf.py       int8, and weights alone, by NNCF for OpenVINO
+native.py     int8 by the framework that serves a version: Keras, torch
+native_child.py    the process in which that is done
 """

@@ -38,6 +38,8 @@ HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CHUNK_ROWS: Final = 64
 """Of one run of rows that are joined."""
 _MAX_DETAIL: Final = 300
+_FREE_WEIGHTS: Final = 4
+"""Version of the format from which on weights need not be inputs."""
 _LARGE_BYTES: Final = 1 << 30
 """From so many bytes on, weights stand in a file of their own: a message of protobuf ends at 2 GiB."""
 
@@ -99,15 +101,45 @@ class LayerStep(Step, frozen=True, kw_only=True):
 
 
 def read_model(artifact: Artifact, step: str) -> Any:
-    """Read an artifact's ONNX file, with its weights.
+    """Read an artifact's ONNX file, with its weights, which all stand among the graph's initializers.
 
     Raises:
-        InputError: `step_unfit`, it is none.
+        InputError: `step_unfit`, it is none; `step_failed`, it cannot be read.
     """
     if artifact.runtime not in ("onnx", "openvino") or artifact.path.suffix != ".onnx":
         raise InputError("step_unfit", method=step, runtime=artifact.runtime, expected="an ONNX file")
     onnx: Any = importlib.import_module("onnx")
-    return onnx.load(str(artifact.path))
+    with blame_library(step):
+        model = onnx.load(str(artifact.path))
+    _store_constants(model.graph)
+    _fix_weights(model)
+    return model
+
+
+def _fix_weights(model: Any) -> None:
+    """Take weights from among the inputs, where files of old list them, and converters lose them."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [info for info in model.graph.input if info.name not in weights]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, _FREE_WEIGHTS)
+
+
+def _store_constants(graph: Any) -> None:
+    """Make weights of the nodes Constant that some exporters write them as: quantizers look for these alone."""
+    results = {output.name for output in graph.output}
+    kept: list[Any] = []
+    for node in graph.node:
+        tensor = next((each.t for each in node.attribute if each.name == "value"), None) if node.op_type == "Constant" else None
+        if tensor is None or node.output[0] in results:
+            kept.append(node)
+            continue
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
 
 
 def write_model(model: Any, artifact: Artifact, workshop: Workshop, **changes: Any) -> Artifact:

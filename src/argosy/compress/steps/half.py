@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.steps.base import Step, Workshop, blame_library, read_model, write_model
 
 __all__ = ["Float16"]
+
+_QUANTISED: Final = (
+    "DequantizeLinear",
+    "DynamicQuantizeLSTM",
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "QuantizeLinear",
+)
+"""Operators of versions that are partly in 8 bits already, whose scales ONNX Runtime takes in float32 alone."""
 
 
 class Float16(Step, frozen=True, kw_only=True):
@@ -26,5 +37,6 @@ class Float16(Step, frozen=True, kw_only=True):
         model = read_model(artifact, self.name)
         with blame_library(self.name):
             converter: Any = importlib.import_module("onnxruntime.transformers.float16")
-            halved = converter.convert_float_to_float16(model, keep_io_types=True)
+            blocked = [*converter.DEFAULT_OP_BLOCK_LIST, *_QUANTISED]
+            halved = converter.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
         return write_model(halved, artifact, workshop)
