@@ -154,9 +154,8 @@ def measure_grid(store: argosy.Store, case: Case, work: Path, options: argparse.
             if problem := case.guard.find_problem(judged.score):
                 print(f"  {title}: {problem}", flush=True)
                 continue
-            seen = serve_together(
-                stage, [Candidate(recipe, artifact, judged.after.threads)], judged.before, options.objective, options.repeats
-            )[0]
+            candidate = Candidate(recipe, artifact, judged.after.threads)
+            seen = serve_together(stage, [candidate], judged.before, options.repeats)[0]
             point = Point(recipe, artifact, judged.before, judged.after, seen)
             found.append(point)
             expected, got = point.latency
