@@ -220,11 +220,9 @@ def compare(store: argosy.Store, name: str, folder: Path, options: argparse.Name
     ratio = Ratio(statistics.median(ratios), *find_interval(ratios), f"{len(ratios)}")
     errors = [abs(expected / got - 1) for expected, got in (point.latency for point in grid)]
     original = statistics.median(took[()])
-    title = Tried(choice).title or "the original"
-    print(f"{name}: the search chose {title}: {statistics.median(took[choice]) / original:.3f} of the original")
-    print(
-        f"{name}: best of {len(grid)} is {Tried(best).title or 'the original'}: {statistics.median(took[best]) / original:.3f} of the original"
-    )
+    for what, recipe in (("the search chose", choice), (f"best of {len(grid)} is", best)):
+        part = statistics.median(took[recipe]) / original
+        print(f"{name}: {what} {Tried(recipe).title or 'the original'}: {part:.3f} of the original")
     print(f"{name}: ratio {ratio}, limit 0.95: {judge(0.95, math.inf, ratio)}")
     print(f"{name}: {search_s:.0f} s beside {grid_s:.0f} s: {search_s / grid_s:.2f} of the time, limit 0.25")
     print(
