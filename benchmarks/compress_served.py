@@ -43,7 +43,7 @@ from argosy.compress.run import compress
 from argosy.compress.sample import split_sample, take_sample
 from argosy.compress.served import Candidate, Stage
 from argosy.compress.steps.base import Workshop
-from argosy.errors import ArgosyError
+from argosy.errors import ArgosyError, ConflictError
 from argosy.importers.onnx import import_onnx
 from argosy.train.recipes import load_data_for
 from argosy.train.recipes import run_recipe as train_recipe
@@ -154,9 +154,8 @@ def measure_grid(store: argosy.Store, case: Case, work: Path, options: argparse.
             if problem := case.guard.find_problem(judged.score):
                 print(f"  {title}: {problem}", flush=True)
                 continue
-            seen = serve_together(
-                stage, [Candidate(recipe, artifact, judged.after.threads)], judged.before, options.objective, options.repeats
-            )[0]
+            candidate = Candidate(recipe, artifact, judged.after.threads)
+            seen = serve_together(stage, [candidate], judged.before, options.repeats)[0]
             point = Point(recipe, artifact, judged.before, judged.after, seen)
             found.append(point)
             expected, got = point.latency
@@ -184,15 +183,20 @@ def compare(store: argosy.Store, name: str, folder: Path, options: argparse.Name
     case = MODELS[name](store, folder)
     objective = options.objective
     before_s = time.monotonic()
-    result = compress(
-        case.version,
-        objective=objective,
-        data=case.data,
-        guard=case.guard,
-        publish=False,
-        store=store,
-        say=lambda text: print(f"  search: {text}", flush=True),
-    )
+    try:
+        result = compress(
+            case.version,
+            objective=objective,
+            data=case.data,
+            guard=case.guard,
+            publish=False,
+            store=store,
+            say=lambda text: print(f"  search: {text}", flush=True),
+        )
+    except ConflictError as error:
+        # That no recipe is better is a choice, too: of the original.
+        print(f"  search: {error.message[:200]}", flush=True)
+        result = None
     search_s = time.monotonic() - before_s
     before_s = time.monotonic()
     grid = measure_grid(store, case, folder / f"grid-{name}", options)
@@ -203,19 +207,22 @@ def compare(store: argosy.Store, name: str, folder: Path, options: argparse.Name
     rows, targets = case.data if isinstance(case.data, tuple) else (case.data, None)
     calibration, sample = split_sample(take_sample(parent.signature, rows, targets, folder=parent.folder))
     finals = {point.recipe: Candidate(point.recipe, point.artifact, point.after.threads) for point in grid[:3]}
-    if result.recipe not in finals:
+    if result is not None and result.recipe not in finals:
         made = run_recipe(result.recipe, parent, Workshop(work / "made", calibration))
         finals[result.recipe] = Candidate(result.recipe, made, result.after.threads)
     with Stage(store, case.version, sample.rows, work / "stage") as stage:
         seen = serve_together(stage, list(finals.values()), grid[0].before, options.finals)
     took = {recipe: [read(new, objective) for _, new in one] for recipe, one in zip(finals, seen, strict=True)}
-    best = min((point.recipe for point in grid[:3]), key=lambda recipe: statistics.median(took[recipe]))
-    ratios = [other / mine for mine, other in zip(took[result.recipe], took[best], strict=True)]
+    took[()] = [read(old, objective) for old, _ in seen[0]]
+    choice = () if result is None else result.recipe
+    best = min(((), *(point.recipe for point in grid[:3])), key=lambda recipe: statistics.median(took[recipe]))
+    ratios = [other / mine for mine, other in zip(took[choice], took[best], strict=True)]
     ratio = Ratio(statistics.median(ratios), *find_interval(ratios), f"{len(ratios)}")
     errors = [abs(expected / got - 1) for expected, got in (point.latency for point in grid)]
-    original = statistics.median(read(old, objective) for old, _ in seen[0])
-    print(f"{name}: the search chose {result.title}: {statistics.median(took[result.recipe]) / original:.3f} of the original")
-    print(f"{name}: best of {len(grid)} is {Tried(best).title}: {statistics.median(took[best]) / original:.3f} of the original")
+    original = statistics.median(took[()])
+    for what, recipe in (("the search chose", choice), (f"best of {len(grid)} is", best)):
+        part = statistics.median(took[recipe]) / original
+        print(f"{name}: {what} {Tried(recipe).title or 'the original'}: {part:.3f} of the original")
     print(f"{name}: ratio {ratio}, limit 0.95: {judge(0.95, math.inf, ratio)}")
     print(f"{name}: {search_s:.0f} s beside {grid_s:.0f} s: {search_s / grid_s:.2f} of the time, limit 0.25")
     print(
