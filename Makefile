@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -204,6 +204,10 @@ bench-models: setup
 ## A CNN and MXNet's ResNet-18 on digits, compressed by one command: accuracy, size and a worker's own time.
 bench-int8: setup
 	$(BIN)/python benchmarks/compress_int8.py
+
+## An MNIST network made small by pruning and by distillation, served beside its teacher.
+bench-small: setup
+	$(BIN)/python benchmarks/compress_small.py
 
 clean:
 	rm -rf .venv .bench .ruff_cache .pytest_cache .hypothesis

@@ -93,9 +93,9 @@ def fill_minilm(folder: Path, num_groups: int, num_recipes: int, num_sentences: 
     from argosy.bench.artifact import open_version
     from argosy.compress import Guard
     from argosy.compress.catalogue import list_recipes
-    from argosy.compress.find import OBJECTIVES
     from argosy.compress.jury import Jury
     from argosy.compress.kind import find_meaning
+    from argosy.compress.measure import OBJECTIVES
     from argosy.compress.sample import Sample
     from argosy.compress.space import RecipeSpace, can_refine
     from argosy.compress.steps.base import Workshop

@@ -360,6 +360,17 @@ MESSAGES: dict[str, Message] = {
     ),
     "step_unfit": Message("Compression method {method} does not work on artifacts of the runtime {runtime}, it takes {expected}"),
     "step_failed": Message("Compression method {method} cannot do this model: {detail}"),
+    "too_few_training_rows": Message(
+        "Compression method {method} trains, which takes at least {needed} rows to train on, and there are {got}",
+        "give more rows as --data, three quarters of which may be judged on, or as --calibration, which are trained on as well",
+    ),
+    "needs_student": Message(
+        "The recipe teaches the student {student}, and the one that is given is {got}",
+        "argosy compress takes the program that makes it as --student FILE.py:FUNCTION, argosy.compress the model as student",
+    ),
+    "student_unfit": Message(
+        "The student {student} cannot take the version's place: {detail}", "a student takes and gives what the version does"
+    ),
     "no_gain": Message(
         "Compression {method} of {reference} does not make it smaller, nor faster without a loss: {found}",
         "nothing was published; to publish it all the same: needs_gain=False, on the command line --without-gain",

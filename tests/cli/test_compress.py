@@ -160,7 +160,7 @@ def test_bad_files_are_refused_and_named(
 def test_bad_options_are_refused_with_the_choices(call: Callable[..., Result], wide: Path) -> None:
     for option, value, words in (
         ("--objective", "speed", "known: latency, memory, size, throughput"),
-        ("--method", "int3", "known: bfloat16, dynamic-int8"),
+        ("--method", "int3", "known: bfloat16, distill, dynamic-int8"),
         ("--metric", "f1", "Unknown metric 'f1'"),
         ("--max-loss", "-1", "guard.max_loss"),
         ("--max-seconds", "0", "budget.max_s"),

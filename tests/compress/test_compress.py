@@ -358,7 +358,7 @@ def test_model_without_weights_has_nothing_to_compress(make_regressor, store):
 
 
 def test_unknown_method_and_bad_parameters_are_named():
-    with pytest.raises(InputError, match="Unknown compression method 'int3'; known: bfloat16, dynamic-int8, "):
+    with pytest.raises(InputError, match="Unknown compression method 'int3'; known: bfloat16, distill, dynamic-int8, "):
         get_recipe("int3")
     assert get_recipe("int8") == (Int8(),)
     with pytest.raises(InputError, match=r"int8\.max_calibration_rows"):

@@ -78,8 +78,10 @@ def test_unfit_rows_are_refused_with_the_reason(signature, rows, targets, words)
 
 def test_equal_rows_never_stand_on_both_sides():
     x = np.repeat(RANDOM.normal(size=(40, 3)).astype(np.float32), 5, axis=0)
-    calibration, sample = split_sample(take_sample(DENSE, x, np.arange(200)))
-    assert len(calibration) == 10 and len(sample.rows) == 150
+    calibration, training, sample = split_sample(take_sample(DENSE, x, np.arange(200)))
+    assert len(calibration) == 10 and len(training.rows) == 50 and len(sample.rows) == 150
+    np.testing.assert_array_equal([row["x"][0] for row in training.rows], x[training.targets["y"]])
+    assert not {row["x"].tobytes() for row in training.rows} & {row["x"].tobytes() for row in sample.rows}
     seen = {row["x"].tobytes() for row in calibration}
     assert len(seen) == 10 and not seen & {row["x"].tobytes() for row in sample.rows}
     # Each row still has its own target, and its place among those that were given.
@@ -91,8 +93,15 @@ def test_equal_rows_never_stand_on_both_sides():
 
 def test_calibration_takes_a_quarter_and_at_most_512():
     for count, expected in ((3, 0), (4, 1), (100, 25), (5000, 512)):
-        calibration, sample = split_sample(take_sample(DENSE, RANDOM.normal(size=(count, 3))))
-        assert (len(calibration), len(sample.rows)) == (expected, count - expected)
+        calibration, _, _ = split_sample(take_sample(DENSE, RANDOM.normal(size=(count, 3))))
+        assert len(calibration) == expected
+
+
+def test_rows_beyond_a_thousand_to_judge_on_are_trained_on_but_for_a_quarter():
+    for count, judged in ((4, 3), (100, 75), (1333, 1000), (2000, 1000), (5000, 1250)):
+        calibration, training, sample = split_sample(take_sample(DENSE, RANDOM.normal(size=(count, 3))))
+        assert (len(training.rows), len(sample.rows)) == (count - judged, judged)
+        assert {row["x"].tobytes() for row in calibration} <= {row["x"].tobytes() for row in training.rows}
 
 
 def test_rows_that_are_known_are_left_out():

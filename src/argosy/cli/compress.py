@@ -34,6 +34,7 @@ _PAIR: Final = {"x", "y"}
 @click.option("--data", type=click.Path(path_type=Path), help=f"Rows like those to come, with targets or without. {_DATA}")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Rows to calibrate with, instead of a part of --data.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Rows to judge on, instead of the rest of --data.")
+@click.option("--student", metavar="FILE.py:FUNCTION", help="Makes a model that is taught to answer as the original.")
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="After which no new candidate is begun.")
 @click.option(
     "--served/--no-served",
@@ -199,7 +200,7 @@ def compress_version(
     from argosy.train.recipes import load_data_for
 
     given = None if data is None else _read_rows(data, version)
-    rows = None if calibration is None else _read_rows(calibration, version)[0]
+    rows = None if calibration is None else _read_rows(calibration, version)
     pair = None if evaluation is None else _read_rows(evaluation, version)
     is_complete = given is not None or (rows is not None and pair is not None)
     training, testing = (None if is_complete else load_data_for(version)) or (None, None)
@@ -207,7 +208,7 @@ def compress_version(
         version,
         method=method,
         data=given,
-        calibration=training.x if rows is None and training else rows,
+        calibration=tuple(training) if rows is None and training else rows,
         guard=guard,
         evaluation=pair or testing,
         needs_gain=not without_gain,

@@ -9,16 +9,21 @@ from typing import Any
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.recipe import Recipe
-from argosy.compress.steps.base import HEAVY, Workshop
+from argosy.compress.retrain import LEAST_ROWS
+from argosy.compress.steps.base import HEAVY, Step, Workshop
+from argosy.compress.steps.distill import Distill, take_student
 from argosy.compress.steps.dynamic import DynamicInt8
 from argosy.compress.steps.half import Float16
 from argosy.compress.steps.int8 import Int8
+from argosy.compress.steps.merge_lora import MergeLora, has_adapters
 from argosy.compress.steps.native import KerasInt8, TorchInt8
 from argosy.compress.steps.nncf import NncfInt8, NncfWeights
 from argosy.compress.steps.openvino import Bfloat16, OpenVino
+from argosy.compress.steps.prune import Prune
 from argosy.compress.steps.simplify import Simplify
 from argosy.compress.steps.trees import FewerTrees, ShallowTrees
 from argosy.compress.steps.weights import Weights
+from argosy.compress.student import Student
 
 __all__ = ["list_recipes"]
 
@@ -36,7 +41,8 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
     if artifact.runtime in _NATIVE:
         return [(_NATIVE[artifact.runtime](),)]
     if artifact.path.suffix != ".onnx":
-        return _list_for_openvino(is_transformer=False) if artifact.runtime == "openvino" else []
+        found = _list_for_openvino(is_transformer=False) if artifact.runtime == "openvino" else []
+        return found + _list_with_training(Counter(), workshop)
     kinds = _count_operators(artifact)
     if kinds["TreeEnsembleClassifier"] or kinds["TreeEnsembleRegressor"]:
         return _list_for_trees()
@@ -52,7 +58,23 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
         recipes += [(DynamicInt8(),)]
     if kinds["MatMul"]:
         recipes += [(Weights(),), (Weights(bits=4, block_size=32),)]
-    return recipes
+    recipes += _list_with_training(kinds, workshop)
+    # What was trained beside a matrix is computed beside it, too, whatever else is done.
+    return [(MergeLora(), *recipe) for recipe in recipes] if has_adapters(artifact) else recipes
+
+
+def _list_with_training(kinds: Counter[str], workshop: Workshop) -> list[Recipe]:
+    """List what takes longest: a given student, or else the model with fewer channels, alone and in 8 bits."""
+    whole: list[Recipe] = []
+    if isinstance(workshop.student, Student):
+        whole = [take_student((Distill(),), workshop.student)]
+    elif any(kinds[kind] for kind in HEAVY) and _is_here("torch"):
+        if len(workshop.training) < LEAST_ROWS:
+            workshop.say(f"prune and distill are not tried: they need {LEAST_ROWS} training rows, not {len(workshop.training)}")
+            return []
+        whole = [(Prune(keep=0.5),), (Prune(),), (Distill(keep=0.1),)]
+    after: list[Step] = [Int8(), NncfInt8()] if _is_here("nncf") else [Int8()]
+    return whole + [(*recipe, step) for recipe in whole[:2] for step in after]
 
 
 def _list_for_trees() -> list[Recipe]:

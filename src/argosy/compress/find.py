@@ -14,7 +14,7 @@ from argosy.compress.gradient import GradientPlan
 from argosy.compress.jury import Jury
 from argosy.compress.layers import list_layers
 from argosy.compress.measure import OBJECTIVES, Cost
-from argosy.compress.recipe import Recipe
+from argosy.compress.recipe import Recipe, retrains
 from argosy.compress.result import Sensitivity, Tried
 from argosy.compress.served import serve_finalists
 from argosy.compress.space import RecipeSpace, can_refine
@@ -108,6 +108,7 @@ def find(
     if search not in SEARCHES:
         raise InputError("unknown_choice", kind="search", got=search, known=list_choices(SEARCHES))
     deadline = time.monotonic() + budget.max_s
+    workshop.deadline = deadline
     value = OBJECTIVES[objective]
     recipes = list_recipes(jury.parent, workshop)
     if not recipes:
@@ -192,7 +193,7 @@ def _choose(finalists: list[Tried], value: Callable[[Cost], float]) -> Tried | N
 
 def _measure_again(one: Tried, trials: Trials, jury: Jury) -> Tried:
     try:
-        found = jury.judge(trials.open(one.recipe), one.title, budget_s=_CAREFUL_S)
+        found = jury.judge(trials.open(one.recipe), one.title, budget_s=_CAREFUL_S, is_retrained=retrains(one.recipe))
     except (InputError, FaultError) as error:
         return replace(one, problem=error.message)
     problem = jury.guard.find_problem(found.score)

@@ -100,6 +100,8 @@ class Evidence(NamedTuple):
     targets: Arrays
     """By output name; empty where none are known."""
     basis: str
+    is_retrained: bool = False
+    """The other model has learnt from rows, and may know better than the original."""
 
 
 class _Choice(NamedTuple):
@@ -279,8 +281,21 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
     loss = sign * (values.after - values.before) + 0.0  # No -0.0, which people would see.
     interval = None if metric == "max_difference" else find_interval(values.losses, is_rate=metric in _RATES)
-    ruin = find_ruin(before, after, choice.meaning, metric, max_loss)
+    kept = _find_kept(before, targets, choice.meaning) if evidence.is_retrained else None
+    ruin = find_ruin(before, after, choice.meaning, metric, max_loss, kept)
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)
+
+
+def _find_kept(before: Array, targets: Array | None, meaning: Meaning) -> Array | None:
+    """Find the rows to which the original's answer is right: of the others nothing is lost. None: nobody knows which.
+
+    Where numbers are to be learnt none is: their metric looks at every one, and may find them better than the original's.
+    """
+    if targets is None:
+        return None
+    if meaning.kind in ("classes", "yes_no"):
+        return _tell_right(name_answers(before, meaning), before, targets, meaning)
+    return np.zeros(len(before), bool) if meaning.kind == "values" else None
 
 
 def _measure_fidelity(metric: str, before: Array, after: Array) -> _Values:
@@ -297,16 +312,27 @@ def _measure_accuracy(before: Array, after: Array, targets: Array | None, meanin
         return _Values(1.0, float(kept.mean()), 1.0 - kept)
     if targets is None:
         return _compare_rates(own, other, own)
-    right = targets
-    if meaning.kind == "yes_no":
-        right = np.asarray(prepare_targets("mse", targets, before.shape) > 0.5)
-    elif meaning.kind == "classes" and targets.shape == before.shape:
-        right = name_answers(targets, meaning)  # One column a class.
-    elif meaning.kind == "classes" and before.ndim == 2:
-        right = prepare_targets("cross_entropy", targets, before.shape)
+    right = _find_right(before, targets, meaning)
     if right.shape != own.shape:
         raise InputError("bad_data", detail=f"the targets have shape {right.shape}, the model's answers to them {own.shape}")
     return _compare_rates(own, other, right)
+
+
+def _tell_right(answers: Array, before: Array, targets: Array, meaning: Meaning) -> Array:
+    """Say of each row whether all of its answers are right."""
+    is_right = np.asarray(answers == _find_right(before, targets, meaning)).reshape(len(answers), -1)
+    return np.asarray(is_right.all(axis=1))
+
+
+def _find_right(before: Array, targets: Array, meaning: Meaning) -> Array:
+    """Bring targets into the form of answers."""
+    if meaning.kind == "yes_no":
+        return np.asarray(prepare_targets("mse", targets, before.shape) > 0.5)
+    if meaning.kind == "classes" and targets.shape == before.shape:
+        return name_answers(targets, meaning)  # One column a class.
+    if meaning.kind == "classes" and before.ndim == 2:
+        return prepare_targets("cross_entropy", targets, before.shape)
+    return targets
 
 
 def _compare_rates(own: Array, other: Array, right: Array) -> _Values:

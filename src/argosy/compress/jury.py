@@ -99,13 +99,14 @@ class Jury:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
-    def judge(self, artifact: Artifact, title: str, *, budget_s: float) -> Finding:
+    def judge(self, artifact: Artifact, title: str, *, budget_s: float, is_retrained: bool = False) -> Finding:
         """Have an artifact answer the rows, and time it beside the original.
 
         Args:
             artifact: what to judge.
             title: what it is called in messages.
             budget_s: for timing each of the two at each batch size.
+            is_retrained: it has learnt from rows.
 
         Raises:
             FaultError: `engine_failed`, it does not load or run.
@@ -114,7 +115,7 @@ class Jury:
         probe, threads = self._load(artifact, title)
         with probe:
             answers = self._answer(probe)
-            score = self.score(answers)
+            score = self.score(answers, is_retrained=is_retrained)
             self._check_golden(probe, title)
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
         before, after = replace(before, threads=self._threads), replace(after, threads=threads)
@@ -139,9 +140,9 @@ class Jury:
                     total += float(np.mean(np.square(np.asarray(new[name], np.float64) - wide))) / scale
         return total / len(answers) if np.isfinite(total) else float("inf")
 
-    def score(self, answers: list[Arrays]) -> Score:
+    def score(self, answers: list[Arrays], *, is_retrained: bool = False) -> Score:
         """Hold answers to the rows against the original's, or against what is right."""
-        evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis)
+        evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis, is_retrained)
         return judge_outputs(evidence, self._meaning, self.guard)
 
     def _check_golden(self, probe: Probe, title: str) -> None:

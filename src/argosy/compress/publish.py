@@ -10,7 +10,7 @@ import numpy as np
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
 from argosy.bench.rows import Rows, write_rows
-from argosy.compress.recipe import Recipe
+from argosy.compress.recipe import Recipe, retrains
 from argosy.compress.result import CompressResult, name_recipe
 from argosy.compress.sample import take_golden
 from argosy.errors import FaultError
@@ -25,11 +25,11 @@ from argosy.train.lineage import describe_environment
 
 __all__ = ["PACKAGES", "answer_golden", "judge_joining", "publish_artifact"]
 
-PACKAGES = ("argosy", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
+PACKAGES = ("argosy", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch")
 """What a compression depends on."""
 
 
-def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, calibration: Rows) -> Version:
+def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, calibration: Rows, training: Rows = ()) -> Version:
     """Publish an artifact as the child of the version that it was made of."""
     parent = result.parent
     manifest = parent.manifest
@@ -43,6 +43,9 @@ def publish_artifact(store: Store, result: CompressResult, artifact: Artifact, c
     if any(step.needs_calibration for step in result.recipe):
         digest = digest_arrays(*(array for row in calibration for array in row.values()))
         lineage["calibration"] = {"rows": len(calibration), "digest": digest}
+    if retrains(result.recipe):
+        digest = digest_arrays(*(array for row in training for array in row.values()))
+        lineage["retraining"] = {"rows": len(training), "digest": digest}
     # What the parent was trained on and by which recipe holds for its child too.
     lineage |= {key: manifest.lineage[key] for key in ("data", "recipe", "training") if key in manifest.lineage}
     step_files = list_step_files(manifest.signature)

@@ -12,7 +12,7 @@ from argosy.bench.artifact import Artifact
 from argosy.compress.steps.base import Step, Workshop
 from argosy.errors import InputError, list_choices
 
-__all__ = ["STEPS", "Recipe", "describe_recipe", "get_recipe", "read_recipe", "run_recipe"]
+__all__ = ["STEPS", "Recipe", "describe_recipe", "get_recipe", "read_recipe", "retrains", "run_recipe"]
 
 STEPS: Final[Mapping[str, str]] = {
     "simplify": "argosy.compress.steps.simplify:Simplify",
@@ -27,6 +27,9 @@ STEPS: Final[Mapping[str, str]] = {
     "keras-int8": "argosy.compress.steps.native:KerasInt8",
     "torch-int8": "argosy.compress.steps.native:TorchInt8",
     "low-rank": "argosy.compress.steps.low_rank:LowRank",
+    "merge-lora": "argosy.compress.steps.merge_lora:MergeLora",
+    "prune": "argosy.compress.steps.prune:Prune",
+    "distill": "argosy.compress.steps.distill:Distill",
     "fewer-trees": "argosy.compress.steps.trees:FewerTrees",
     "shallow-trees": "argosy.compress.steps.trees:ShallowTrees",
 }
@@ -79,6 +82,11 @@ def read_recipe(data: object) -> Recipe:
     return tuple(steps)
 
 
+def retrains(recipe: Recipe) -> bool:
+    """Say whether one of its steps fits weights to training rows."""
+    return any(step.retrains for step in recipe)
+
+
 def run_recipe(
     recipe: Recipe, artifact: Artifact, workshop: Workshop, say: Callable[[str], None] = lambda text: None
 ) -> Artifact:
@@ -89,5 +97,11 @@ def run_recipe(
     """
     for step in recipe:
         say(f"{step.name} ...")
+        key = artifact.folder, step
+        if key in workshop.made:
+            artifact = workshop.made[key]
+            continue
         artifact = step.apply(artifact, workshop)
+        if step.retrains:
+            workshop.made[key] = artifact
     return artifact

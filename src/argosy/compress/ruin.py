@@ -46,7 +46,7 @@ _CHANCE: Final = 1e-3
 """With which a class may lose so many rows by what all rows lose."""
 
 
-def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_loss: float) -> str:
+def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_loss: float, kept: Array | None = None) -> str:
     """Say what a version has lost that its metric may not count; "" for nothing.
 
     Answers that are no numbers, where the original gives some; all numbers, or those of one class or column, far from the
@@ -59,6 +59,8 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
         meaning: of the output.
         metric: that they are judged by otherwise.
         max_loss: of that metric.
+        kept: of a version that has learnt from rows, those to which the original's answer is right, and which are not to be lost;
+            it may know better of the others. None: all.
     """
     if before.dtype.kind == "O":
         return _compare_uneven(before, after, metric, _WIDTH * max_loss)
@@ -67,6 +69,10 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
         if odd.any():
             return f"the answers to {int(odd.reshape(len(odd), -1).any(axis=1).sum())} of {len(odd)} rows are no numbers"
     if metric in _OWN_JUDGES:
+        return ""
+    if kept is not None:
+        before, after = before[kept], after[kept]
+    if not len(before):
         return ""
     slack = _WIDTH * max_loss
     found = ""

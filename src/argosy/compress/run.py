@@ -23,15 +23,18 @@ from argosy.compress.jury import Jury
 from argosy.compress.kind import find_meaning
 from argosy.compress.measure import OBJECTIVES
 from argosy.compress.publish import PACKAGES, publish_artifact
-from argosy.compress.recipe import Recipe, get_recipe, run_recipe
+from argosy.compress.recipe import Recipe, get_recipe, retrains, run_recipe
 from argosy.compress.result import CompressResult, Tried
 from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
 from argosy.compress.served import open_stage, serve_finalists
 from argosy.compress.steps.base import Step, Workshop
+from argosy.compress.steps.distill import take_student
+from argosy.compress.student import open_student
 from argosy.deploy.spec import Arrival
 from argosy.errors import ConflictError, FaultError, InputError, list_choices
 from argosy.output_file import OutputFile
 from argosy.search.journal import find_folder
+from argosy.signature import Arrays
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.data import digest_arrays
@@ -54,6 +57,7 @@ def compress(
     data: object = None,
     calibration: object = None,
     evaluation: tuple[object, object] | None = None,
+    student: object = None,
     guard: Guard | None = None,
     budget: Budget | None = None,
     served: bool | None = None,
@@ -79,9 +83,12 @@ def compress(
             judge on. As `calibration` and `evaluation`, which may be given instead. Where the version makes tensors of texts or
             pictures, a list of these.
         calibration: representative rows, such as those of training; an array, one for each input by name, or a list of requests
-            of any shapes, each a mapping by input name. Rows that are among them are left out of the evaluation.
+            of any shapes, each a mapping by input name. Rows that are among them are left out of the evaluation. Methods that
+            train do so on these; given as a pair, with the targets.
         evaluation: rows and targets to judge on, before and after: targets one a row, or by output name, or None. Without
             targets the answers are held against the parent's; without rows, on its golden examples if they are real.
+        student: a live model of any framework, or `FILE.py:FUNCTION` which makes one, that is taught to answer as the original;
+            it is trained in place. Of a given method its step `distill` takes it.
         guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
             and of the fidelity to the original where nothing says what its outputs are.
         budget: of the search.
@@ -100,7 +107,7 @@ def compress(
             nothing was published; `search_active`.
         InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
             `not_compressible`, `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`,
-            `bad_journal`, `file_exists`, `unwritable`.
+            `too_few_training_rows`, `needs_student`, `student_unfit`, `bad_program`, `bad_journal`, `file_exists`, `unwritable`.
         FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
         NotFoundError: no such version.
         StoreError: the parent's files are damaged.
@@ -108,6 +115,9 @@ def compress(
     store = store or Store()
     guard = guard or Guard()
     recipe = None if method is None else get_recipe(method)
+    taught = None if student is None else open_student(student)
+    if recipe is not None and taught is not None:
+        recipe = take_student(recipe, taught)
     if objective not in OBJECTIVES:
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
     if search not in SEARCHES:
@@ -122,15 +132,15 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
         artifact = _open_parent(store, parent, work / "parent")
-        rows, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
-        workshop = Workshop(work / "made", rows)
+        rows, training, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
         meaning, golden = find_meaning(parent), _take_golden(store, parent).rows if parent.manifest.num_golden else ()
+        workshop = Workshop(work / "made", rows, training.rows, training.targets, meaning, taught, say=say)
         is_served = (recipe is None or bool(trace)) if served is None else served
         stage = open_stage(store, parent, sample.rows, work / "stage", trace) if is_served else None
         with stage or nullcontext(), Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury:
             keeping = None
             if recipe is None:
-                keeping = _choose_keeping(store, parent, rows, sample, guard, search, objective) if publish else None
+                keeping = _choose_keeping(store, parent, workshop, sample, guard, search, objective) if publish else None
                 found = find(jury, workshop, objective, budget or Budget(), search=search, keeping=keeping, say=say)
             else:
                 found = _try_one(recipe, jury, workshop, say)
@@ -161,7 +171,7 @@ def compress(
                 if needs_gain and not result.gain.is_one and recipe is not None:
                     name = f"{parent.name}@{parent.number}"
                     raise ConflictError("no_gain", method=result.title, reference=name, found=result.gain.describe())
-                result = dataclasses.replace(result, version=publish_artifact(store, result, made, rows))
+                result = dataclasses.replace(result, version=publish_artifact(store, result, made, rows, training.rows))
                 _forget(keeping)
     if page is not None:
         _import_report().write_report(page, result)
@@ -174,18 +184,24 @@ def _import_report() -> Any:
 
 
 def _choose_keeping(
-    store: Store, parent: Version, rows: Rows, sample: Sample, guard: Guard, search: str, objective: str
+    store: Store, parent: Version, workshop: Workshop, sample: Sample, guard: Guard, search: str, objective: str
 ) -> Keeping:
     """Say where a search is kept while it goes on: under a name of its own for all that its trials depend on."""
     about = {
         "parent": parent.digest,
-        "calibration": digest_arrays(*(array for row in rows for array in row.values())),
-        "evaluation": digest_arrays(*(array for row in sample.rows for array in row.values()), *sample.targets.values()),
+        "calibration": _digest(workshop.calibration, {}),
+        "training": _digest(workshop.training, workshop.targets),
+        "student": getattr(workshop.student, "digest", ""),
+        "evaluation": _digest(sample.rows, sample.targets),
         "guard": dataclasses.asdict(guard),
         "environment": describe_environment(PACKAGES),
     }
     whole = json.dumps([about, search, objective], sort_keys=True)
     return Keeping(store.home, f"compress-{hashlib.sha256(whole.encode()).hexdigest()[:16]}", about)
+
+
+def _digest(rows: Rows, targets: Arrays) -> str:
+    return digest_arrays(*(array for row in rows for array in row.values()), *targets.values())
 
 
 def _forget(keeping: Keeping | None) -> None:
@@ -224,21 +240,22 @@ def _take_rows(
     data: object,
     calibration: object,
     evaluation: object,
-) -> tuple[Rows, Sample]:
-    """Give the rows to calibrate with, and those to judge on."""
+) -> tuple[Rows, Sample, Sample]:
+    """Give the rows to calibrate with, those to train on, and those to judge on."""
     signature = parent.manifest.signature
     take = partial(take_sample, signature, folder=artifact.folder)
     rows: Rows = ()
-    sample: Sample | None = None
+    training, sample = Sample(()), None
     if data is not None:
         if calibration is not None or evaluation is not None:
             raise InputError(
                 "bad_option", option="data", got="data and its parts", expected="either data, or calibration and evaluation"
             )
         whole, targets = _split_pair(data)
-        rows, sample = split_sample(take(whole, targets))
+        rows, training, sample = split_sample(take(whole, targets))
     if calibration is not None:
-        rows = take(calibration).rows
+        training = take(*_split_pair(calibration))
+        rows = training.rows
     if evaluation is not None:
         got = type(evaluation).__qualname__
         pair = tuple(cast("Sequence[object]", evaluation)) if isinstance(evaluation, tuple | list) else ()
@@ -248,13 +265,13 @@ def _take_rows(
         sample = remove_known(take(*pair), rows)
     name = parent.name
     steps = "+".join(step.name for step in recipe) if recipe else "search"
-    if not rows and (recipe is None or any(step.needs_calibration for step in recipe)):
+    if not rows and (recipe is None or any(step.needs_calibration or step.retrains for step in recipe)):
         raise InputError("needs_calibration", method=steps, what="calibration rows", name=name)
     if sample is None:
         if not parent.manifest.num_golden or (recipe is None and parent.manifest.golden_is_synthetic):
             raise InputError("needs_calibration", method=steps, what="evaluation rows", name=name)
         sample = _take_golden(store, parent)
-    return rows, sample
+    return rows, training, sample
 
 
 def _take_golden(store: Store, parent: Version) -> Sample:
@@ -276,7 +293,7 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
     started = time.monotonic()
     made = run_recipe(recipe, jury.parent, workshop, say)
     title = Tried(recipe).title
-    found = jury.judge(made, title, budget_s=_BUDGET_S)
+    found = jury.judge(made, title, budget_s=_BUDGET_S, is_retrained=retrains(recipe))
     score, problem = found.score, jury.guard.find_problem(found.score)
     if problem:
         basis = f"{score.num_rows} {score.basis} rows"

@@ -23,6 +23,8 @@ __all__ = ["Sample", "remove_known", "split_sample", "take_golden", "take_sample
 
 _CALIBRATION_SHARE: Final = 0.25
 _MAX_CALIBRATION_ROWS: Final = 512
+_ENOUGH_JUDGED: Final = 1000
+"""Rows to judge on, beyond which more of them are of more use to train on."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,12 @@ def take_golden(signature: Signature, golden: Golden) -> Sample:
     return Sample(examples, basis="golden")
 
 
-def split_sample(sample: Sample, *, seed: int = 0) -> tuple[Rows, Sample]:
-    """Split rows into those that steps are calibrated on and those that candidates are judged on; equal rows stay together.
+def split_sample(sample: Sample, *, seed: int = 0) -> tuple[Rows, Sample, Sample]:
+    """Split rows into those that steps learn from and those that candidates are judged on; equal rows stay together.
 
     Returns:
-        At most a quarter of the different rows, and 512, without their targets; and all others.
+        Rows to calibrate with: at most a quarter of the different ones, and 512. Rows to train on: these and more, so that a
+        quarter at least, and three quarters at most, are judged on, and 1000 of them if there are so many. And those to judge on.
     """
     groups: dict[bytes, list[int]] = {}
     for place, row in enumerate(sample.rows):
@@ -96,7 +99,10 @@ def split_sample(sample: Sample, *, seed: int = 0) -> tuple[Rows, Sample]:
     members = list(groups.values())
     count = min(int(len(groups) * _CALIBRATION_SHARE), _MAX_CALIBRATION_ROWS)
     calibration = [sample.rows[members[index][0]] for index in order[:count]]
-    return calibration, sample.pick(sorted(place for index in order[count:] for place in members[index]))
+    judged = max(int(len(groups) * _CALIBRATION_SHARE), min(len(groups) - count, _ENOUGH_JUDGED))
+    parts = order[: len(groups) - judged], order[len(groups) - judged :]
+    training, rest = (sample.pick(sorted(place for index in part for place in members[index])) for part in parts)
+    return calibration, training, rest
 
 
 def thin_rows(rows: Rows, count: int) -> Rows:

@@ -15,7 +15,7 @@ from argosy.compress.judge import Score
 from argosy.compress.jury import Jury
 from argosy.compress.layers import list_layers, measure_sensitivity, weigh_layers
 from argosy.compress.measure import Cost
-from argosy.compress.recipe import Recipe, read_recipe, run_recipe
+from argosy.compress.recipe import Recipe, read_recipe, retrains, run_recipe
 from argosy.compress.result import Sensitivity, Tried
 from argosy.compress.space import RecipeSpace
 from argosy.compress.steps.base import Workshop
@@ -159,7 +159,7 @@ def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: floa
     started = time.monotonic()
     try:
         artifact = run_recipe(recipe, jury.parent, workshop)
-        found = jury.judge(artifact, Tried(recipe).title, budget_s=budget_s)
+        found = jury.judge(artifact, Tried(recipe).title, budget_s=budget_s, is_retrained=retrains(recipe))
     except (InputError, FaultError) as error:
         return Tried(recipe, problem=error.message, seconds=time.monotonic() - started), None
     score, problem = found.score, jury.guard.find_problem(found.score)

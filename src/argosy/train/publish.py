@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
+from argosy.frameworks.adapters import merge_adapters
 from argosy.frameworks.base import Framework, count_weights, framework_of
 from argosy.frameworks.onnx import OnnxModel, check_export, declare_shapes
 from argosy.rows.axis import judge_file
@@ -23,7 +24,7 @@ from argosy.store.preprocess import Steps, add_steps
 from argosy.train.data import check_rows
 from argosy.train.lineage import describe_code, describe_environment
 
-__all__ = ["NUM_GOLDEN", "pick_sample", "publish"]
+__all__ = ["NUM_GOLDEN", "Made", "pick_sample", "publish", "write_files"]
 
 NUM_GOLDEN: Final = 8
 """Golden examples of a published version: enough to tell a wrong artifact, few enough to run in milliseconds."""
@@ -54,7 +55,8 @@ def publish(
     The model is exported to ONNX, and the export is run and held against the model: on the sample, and on rows that may
     take other ways through it (`frameworks/trials.py`). A model that ONNX has no words for, or that branches on its data
     from Python, is kept as its framework saves it and served by the framework's own runtime; `lineage["export"]` says why,
-    or on how many rows of which kinds the difference was measured. Of ONNX the graph tells whether rows may share a batch.
+    or on how many rows of which kinds the difference was measured. Adapters of PEFT, such as LoRA's, are merged into the
+    weights of a copy first, which `lineage["adapters"]` says. Of ONNX the graph tells whether rows may share a batch.
 
     Args:
         model: of a framework of `frameworks.FRAMEWORKS`, with one input and one output.
@@ -87,6 +89,7 @@ def publish(
     framework = framework_of(model)
     given = check_rows(sample, framework.float_dtype(model))[:_NUM_TRIED]
     rows = given[:NUM_GOLDEN]
+    model, adapters = merge_adapters(framework, model, rows)
     free = _choose_free(framework, model, rows, input_name, dynamic, ragged)
     expected = framework.predict(model, rows)
     if labels is not None and len(labels) != expected.shape[-1]:
@@ -96,14 +99,7 @@ def publish(
     store = store or Store()
     store.check_writable()
     with tempfile.TemporaryDirectory(prefix="argosy-export-") as folder:
-        try:
-            if native:
-                raise ModelError("export_failed", detail="it was not tried")
-            made = _make_onnx(framework, model, given, Path(folder, _MODEL_FILE), names, free)
-        except ModelError as error:
-            if error.key not in ("export_failed", "export_differs"):
-                raise
-            made = _make_native(framework, model, given, Path(folder, "native"), free, error.message[:500])
+        made = write_files(framework, model, given, Path(folder), names, free, native=native)
         golden = Golden({input_name: rows}, {output_name: made.answers})
         signature = _derive_signature(golden, free, made.output_shape, labels, ragged)
         _check_ragged(signature, lambda given: framework.predict(model, given), rows)
@@ -117,8 +113,11 @@ def publish(
             entry=made.entry,
             golden=golden,
             joining=verdict,
-            options={} if made.runtime == "onnx" else {"inputs": [input_name], "outputs": [output_name]},
-            lineage=_describe(framework, model) | {"export": made.export} | dict(lineage),
+            options=made.options,
+            lineage=_describe(framework, model)
+            | ({"adapters": adapters} if adapters else {})
+            | {"export": made.export}
+            | dict(lineage),
             measurements={"size_bytes": sum(path.stat().st_size for path in made.files), **measurements},
         )
 
@@ -129,8 +128,8 @@ def pick_sample(rows: NDArray[Any]) -> NDArray[Any]:
     return rows[picked[picked < len(rows)]].copy()
 
 
-class _Made(NamedTuple):
-    """An artifact that answers as the model."""
+class Made(NamedTuple):
+    """Files that answer as a model."""
 
     runtime: str
     entry: str
@@ -141,18 +140,54 @@ class _Made(NamedTuple):
     """-1 stands for any length."""
     export: dict[str, object]
     """For the lineage."""
+    options: dict[str, Any]
+    """Of the runtime."""
+
+
+def write_files(
+    framework: Framework,
+    model: Any,
+    given: NDArray[Any],
+    folder: Path,
+    names: tuple[str, str],
+    free: Sequence[int],
+    *,
+    native: bool = False,
+) -> Made:
+    """Write a live model as ONNX, or as its framework saves it, and hold what was written against the model.
+
+    Args:
+        framework: the model's.
+        model: with one input and one output.
+        given: real rows.
+        folder: for the files.
+        names: of the input and of the output.
+        free: axes of the input whose length is free, beside that of the rows.
+        native: do not try ONNX.
+
+    Raises:
+        ModelError: `save_failed`.
+    """
+    try:
+        if native:
+            raise ModelError("export_failed", detail="it was not tried")
+        return _make_onnx(framework, model, given, folder / _MODEL_FILE, names, free)
+    except ModelError as error:
+        if error.key not in ("export_failed", "export_differs"):
+            raise
+        return _make_native(framework, model, given, folder / "native", names, free, error.message[:500])
 
 
 def _make_onnx(
     framework: Framework, model: Any, given: NDArray[Any], path: Path, names: tuple[str, str], free: Sequence[int]
-) -> _Made:
+) -> Made:
     input_name, output_name = names
     framework.export_onnx(model, given, path, input_name=input_name, output_name=output_name, free=free)
     evidence = check_export(OnnxModel(path), lambda rows: framework.predict(model, rows), given, free)
     declare_shapes(path, evidence.shapes)
     answers = OnnxModel(path).run_alone({input_name: given[:NUM_GOLDEN]})[output_name]
     export = {"format": "onnx", **evidence.describe()}
-    return _Made("onnx", path.name, [path], answers, evidence.shapes[output_name], export)
+    return Made("onnx", path.name, [path], answers, evidence.shapes[output_name], export, {})
 
 
 def _make_native(
@@ -160,9 +195,10 @@ def _make_native(
     model: Any,
     given: NDArray[Any],
     folder: Path,
+    names: tuple[str, str],
     free: Sequence[int],
     reason: str,
-) -> _Made:
+) -> Made:
     folder.mkdir()
     try:
         entry, evidence = framework.save_native(model, given, folder, free)
@@ -172,7 +208,8 @@ def _make_native(
     answers = np.concatenate([framework.predict(model, row[None]) for row in given[:NUM_GOLDEN]])
     (output_shape,) = evidence.shapes.values()
     export: dict[str, object] = {"format": framework.name, "reason": reason, **evidence.describe()}
-    return _Made(framework.name, entry, sorted(folder.iterdir()), answers, output_shape, export)
+    options = {"inputs": [names[0]], "outputs": [names[1]]}
+    return Made(framework.name, entry, sorted(folder.iterdir()), answers, output_shape, export, options)
 
 
 def _choose_free(

@@ -7,6 +7,9 @@ dynamic.py    int8 weights, activations quantised as they come
 int8.py       int8 weights and activations, scales fixed beforehand
 weights.py    weights alone in 8 or 4 bits
 low_rank.py   matrices as products of two thinner ones
+merge_lora.py adapters as part of their matrices
+prune.py      fewer channels, or single weights, with training afterwards
+distill.py    a smaller student, taught by the original
 trees.py      ensembles of fewer or of shallower trees
 openvino.py   for the runtime OpenVINO, as it is or in bfloat16
 nncf.py       int8, and weights alone, by NNCF for OpenVINO

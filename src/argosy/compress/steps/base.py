@@ -7,8 +7,8 @@ import importlib
 import io
 import logging
 import tempfile
-from collections.abc import Collection, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -16,10 +16,12 @@ import msgspec
 
 from argosy.bench.artifact import Artifact
 from argosy.bench.rows import Rows, stack_answers
+from argosy.compress.kind import Meaning
 from argosy.errors import InputError, list_choices
 from argosy.signature import Arrays
 
 __all__ = [
+    "FEW_WEIGHTS",
     "HEAVY",
     "LayerStep",
     "Step",
@@ -37,6 +39,8 @@ HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights, which make the file and the time."""
 _CHUNK_ROWS: Final = 64
 """Of one run of rows that are joined."""
+FEW_WEIGHTS: Final = 1_000_000
+"""Networks with fewer train best on one core."""
 _MAX_DETAIL: Final = 300
 _FREE_WEIGHTS: Final = 4
 """Version of the format from which on weights need not be inputs."""
@@ -52,12 +56,26 @@ class Workshop:
     """For what they make."""
     calibration: Rows = ()
     """Requests that are like those to come; never those that the result is judged on."""
+    training: Rows = ()
+    """More of them, for steps that train; those to calibrate with may be among them, those to judge on never."""
+    targets: Arrays = field(default_factory=dict[str, Any])
+    """What is right for the training rows, by output; empty where that is not known."""
+    meaning: Meaning = field(default_factory=lambda: Meaning("unknown", "nothing is known of it"))
+    """Of the first output."""
+    student: Any = None
+    """A live model of any framework that the user gave, to be taught what the original knows."""
+    deadline: float = float("inf")
+    """Of `time.monotonic`, after which steps that train end with what they have."""
+    say: Callable[[str], None] = lambda text: None
+    """Is told how long work goes on."""
+    made: dict[tuple[Path, Step], Artifact] = field(default_factory=dict[Any, Any])
+    """What steps that train have made, by the artifact's folder and the step: several recipes may begin alike."""
 
     def make_folder(self) -> Path:
         """Give a new, empty folder."""
         # Not counted: copies of a workshop with other rows share the folder.
         self.folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="made", dir=self.folder))
+        return Path(tempfile.mkdtemp(prefix="made-", dir=self.folder))
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +85,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """As in `recipe.STEPS`."""
     needs_calibration: ClassVar[bool] = False
     """It looks at rows."""
+    retrains: ClassVar[bool] = False
+    """It fits weights to training rows."""
     keeps_rows: ClassVar[bool] = True
     """Rows that do not influence one another do not do so afterwards either."""
 
