@@ -256,6 +256,8 @@ def make_boosters() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+# LightGBM 4.6 finds names of columns in rows that have none.
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
 def test_estimators_of_boosters_answer_with_what_they_know_beside_the_trees(tmp_path: Path) -> None:
     for name, estimator in make_boosters().items():
         model = sklearn_files.wrap(estimator)
@@ -265,7 +267,6 @@ def test_estimators_of_boosters_answer_with_what_they_know_beside_the_trees(tmp_
         np.testing.assert_allclose(got["probabilities"], estimator.predict_proba(rows), atol=1e-5, err_msg=name)
 
 
-# LightGBM 4.6 finds names of columns in rows that have none.
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
 def test_estimators_answer_as_themselves(tmp_path: Path) -> None:
     for name, estimator in make_estimators().items():
