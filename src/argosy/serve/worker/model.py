@@ -110,7 +110,8 @@ class LoadedModel:
             assert self.runtime is not None
             self.answers.check(self.answers.order(self.runtime.infer(inputs)), 1)
 
-        return made_up.try_request(answer, self.inputs) if self.outputs else ""
+        is_code = self.spec["runtime"] == "python"
+        return made_up.try_request(answer, self.inputs, is_apart=is_code) if self.outputs else ""
 
     def _judge_joining(self, inputs: Arrays, measure: Measure) -> str:
         """Say why rows of several requests are not joined; "" where they are."""
