@@ -287,12 +287,14 @@ TRIALS = {
     "return {'z': x}": "failed, which may be for its values: AnswerError: output 'y' is missing; got z",
     "raise SystemExit": "failed, which may be for its values: SystemExit",
     "time.sleep(1000)": "was not answered within 2 s",
+    "import ctypes\n    ctypes.PyDLL(None).sleep(1000)": "was not answered within 2 s",
+    "os._exit(1)": "ended the process",
 }
 
 
 def test_version_without_golden_examples_is_asked_once_and_the_rollout_says_what_came_of_it(home: Home) -> None:
     for body in TRIALS:
-        home.publish_code(f"self.count += 1\nif self.count == 1:\n    {body}\nreturn {{'y': x + self.count}}")
+        home.publish_code(f"self.count += 1\nif not x.any():\n    {body}\nreturn {{'y': x + self.count}}")
     with home.serve() as server, server.admin() as admin, server.client() as client:
         for version, expected in enumerate(TRIALS.values(), 1):
             rollout = admin.deploy(argosy.DeploymentSpec(name="code", model="code", version=version, allow_code=True))
@@ -300,5 +302,13 @@ def test_version_without_golden_examples_is_asked_once_and_the_rollout_says_what
             assert "done" in steps
             told = f"no golden examples, nothing verified; a made-up request of zeros {expected}; "
             assert re.search(told, steps["verify"]), steps["verify"]
-            # One, and no more.
-            assert client.predict("code", {"x": row(1)})["y"][0, 0] == 3.0
+            # Who answers clients knows nothing of it.
+            assert client.predict("code", {"x": row(1)})["y"][0, 0] == 2.0
+
+
+def test_import_that_takes_longer_than_a_made_up_request_may_is_left_whole(home: Home) -> None:
+    lazy = "import sys, types\nif 'lazy' not in sys.modules:\n    made = sys.modules['lazy'] = types.ModuleType('lazy')\n"
+    home.publish_code(f"{lazy}    time.sleep(2.5)\n    made.factor = 3\nreturn {{'y': x * sys.modules['lazy'].factor}}")
+    with home.serve() as server, server.client() as client:
+        server.deploy("code", allow_code=True)
+        assert client.predict("code", {"x": row(1)}, timeout_s=20)["y"][0, 0] == 3.0

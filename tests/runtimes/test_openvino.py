@@ -177,6 +177,32 @@ def test_integer_that_would_be_cut_fails_alone(home: Home) -> None:
         np.testing.assert_array_equal(client.predict("n", {"n": good})["y"], good)
 
 
+NAN = np.array([[1.0, np.nan]], np.float32)
+
+
+@pytest.mark.parametrize("op", ["Relu", "Exp"])
+def test_nan_that_would_be_taken_for_a_number_fails_alone(home: Home, op: str) -> None:
+    tensor = (TensorProto.FLOAT, ["N", 2])
+    nodes = [helper.make_node(op, ["x"], ["y"])]
+    import_onnx(home.store, save_graph(home.files / "n.onnx", nodes, {"x": tensor}, {"y": tensor}, {}), "n")
+    with home.serve("n") as server, server.client() as client:
+        expected = client.predict("n", {"x": NAN})["y"]
+        assert np.isnan(expected).tolist() == [[False, True]]
+        server.deploy("n", runtime="openvino")
+        with pytest.raises(InputError, match="input 'x' holds NaN, which this runtime takes for a number"):
+            client.predict("n", {"x": NAN})
+        np.testing.assert_allclose(client.predict("n", {"x": NAN[:, [0, 0]]})["y"], expected[:, [0, 0]], rtol=1e-6)
+
+
+def test_nan_that_stays_one_is_answered(home: Home) -> None:
+    tensor = (TensorProto.FLOAT, ["N", 2])
+    nodes = [helper.make_node("Tanh", ["x"], ["y"])]
+    import_onnx(home.store, save_graph(home.files / "n.onnx", nodes, {"x": tensor}, {"y": tensor}, {}), "n")
+    with home.serve() as server, server.client() as client:
+        server.deploy("n", runtime="openvino")
+        assert np.isnan(client.predict("n", {"x": NAN})["y"]).tolist() == [[False, True]]
+
+
 @pytest.mark.parametrize(
     ("op", "weight"),
     [

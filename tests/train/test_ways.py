@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 
 import numpy as np
@@ -53,6 +54,28 @@ class Text(Two):
         return self.one(x) if f"{float(x.detach().sum()):.0f}" == "0" else self.other(x)
 
 
+class Memory(Two):
+    """Nor of this: the numbers are read where they lie."""
+
+    def forward(self, x):
+        return self.one(x) if np.from_dlpack(x.detach()).max() < 5000 else self.other(x)
+
+
+class Draw(Two):
+    """Draws by Python's own generator, of which no graph knows."""
+
+    def forward(self, x):
+        return self.one(x) * random.random()
+
+
+class Count(Two):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.one(x) * self.calls
+
+
 class Item(Two):
     def forward(self, x):
         return self.one(x) * x.max().item()
@@ -98,8 +121,8 @@ class Band(Two):
 
 def draw_rows():
     for seed in range(30):
-        random = np.random.default_rng(seed)
-        yield (random.standard_normal((1 + seed % 3, 4)) * 10 ** random.uniform(-2, 2)).astype(np.float32)
+        generator = np.random.default_rng(seed)
+        yield (generator.standard_normal((1 + seed % 3, 4)) * 10 ** generator.uniform(-2, 2)).astype(np.float32)
     yield np.zeros((2, 4), np.float32)
 
 
@@ -125,11 +148,18 @@ def test_model_that_branches_answers_other_rows_as_itself(kind, store):
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["any", "native"])
-@pytest.mark.parametrize("kind", [Silent, Text], ids=["silent", "text"])
+@pytest.mark.parametrize("kind", [Silent, Text, Memory], ids=["silent", "text", "memory"])
 def test_model_whose_branches_nothing_keeps_is_refused_with_the_reason(kind, native, store):
     with pytest.raises(ModelError, match="looks at numbers from Python") as caught:
         argosy.publish(kind(), "ways", store, sample=SAMPLE, native=native)
     assert caught.value.key == "save_failed"
+    assert not store.list_models()
+
+
+@pytest.mark.parametrize("kind", [Draw, Count], ids=["draw", "count"])
+def test_model_that_answers_otherwise_each_time_is_not_fixed_to_one_answer(kind, store):
+    with pytest.raises(ModelError, match="otherwise each time"):
+        argosy.publish(kind(), "ways", store, sample=SAMPLE)
     assert not store.list_models()
 
 

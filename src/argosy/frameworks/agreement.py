@@ -124,6 +124,7 @@ def hold_against(
         Differs: its answers differ.
         InputError: `bad_option`, the model takes none of the other lengths.
     """
+    is_first = True
     worst, rounding, num_rows, kinds, refusal, scales = [0.0, 0.0], 0.0, 0, dict[str, None](), None, dict[str, float]()
     shapes: dict[str, tuple[int, ...]] = {}
     for trial in trials:
@@ -139,6 +140,9 @@ def hold_against(
         got = _run(answer, trial, expected)
         if got is None:
             continue
+        if is_first:
+            is_first = False
+            _check_repeats(answer, expect, trial, expected, has_rows)
         allowed = max(tolerance, FAR_TOLERANCE) if trial.is_far else tolerance
         apart = _list_differences(expected, got, scales, trial.kind != SAMPLE, has_rows)
         if not bool((apart <= allowed).all()):
@@ -181,6 +185,22 @@ def measure_difference(expected: Arrays, got: Arrays) -> float:
     if not expected or not _has_same_form(expected, got):
         return math.inf
     return float(_list_differences(expected, got, {}, is_trial=False, has_rows=False).max())
+
+
+def _check_repeats(answer: Run, expect: Run, trial: Trial, expected: Arrays, has_rows: bool) -> None:
+    """Refuse an artifact that fixes what the model draws or counts anew each time, for then nothing else can be compared.
+
+    Raises:
+        Fails: the model answers the same rows otherwise each time, and the artifact does not.
+    """
+
+    def moves(one: Arrays, other: Arrays) -> bool:
+        return not _has_same_form(one, other) or bool((_list_differences(one, other, {}, True, has_rows) > FAR_TOLERANCE).any())
+
+    if moves(expected, expect(trial.inputs)):
+        answers = [_run(answer, trial, expected) for _ in range(2)]
+        if answers[0] is not None and answers[1] is not None and not moves(answers[0], answers[1]):
+            raise Fails("it always answers rows alike to which the model answers otherwise each time")
 
 
 def _run(answer: Run, trial: Trial, expected: Arrays) -> Arrays | None:

@@ -18,6 +18,8 @@ __all__ = ["ONE", "ROWS", "Dim", "combine", "fixed", "named", "product"]
 ROWS: Final = "rows"
 _TAINT: Final = "~"
 """Begins the name of what depends on the number of rows, and is no product of it."""
+_NUMBER: Final = "?"
+"""Begins the name of what need be no length: it may be below zero, or no whole number."""
 
 
 MAX_FACTORS: Final = 16
@@ -49,8 +51,16 @@ class Dim(NamedTuple):
         """True for a number that depends on how many rows there are, in any way."""
         return any(name == ROWS or name.startswith(_TAINT) for name in self.names)
 
+    @property
+    def is_length(self) -> bool:
+        """True for what is no fraction, nor below zero, whatever its names stand for."""
+        names = (name.removeprefix(_TAINT) for name in self.names)
+        return self.number >= 0 and self.number.denominator == 1 and not any(name.startswith(_NUMBER) for name in names)
+
     def times(self, other: Dim) -> Dim:
         """The product of both."""
+        if not (self.number and other.number):
+            return Dim(Fraction(0))
         names = tuple(sorted(self.names + other.names))
         bits = sum(part.bit_length() for dim in (self, other) for part in (dim.number.numerator, dim.number.denominator))
         if len(names) > MAX_FACTORS or bits > MAX_BITS:
@@ -91,9 +101,16 @@ def product(dims: Iterable[Dim]) -> Dim:
     return total
 
 
-def combine(kind: str, *dims: Dim) -> Dim:
-    """A name for a function of lengths that is no product of them."""
+def combine(kind: str, *dims: Dim, is_length: bool = True) -> Dim:
+    """A name for a function of lengths that is no product of them.
+
+    Args:
+        kind: of the function.
+        dims: what it is of.
+        is_length: it is no fraction, nor below zero.
+    """
     name = f"{kind}({','.join(map(str, dims))})"
     if len(name) > MAX_NAME:
         name = f"{kind}({hashlib.sha256(name.encode()).hexdigest()})"
+    name = name if is_length else _NUMBER + name
     return named(_TAINT + name if any(dim.is_tainted for dim in dims) else name)

@@ -11,9 +11,15 @@ from typing import Any, Final
 from argosy.rows.dims import MAX_BITS, Dim, combine, fixed
 from argosy.rows.values import MAX_CONTENT, Node, Shape, Value, broadcast, handles, mixed, rows_of, unknown
 
-__all__ = ["dim_of"]
+__all__ = ["NUMBERS", "content_of", "dim_of", "spread_to"]
 
 Contents = list[tuple[Dim, ...]]
+_INT32: Final = 6  # of TensorProto
+_INT64: Final = 7
+_BOOL: Final = 9
+_INTEGERS: Final = (_INT32, _INT64)
+NUMBERS: Final = frozenset({1, 11, *_INTEGERS, _BOOL})
+"""Datatypes whose numbers are known and computed with, those of shapes and scales: the others are floats of 32 and 64 bits."""
 
 
 def dim_of(number: float) -> Dim | None:
@@ -47,7 +53,12 @@ def _add(a: Dim, b: Dim) -> Dim | None:
         return Dim(a.number + b.number, a.names if a.number + b.number else ())
     if not b.number:
         return a
-    return b if not a.number else combine("add", *sorted((a, b)))
+    return b if not a.number else _combine("add", *sorted((a, b)))
+
+
+def _combine(kind: str, *dims: Dim) -> Dim:
+    """A name for a number; sums and extremes of lengths are lengths again."""
+    return combine(kind, *dims, is_length=kind in ("add", "min", "max") and all(dim.is_length for dim in dims))
 
 
 def _subtract(a: Dim, b: Dim) -> Dim | None:
@@ -57,23 +68,20 @@ def _subtract(a: Dim, b: Dim) -> Dim | None:
 def _divide(a: Dim, b: Dim, is_integer: bool) -> Dim | None:
     found = a.over(b)
     if found is None or (is_integer and found.number.denominator != 1):
-        if not b.number:
-            return None
-        if found is not None and not found.names:
-            return fixed(math.trunc(found.number))
-        return combine("div", a, b)
+        # Integers are cut and floats are not, and which these are is not known.
+        return combine("div", a, b, is_length=False) if b.number else None
     return found
 
 
 def _compare(test: Callable[[Any, Any], bool], a: Dim, b: Dim) -> Dim | None:
-    """A comparison of lengths; that of a length with a number below 0 is known, too."""
+    """A comparison of numbers; that of a length with a number below 0 is known, too."""
     if a.names == b.names:
         if a.names and a.number == b.number:
             return fixed(test(0, 0))
         return fixed(test(a.number, b.number)) if not a.names else None
-    if not b.names and b.number < 0 < a.number:
+    if not b.names and b.number < 0 and a.is_length:
         return fixed(test(0, -1))
-    return fixed(test(-1, 0)) if not a.names and a.number < 0 < b.number else None
+    return fixed(test(-1, 0)) if not a.names and a.number < 0 and b.is_length else None
 
 
 def _select(a: Dim, b: Dim, kind: str) -> Dim:
@@ -81,9 +89,17 @@ def _select(a: Dim, b: Dim, kind: str) -> Dim:
         return a
     if not a.names and not b.names:
         return fixed(min(a.number, b.number) if kind == "min" else max(a.number, b.number))
-    return combine(kind, *sorted((a, b)))
+    return _combine(kind, *sorted((a, b)))
 
 
+_MAX_NUMBER: Final = 1 << 31
+"""Of numbers that are computed here: beyond it, integers of a runtime may begin anew below zero."""
+_ROUNDED: Final[dict[str, Callable[[Fraction], int | Fraction]]] = {
+    "Abs": abs,
+    "Ceil": math.ceil,
+    "Floor": math.floor,
+    "Round": round,
+}
 _TESTS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "Equal": operator.eq,
     "Greater": operator.gt,
@@ -115,11 +131,11 @@ def _compute(node: Node, contents: Contents) -> tuple[Dim, ...] | None:
             found.append(fixed(not a.number) if not a.names else None)
         elif op == "Neg":
             found.append(Dim(-a.number, a.names))
-        elif op in ("Floor", "Ceil", "Round") and not a.names:
-            found.append(fixed({"Floor": math.floor, "Ceil": math.ceil, "Round": round}[op](a.number)))
-        elif op in ("Floor", "Ceil", "Sqrt", "Abs", "Round"):
-            found.append(a if op == "Abs" or (a.number.denominator == 1 and op != "Sqrt") else combine(op, a))
-        elif op == "Mod" and not b.names and b.number and not a.names:
+        elif op in _ROUNDED and not a.names:
+            found.append(fixed(_ROUNDED[op](a.number)))
+        elif op in (*_ROUNDED, "Sqrt"):
+            found.append(a if a.is_length and op != "Sqrt" else _combine(op, a))
+        elif op == "Mod" and not b.names and not a.names and a.number >= 0 < b.number:
             found.append(fixed(a.number % b.number))
         elif op in ("Min", "Max"):
             chosen = a
@@ -130,7 +146,8 @@ def _compute(node: Node, contents: Contents) -> tuple[Dim, ...] | None:
             found.append(items[1] if a.number else items[2])
         else:
             return None
-    return tuple(dim for dim in found if dim is not None) if None not in found else None
+    is_whole = op in ("Where", "Min", "Max") or not any(dim is not None and abs(dim.number) >= _MAX_NUMBER for dim in found)
+    return tuple(dim for dim in found if dim is not None) if is_whole and None not in found else None
 
 
 _UNARY: Final = """
@@ -145,7 +162,7 @@ PRelu Pow Sub Sum Where Xor
 
 
 @handles(*_UNARY.split(), *_NARY.split())
-@handles("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSplitGelu", "BiasAdd", domain="com.microsoft")
+@handles("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasAdd", domain="com.microsoft")
 def _map(node: Node) -> Value:
     values = [value for value in node.inputs if value is not None]
     result = broadcast(values)
@@ -159,12 +176,23 @@ def _map(node: Node) -> Value:
 
 @handles("Cast", "CastLike")
 def _cast(node: Node) -> Value:
-    value = node.take(0)
-    is_whole = node.get("to") in (2, 3, 4, 5, 6, 7, 12, 13)  # the integers of TensorProto
-    if value.content is None or not is_whole:
-        return value
-    content = [fixed(math.trunc(dim.number)) if not dim.names else dim for dim in value.content]
-    return _keep(value, tuple(dim if dim.number.denominator == 1 else combine("int", dim) for dim in content))
+    value, kind = node.take(0), node.get("to")
+    if value.content is None or kind not in NUMBERS:
+        return value._replace(content=None)
+    found = [_convert(dim, kind) for dim in value.content]
+    return _keep(value, tuple(dim for dim in found if dim is not None) if None not in found else None)
+
+
+def _convert(dim: Dim, kind: int) -> Dim | None:
+    """A number in another datatype; None where it may not be the same there."""
+    if kind == _BOOL:
+        return fixed(bool(dim.number)) if not dim.names else None
+    if not dim.names:
+        found = fixed(math.trunc(dim.number)) if kind in _INTEGERS else dim
+        return found if abs(dim.number) < (1 << 24) or kind == _INT64 else None
+    if dim.is_length:
+        return dim
+    return combine("int" if kind in _INTEGERS else "float", dim, is_length=False)
 
 
 @handles("Dropout")

@@ -44,7 +44,8 @@ def _classify(node: Node) -> list[Value]:
     if value.rank < 2:
         return [Value(None), Value(None)]
     labels = next((len(found) for name, found in node.attributes.items() if name.startswith("class") and "labels" in name), 0)
-    width = fixed(max(2, labels)) if labels else node.fresh(1, 1)
+    # Scores of a support vector machine may be one for each pair of classes.
+    width = fixed(max(2, labels)) if labels and node.op != "SVMClassifier" else node.fresh(1, 1)
     return [rows_of(value, value.known_shape[:1], 0), rows_of(value, (value.known_shape[0], width), 0)]
 
 

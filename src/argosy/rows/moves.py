@@ -61,13 +61,7 @@ def _reshape(node: Node) -> Value:
     if (open_axes := [index for index, dim in enumerate(shape) if dim.value == -1]) and len(open_axes) == 1:
         rest = product(dim for index, dim in enumerate(shape) if index != open_axes[0])
         total = product(old)
-        if value.is_rows and not rest.has_rows and total.over(rest) is None:
-            # Lengths that are no products of one another; but what holds the rows has them as a factor.
-            per_row = total.over(named(ROWS))
-            found = combine("div", per_row or ONE, rest).times(named(ROWS))
-        else:
-            found = total.over(rest) or combine("div", total, rest)
-        shape[open_axes[0]] = found
+        shape[open_axes[0]] = total.over(rest) or combine("div", total, rest)
     return reshape(value, tuple(shape))
 
 
@@ -241,7 +235,9 @@ def _pad(node: Node) -> Value:
     if pads is None:
         unknown("its pads are not known")
     given = node.find(3)
-    axes = [place_axis(axis, value.rank) for axis in (given.integers or ())] if given is not None else list(range(value.rank))
+    if given is not None and given.integers is None:
+        unknown("its axes are not known")
+    axes = [place_axis(axis, value.rank) for axis in given.integers or ()] if given is not None else list(range(value.rank))
     shape = list(value.known_shape)
     for index, axis in enumerate(axes):
         around = pads[index] + pads[index + len(axes)]
@@ -310,6 +306,10 @@ def _resize(node: Node) -> Value:
         unknown("its scales depend on the number of rows")
     shape = list(value.known_shape)
     axes = [place_axis(axis, value.rank) for axis in node.get("axes", range(value.rank))]
+    # Both take the batch's own length for one that may become another.
+    is_framed = node.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    if value.axis in axes and (is_framed or node.get("keep_aspect_ratio_policy", b"stretch") != b"stretch"):
+        unknown("it may resize the batch")
     lengths = _list_lengths(node, [shape[axis] for axis in axes])
     for index, axis in enumerate(axes):
         length = lengths[index] if lengths is not None else None

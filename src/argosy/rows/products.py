@@ -54,8 +54,7 @@ def _leave(value: Value, place: int, dim: Dim) -> Value:
 @handles("MatMul", "MatMulInteger")
 @handles("FusedMatMul", "TransposeMatMul", "MatMulIntegerToFloat", domain="com.microsoft")
 def _matmul(node: Node) -> Value:
-    if any(value is not None and value.is_rows for value in node.inputs[2:]):
-        unknown("what should be a parameter depends on rows")
+    node.allow_rows(0, 1)
     if node.get("transBatchA") or node.get("transBatchB"):
         unknown("it moves the axes of its batch")
     a, b = (_turn(node.take(index), node.get(name, 0)) for index, name in ((0, "transA"), (1, "transB")))
@@ -64,8 +63,7 @@ def _matmul(node: Node) -> Value:
 
 @handles("QLinearMatMul")
 def _matmul_quantised(node: Node) -> Value:
-    if any(value is not None and value.is_rows for index, value in enumerate(node.inputs) if index not in (0, 3)):
-        unknown("what should be a parameter depends on rows")
+    node.allow_rows(0, 3)
     return _multiply(node.take(0), node.take(3))
 
 
@@ -86,6 +84,8 @@ def _turn(value: Value, is_turned: int) -> Value:
 @handles("QGemm", domain="com.microsoft")
 def _gemm(node: Node) -> Value:
     is_quantised = node.op == "QGemm"
+    if is_quantised:
+        node.allow_rows(0, 3)
     b, bias = node.take(3 if is_quantised else 1), node.find(6 if is_quantised else 2)
     found = _multiply(_turn(node.take(0), node.get("transA", 0)), _turn(b, node.get("transB", 0)))
     return found if bias is None or is_quantised else broadcast([found, bias])
@@ -129,8 +129,7 @@ def _convolve(node: Node) -> Value:
     value, weights = node.take(0), node.take(1)
     if node.op == "FusedConv" and (added := node.find(3)) is not None and added.axis != value.axis:
         unknown("what it adds has other rows")
-    if weights.is_rows or any(found is not None and found.is_rows for found in node.inputs[2:3]):
-        unknown("its weights depend on rows")
+    node.allow_rows(0, *((3,) if node.op == "FusedConv" else ()))
     return _convolve_by(node, value, weights)
 
 
@@ -151,17 +150,24 @@ def _convolve_by(node: Node, value: Value, weights: Value) -> Value:
     return rows_of(value, shape, value.axis)
 
 
-@handles("ConvTranspose", "DeformConv", "Col2Im", "MaxUnpool")
+@handles("ConvTranspose", "DeformConv", "Col2Im")
 def _spread(node: Node) -> Value:
     value = node.take(0)
-    others = [found for found in node.inputs[1:] if found is not None and found.is_rows]
-    if (node.op in ("ConvTranspose", "Col2Im") and others) or any(found.axis for found in others):
-        unknown("what should be a parameter depends on rows")
+    node.allow_rows(0, *((2, 4) if node.op == "DeformConv" else ()))
+    if any(found is not None and found.axis > 0 for found in node.inputs[1:]):
+        unknown("its rows are not the first axis")
     _check_first(value, _SUMMED)
     if not value.is_rows:
         return Value(None, is_counted=value.is_counted)
     rank = 2 + len(node.get("strides", node.get("kernel_shape", [1] * (value.rank - 2))))
     return rows_of(value, (value.known_shape[0], *[node.fresh(0, axis) for axis in range(1, rank)]), 0)
+
+
+@handles("MaxUnpool")
+def _unpool(node: Node) -> Value:
+    if any(value is not None and value.is_rows for value in node.inputs):
+        mixed("the places that it writes to count from the first row of the batch")
+    return Value(None)
 
 
 @handles("AveragePool", "MaxPool", "LpPool")
@@ -187,8 +193,7 @@ def _pool_all(node: Node) -> Value:
 
 @handles("QLinearAdd", "QLinearMul", domain="com.microsoft")
 def _add_quantised(node: Node) -> Value:
-    if any(found is not None and found.is_rows for index, found in enumerate(node.inputs) if index not in (0, 3)):
-        unknown("what should be a parameter depends on rows")
+    node.allow_rows(0, 3)
     return broadcast([node.take(0), node.take(3)])
 
 

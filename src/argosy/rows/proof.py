@@ -22,12 +22,13 @@ __all__ = ["judge_rows"]
 _MODULES: Final = (control, elementwise, gathers, learned, moves, products, reductions)
 """Imported for what they register."""
 _RANDOM: Final = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_GRAPHS: Final = frozenset({"If", "Loop", "Scan"})
+"""Operators whose inputs meet in the graphs that they hold, if at all."""
 _OWN_COUNT: Final = frozenset({"Shape", "Size", "If", "Loop", "Scan", "Slice"})
 """Operators that look at lengths alone, or whose parts are followed one by one; of a slice its own rule says it."""
 _SHAPES: Final = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3, "Tile": 1}
 """By operator, which of its inputs is a shape."""
 _EXTERNAL: Final = 1  # TensorProto.EXTERNAL
-_STRING: Final = 8  # TensorProto.STRING
 _ROW_AXIS: Final = named(ROWS)
 MAX_DEPTH: Final = 24
 MAX_AXES: Final = 64
@@ -91,7 +92,11 @@ class _Walk:
         self._numpy: Any = importlib.import_module("onnx.numpy_helper")
         self._opsets: dict[str, int] = {_domain(opset.domain): opset.version for opset in model.opset_import}
         self._num_nodes = 0
-        self._functions = {(_domain(function.domain), function.name): function for function in model.functions}
+        self._functions = {(_domain(each.domain), each.name, getattr(each, "overload", "")): each for each in model.functions}
+        self._own_ops = {(domain, name) for domain, name, _ in self._functions}
+        self._calls = 0
+        self._path = ""
+        """Before the names of what a call of a function makes: each call makes tensors of its own."""
 
     def read_weights(self, graph: Any, scope: dict[str, Value]) -> None:
         """Know the weights of a graph."""
@@ -102,8 +107,8 @@ class _Walk:
 
     def _read_tensor(self, tensor: Any) -> Value:
         shape = tuple(fixed(dim) for dim in tensor.dims)
-        is_small = math.prod(tensor.dims) <= MAX_CONTENT and tensor.data_location != _EXTERNAL and tensor.data_type != _STRING
-        if not is_small:
+        is_small = math.prod(tensor.dims) <= MAX_CONTENT and tensor.data_location != _EXTERNAL
+        if not is_small or tensor.data_type not in elementwise.NUMBERS:
             return Value(shape)
         try:
             numbers = self._numpy.to_array(tensor).ravel().tolist()
@@ -142,9 +147,11 @@ class _Walk:
             raise next((fault for fault in faults if fault.is_mixed), faults[0])
         if domain == "" and proto.op_type == "Constant":
             return [self._read_constant(proto)]
-        if (function := self._functions.get((domain, proto.op_type))) is not None:
-            return self._call(function, proto, inputs, depth)
         handler = HANDLERS.get((domain, proto.op_type))
+        if (domain, proto.op_type) in self._own_ops:
+            if handler is not None or domain in ("", "com.microsoft"):
+                unknown("the file defines an operator anew that has this name")
+            return self._call(proto, inputs, depth)
         attributes = {attribute.name: self._helper.get_attribute_value(attribute) for attribute in proto.attribute}
         if handler is None:
             return self._run_unknown(proto, inputs, attributes)
@@ -158,11 +165,14 @@ class _Walk:
 
         if "value" in attributes and proto.op_type == "ConstantOfShape":
             attributes["value"] = self._numpy.to_array(attributes["value"])
-        node = Node(proto.op_type, inputs, attributes, list(proto.output), self._opsets.get(domain, 1), run)
+        outputs = [name and self._path + name for name in proto.output]
+        node = Node(proto.op_type, inputs, attributes, outputs, self._opsets.get(domain, 1), run)
         found = handler(node)
         values = _count([found] if isinstance(found, Value) else found, proto.op_type, inputs)
-        if any(len(value.shape or ()) > MAX_AXES for value in values):
-            unknown("it gives more axes than are looked into")
+        if proto.op_type not in _GRAPHS:
+            _check_meeting(inputs)
+        for value in values:
+            _check_lengths(value)
         return values
 
     def _run_unknown(self, proto: Any, inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> list[Value]:
@@ -188,13 +198,45 @@ class _Walk:
         shape = (fixed(len(numbers)),) if attribute.name.endswith("s") else ()
         return Value(shape, content=tuple(dim for dim in content if dim is not None) if None not in content else None)
 
-    def _call(self, function: Any, proto: Any, inputs: Sequence[Value | None], depth: int) -> list[Value]:
+    def _call(self, proto: Any, inputs: Sequence[Value | None], depth: int) -> list[Value]:
         """Follow a function that the file defines itself."""
+        function = self._functions.get((_domain(proto.domain), proto.op_type, getattr(proto, "overload", "")))
+        if function is None:
+            unknown("the function that it calls is not found")
+        if any(self._opsets.get(_domain(opset.domain), opset.version) != opset.version for opset in function.opset_import):
+            unknown("a function of another version of the operators is not looked into")
         if any(attribute.ref_attr_name for node in function.node for attribute in node.attribute) and len(proto.attribute):
             unknown("a function with attributes is not looked into")
         inner = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
+        self._calls += 1
+        before, self._path = self._path, f"{self._calls}:"
         self.run_nodes(function.node, inner, depth + 1)
+        self._path = before
         return [self._look_up(inner, name) for name in function.output]
+
+
+def _check_meeting(inputs: Sequence[Value | None]) -> None:
+    """Rows that meet have as many entries each: else those of one would meet those of another.
+
+    Raises:
+        Fault: they have not.
+    """
+    if len({value.known_shape[value.axis] for value in inputs if value is not None and value.is_rows}) > 1:
+        unknown("it takes rows together that have other numbers of entries")
+
+
+def _check_lengths(value: Value) -> None:
+    """What a row is made of has lengths that no other row has a part in.
+
+    Raises:
+        Fault: a length depends on the number of rows, or there are too many.
+    """
+    if len(value.shape or ()) > MAX_AXES:
+        unknown("it gives more axes than are looked into")
+    for axis, dim in enumerate(value.shape or ()) if value.is_rows else ():
+        per_row = dim.over(_ROW_AXIS) if axis == value.axis else dim
+        if per_row is None or per_row.is_tainted or (axis == value.axis and not per_row.is_length):
+            unknown("the length of an axis depends on the number of rows")
 
 
 def _count(values: Sequence[Value], op: str, inputs: Sequence[Value | None]) -> list[Value]:

@@ -28,7 +28,7 @@ def _reduce(node: Node) -> Value:
     axes = node.list_integers("axes", 1)
     if not axes:
         if node.get("noop_with_empty_axes", 0):
-            return value
+            return value._replace(content=None)
         axes = list(range(value.rank))
     gone = {place_axis(axis, value.rank) for axis in axes}
     _refuse_rows(value, axes, "it takes all rows together")
@@ -113,8 +113,7 @@ def _normalise_layer(node: Node) -> list[Value]:
 @handles("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
 def _normalise_sum(node: Node) -> list[Value]:
     values = [value for index in (0, 1) if (value := node.find(index)) is not None]
-    if any(value is not None and value.is_rows for value in node.inputs[2:]):
-        unknown("what should be a parameter depends on rows")
+    node.allow_rows(0, 1)
     total = broadcast(values)
     _refuse_rows(total, [-1], "it normalises over the rows")
     left = (*total.known_shape[:-1], ONE)
@@ -176,6 +175,7 @@ def _multiply_by_range(node: Node) -> list[Value]:
 
 def _attend(node: Node) -> list[Value]:
     value, mask = node.take(0), node.find(3)
+    node.allow_rows(0, 3)
     past = node.find(4)
     if past is not None or len([name for name in node.outputs if name]) > 1:
         unknown("it keeps a state")
@@ -190,6 +190,7 @@ def _attend(node: Node) -> list[Value]:
 @handles("EmbedLayerNormalization", domain="com.microsoft")
 def _embed(node: Node) -> list[Value]:
     ids = node.take(0)
+    node.allow_rows(0, 1, 7, 8)
     if any(value is not None and value.axis > 0 for value in node.inputs):
         unknown("its rows are not the first axis")
     shape = (*ids.known_shape, node.fresh(0, ids.rank))

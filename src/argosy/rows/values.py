@@ -184,10 +184,17 @@ class Node:
         Raises:
             Fault: another does.
         """
-        for other, value in enumerate(self.inputs):
-            if other != index and value is not None and value.is_rows:
-                unknown("what should be a parameter depends on rows")
+        self.allow_rows(index)
         return self.take(index)
+
+    def allow_rows(self, *indexes: int) -> None:
+        """Only these inputs may depend on rows.
+
+        Raises:
+            Fault: another does.
+        """
+        if any(value is not None and value.is_rows for index, value in enumerate(self.inputs) if index not in indexes):
+            unknown("what should be a parameter depends on rows")
 
 
 Handler = Callable[[Node], "Value | list[Value]"]

@@ -13,8 +13,9 @@ __all__ = ["find_looks", "refuse_tracer_warnings"]
 torch: Any = importlib.import_module("torch")
 _modes: Any = importlib.import_module("torch.overrides")
 
-_AS_TEXT: Final = frozenset({"__format__", "__repr__", "__str__", "numpy", "__array__", "data_ptr"})
-"""What not even torch.export follows: it goes on with a text or an array of what is not there yet."""
+_MEMORY: Final = {"__array__", "__dlpack__", "__reduce_ex__", "data_ptr", "numpy", "storage", "untyped_storage"}
+_AS_TEXT: Final = frozenset({"__format__", "__repr__", "__str__", *_MEMORY})
+"""What not even torch.export follows: it goes on with a text, an array or the memory of what is not there yet."""
 _LOOKS: Final = _AS_TEXT | {
     "__bool__",
     "__complex__",

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import select
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -64,8 +67,12 @@ def choose_replicas(row_s: float, num_cores: int) -> int:
     return max(1, round(num_cores * row_s / (row_s + FRONT_S)))
 
 
-def run_apart(find: Callable[[], bytes]) -> bytes:
+def run_apart(find: Callable[[], bytes], limit_s: float | None = None) -> bytes:
     """Call a function in a fork of this process, for what it does to a process cannot be undone.
+
+    Args:
+        find: the function.
+        limit_s: seconds after which it is given up, and the fork killed.
 
     Returns:
         What it returned; nothing where it came to grief, which its caller will then find out itself.
@@ -81,7 +88,15 @@ def run_apart(find: Callable[[], bytes]) -> bytes:
         finally:
             os._exit(0)
     os.close(sender)
-    with open(receiver, "rb") as answer:  # noqa: PTH123 - a descriptor
-        found = answer.read()
+    end_s = math.inf if limit_s is None else time.monotonic() + limit_s
+    found = b""
+    # A process of the function's own may hold the pipe for longer than the fork lives.
+    while select.select([receiver], [], [], None if limit_s is None else max(0.0, end_s - time.monotonic()))[0]:
+        if not (part := os.read(receiver, 1 << 16)):
+            break
+        found += part
+    os.close(receiver)
+    if limit_s is not None:
+        os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return found

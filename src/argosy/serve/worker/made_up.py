@@ -1,6 +1,8 @@
 """One request that nobody sent, for a version without golden examples: before clients ask it, it has answered something.
 
 Whatever comes of it is told, and refuses nothing: the version may need other values, or other lengths, than are made up here.
+Python code is asked in a copy of the worker: what takes too long is cut off there, and half an import, or half of what a model
+makes at its first request, stays in no process that answers clients.
 NumPy and the standard library only.
 """
 
@@ -16,37 +18,52 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import DATATYPES
 from argosy.serve.worker.bounds import Bounds, TrialTooLong
+from argosy.serve.worker.cores import run_apart
 
 __all__ = ["try_request"]
 
 LIMIT_S: Final = 2.0
 """Of the request: a load waits for it, also of a worker that takes the place of one that died."""
+PATIENCE_S: Final = 0.5
+"""Longer than the limit a copy is waited for, which may be in a library, or wait for threads that it has not."""
 MAX_ELEMENTS: Final = 1 << 24
 FREE_LENGTH: Final = 8
 """Of an axis of any length, but for the first, which has one row: too short for few models, and too long for none."""
 _TEXT: Final = b"0"
 _WHAT: Final = "a made-up request of zeros"
+_TOO_LONG: Final = f"{_WHAT} was not answered within {LIMIT_S:g} s"
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def try_request(answer: Callable[[Arrays], object], inputs: Sequence[dict[str, Any]]) -> str:
+def try_request(answer: Callable[[Arrays], object], inputs: Sequence[dict[str, Any]], *, is_apart: bool) -> str:
     """Ask for one row of zeros, and say what came of it.
 
     Args:
         answer: runs a request, and raises what it must not be answered with.
         inputs: the tensors that the version takes, as its signature has them.
+        is_apart: a copy of this process is asked.
     """
     shapes = {tensor["name"]: _choose_shape(tensor["shape"]) for tensor in inputs}
     if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
         return f"{_WHAT} was not tried, for it would be large"
     made = {tensor["name"]: _make_zeros(shapes[tensor["name"]], tensor["datatype"]) for tensor in inputs}
+    if not is_apart:
+        return _ask(answer, made)
+    before_s = time.perf_counter()
+    found = run_apart(lambda: _ask(answer, made).encode(errors="replace"), LIMIT_S + PATIENCE_S)
+    if found:
+        return found.decode()
+    return _TOO_LONG if time.perf_counter() - before_s > LIMIT_S else f"{_WHAT} ended the process"
+
+
+def _ask(answer: Callable[[Arrays], object], made: Arrays) -> str:
     before_s = time.perf_counter()
     try:
         with Bounds(LIMIT_S):
             answer(made)
     except TrialTooLong:
-        return f"{_WHAT} was not answered within {LIMIT_S:g} s"
+        return _TOO_LONG
     except BaseException as error:  # the model's own code
         return f"{_WHAT} failed, which may be for its values: {_describe(error)}"
     return f"{_WHAT} was answered in {(time.perf_counter() - before_s) * 1e3:.3g} ms"

@@ -6,7 +6,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from numpy.typing import NDArray
 
@@ -77,7 +77,9 @@ class LoadedModel:
         difference = None
         if inputs:
             difference = warmup.verify_golden(self.infer, inputs, outputs, is_batched=self.is_batched, measure=measure)
-        runtime_trials.check_answers(self.infer, believed, self.spec["own_runtime"], measure)
+        takes_nan = runtime_trials.check_answers(self.infer, believed, self.spec["own_runtime"], measure)
+        if takes_nan and self.spec["own_runtime"] != self.spec["runtime"] and self.runtime is not None:
+            self.runtime = cast("Runtime", runtime_trials.RefusesNan(self.runtime))
         join_refusal, pad_refusal = self._judge_joining(inputs, measure), None
         by_rows: Times = ()
         by_length: LengthTimes = ()
@@ -110,7 +112,8 @@ class LoadedModel:
             assert self.runtime is not None
             self.answers.check(self.answers.order(self.runtime.infer(inputs)), 1)
 
-        return made_up.try_request(answer, self.inputs) if self.outputs else ""
+        is_code = self.spec["runtime"] == "python"
+        return made_up.try_request(answer, self.inputs, is_apart=is_code) if self.outputs else ""
 
     def _judge_joining(self, inputs: Arrays, measure: Measure) -> str:
         """Say why rows of several requests are not joined; "" where they are."""
