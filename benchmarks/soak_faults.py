@@ -6,7 +6,7 @@ Every answer is checked. What must hold, and is said at the end:
 
 - no answer is wrong;
 - no request fails; where a front is killed or stopped, each client may lose the one that was in flight, and asks again;
-- within `--recover-s` of the end of each fault the server is ready, and answers on new connections;
+- within `--recover-s` of the end of each fault the server is ready, and answers every client, and new connections;
 - memory, descriptors and zombies are at the end as they were at the beginning, seen in the quiet moments between faults.
 
 Processes are killed and stopped, their limit of descriptors lowered, files taken away, versions rolled out that cannot load; as
@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,12 +83,12 @@ class Soak:
             fault.begin(self._subject, self._rng)
         except (BrokenError, argosy.ArgosyError) as error:
             self._say_broken(name, str(error))
-        end_s = time.monotonic()
-        took_s = self._await_answers(end_s)
+        end_s, answered = time.monotonic(), list(self._clients.num_answered)
+        took_s = self._await_answers(end_s, answered)
         record.longest_s = max(record.longest_s, took_s)
         if took_s > self._recover_s:
             self._say_broken(name, f"all was answered {took_s:.1f} s after its end only")
-        self.rest()
+        self.rest(name)
         found = self._take_incidents(name, fault)
         record.counts.update(found)
         lost = "".join(f", {count} {kind}" for kind, count in found.items())
@@ -96,23 +96,27 @@ class Soak:
             f"{begin_s - self._start_s:7.1f} s  {name}: {end_s - begin_s:.1f} s, answers {took_s:.1f} s later{lost}", flush=True
         )
 
-    def rest(self) -> None:
-        """A quiet moment, at the end of which is measured what the server holds."""
+    def rest(self, name: str) -> None:
+        """A quiet moment after a fault, at the end of which is measured what the server holds."""
         before = list(self._clients.num_answered)
         time.sleep(QUIET_S)
-        silent = sum(now == then for now, then in zip(self._clients.num_answered, before, strict=True))
-        if silent:
-            self.broken.append(f"{silent} clients had no answer in a quiet moment of {QUIET_S} s")
+        if silent := self._find_silent(before):
+            self._say_broken(name, f"clients {silent} had no answer in a quiet moment of {QUIET_S} s after it")
         self.held.append(self._subject.measure())
 
     def _say_broken(self, name: str, text: str) -> None:
         self.broken.append(f"{name} (at {time.monotonic() - self._start_s:.1f} s): {text}")
         print(f"broken: {self.broken[-1]}", flush=True)
 
-    def _await_answers(self, since_s: float) -> float:
-        """Wait until the server is ready, and answers what comes on new connections; seconds since then."""
+    def _find_silent(self, answered: Sequence[int]) -> list[int]:
+        """Clients that have had no answer since they had so many; the last ones speak gRPC."""
+        return [place for place, count in enumerate(answered) if self._clients.num_answered[place] == count]
+
+    def _await_answers(self, since_s: float, answered: Sequence[int]) -> float:
+        """Wait until the server is ready and answers every client, and what comes on new connections; seconds since then."""
         while True:
-            problem = self._find_problem()
+            silent = self._find_silent(answered)
+            problem = self._find_problem() or (f"clients {silent} have no answer" if silent else "")
             took_s = time.monotonic() - since_s
             if not problem:
                 return took_s
@@ -215,7 +219,7 @@ def run(options: argparse.Namespace, names: list[str]) -> list[str]:
         ):
             time.sleep(WARM_UP_S)
             soak = Soak(subject, clients, rng, options.recover_s)
-            soak.rest()
+            soak.rest("the start")
             end_s = time.monotonic() + options.seconds
             # Those that were asked for are done once at least, however short the time.
             least = len(names) if options.faults else 0
