@@ -27,7 +27,7 @@ find = importlib.import_module("argosy.compress.find")
 find._QUICK_S = find._CAREFUL_S = 0.02
 names = ("float16", "simplify", "int8")
 find.list_recipes = lambda artifact, workshop: [get_recipe(name) for name in names]
-result = compress("net", objective="size", search=sys.argv[2], data=np.load(sys.argv[3]), store=Store(sys.argv[1]),
+result = compress("net", objective="size", search=sys.argv[2], data=np.load(sys.argv[3]), store=Store(sys.argv[1]), served=False,
     budget=find.Budget(trials=5), say=lambda text: print(text, flush=True))
 print("found", result.title, result.version.number, flush=True)
 """
