@@ -347,3 +347,16 @@ def test_estimator_that_onnx_has_no_words_for_is_refused(tmp_path: Path) -> None
         sklearn_files.wrap(LogisticRegression())
     with pytest.raises(InputError, match=r"it holds a builtins\.dict"):
         sklearn_files.wrap({})
+
+
+@pytest.mark.timeout(60)
+def test_tree_that_parts_what_is_missing_from_all_numbers_is_refused_for_float64_at_once(tmp_path: Path) -> None:
+    from sklearn.tree import DecisionTreeRegressor
+
+    rows = DENSE.astype(np.float64)
+    rows[::3, 0] = np.nan
+    target = np.isnan(rows[:, 0]).astype(float)
+    fitted = DecisionTreeRegressor(max_depth=1, random_state=0).fit(rows, target)
+    assert np.isinf(fitted.tree_.threshold[0])
+    with pytest.raises(ModelError, match="for rows in float64"):
+        sklearn_files.wrap(fitted).export_onnx({"input": rows}, tmp_path / "model.onnx")

@@ -18,7 +18,7 @@ from argosy.frameworks.base import import_extra, name_kind
 from argosy.importers.formats.base import ForeignModel, Source, fit_to_specs, refuse
 from argosy.importers.formats.graph import ML_DOMAIN, ML_OPSET, OPSET, Output, finish_outputs
 from argosy.importers.formats.sklearn_text import choose_text_options, list_words, takes_text
-from argosy.importers.formats.sklearn_trees import draw_edges, floor_thresholds, widen_thresholds
+from argosy.importers.formats.sklearn_trees import draw_edges, end_at_infinity, floor_thresholds, widen_thresholds
 from argosy.importers.formats.trees import INPUT
 from argosy.signature import Arrays, TensorSpec, datatype_of
 
@@ -127,7 +127,7 @@ class SklearnModel(ForeignModel):
             with warnings.catch_warnings():
                 # It reads attributes that scikit-learn means to drop.
                 warnings.simplefilter("ignore")
-                with floor_thresholds(self._estimator) if not is_double else contextlib.nullcontext():
+                with floor_thresholds(self._estimator) if not is_double else end_at_infinity():
                     model = _convert(skl2onnx, self._estimator, inputs, options)
         except Exception as error:  # Each converter raises what it likes.
             raise ModelError("export_failed", detail=f"skl2onnx says: {str(error).strip() or type(error).__name__}") from error

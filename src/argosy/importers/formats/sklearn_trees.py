@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from argosy.errors import ModelError
 from argosy.importers.formats.graph import ML_DOMAIN, ML_OPSET
 
-__all__ = ["draw_edges", "floor_thresholds", "widen_thresholds"]
+__all__ = ["draw_edges", "end_at_infinity", "floor_thresholds", "widen_thresholds"]
 
 _NUMBERS: Final = ("base_values", "class_weights", "nodes_hitrates", "nodes_values", "target_weights")
 """Attributes of an ensemble of trees that are of the type of its rows."""
@@ -41,6 +41,21 @@ def floor_thresholds(estimator: Any) -> Generator[None]:
     finally:
         for predictor, nodes in changed:
             predictor.nodes = nodes
+
+
+@contextmanager
+def end_at_infinity() -> Generator[None]:
+    """Have skl2onnx end where a tree parts what is missing from all numbers, for the block.
+
+    Such a threshold is infinite, and for rows in float64 it looks for a number between that and what comes next, for ever.
+    """
+    trees: Any = importlib.import_module("skl2onnx.common.tree_ensemble")
+    find = trees.find_switch_point
+    trees.find_switch_point = lambda low, high: find(low, high) if np.isfinite([low, high]).all() else np.float64(low)
+    try:
+        yield
+    finally:
+        trees.find_switch_point = find
 
 
 def widen_thresholds(model: Any, estimator: Any) -> None:
