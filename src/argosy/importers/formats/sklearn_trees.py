@@ -51,7 +51,11 @@ def end_at_infinity() -> Generator[None]:
     """
     trees: Any = importlib.import_module("skl2onnx.common.tree_ensemble")
     find = trees.find_switch_point
-    trees.find_switch_point = lambda low, high: find(low, high) if np.isfinite([low, high]).all() else np.float64(low)
+
+    def find_finite(low: Any, high: Any) -> Any:
+        return find(low, high) if np.isfinite([low, high]).all() else np.float64(low)
+
+    trees.find_switch_point = find_finite
     try:
         yield
     finally:
