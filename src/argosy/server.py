@@ -123,6 +123,13 @@ def restart_server(home: Path) -> dict[str, Any]:
         FaultError: `restart_refused`, the program cannot be run any more, and the server goes on as it was; `restart_failed`,
             the successor did not come up.
     """
+    try:
+        return _restart(home)
+    except ProcessLookupError as error:  # It was on its way out.
+        raise UnavailableError("no_server", home=home) from error
+
+
+def _restart(home: Path) -> dict[str, Any]:
     old = find_server(home)
     if old is None:
         raise UnavailableError("no_server", home=home)
@@ -191,8 +198,15 @@ def _open_pidfd(pid: int) -> Generator[int, None, None]:
 
 
 def _read_environment(pid: int) -> dict[str, str]:
-    """The environment that a process was started with."""
-    pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    """The environment that a process was started with.
+
+    Raises:
+        ProcessLookupError: it has ended.
+    """
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
     return dict(os.fsdecode(pair).split("=", 1) for pair in pairs if b"=" in pair)
 
 
