@@ -97,6 +97,15 @@ class Choice(Two):
         return torch.where(x.mean(1, keepdim=True) > 0.5, self.one(x), self.other(x))
 
 
+class Seed(torch.nn.Module):
+    """Noise that is always the same, which a graph draws anew."""
+
+    def forward(self, x):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return 2 * x + torch.rand_like(x)
+
+
 class Lengths(Two):
     """Asks for a length, which no row changes."""
 
@@ -161,6 +170,13 @@ def test_model_that_answers_otherwise_each_time_is_not_fixed_to_one_answer(kind,
     with pytest.raises(ModelError, match="otherwise each time"):
         argosy.publish(kind(), "ways", store, sample=SAMPLE)
     assert not store.list_models()
+
+
+def test_model_that_draws_the_same_numbers_each_time_is_served_with_these(store):
+    version = argosy.publish(Seed(), "ways", store, sample=SAMPLE)
+    assert "otherwise each time" in version.manifest.lineage["export"]["reason"]
+    expected = Seed()(torch.from_numpy(SAMPLE)).numpy()
+    np.testing.assert_allclose(load(store, version)(SAMPLE), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(Band, "dependent"), (Choice, "independent")], ids=["band", "choice"])
