@@ -136,11 +136,11 @@ def measure_grid(store: argosy.Store, case: Case, work: Path, options: argparse.
     """Make, judge and serve every recipe; those that cannot be made, or lose too much, are told and left out."""
     parent = open_version(store, case.version)
     rows, targets = case.data if isinstance(case.data, tuple) else (case.data, None)
-    calibration, sample = split_sample(take_sample(parent.signature, rows, targets, folder=parent.folder))
+    calibration, _, sample = split_sample(take_sample(parent.signature, rows, targets, folder=parent.folder))
     workshop = Workshop(work / "made", calibration)
     found: list[Point] = []
     with (
-        Stage(store, case.version, sample.rows, work / "stage") as stage,
+        Stage(parent, case.version, sample.rows, work / "stage") as stage,
         Jury(parent, find_meaning(case.version), case.guard, sample, work / "jury") as jury,
     ):
         for recipe in list_recipes(parent, workshop)[: options.recipes]:
@@ -205,12 +205,12 @@ def compare(store: argosy.Store, name: str, folder: Path, options: argparse.Name
     work = folder / f"finals-{name}"
     parent = open_version(store, case.version)
     rows, targets = case.data if isinstance(case.data, tuple) else (case.data, None)
-    calibration, sample = split_sample(take_sample(parent.signature, rows, targets, folder=parent.folder))
+    calibration, _, sample = split_sample(take_sample(parent.signature, rows, targets, folder=parent.folder))
     finals = {point.recipe: Candidate(point.recipe, point.artifact, point.after.threads) for point in grid[:3]}
     if result is not None and result.recipe not in finals:
         made = run_recipe(result.recipe, parent, Workshop(work / "made", calibration))
         finals[result.recipe] = Candidate(result.recipe, made, result.after.threads)
-    with Stage(store, case.version, sample.rows, work / "stage") as stage:
+    with Stage(parent, case.version, sample.rows, work / "stage") as stage:
         seen = serve_together(stage, list(finals.values()), grid[0].before, options.finals)
     took = {recipe: [read(new, objective) for _, new in one] for recipe, one in zip(finals, seen, strict=True)}
     took[()] = [read(old, objective) for old, _ in seen[0]]

@@ -22,7 +22,7 @@ from argosy.compress.recipe import read_recipe, run_recipe
 from argosy.compress.sample import take_sample
 from argosy.compress.steps.base import Workshop
 from argosy.compress.steps.int8 import Int8
-from argosy.errors import ConflictError, InputError
+from argosy.errors import ConflictError, FaultError, InputError
 from argosy.frameworks.onnx import OnnxModel
 from argosy.train.recipes import load_data_for
 
@@ -355,6 +355,14 @@ def test_model_without_weights_has_nothing_to_compress(make_regressor, store):
     version, x, _ = make_regressor(Scale(), "scale")
     with pytest.raises(InputError, match="finds nothing to work on in the model: it needs an operator of Conv"):
         compress(version, method="int8", calibration=x, store=store)
+
+
+def test_target_that_this_machine_lacks_is_told(digits):
+    with pytest.raises(InputError, match="Unknown target 'tpu'; known: cpu, gpu"):
+        compress(digits.version, target="tpu", store=digits.store)
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(FaultError, match="has no CUDAExecutionProvider; the package onnxruntime-gpu"):
+            compress(digits.version, target="gpu", data=digits.training.x[:400], store=digits.store)
 
 
 def test_unknown_method_and_bad_parameters_are_named():

@@ -96,7 +96,7 @@ def test_requests_are_like_those_of_a_trace_and_who_is_behind_is_left_out(store:
     broken.path.write_bytes(b"no model")
     trace = [Arrival(at_s=0.0, rows=3), Arrival(at_s=0.1, rows=5)]
     recipe = get_recipe("simplify")
-    with Stage(store, version, rows, tmp_path / "stage", trace) as stage:
+    with Stage(parent, version, rows, tmp_path / "stage", trace) as stage:
         found = stage.race([Candidate(recipe, made, 1) for made in (same, slow, broken)], COST, "latency")
     (old, new), (_, behind) = (one for one in found[:2] if not isinstance(one, str))
     problem = found[2]

@@ -35,6 +35,7 @@ _PAIR: Final = {"x", "y"}
 @click.option("--calibration", type=click.Path(path_type=Path), help="Rows to calibrate with, instead of a part of --data.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Rows to judge on, instead of the rest of --data.")
 @click.option("--student", metavar="FILE.py:FUNCTION", help="Makes a model that is taught to answer as the original.")
+@click.option("--target", default="cpu", show_default=True, help="What it will run on: cpu, gpu (ONNX Runtime's CUDA; untested).")
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="After which no new candidate is begun.")
 @click.option(
     "--served/--no-served",

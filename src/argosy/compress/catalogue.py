@@ -46,6 +46,9 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
     kinds = _count_operators(artifact)
     if kinds["TreeEnsembleClassifier"] or kinds["TreeEnsembleRegressor"]:
         return _list_for_trees()
+    if artifact.options.get("device", "cpu") != "cpu":
+        # On a GPU integers are no gain without TensorRT, and OpenVINO's recipes are for CPUs.
+        return [(Simplify(),), (Float16(),), *_list_with_training(kinds, workshop)]
     is_transformer = kinds["Softmax"] > 0 and kinds["MatMul"] > 2 * kinds["Softmax"]
     recipes: list[Recipe] = [(Simplify(),), (Float16(),)]
     if _is_here("openvino"):

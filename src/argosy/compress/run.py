@@ -42,6 +42,9 @@ from argosy.train.lineage import describe_environment
 
 __all__ = ["compress"]
 
+_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
+"""Target -> what a runtime is told."""
+
 _RUNTIMES = ("keras", "onnx", "openvino", "torch")
 """Whose files steps read."""
 _BUDGET_S = 1.0
@@ -60,6 +63,7 @@ def compress(
     student: object = None,
     guard: Guard | None = None,
     budget: Budget | None = None,
+    target: str = "cpu",
     served: bool | None = None,
     trace: Sequence[Arrival] = (),
     needs_gain: bool = True,
@@ -92,6 +96,7 @@ def compress(
         guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
             and of the fidelity to the original where nothing says what its outputs are.
         budget: of the search.
+        target: what it will run on: `cpu`, or (untested) `gpu`, by ONNX Runtime's CUDA, which this machine must have.
         served: measure what comes near, and the original, behind a server as well, by which the best is chosen; False: go by
             the time that models take in a process alone. Default: in a search, and with a trace.
         trace: recorded requests (`argosy.tune.trace.read_trace`), whose rows and lengths the requests to that server have;
@@ -122,6 +127,8 @@ def compress(
         raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
     if search not in SEARCHES:
         raise InputError("unknown_choice", kind="search", got=search, known=list_choices(SEARCHES))
+    if target not in _DEVICES:
+        raise InputError("unknown_choice", kind="target", got=target, known=list_choices(_DEVICES))
     if trace and served is False:
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     page = OutputFile(report) if isinstance(report, Path | str) else report
@@ -131,16 +138,18 @@ def compress(
         store.check_writable()
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
         work = Path(name)
-        artifact = _open_parent(store, parent, work / "parent")
+        artifact = _open_parent(store, parent, work / "parent", target)
         rows, training, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
         meaning, golden = find_meaning(parent), _take_golden(store, parent).rows if parent.manifest.num_golden else ()
         workshop = Workshop(work / "made", rows, training.rows, training.targets, meaning, taught, say=say)
         is_served = (recipe is None or bool(trace)) if served is None else served
-        stage = open_stage(store, parent, sample.rows, work / "stage", trace) if is_served else None
+        stage = open_stage(artifact, parent, sample.rows, work / "stage", trace) if is_served else None
         with stage or nullcontext(), Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury:
             keeping = None
             if recipe is None:
-                keeping = _choose_keeping(store, parent, workshop, sample, guard, search, objective) if publish else None
+                keeping = (
+                    _choose_keeping(store, parent, workshop, sample, guard, (search, objective, target)) if publish else None
+                )
                 found = find(jury, workshop, objective, budget or Budget(), search=search, keeping=keeping, say=say)
             else:
                 found = _try_one(recipe, jury, workshop, say)
@@ -184,7 +193,7 @@ def _import_report() -> Any:
 
 
 def _choose_keeping(
-    store: Store, parent: Version, workshop: Workshop, sample: Sample, guard: Guard, search: str, objective: str
+    store: Store, parent: Version, workshop: Workshop, sample: Sample, guard: Guard, wanted: tuple[str, ...]
 ) -> Keeping:
     """Say where a search is kept while it goes on: under a name of its own for all that its trials depend on."""
     about = {
@@ -196,7 +205,7 @@ def _choose_keeping(
         "guard": dataclasses.asdict(guard),
         "environment": describe_environment(PACKAGES),
     }
-    whole = json.dumps([about, search, objective], sort_keys=True)
+    whole = json.dumps([about, *wanted], sort_keys=True)
     return Keeping(store.home, f"compress-{hashlib.sha256(whole.encode()).hexdigest()[:16]}", about)
 
 
@@ -210,9 +219,19 @@ def _forget(keeping: Keeping | None) -> None:
         shutil.rmtree(find_folder(keeping.home, keeping.name), ignore_errors=True)
 
 
-def _open_parent(store: Store, parent: Version, folder: Path) -> Artifact:
-    """Give a version's files, copied where some lie beside the entry: of these `onnx` reads none that has several names."""
+def _open_parent(store: Store, parent: Version, folder: Path, target: str) -> Artifact:
+    """Give a version's files, copied where some lie beside the entry: of these `onnx` reads none that has several names.
+
+    Raises:
+        InputError: `bad_option`, its runtime has no such target.
+    """
     artifact = open_version(store, parent)
+    if target != "cpu" and artifact.runtime != "onnx":
+        raise InputError(
+            "bad_option", option="target", got=target, expected=f"cpu, for a version of the runtime {artifact.runtime}"
+        )
+    if target != "cpu":
+        artifact = dataclasses.replace(artifact, options={**artifact.options, "device": _DEVICES[target]})
     if len(artifact.files) == 1:
         return artifact
     store.copy_artifact(parent, folder)

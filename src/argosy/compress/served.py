@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from argosy.bench.artifact import Artifact, open_version
+from argosy.bench.artifact import Artifact
 from argosy.bench.rows import Rows
 from argosy.compress.measure import Cost, Overhead, Served
 from argosy.compress.publish import answer_golden, judge_joining
@@ -81,7 +81,7 @@ class Stage:
     """A context: a private server on free ports with the original, which starts when it is needed.
 
     Args:
-        store: holds the original.
+        artifact: the original's.
         parent: the original.
         rows: real ones, of which requests are made.
         folder: for files; new.
@@ -91,8 +91,8 @@ class Stage:
         InputError: `bad_option`, the trace does not fit the signature.
     """
 
-    def __init__(self, store: Store, parent: Version, rows: Rows, folder: Path, trace: Sequence[Arrival] = ()) -> None:
-        self._store, self._parent, self._folder = store, parent, folder
+    def __init__(self, artifact: Artifact, parent: Version, rows: Rows, folder: Path, trace: Sequence[Arrival] = ()) -> None:
+        self._artifact, self._parent, self._folder = artifact, parent, folder
         # Texts and pictures were made tensors once, for all versions alike: the model is what is measured.
         self._signature = msgspec.structs.replace(parent.manifest.signature, preprocess=())
         self._golden = _pick_golden(rows, is_batched=self._signature.is_batched)
@@ -169,7 +169,7 @@ class Stage:
             self._folder.mkdir(parents=True)
             home = self._folder / "home"
             self._server = self._stack.enter_context(serve(home=home, num_fronts=1, host="127.0.0.1"))
-            original = Candidate((), open_version(self._store, self._parent), before.threads)
+            original = Candidate((), self._artifact, before.threads)
             self._original = self._deploy(_ORIGINAL, original)
 
     def _deploy(self, name: str, candidate: Candidate) -> _Lane:
@@ -246,9 +246,9 @@ class Stage:
         return _sum_up(self._original, rounds), _sum_up(lane, rounds)
 
 
-def open_stage(store: Store, parent: Version, rows: Rows, folder: Path, trace: Sequence[Arrival]) -> Stage:
+def open_stage(artifact: Artifact, parent: Version, rows: Rows, folder: Path, trace: Sequence[Arrival]) -> Stage:
     """Give a stage for a version; its arguments are those of `Stage`."""
-    return Stage(store, parent, rows, folder, trace)
+    return Stage(artifact, parent, rows, folder, trace)
 
 
 def serve_finalists(
