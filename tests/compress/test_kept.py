@@ -74,9 +74,9 @@ def test_compression_that_another_process_searches_is_refused(store: Store, tmp_
     artifact, rows = make_layers(tmp_path / "network", "channel")
     version = import_onnx(store, artifact.path, "net")
     found = []
-    choose = module._choose_keeping
+    choose = module.choose_keeping
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_choose_keeping", lambda *args: found.append(choose(*args)) or found[0])
+        patch.setattr(module, "choose_keeping", lambda *args: found.append(choose(*args)) or found[0])
         patch.setattr("argosy.compress.find.list_recipes", lambda artifact, workshop: [])
         with pytest.raises(ConflictError):
             module.compress(version, data=rows, guard=Guard(), store=store)

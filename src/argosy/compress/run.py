@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +14,13 @@ from typing import Any, cast
 
 from argosy.bench.artifact import Artifact, open_version
 from argosy.bench.rows import Rows
-from argosy.compress.find import SEARCHES, Budget, Found, Keeping, find
+from argosy.compress.find import SEARCHES, Budget, Found, find
 from argosy.compress.judge import Guard
 from argosy.compress.jury import Jury
+from argosy.compress.keeping import choose_keeping, forget
 from argosy.compress.kind import find_meaning
 from argosy.compress.measure import OBJECTIVES
-from argosy.compress.publish import PACKAGES, publish_artifact
+from argosy.compress.publish import publish_artifact
 from argosy.compress.recipe import Recipe, get_recipe, retrains, run_recipe
 from argosy.compress.result import CompressResult, Tried
 from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
@@ -33,12 +31,8 @@ from argosy.compress.student import open_student
 from argosy.deploy.spec import Arrival
 from argosy.errors import ConflictError, FaultError, InputError, list_choices
 from argosy.output_file import OutputFile
-from argosy.search.journal import find_folder
-from argosy.signature import Arrays
 from argosy.store.local import Store
 from argosy.store.manifest import Version
-from argosy.train.data import digest_arrays
-from argosy.train.lineage import describe_environment
 
 __all__ = ["compress"]
 
@@ -123,12 +117,9 @@ def compress(
     taught = None if student is None else open_student(student)
     if recipe is not None and taught is not None:
         recipe = take_student(recipe, taught)
-    if objective not in OBJECTIVES:
-        raise InputError("unknown_choice", kind="objective", got=objective, known=list_choices(OBJECTIVES))
-    if search not in SEARCHES:
-        raise InputError("unknown_choice", kind="search", got=search, known=list_choices(SEARCHES))
-    if target not in _DEVICES:
-        raise InputError("unknown_choice", kind="target", got=target, known=list_choices(_DEVICES))
+    for kind, got, known in (("objective", objective, OBJECTIVES), ("search", search, SEARCHES), ("target", target, _DEVICES)):
+        if got not in known:
+            raise InputError("unknown_choice", kind=kind, got=got, known=list_choices(known))
     if trace and served is False:
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     page = OutputFile(report) if isinstance(report, Path | str) else report
@@ -146,77 +137,56 @@ def compress(
         stage = open_stage(artifact, parent, sample.rows, work / "stage", trace) if is_served else None
         with stage or nullcontext(), Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury:
             keeping = None
-            if recipe is None:
-                keeping = (
-                    _choose_keeping(store, parent, workshop, sample, guard, (search, objective, target)) if publish else None
-                )
-                found = find(jury, workshop, objective, budget or Budget(), search=search, keeping=keeping, say=say)
-            else:
+            if recipe is not None:
                 found = _try_one(recipe, jury, workshop, say)
-            made, chosen = found.artifact, found.best
-            if made is None or chosen is None:
-                _forget(keeping)
+            else:
+                wanted = (search, objective, target)
+                keeping = choose_keeping(store.home, parent, workshop, sample, guard, wanted) if publish else None
+                found = find(jury, workshop, objective, budget or Budget(), search=search, keeping=keeping, say=say)
+            if found.best is None:
+                forget(keeping)
                 if page is not None:
                     _import_report().write_nothing_found(page, parent, found.tried, guard, objective)
                 raise ConflictError("nothing_found", objective=objective, tried=found.explanation, max_loss=guard.max_loss)
-            assert chosen.score is not None and chosen.before is not None and chosen.after is not None
-            metric = "accuracy" if chosen.score.metric == "agreement" else chosen.score.metric
-            result = CompressResult(
-                parent=parent,
-                version=None,
-                recipe=chosen.recipe,
-                guard=dataclasses.replace(guard, metric=metric),
-                score=chosen.score,
-                before=chosen.before,
-                after=chosen.after,
-                objective=objective if recipe is None else "",
-                search=search if recipe is None else "",
-                tried=found.tried,
-                examples=chosen.examples,
-                unserved=stage.problem if stage is not None else "",
-                sensitivity=found.sensitivity,
+            result = _tell(
+                found, found.best, parent, guard, objective="" if recipe else objective, search="" if recipe else search
             )
+            result = dataclasses.replace(result, unserved=stage.problem if stage is not None else "")
             if publish:
                 if needs_gain and not result.gain.is_one and recipe is not None:
                     name = f"{parent.name}@{parent.number}"
                     raise ConflictError("no_gain", method=result.title, reference=name, found=result.gain.describe())
-                result = dataclasses.replace(result, version=publish_artifact(store, result, made, rows, training.rows))
-                _forget(keeping)
+                assert found.artifact is not None
+                version = publish_artifact(store, result, found.artifact, rows, training.rows)
+                result = dataclasses.replace(result, version=version)
+                forget(keeping)
     if page is not None:
         _import_report().write_report(page, result)
     return result
 
 
+def _tell(found: Found, chosen: Tried, parent: Version, guard: Guard, **how: str) -> CompressResult:
+    """Give what was found as a result that is not published yet; `how` are fields of it."""
+    assert chosen.score is not None and chosen.before is not None and chosen.after is not None
+    metric = "accuracy" if chosen.score.metric == "agreement" else chosen.score.metric
+    return CompressResult(
+        parent=parent,
+        version=None,
+        recipe=chosen.recipe,
+        guard=dataclasses.replace(guard, metric=metric),
+        score=chosen.score,
+        before=chosen.before,
+        after=chosen.after,
+        tried=found.tried,
+        examples=chosen.examples,
+        sensitivity=found.sensitivity,
+        **how,
+    )
+
+
 def _import_report() -> Any:
     """Import what draws, which most calls need not."""
     return importlib.import_module("argosy.compress.report")
-
-
-def _choose_keeping(
-    store: Store, parent: Version, workshop: Workshop, sample: Sample, guard: Guard, wanted: tuple[str, ...]
-) -> Keeping:
-    """Say where a search is kept while it goes on: under a name of its own for all that its trials depend on."""
-    about = {
-        "parent": parent.digest,
-        "calibration": _digest(workshop.calibration, {}),
-        "training": _digest(workshop.training, workshop.targets),
-        "student": getattr(workshop.student, "digest", ""),
-        "evaluation": _digest(sample.rows, sample.targets),
-        "guard": dataclasses.asdict(guard),
-        "environment": describe_environment(PACKAGES),
-    }
-    whole = json.dumps([about, *wanted], sort_keys=True)
-    return Keeping(store.home, f"compress-{hashlib.sha256(whole.encode()).hexdigest()[:16]}", about)
-
-
-def _digest(rows: Rows, targets: Arrays) -> str:
-    return digest_arrays(*(array for row in rows for array in row.values()), *targets.values())
-
-
-def _forget(keeping: Keeping | None) -> None:
-    """Remove a search that has ended: called again, it would tell timings of another day."""
-    if keeping is not None:
-        shutil.rmtree(find_folder(keeping.home, keeping.name), ignore_errors=True)
 
 
 def _open_parent(store: Store, parent: Version, folder: Path, target: str) -> Artifact:
