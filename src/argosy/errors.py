@@ -175,7 +175,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "code_not_allowed": Message(
         "Model {name!r} version {version} may run code of its maker (runtime {runtime}), which was not allowed",
-        "deploy it with --allow-code if you trust its publisher",
+        "say --allow-code (allow_code=True) if you trust its publisher",
     ),
     "bad_python_model": Message(
         "Python model {what} is not valid: {detail}", "docs/importing.md shows one, with the --signature that it is imported with"

@@ -127,7 +127,7 @@ def test_failed_deploy_says_why_and_leaves_the_live_version(served: Site) -> Non
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert lines[-2].startswith("error: ") and "was not allowed" in lines[-2]
-    assert lines[-1] == "hint: deploy it with --allow-code if you trust its publisher"
+    assert lines[-1] == "hint: say --allow-code (allow_code=True) if you trust its publisher"
     found = served.read("deploy", "code", code=1)
     assert found["key"] == "rollout_failed"
     # Without golden examples the lines are made of zeros.

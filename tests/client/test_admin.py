@@ -72,7 +72,7 @@ def test_admin_wait_tells_why_a_rollout_failed(filled: Home, server: Server) -> 
         with pytest.raises(FaultError, match="may run code of its maker") as caught:
             admin.wait(rollout.id)
     assert caught.value.key == "rollout_failed"
-    assert caught.value.hint == "deploy it with --allow-code if you trust its publisher"
+    assert caught.value.hint == "say --allow-code (allow_code=True) if you trust its publisher"
 
 
 def test_admin_errors_keep_class_key_and_text(filled: Home, server: Server) -> None:

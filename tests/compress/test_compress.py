@@ -22,7 +22,7 @@ from argosy.compress.recipe import read_recipe, run_recipe
 from argosy.compress.sample import take_sample
 from argosy.compress.steps.base import Workshop
 from argosy.compress.steps.int8 import Int8
-from argosy.errors import ConflictError, FaultError, InputError
+from argosy.errors import ConflictError, FaultError, InputError, NotAllowedError
 from argosy.frameworks.onnx import OnnxModel
 from argosy.train.recipes import load_data_for
 
@@ -355,6 +355,18 @@ def test_model_without_weights_has_nothing_to_compress(make_regressor, store):
     version, x, _ = make_regressor(Scale(), "scale")
     with pytest.raises(InputError, match="finds nothing to work on in the model: it needs an operator of Conv"):
         compress(version, method="int8", calibration=x, store=store)
+
+
+def test_version_that_may_run_code_is_compressed_only_if_that_is_allowed(digits, store, tmp_path):
+    (tmp_path / "model.pt2").write_bytes(b"whatever its maker wrote")
+    signature = digits.version.manifest.signature
+    version = store.publish(
+        "code", {"model.pt2": tmp_path / "model.pt2"}, signature=signature, runtime="torch", entry="model.pt2"
+    )
+    with pytest.raises(NotAllowedError, match="may run code of its maker"):
+        compress(version, data=digits.training.x[:400], store=store)
+    with pytest.raises(FaultError):
+        compress(version, data=digits.training.x[:400], store=store, allow_code=True)
 
 
 def test_target_that_this_machine_lacks_is_told(digits):

@@ -40,7 +40,7 @@ def make_keras() -> Any:
 @pytest.mark.parametrize("make", [pytest.param(make_torch, id="torch"), pytest.param(make_keras, id="keras")])
 def test_version_of_a_framework_is_compressed_by_that_framework(make: Any, store: Store) -> None:
     parent = argosy.publish(make(), "native", sample=ROWS[:16], native=True, store=store)
-    result = compress(parent, objective="size", data=ROWS, store=store)
+    result = compress(parent, objective="size", data=ROWS, store=store, allow_code=True)
     assert result.version is not None and result.version.manifest.runtime == parent.manifest.runtime
     assert result.after.size_bytes < 0.4 * result.before.size_bytes
     assert result.score.metric == "fidelity" and 0.99 < result.score.after < 1.0

@@ -377,6 +377,19 @@ def test_rows_of_a_pulled_version_are_tried_and_watched_whatever_its_maker_says(
     assert lane["can_join"] and lane["joining"].startswith("unknown: ") and "run again alone" in lane["joining"]
 
 
+def test_pulled_version_opens_no_devices_whatever_its_options_say(registry: FakeRegistry, store: Store) -> None:
+    from argosy.bench.artifact import open_version
+    from argosy.importers.onnx import import_onnx
+
+    own = describe(runtime="onnx", entry="model.onnx", options={"device": "cuda"})
+    forge(registry, {"model.onnx": make_graph("Softmax", axis=1)}, own)
+    pulled = argosy.pull(f"{registry.address}/m", store=store).version
+    assert open_version(store, pulled).options == {"device": "cuda"} and not open_version(store, pulled).has_devices
+    path = store.home / "own.onnx"
+    path.write_bytes(make_graph("Softmax", axis=1))
+    assert open_version(store, import_onnx(store, path, "own", options={"device": "cuda"})).has_devices
+
+
 # hosts
 
 

@@ -25,6 +25,8 @@ class Artifact:
     signature: Signature
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the runtime is told, as `Manifest.options`; `precision` among them."""
+    has_devices: bool = False
+    """It may open devices, as a GPU is one: then it cannot run confined. Never because the artifact itself says so."""
 
     @property
     def path(self) -> Path:
@@ -44,10 +46,12 @@ class Artifact:
 
 
 def open_version(store: Store, version: Version) -> Artifact:
-    """Give a version's artifact.
+    """Give a version's artifact. One that was pulled opens no devices, whatever its options say.
 
     Raises:
         StoreError: its files are damaged.
     """
-    manifest = version.manifest
-    return Artifact(store.open_artifact(version), manifest.entry, manifest.runtime, manifest.signature, dict(manifest.options))
+    manifest, options = version.manifest, dict(version.manifest.options)
+    has_devices = options.get("device", "cpu") != "cpu" and not version.pulled_from
+    folder = store.open_artifact(version)
+    return Artifact(folder, manifest.entry, manifest.runtime, manifest.signature, options, has_devices)

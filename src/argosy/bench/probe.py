@@ -134,8 +134,7 @@ class Probe:
         package = PACKAGES.get(runtime)
         is_here = package is None or is_importable(package)
         python = Path(sys.executable) if package is None or is_here else find_interpreter(package)
-        # A GPU is a device, which a confined process cannot open.
-        if runtime not in _CONFINED or self.artifact.options.get("device", "cpu") != "cpu":
+        if runtime not in _CONFINED or self.artifact.has_devices:
             environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
             command = [str(python), "-P", "-m", _CHILD]
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)

@@ -45,6 +45,7 @@ _PAIR: Final = {"x", "y"}
 @click.option(
     "--trace", type=click.Path(path_type=Path), help="Recorded requests, whose rows and lengths that server is asked for."
 )
+@click.option("--allow-code", is_flag=True, help="Allow a version that may run code of its maker (torch).")
 @click.option("--without-gain", is_flag=True, help="Publish what --method makes also if it is larger, or no better.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="HTML file for all that was measured.")
 @overwrite_option
@@ -71,6 +72,7 @@ def compress(
     trace: Path | None,
     overwrite: bool,
     deployment: str | None,
+    allow_code: bool,
     **options: Any,
 ) -> None:
     """Compress a version within a guard: find the way that improves the objective most, publish it and report.
@@ -104,6 +106,7 @@ def compress(
             report=report_file,
             served=True if served is None and report is not None else served,
             trace=arrivals,
+            allow_code=allow_code,
             say=shell.say,
             **options,
         )
@@ -118,7 +121,7 @@ def compress(
         # By the runtime that it was made for, whatever ran the version before.
         runtime = result.version.manifest.runtime
         reference = f"{result.version.name}@{result.version.number}"
-        roll_out(shell, reference, deployment or None, made=_describe(result), runtime=runtime)
+        roll_out(shell, reference, deployment or None, made=_describe(result), runtime=runtime, allow_code=allow_code or None)
         return
     _show(shell, result)
 

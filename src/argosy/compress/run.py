@@ -29,8 +29,9 @@ from argosy.compress.steps.base import Step, Workshop
 from argosy.compress.steps.distill import take_student
 from argosy.compress.student import open_student
 from argosy.deploy.spec import Arrival
-from argosy.errors import ConflictError, FaultError, InputError, list_choices
+from argosy.errors import ConflictError, FaultError, InputError, NotAllowedError, list_choices
 from argosy.output_file import OutputFile
+from argosy.runtimes.base import CODE_RUNTIMES
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 
@@ -58,6 +59,7 @@ def compress(
     guard: Guard | None = None,
     budget: Budget | None = None,
     target: str = "cpu",
+    allow_code: bool = False,
     served: bool | None = None,
     trace: Sequence[Arrival] = (),
     needs_gain: bool = True,
@@ -90,7 +92,9 @@ def compress(
         guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
             and of the fidelity to the original where nothing says what its outputs are.
         budget: of the search.
-        target: what it will run on: `cpu`, or (untested) `gpu`, by ONNX Runtime's CUDA, which this machine must have.
+        target: what it will run on: `cpu`, or (untested) `gpu`, by ONNX Runtime's CUDA, which this machine must have. Models that
+            use a GPU run unconfined.
+        allow_code: compress a version that may run code of its maker, as `argosy deploy` is asked.
         served: measure what comes near, and the original, behind a server as well, by which the best is chosen; False: go by
             the time that models take in a process alone. Default: in a search, and with a trace.
         trace: recorded requests (`argosy.tune.trace.read_trace`), whose rows and lengths the requests to that server have;
@@ -108,6 +112,7 @@ def compress(
             `not_compressible`, `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`,
             `too_few_training_rows`, `needs_student`, `student_unfit`, `bad_program`, `bad_journal`, `file_exists`, `unwritable`.
         FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
+        NotAllowedError: `code_not_allowed`.
         NotFoundError: no such version.
         StoreError: the parent's files are damaged.
     """
@@ -124,7 +129,7 @@ def compress(
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     page = OutputFile(report) if isinstance(report, Path | str) else report
     parent = store.get_version(reference) if isinstance(reference, str) else reference
-    _check_parent(parent)
+    _check_parent(parent, allow_code=allow_code)
     if publish:
         store.check_writable()
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
@@ -201,15 +206,16 @@ def _open_parent(store: Store, parent: Version, folder: Path, target: str) -> Ar
             "bad_option", option="target", got=target, expected=f"cpu, for a version of the runtime {artifact.runtime}"
         )
     if target != "cpu":
-        artifact = dataclasses.replace(artifact, options={**artifact.options, "device": _DEVICES[target]})
+        options = {**artifact.options, "device": _DEVICES[target]}
+        artifact = dataclasses.replace(artifact, options=options, has_devices=True)
     if len(artifact.files) == 1:
         return artifact
     store.copy_artifact(parent, folder)
     return dataclasses.replace(artifact, folder=folder)
 
 
-def _check_parent(parent: Version) -> None:
-    """Refuse what was compressed already, and what no step reads."""
+def _check_parent(parent: Version, *, allow_code: bool) -> None:
+    """Refuse what was compressed already, what no step reads, and code that nobody has allowed."""
     lineage: dict[str, Any] = parent.manifest.lineage
     if "compression" in lineage:
         steps = lineage["compression"].get("recipe") or [lineage["compression"]["method"]]
@@ -219,6 +225,8 @@ def _check_parent(parent: Version) -> None:
     runtime = parent.manifest.runtime
     if runtime not in _RUNTIMES:
         raise InputError("not_compressible", name=parent.name, version=parent.number, runtime=runtime)
+    if runtime in CODE_RUNTIMES and not allow_code:
+        raise NotAllowedError("code_not_allowed", name=parent.name, version=parent.number, runtime=runtime)
 
 
 def _take_rows(

@@ -191,7 +191,7 @@ class Stage:
                 options=artifact.options,
                 joining=judge_joining(self._parent, own, recipe) if recipe else manifest.joining,
             )
-            # Compression runs the version already: whoever asks for that has allowed what it may run.
+            # The version's code was allowed, or it would not have come here.
             self._server.deploy(name, threads=threads, allow_code=True)
         except ArgosyError as error:
             lane.problem = f"it cannot be served: {error.message}"[:_MAX_TOLD]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -151,7 +152,9 @@ class Trials:
     def _write_sensitivity(self) -> None:
         if self._study is not None and self._study.folder is not None:
             found = {title: [(one.layers, one.distance) for one in groups] for title, groups in self.sensitivity.items()}
-            (self._study.folder / _SENSITIVITY).write_text(json.dumps(found))
+            # What a full disk does not take is measured again.
+            with contextlib.suppress(OSError):
+                (self._study.folder / _SENSITIVITY).write_text(json.dumps(found))
 
 
 def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: float) -> tuple[Tried, Artifact | None]:
