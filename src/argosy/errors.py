@@ -529,7 +529,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "restart_refused": Message(
         "The server (process {pid}) cannot be restarted, and goes on as it was: {detail}",
-        "see that the interpreter and the package are in their places, and try again",
+        "mend what it says, and try again",
     ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
     "signature_changes": Message(
