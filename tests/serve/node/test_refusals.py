@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,59 @@ def test_raw_requests_reach_a_new_version_once_every_front_has_a_stream_to_it(ho
             assert client.post(url, content=b"2").content == b"2"
         admin.wait(rollout)
         assert client.post(url, content=b"3").content == b"3"
+
+
+def test_requests_to_a_worker_without_descriptors_are_answered_by_another(home: Home) -> None:
+    home.publish_scale()
+    with home.serve() as server:
+        server.deploy("scale", replicas=2)
+        narrow, _ = find_workers(server, "scale")
+        # A front that starts now is linked with it, and then there is no room for arenas.
+        with leave_descriptors(narrow, 0):
+            os.kill(find_child(server, FRONT), signal.SIGKILL)
+            wait_until(lambda: can_answer(server))
+            with Load(server, "scale", is_double) as load:
+                load.wait_for(200)
+            assert load.failures == []
+            log = next((server.home / "run" / "logs").glob("w-scale-*"))
+            wait_until(lambda: any("no room for a batch" in path.read_text() for path in log.parent.glob("w-scale-*")))
+        assert find_workers(server, "scale")[0] == narrow
+
+
+def test_request_that_no_worker_has_descriptors_for_says_so_and_the_next_one_is_answered(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server, server.client() as client:
+        (worker,) = find_workers(server, "scale")
+        with leave_descriptors(worker, 0):
+            os.kill(front := find_child(server, FRONT), signal.SIGKILL)
+            wait_until(lambda: find_child(server, FRONT) not in (0, front))
+            with pytest.raises(
+                UnavailableError, match=r"no room to hand this request .*: worker w-scale-1-\w+ has none \(.*arenas"
+            ):
+                wait_until(lambda: client.predict("scale", {"x": row(1)}))
+        np.testing.assert_array_equal(client.predict("scale", {"x": row(1)})["y"], row(2))
+
+
+def test_raw_requests_that_a_worker_has_no_descriptor_for_do_not_end_the_stream_of_others(home: Home) -> None:
+    path = home.files / "model.py"
+    path.write_text(
+        "import time\nclass Model:\n    def load(self, folder): ...\n"
+        "    def raw(self, request):\n        time.sleep(float(request.body))\n        return request.body\n"
+    )
+    publish_python(home.store, path, "raw", repeatable=True)
+    with home.serve() as server, httpx.Client(trust_env=False, timeout=10.0) as client, ThreadPoolExecutor() as pool:
+        server.deploy("raw", allow_code=True, replicas=1)
+        url = f"{server.url}/v2/models/raw/raw"
+        (worker,) = find_workers(server, "raw")
+        slow = pool.submit(client.post, url, content=b"1.5")
+        wait_until(lambda: not slow.done() and client.get(f"{server.url}/v2/models/raw/ready").status_code == 200)
+        with leave_descriptors(worker, 0):
+            assert client.post(url, content=b"0").status_code != 200
+        slow = pool.submit(client.post, url, content=b"1")
+        assert client.post(url, content=b"0.1").content == b"0.1"
+        assert not slow.done()
+        assert slow.result().content == b"1"
+        assert find_workers(server, "raw") == [worker]
 
 
 # what it prints

@@ -149,8 +149,8 @@ class Lane:
         """The model raised an error on a batch."""
         raise NotImplementedError
 
-    def take_refusal(self, batch: Batch, error: ArgosyError) -> None:
-        """A batch could not be handed over, or its answer not be taken: nobody is at fault, and none of it is sent again."""
+    def take_refusal(self, batch: Batch, error: ArgosyError, worker: str, *, has_run: bool) -> None:
+        """A worker could not be given a batch, or its answer not be taken, for lack of room: nobody is at fault."""
         raise NotImplementedError
 
     def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:
@@ -173,10 +173,23 @@ class Call:
         started_s: moment when the request was complete.
         priority: 1 is taken first, then 2 and so on; 0 is the default's.
         attempts: how many workers died while they ran it.
+        refused_by: the worker that it could not be given to, or whose answer could not be taken, for lack of room.
         is_done: answered, failed, or its client went away.
     """
 
-    __slots__ = ("attempts", "deadline_s", "form", "inputs", "is_done", "lane", "num_rows", "priority", "size_bytes", "started_s")
+    __slots__ = (
+        "attempts",
+        "deadline_s",
+        "form",
+        "inputs",
+        "is_done",
+        "lane",
+        "num_rows",
+        "priority",
+        "refused_by",
+        "size_bytes",
+        "started_s",
+    )
 
     def __init__(
         self,
@@ -198,6 +211,7 @@ class Call:
         self.form = form
         self.priority = priority
         self.attempts = 0
+        self.refused_by = ""
         self.is_done = False
 
     def answer(self, outputs: list[NDArray[Any]]) -> None:

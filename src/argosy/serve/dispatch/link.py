@@ -14,6 +14,7 @@ import struct
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from argosy.serve.wire.frames import (
     INPUT_FAULT,
     NANOSECONDS,
     NO_ROOM,
+    NO_ROOM_FOR_ANSWER,
     NUM_SLOTS,
     Arena,
     Kind,
@@ -212,15 +214,16 @@ class Link:
             self._loop.call_soon(self.close)
         except (OSError, LinkError, MemoryError) as error:
             # No descriptor or memory is left, here: the worker has done nothing wrong, and has not got the batch.
-            self._loop.call_soon(self._refuse, slot, batch, str(error))
+            self._loop.call_soon(partial(self._refuse, slot, batch, str(error), has_run=False))
 
-    def _refuse(self, slot: _Slot, batch: Batch, detail: str) -> None:
-        """Fail a batch for which there is no room; smaller ones may have it still."""
+    def _refuse(self, slot: _Slot, batch: Batch, detail: str, *, has_run: bool) -> None:
+        """Give a batch back for which there is no room; smaller ones may have it still."""
         if slot.batch is not batch:
             return  # the link went down meanwhile, and its lane has the batch again
         self._release(slot)
         lane = batch.lane
-        lane.take_refusal(batch, UnavailableError("no_room", model=lane.name, version=lane.version, detail=detail))
+        error = UnavailableError("no_room", model=lane.name, version=lane.version, detail=detail)
+        lane.take_refusal(batch, error, self.worker, has_run=has_run)
 
     def _send_frame(self, slot: _Slot, batch: Batch) -> None:
         calls = batch.calls
@@ -367,11 +370,11 @@ class Link:
             raise LinkError("worker answered a batch that it does not have")
         if kind == Kind.ERROR:
             detail = frame[HEADER.size :].decode(errors="replace")
-            if flags == NO_ROOM:
+            if flags in (NO_ROOM, NO_ROOM_FOR_ANSWER):
                 # It has given its arenas up: the next batch in this slot makes new ones.
                 slot.inputs = slot.outputs = None
                 slot.input_bytes = slot.output_bytes = 0
-                self._refuse(slot, batch, f"its worker has none ({detail})")
+                self._refuse(slot, batch, f"worker {self.worker} has none ({detail})", has_run=flags != NO_ROOM)
                 return
             self._release(slot)
             batch.lane.take_failure(batch, detail, is_input_fault=flags == INPUT_FAULT)
@@ -388,7 +391,7 @@ class Link:
             batch.lane.take_failure(batch, str(error))
             return
         except (OSError, MemoryError) as error:
-            self._refuse(slot, batch, str(error))
+            self._refuse(slot, batch, str(error), has_run=True)
             return
         self.num_in_flight -= 1
         # The other slot's batch starts before these answers are written out.

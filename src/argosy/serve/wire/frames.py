@@ -10,8 +10,8 @@ arena for inputs and one for outputs. An output that does not fit comes in a des
                       REPLY  slot, rows, sequence, nanoseconds in the runtime, output tensors
                       ERROR  flags, slot, sequence, text    (the batch failed, the worker lives)
 
-Who has no descriptor or memory left for an arena fails that batch alone, and the next one brings arenas anew: of the link itself
-nothing depends on them.
+Who has no descriptor or memory left for an arena refuses that batch alone, and the next one brings arenas anew: of the link
+itself nothing depends on them.
 
 STREAMS passes one end of a socket pair, once: raw requests travel as `stream_frames.py` says.
 
@@ -47,6 +47,7 @@ __all__ = [
     "MAX_TENSORS",
     "NANOSECONDS",
     "NO_ROOM",
+    "NO_ROOM_FOR_ANSWER",
     "NUM_SLOTS",
     "Arena",
     "Kind",
@@ -87,7 +88,10 @@ FORM_COUNTED: Final = 2
 INPUT_FAULT: Final = 1
 """Flag of ERROR: a row of the batch is not what the version takes, and its sender is at fault."""
 NO_ROOM: Final = 2
-"""Flag of ERROR: the worker has no descriptor or memory left for the batch's arenas, and keeps none for its slot."""
+"""Flag of ERROR: the worker has no descriptor or memory left for the batch's arenas, and keeps none for its slot. The batch has
+not run."""
+NO_ROOM_FOR_ANSWER: Final = 4
+"""Flag of ERROR: the same, of a batch that has run."""
 
 
 class Kind:
