@@ -172,8 +172,6 @@ def test_requests_to_a_worker_without_descriptors_are_answered_by_another(home: 
             with Load(server, "scale", is_double) as load:
                 load.wait_for(200)
             assert load.failures == []
-            log = next((server.home / "run" / "logs").glob("w-scale-*"))
-            wait_until(lambda: any("no room for a batch" in path.read_text() for path in log.parent.glob("w-scale-*")))
         assert find_workers(server, "scale")[0] == narrow
 
 
@@ -184,11 +182,35 @@ def test_request_that_no_worker_has_descriptors_for_says_so_and_the_next_one_is_
         with leave_descriptors(worker, 0):
             os.kill(front := find_child(server, FRONT), signal.SIGKILL)
             wait_until(lambda: find_child(server, FRONT) not in (0, front))
-            with pytest.raises(
-                UnavailableError, match=r"no room to hand this request .*: worker w-scale-1-\w+ has none \(.*arenas"
-            ):
-                wait_until(lambda: client.predict("scale", {"x": row(1)}))
+            reason = r"no room to hand this request .*: it shares no memory with worker w-scale-1-\w+ yet"
+            with pytest.raises(UnavailableError, match=reason):
+                client.predict("scale", {"x": row(1)})
+            assert not client.is_ready("scale")
+        wait_until(lambda: client.is_ready("scale"))
         np.testing.assert_array_equal(client.predict("scale", {"x": row(1)})["y"], row(2))
+
+
+HOARD = "import os, resource\nclass Model:\n    def load(self, folder):\n        self.taken = []\n        {load}\n"
+HOARD += "    def infer(self, inputs): return {{'y': inputs['x'] * 2}}\n"
+TAKE_ALL = "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+TAKE_ALL += "        try:\n            while True: self.taken.append(os.dup(0))\n"
+TAKE_ALL += "        except OSError: os.close(self.taken.pop())  # what a worker opens to end its load"
+
+
+def test_version_that_takes_all_descriptors_for_itself_takes_no_traffic(home: Home) -> None:
+    path = home.files / "model.py"
+    for load in ("pass", TAKE_ALL):
+        path.write_text(HOARD.format(load=load))
+        publish_python(home.store, path, "scale", signature=SIGNATURE, repeatable=True)
+    with home.serve() as server, server.admin() as admin:
+        server.deploy("scale@1", allow_code=True)
+        with Load(server, "scale", is_double) as load:
+            rollout = admin.deploy(argosy.DeploymentSpec(name="scale", model="scale", version=2, allow_code=True)).id
+            wait_until(lambda: "no memory is shared yet by front-" in list_steps(server, rollout))
+            load.wait_for(100)
+            # What takes its place ends it.
+            server.deploy("scale@1", allow_code=True)
+        assert load.failures == []
 
 
 def test_raw_requests_that_a_worker_has_no_descriptor_for_do_not_end_the_stream_of_others(home: Home) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError
+from argosy.errors import ArgosyError, UnavailableError
 from argosy.serve.dispatch.plan import Plan
 from argosy.serve.wire.counters import Series
 from argosy.serve.wire.frames import FORM_TENSORS, Tensor
@@ -80,6 +80,7 @@ class Lane:
         versions: of the deployment, those that take requests.
         repeats: what reads bodies that clients repeat; made by the protocol whose bodies they are.
         is_down: no replica is to be expected soon where there is none now: a request is refused, and does not wait.
+        lack: what there is no room for, where replicas cannot be had for that.
         cache: whatever else a protocol prepares once per lane.
     """
 
@@ -98,7 +99,7 @@ class Lane:
         self.max_batch_rows = 1
         self.can_join = self.is_down = False
         self.is_repeatable = False
-        self.join_refusal = self.joining = self.pad_refusal = ""
+        self.join_refusal = self.joining = self.pad_refusal = self.lack = ""
         self.timeout_s = 0.0
         self.max_queue_rows = self.max_queue_bytes = 0
         self.platform = ""
@@ -116,6 +117,12 @@ class Lane:
     def is_ready(self) -> bool:
         """True when a warm replica answers: one that may hang does not."""
         return any(not link.is_late for link in self.links)
+
+    def refuse(self) -> UnavailableError:
+        """The error for a request that no replica is to be expected for."""
+        if self.lack:
+            return UnavailableError("no_room", model=self.name, version=self.version, detail=self.lack, retry_after_s=1.0)
+        return UnavailableError("no_replica", model=self.name, retry_after_s=1.0)
 
     def put(self, call: Call) -> None:
         """Queue a request."""

@@ -26,6 +26,7 @@ from argosy.serve.dispatch.call import Batch, Clock, OutputsError
 from argosy.serve.dispatch.service import LATE_S
 from argosy.serve.dispatch.streams import StreamPool
 from argosy.serve.wire.frames import (
+    ASKED,
     HEADER,
     INPUT_FAULT,
     NANOSECONDS,
@@ -66,7 +67,7 @@ class Held(NamedTuple):
 class _Slot:
     """Room for one batch in flight."""
 
-    __slots__ = ("batch", "index", "input_bytes", "inputs", "output_bytes", "outputs")
+    __slots__ = ("batch", "index", "input_bytes", "inputs", "num_asked", "output_bytes", "outputs")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -75,6 +76,13 @@ class _Slot:
         self.outputs: Arena | None = None
         self.input_bytes = 0
         self.output_bytes = 0
+        self.num_asked = 0
+        """How often the worker was asked whether it has arenas, and has not said so yet."""
+
+    def forget_arenas(self) -> None:
+        """The worker has none: the next batch makes new ones."""
+        self.inputs = self.outputs = None
+        self.input_bytes = self.output_bytes = 0
 
 
 class Link:
@@ -84,7 +92,7 @@ class Link:
         loop: the front's event loop.
         sock: the front's end of the pair.
         worker: the worker's id.
-        on_hello: called with this link once the worker can take batches.
+        on_hello: called with this link once the worker can take batches, and whenever it has all arenas that `make_room` made.
         on_down: called with this link once, when the worker is gone or broke the protocol.
         clock: tells when batches are sent.
         is_loaded: the worker has its model already, and takes batches as soon as it looks at this link.
@@ -150,15 +158,19 @@ class Link:
         """Have arenas at least so large in each slot that is free, before a batch needs them.
 
         Returns:
-            Whether that could be done: there may be no descriptor or memory left for it.
+            Whether the worker has them: it has yet to say so, or there is no descriptor or memory left, here or there.
         """
         self._oversize_bytes = max(self._oversize_bytes, output_bytes)
         try:
             for slot in self._free:
-                self._reserve(slot, input_bytes)
+                self._reserve(slot, input_bytes, ASKED)
         except (OSError, MemoryError):
             return False
-        return True
+        return self._has_room
+
+    @property
+    def _has_room(self) -> bool:
+        return all(slot.inputs is not None and not slot.num_asked for slot in self._free)
 
     def watch(self, now: float, unknown_s: float) -> Held | None:
         """Look whether the worker hangs; to be called every second.
@@ -282,7 +294,7 @@ class Link:
             arena.keep(key, layout)
         return layout
 
-    def _reserve(self, slot: _Slot, input_bytes: int) -> Arena:
+    def _reserve(self, slot: _Slot, input_bytes: int, flags: int = 0) -> Arena:
         """Make the slot's arenas large enough, and give the worker their descriptors; returns that of the inputs.
 
         Raises:
@@ -292,7 +304,7 @@ class Link:
         if slot.inputs is not None and fits and self._oversize_bytes <= slot.output_bytes:
             return slot.inputs
         try:
-            self._make_arenas(slot, max(input_bytes, slot.input_bytes), max(self._oversize_bytes, slot.output_bytes))
+            self._make_arenas(slot, max(input_bytes, slot.input_bytes), max(self._oversize_bytes, slot.output_bytes), flags)
         except (OSError, MemoryError):
             # Larger outputs travel in descriptors of their own.
             if not fits:
@@ -300,13 +312,13 @@ class Link:
         assert slot.inputs is not None
         return slot.inputs
 
-    def _make_arenas(self, slot: _Slot, input_bytes: int, output_bytes: int) -> None:
+    def _make_arenas(self, slot: _Slot, input_bytes: int, output_bytes: int, flags: int) -> None:
         input_bytes, output_bytes = _round_up(input_bytes), _round_up(output_bytes)
         input_fd, inputs = make_arena(input_bytes)
         try:
             output_fd, outputs = make_arena(output_bytes)
             try:
-                frame = HEADER.pack(Kind.ARENA, 0, slot.index, 0, 0)
+                frame = HEADER.pack(Kind.ARENA, flags, slot.index, 0, 0)
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
                 self._sock.sendmsg([frame], rights)
             finally:
@@ -315,6 +327,7 @@ class Link:
             os.close(input_fd)
         # Only now: had the worker not got them, it would read and write the old ones.
         slot.inputs, slot.outputs, slot.input_bytes, slot.output_bytes = inputs, outputs, input_bytes, output_bytes
+        slot.num_asked += flags == ASKED
 
     def _on_readable(self) -> None:
         try:
@@ -366,14 +379,15 @@ class Link:
             raise LinkError("worker named an unknown slot")
         slot = self._slots[slot_index]
         batch = slot.batch
+        if kind == Kind.ARENA:
+            self._take_word(slot, has_arenas=flags != NO_ROOM)
+            return
         if batch is None or batch.sequence != sequence:
             raise LinkError("worker answered a batch that it does not have")
         if kind == Kind.ERROR:
             detail = frame[HEADER.size :].decode(errors="replace")
             if flags in (NO_ROOM, NO_ROOM_FOR_ANSWER):
-                # It has given its arenas up: the next batch in this slot makes new ones.
-                slot.inputs = slot.outputs = None
-                slot.input_bytes = slot.output_bytes = 0
+                slot.forget_arenas()
                 self._refuse(slot, batch, f"worker {self.worker} has none ({detail})", has_run=flags != NO_ROOM)
                 return
             self._release(slot)
@@ -400,6 +414,21 @@ class Link:
         slot.batch = None
         self._free.append(slot)
         batch.lane.proceed()
+
+    def _take_word(self, slot: _Slot, *, has_arenas: bool) -> None:
+        """The worker says whether it has arenas.
+
+        Raises:
+            LinkError: it was not asked.
+        """
+        if not slot.num_asked:
+            raise LinkError("worker told of arenas that it was not asked for")
+        slot.num_asked -= 1
+        if has_arenas:
+            if self._has_room:
+                self._on_hello(self)
+        elif slot.batch is None:
+            slot.forget_arenas()
 
     def _find_outputs(self, fds: list[int]) -> Arena:
         """Map outputs that did not fit their arena.

@@ -148,6 +148,9 @@ class Worker:
                 raise frames.LinkError("unknown slot")
             if kind == frames.Kind.ARENA:
                 front.take_arenas(slot, fds)
+                if flags == frames.ASKED:
+                    lack = frames.NO_ROOM if front.inputs[slot] is None else 0
+                    self._send(front, frames.HEADER.pack(frames.Kind.ARENA, lack, slot, 0, 0))
             elif kind == frames.Kind.BATCH:
                 self._run(front, frame, flags, slot, rows, sequence)
             elif kind == frames.Kind.STREAMS and len(fds) < 2:
