@@ -125,7 +125,7 @@ def restart_server(home: Path) -> dict[str, Any]:
     once it answers; and where the server was ready before, once it is again.
 
     Raises:
-        UnavailableError: none runs.
+        UnavailableError: none runs; `server_hidden`, one does, but the file that says where is damaged.
         InputError: the settings on disk cannot be used.
         ConflictError: they are of another server: address, ports or number of fronts differ.
         FaultError: `restart_refused`, a successor could not be started, and the server goes on as it was; `unwritable`, as well;
@@ -140,6 +140,8 @@ def restart_server(home: Path) -> dict[str, Any]:
 def _restart(home: Path) -> dict[str, Any]:
     old = find_server(home)
     if old is None:
+        if (holder := find_holder(home)) is not None:
+            raise UnavailableError("server_hidden", pid=holder, home=home, path=home / "run" / "serve.json")
         raise UnavailableError("no_server", home=home)
     pid: int = old["pid"]
     with _open_pidfd(pid) as pidfd:
