@@ -315,6 +315,34 @@ def test_request_that_two_workers_lied_about_is_refused(front: Front) -> None:
     assert front.lane.num_open == 0
 
 
+@pytest.mark.parametrize("is_repeatable", [True, False], ids=["repeatable", "not repeatable"])
+def test_request_that_dying_workers_have_not_looked_at_is_no_suspect(is_repeatable: bool) -> None:
+    front = Front(is_repeatable=is_repeatable)
+    first = Played(front, "w0")
+    (call,) = front.ask(7)
+    workers = [Played(front, f"w{number}") for number in range(1, 4)]
+    for dying in (first, *workers[:2]):
+        # It is there for the kernel, and does nothing any more.
+        dying.sock.close()
+        front.spin()
+    assert front.lost == ["w0", "w1", "w2"]
+    batch = workers[2].take()
+    workers[2].reply(batch, batch.x * 2)
+    assert (call.errors, call.answers[0][0].tolist()) == ([], [[14.0] * 4])
+    assert front.lane.num_open == 0
+    front.close()
+
+
+def test_request_that_two_dying_workers_have_read_is_refused(front: Front) -> None:
+    (call,) = front.ask(7)
+    for name in ("w0", "w1"):
+        dying = Played(front, name)
+        dying.take()
+        dying.sock.close()
+        front.spin()
+    assert [type(error) for error in call.errors] == [PoisonError]
+
+
 def test_request_that_may_not_run_twice_is_refused_at_once() -> None:
     front = Front(is_repeatable=False)
     liar = Played(front, "w0")

@@ -422,14 +422,21 @@ class Batcher(Lane):
                 self._fail(call, error)
         self.flush()
 
-    def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:
-        """A worker died: send each request of its running batch again, alone, once."""
+    def take_loss(self, batches: list[Batch], worker: str, how: str, unread: Batch | None = None) -> None:
+        """A worker died: send each request of its running batch again, alone, once.
+
+        Args:
+            batches: what it held, the oldest first.
+            worker: that died.
+            how: it died.
+            unread: a batch that it had not looked at, as a process that was killed a moment ago does not: it is no suspect.
+        """
         for index, batch in enumerate(batches):
             for call in batch.calls:
                 if self._close_if_done(call):
                     continue
-                # A worker runs one batch at a time: only the oldest can have killed it.
-                if index > 0:
+                # A worker runs one batch at a time: only the oldest can have killed it, and only if it was read.
+                if index > 0 or batch is unread:
                     self._resend(call)
                 elif not self.is_repeatable:
                     self._fail(call, FaultError("not_repeatable", model=self.name, version=self.version, worker=worker))

@@ -160,8 +160,8 @@ class Lane:
         """A worker could not be given a batch, or its answer not be taken, for lack of room: nobody is at fault."""
         raise NotImplementedError
 
-    def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:
-        """A worker died with these batches, the oldest first."""
+    def take_loss(self, batches: list[Batch], worker: str, how: str, unread: Batch | None = None) -> None:
+        """A worker died with these batches, the oldest first; one of them it may not have looked at."""
         raise NotImplementedError
 
 

@@ -117,6 +117,12 @@ class Link:
         """The worker has worked on a batch for so long that it may hang; as of the last `watch`."""
         self.fault = ""
         """Why the link is down, once it is; "" where the worker has ended."""
+        self.lacks_room = False
+        """There was no descriptor or memory for its arenas, here or there, when they were made last."""
+        self.unread: Batch | None = None
+        """A batch that the worker has not looked at, once the link is down; others it may have."""
+        self._last: Batch | None = None
+        """What was sent last, where that is a batch."""
         self._loop = loop
         self._now = clock
         self._sock = sock
@@ -165,6 +171,7 @@ class Link:
             for slot in self._free:
                 self._reserve(slot, input_bytes, ASKED)
         except (OSError, MemoryError):
+            self.lacks_room = True
             return False
         return self._has_room
 
@@ -210,6 +217,7 @@ class Link:
         """
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
         self._sock.sendmsg([HEADER.pack(Kind.STREAMS, 0, 0, 0, 0)], rights)
+        self._last = None
 
     def send(self, batch: Batch) -> None:
         """Write a batch's rows into a free slot and hand it to the worker."""
@@ -221,8 +229,10 @@ class Link:
         self.num_in_flight += 1
         try:
             self._send_frame(slot, batch)
+            self._last = batch
         except ConnectionError:
             # The batch stays in its slot: going down gives it back to its lane.
+            self.unread = batch
             self._loop.call_soon(self.close)
         except (OSError, LinkError, MemoryError) as error:
             # No descriptor or memory is left, here: the worker has done nothing wrong, and has not got the batch.
@@ -321,6 +331,7 @@ class Link:
                 frame = HEADER.pack(Kind.ARENA, flags, slot.index, 0, 0)
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
                 self._sock.sendmsg([frame], rights)
+                self._last = None
             finally:
                 os.close(output_fd)
         finally:
@@ -337,6 +348,7 @@ class Link:
         except ConnectionResetError:
             # The worker died with frames unread. The kernel tells that first, and the loop calls only once:
             # the replies that the worker sent before are still there, and then the end.
+            self.unread = self.unread or self._last
             self._read_rest()
         except Exception as error:  # the worker may say anything: whatever that leads to ends its link alone
             self._close_for(error)
@@ -424,6 +436,7 @@ class Link:
         if not slot.num_asked:
             raise LinkError("worker told of arenas that it was not asked for")
         slot.num_asked -= 1
+        self.lacks_room = not has_arenas
         if has_arenas:
             if self._has_room:
                 self._on_hello(self)

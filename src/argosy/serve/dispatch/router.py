@@ -326,7 +326,7 @@ class Router:
             lost.setdefault(batch.lane, []).append(batch)
         known: set[Lane] = set(self._lanes.values())
         for lane, batches in lost.items():
-            lane.take_loss(batches, link.worker, link.fault or "the worker's process died")
+            lane.take_loss(batches, link.worker, link.fault or "the worker's process died", link.unread)
             if lane not in known:
                 # Its deployment or version has left the table meanwhile.
                 self._reroute_calls(lane)

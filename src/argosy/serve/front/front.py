@@ -306,7 +306,9 @@ class Front:
         for peer in lost:
             self.channel.send(AskLink(peer))
         for link in list(self._narrow_links):
-            self.router.lose_link(link.worker)
+            # One that has only not said yet whether it has room, as it is busy or stopped, is waited for.
+            if link.lacks_room:
+                self.router.lose_link(link.worker)
             self._open_link(link)
 
     async def _drain(self) -> None:
