@@ -257,13 +257,19 @@ class Supervisor:
         self.family.say(f"{what}; new connections are served for {drain_s:g} s more")
         self.family.drain(until_s, number)
 
-    def _refuse_connects(self) -> None:
+    def _refuse_connects(self, now: float) -> None:
         """Let nobody connect any more. Fronts take those that have, and close their copies of the listeners."""
-        self._close_s = None
+        assert self._close_s is not None
+        late_s, self._close_s = now - self._close_s, None
         for name in LISTENERS:
             for sock in self.listeners[name]:
                 with contextlib.suppress(OSError):  # without the filter one that connects now may be reset
                     refuse_connects(sock)
+        settle_s = min(SETTLE_S, self.config["drain_s"])
+        if settle_s and late_s > settle_s:
+            # This process was stopped, and fronts have ended while others could connect still: new ones take these.
+            self._shut_s, self.stop_s = now + settle_s, now + DRAIN_S
+            self.family.drain(self._shut_s, signal.SIGTERM)
 
     def _close_listeners(self) -> None:
         self._shut_s = None
@@ -291,7 +297,7 @@ class Supervisor:
             if self.stop_s is None and self._state.due_s <= now:
                 self._keep_state()
             if self._close_s is not None and self._close_s <= now:
-                self._refuse_connects()
+                self._refuse_connects(now)
             if self._shut_s is not None and self._shut_s <= now:
                 self._close_listeners()
 
