@@ -144,6 +144,10 @@ MESSAGES: dict[str, Message] = {
     "missing_blob": Message("Blob {digest} of {what} is missing from the store"),
     "disk_full": Message("The store could not write {what}: {detail}"),
     "write_failed": Message("The store could not write {what}: {detail}", "check the disk and the permissions of ARGOSY_HOME"),
+    "unpack_failed": Message(
+        "The files of {what} can be unpacked neither in the store nor, as copies, among temporary files: {fault}; {detail}",
+        "make the store writable, or {place}; TMPDIR names another folder for copies",
+    ),
     "no_hard_links": Message(
         "The file system of {path} has no hard links, which the store needs: {detail}",
         "set ARGOSY_HOME to a folder on a local disk",
@@ -529,7 +533,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "restart_refused": Message(
         "The server (process {pid}) cannot be restarted, and goes on as it was: {detail}",
-        "see that the interpreter and the package are in their places, and try again",
+        "mend what it says, and try again",
     ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
     "signature_changes": Message(

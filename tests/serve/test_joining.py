@@ -128,6 +128,21 @@ def test_escape_of_a_row_is_found_ends_joining_and_is_remembered(home: Home) -> 
         assert "has moved by" in describe_joining(server, "code")["join_refusal"]
 
 
+HARM = {"takes too long": "time.sleep(1.5)", "ends the process": "os._exit(1)"}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_model_whose_code_a_made_up_row_harms_answers_clients_as_if_there_had_been_none(home: Home, harm: str) -> None:
+    # Whoever cuts it off leaves it at its work.
+    body = f"self.count += 1\nif (x < 0).any(): {HARM[harm]}\nself.count -= 1\nreturn {{'y': x * 2 if not self.count else x * 0}}"
+    home.publish_code(body, golden=golden_scale())
+    with home.serve() as server, server.client() as client:
+        server.deploy("code", allow_code=True)
+        np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
+        # It was left so in the copy in which rows were tried.
+        assert not describe_joining(server, "code")["can_join"]
+
+
 def test_ids_that_not_every_number_is_are_deployed(home: Home) -> None:
     nodes = [
         node("Cast", ["x"], ["ids"], to=7),

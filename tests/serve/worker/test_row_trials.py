@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from argosy.serve.worker.agreement import choose_measure
+from argosy.serve.worker.cores import run_apart
 from argosy.serve.worker.row_trials import find_influence, make_rows
 
 RANDOM = np.random.default_rng(0)
@@ -101,7 +103,23 @@ def test_row_that_asks_for_endless_work_or_memory_takes_no_part() -> None:
 
     for function in (reserve, leave):
         assert try_out(function, IDS) == ""
-    assert "fails that it takes alone" not in try_out(count_up, IDS)
+    # Code is interrupted in copies of a process alone.
+    found = run_apart(lambda: b"found: " + try_out(count_up, IDS).encode())
+    assert found and b"fails that it takes alone" not in found
+
+
+def test_row_that_takes_long_ends_by_itself_in_a_process_that_is_no_copy_and_takes_no_part() -> None:
+    begun: list[float] = []
+    ended: list[float] = []
+
+    def wait(x: np.ndarray) -> np.ndarray:
+        begun.append(1.0)
+        time.sleep(1.2 if (x == 0).all() else 0.0)
+        ended.append(1.0)
+        return x / x.max() if (x == 0).all() else x * 2
+
+    assert try_out(wait, FLOATS) == ""
+    assert begun == ended
 
 
 def test_version_without_examples_is_not_joined() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from argosy.serve.wire.channel import die_with_parent
+from argosy.serve.worker.bounds import Bounds
 
 __all__ = ["choose_replicas", "choose_threads", "count_cores", "run_apart"]
 
@@ -83,6 +84,8 @@ def run_apart(find: Callable[[], bytes], limit_s: float | None = None) -> bytes:
     if not child:
         try:
             die_with_parent(parent)
+            # Whatever is left half done here ends with this process.
+            Bounds.cuts = True
             with open(sender, "wb") as answer:  # noqa: PTH123 - a descriptor
                 answer.write(find())
         finally:
