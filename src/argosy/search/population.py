@@ -17,9 +17,9 @@ from argosy.optim.schedules import check_count
 from argosy.search.record import Record
 from argosy.search.space import Choice, Float, Int, Parameter, Space, Value
 
-__all__ = ["DEFAULT_SIZE", "Population", "make_population"]
+__all__ = ["Population", "make_population"]
 
-DEFAULT_SIZE: Final = 8
+_SIZE: Final = 8
 """Members that are not asked for otherwise: two of them are replaced in each generation."""
 
 _QUARTER: Final = 0.25
@@ -28,7 +28,7 @@ _REDRAWN: Final = 0.25
 """How often a parameter is drawn anew instead of moved."""
 _FACTORS: Final = (0.8, 1.2)
 _TRIES: Final = 20
-"""To change a point, which a space of few options may not allow."""
+"""To find a point that nobody has, which a space of few options may not allow."""
 
 
 class Population:
@@ -82,7 +82,10 @@ class Population:
             return own.parameters, _find_weights(own)
         random = np.random.default_rng([self._seed, number])
         best = done[int(random.integers(min(num_replaced, len(done))))]
-        return self._explore(best.parameters, random), _find_weights(best)
+        parent = _find_weights(best)
+        # As the best one itself will do, and others that took its weights.
+        taken = [best.parameters, *(one.parameters for one in records if one.number >= start and one.parent == parent)]
+        return self._explore(best.parameters, taken, random), parent
 
     def list_parents(self, num_trials: int) -> range:
         """Give the numbers of the trials, of so many, from whose weights others may go on."""
@@ -91,14 +94,16 @@ class Population:
     def _rank(self, record: Record) -> tuple[float, float, int]:
         return record.violation, self._sign * record.values[self._watched], record.number
 
-    def _explore(self, point: Mapping[str, Value], random: np.random.Generator) -> dict[str, Value]:
+    def _explore(
+        self, point: Mapping[str, Value], taken: Sequence[Mapping[str, Value]], random: np.random.Generator
+    ) -> dict[str, Value]:
         changed = dict(point)
         for _ in range(_TRIES):
             changed = {
                 name: _draw(parameter, random) if random.random() < _REDRAWN else _move(parameter, point[name], random)
                 for name, parameter in self._space.items()
             }
-            if changed != point:
+            if changed not in taken:
                 break
         return changed
 
@@ -115,7 +120,7 @@ def make_population(
         if size is not None:
             raise InputError("bad_option", option="population", got=size, expected=f"None with the method {method}")
         return None
-    check_count("population", size := DEFAULT_SIZE if size is None else size, 2)
+    check_count("population", size := _SIZE if size is None else size, 2)
     return Population(space, size, seed, watched, is_minimized=is_minimized)
 
 

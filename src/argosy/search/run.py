@@ -17,7 +17,7 @@ from argosy.output_file import OutputFile
 from argosy.search.crew import Crew
 from argosy.search.journal import digest_file, empty_folder
 from argosy.search.measure import COSTS, TIMED
-from argosy.search.population import DEFAULT_SIZE
+from argosy.search.population import make_population
 from argosy.search.publish import publish_best
 from argosy.search.record import Direction, Record
 from argosy.search.result import SearchResult
@@ -97,8 +97,6 @@ def search(
     """
     started = time.monotonic()
     interval = _check_interval(method, epochs, interval)
-    trials = _choose_trials(method, population) if trials is None else trials
-    check_count("trials", trials)
     check_count("jobs", jobs)
     for option, limit in (("max_s", max_s), ("max_trial_s", max_trial_s)):
         if limit is not None:
@@ -110,6 +108,10 @@ def search(
         raise InputError("method_unfit", method=method, detail=detail)
     given = space if isinstance(space, Space) else Space(space)
     directions = choose_objectives(metric, objectives)
+    members = make_population(method, given, population, seed, metric, is_minimized=directions[metric] == "minimize")
+    if trials is None:
+        trials = _TRIALS if members is None else _GENERATIONS * members.size
+    check_count("trials", trials)
     store = store or Store()
     target = _find_target(program)
     page = OutputFile(report) if isinstance(report, Path | str) else report
@@ -183,12 +185,6 @@ def _check_interval(method: str, epochs: int | None, interval: int | None) -> in
         raise InputError("bad_option", option="epochs", got=epochs, expected="None with the method pbt: `interval` says how many")
     check_count("interval", interval := 1 if interval is None else interval)
     return interval
-
-
-def _choose_trials(method: str, population: int | None) -> int:
-    if method != "pbt":
-        return _TRIALS
-    return _GENERATIONS * (population if type(population) is int else DEFAULT_SIZE)
 
 
 def _describe(study: Study, seconds: float) -> SearchResult:
