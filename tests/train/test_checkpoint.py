@@ -287,6 +287,10 @@ def test_run_goes_on_from_another_ones_weights_with_options_of_its_own(blobs, ma
     kept, _ = read_checkpoint(max((tmp_path / "parent").glob("step-*")))
     before = np.concatenate([kept[f"weights/{name}"].ravel() for name in other.state_dict()])
     assert np.allclose(weights_of(other), before, atol=1e-6)  # By the rate of its own.
+    worse = make_model()  # Every epoch of its own is worse than those before: the parent's best is given.
+    plan = Checkpoints(folder=tmp_path / "worse", parent=tmp_path / "parent")
+    train(worse, blobs, checkpoints=plan, **{**options, "optimizer": Adam(learning_rate=5.0), "epochs": 9, "patience": 2})
+    assert (weights_of(worse) == before).all()
     longer = Checkpoints(folder=tmp_path / "again", parent=tmp_path / "nowhere")  # What it has itself goes before.
     train(again, blobs, checkpoints=longer, resume=True, **{**options, "optimizer": Adam(learning_rate=0.02), "epochs": 5})
     with pytest.raises(InputError, match="nowhere holds none to go on from"):

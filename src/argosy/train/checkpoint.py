@@ -127,8 +127,10 @@ class Keeper:
         return None if self._plan.parent is None else self._load_parent(Path(self._plan.parent))
 
     def load_best(self) -> Arrays | None:
-        """Give the best state that was kept."""
+        """Give the best state that was kept, here or by the parent that was gone on from."""
         path = self._folder / _BEST
+        if self.is_inherited and not path.exists():
+            path = Path(self._plan.parent or self._folder) / _BEST
         return read_checkpoint(path)[0] if path.exists() else None
 
     @property

@@ -101,15 +101,19 @@ class Loop:
         if kept is None:
             return False
         state, values = kept
-        if self._keeper and self._keeper.is_inherited and self._is_own_rule:
-            # Frameworks keep settings, such as the learning rate, in what their optimizers remember: those of another run.
-            fresh = {name: array for name, array in self._step.get_state().items() if not name.startswith(_WEIGHTS)}
-            state = fresh | {name: array for name, array in state.items() if name.startswith(_WEIGHTS)}
-        self._step.set_state(state)
+        best = self._keeper.load_best() if self._keeper and self._settings.patience is not None else None
+        self._best = best and self._adopt(best)
+        self._step.set_state(self._adopt(state))
         self._standing = _Standing.restore(values)
-        if self._keeper and self._settings.patience is not None:
-            self._best = self._keeper.load_best()
         return True
+
+    def _adopt(self, state: Arrays) -> Arrays:
+        """Leave of a parent's state what this run takes over."""
+        if not (self._keeper and self._keeper.is_inherited and self._is_own_rule):
+            return state
+        # Frameworks keep settings, such as the learning rate, in what their optimizers remember: those of another run.
+        fresh = {name: array for name, array in self._step.get_state().items() if not name.startswith(_WEIGHTS)}
+        return fresh | {name: array for name, array in state.items() if name.startswith(_WEIGHTS)}
 
     def run(self, source: Source, validation: Dataset | None) -> tuple[Epoch, ...]:
         """Train until the epochs are over, or nothing gets better any more.
