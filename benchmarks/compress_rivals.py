@@ -41,7 +41,7 @@ class Made:
     seconds: float
     """That finding it took, with all goals that were tried, without the installation."""
     told: str
-    """The goal that was reached; or why there is no file."""
+    """What came of each goal that was tried, up to the one that was reached; or why there is no file."""
 
 
 def make_rivals(
@@ -75,7 +75,7 @@ def _make(name: str, model: Path, calibration: Path, validation: Path, folder: P
         command = [python, script, model, calibration, validation, output, goal, str(trials)]
         reason = _run([str(part) for part in command], folder)
         if not reason and output.exists():
-            return Made(name, output, time.perf_counter() - started, f"loss of at most {goal} by its own measure")
+            return Made(name, output, time.perf_counter() - started, "; ".join([*reasons, f"{goal}: reached"]))
         reasons.append(f"{goal}: {reason or 'it wrote no file'}")
     return Made(name, None, time.perf_counter() - started, "; ".join(reasons))
 
