@@ -300,6 +300,9 @@ MESSAGES: dict[str, Message] = {
     "search_active": Message("Another process searches {name!r} now", "wait for it, or name another search"),
     "search_closed": Message("Search {name!r} was closed: nothing is asked or told any more", "stay in its `with` block"),
     "search_over": Message("Search {name!r} has nothing left to try: {detail}"),
+    "search_waits": Message(
+        "Trial {number} depends on the generation before it, of which these still run: {running}", "tell what came of them first"
+    ),
     "bad_journal": Message(
         "The journal of search {name!r} cannot be read: {detail}", "begin it anew (restart), or name another search"
     ),
