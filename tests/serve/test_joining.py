@@ -143,6 +143,17 @@ def test_model_whose_code_a_made_up_row_harms_answers_clients_as_if_there_had_be
         assert not describe_joining(server, "code")["can_join"]
 
 
+def test_model_that_has_threads_of_its_own_is_tried_where_they_are(home: Home) -> None:
+    # As a library's pool has: a copy of the process would have none, and wait for ever.
+    body = "return {'y': self.pool.submit(lambda: x * 2).result()}"
+    load = "from concurrent.futures import ThreadPoolExecutor\nself.pool = ThreadPoolExecutor(1)\nself.pool.submit(int).result()"
+    home.publish_code(body, load=load, golden=golden_scale())
+    with home.serve() as server, server.client() as client:
+        server.deploy("code", allow_code=True)
+        assert describe_joining(server, "code")["can_join"]
+        np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
+
+
 def test_ids_that_not_every_number_is_are_deployed(home: Home) -> None:
     nodes = [
         node("Cast", ["x"], ["ids"], to=7),

@@ -80,8 +80,9 @@ class LoadedModel:
         threads = self._open(folder, inputs)
         load_s = time.perf_counter() - started
         measure = choose_measure(self.spec["precision"])
-        # Before it has answered anything: threads and connections that a first answer makes would be none in a copy.
-        is_apart = self.spec["runtime"] == "python" and bool(inputs) and not self._find_obstacle()
+        # Before it has answered anything: threads and connections that a first answer makes would be none in a copy. Nor would
+        # those that its load has made, such as a library's pool: rows are tried in this process then, each to its end.
+        is_apart = self.spec["runtime"] == "python" and bool(inputs) and cores.count_threads() == 1 and not self._find_obstacle()
         found = self._judge_apart(inputs, measure) if is_apart else None
         difference = None
         if inputs:
