@@ -351,8 +351,9 @@ MESSAGES: dict[str, Message] = {
         "nothing was published; try calibration rows that are more like what will be asked, or another method",
     ),
     "nothing_found": Message(
-        "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}",
-        "nothing was published; allow a larger loss, give more rows, or another objective",
+        "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}{left}",
+        "nothing was published; allow a larger loss, or where not all was tried more time and recipes, give more rows, or "
+        "another objective",
     ),
     "too_few_rows": Message(
         "{metric} on {got} rows says nothing finer than one row in {got}; a loss of {max_loss:g} takes {needed} rows at least",

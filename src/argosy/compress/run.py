@@ -7,7 +7,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -140,7 +140,11 @@ def compress(
         workshop = Workshop(work / "made", rows, training.rows, training.targets, meaning, taught, say=say)
         is_served = (recipe is None or bool(trace)) if served is None else served
         stage = open_stage(artifact, parent, sample.rows, work / "stage", trace) if is_served else None
-        with stage or nullcontext(), Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury:
+        with (
+            closing(workshop.process),
+            stage or nullcontext(),
+            Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury,
+        ):
             keeping = None
             if recipe is not None:
                 found = _try_one(recipe, jury, workshop, say)
@@ -151,8 +155,9 @@ def compress(
             if found.best is None:
                 forget(keeping)
                 if page is not None:
-                    _import_report().write_nothing_found(page, parent, found.tried, guard, objective)
-                raise ConflictError("nothing_found", objective=objective, tried=found.explanation, max_loss=guard.max_loss)
+                    _import_report().write_nothing_found(page, parent, found.tried, guard, objective, found.left)
+                fields = {"objective": objective, "max_loss": guard.max_loss, "tried": found.explanation}
+                raise ConflictError("nothing_found", left=f"; not all was tried: {found.left}" if found.left else "", **fields)
             result = _tell(
                 found, found.best, parent, guard, objective="" if recipe else objective, search="" if recipe else search
             )
