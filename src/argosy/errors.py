@@ -335,7 +335,7 @@ MESSAGES: dict[str, Message] = {
         "Model {name!r} version {version} is of the runtime {runtime}, and compression works on files of ONNX, OpenVINO, Keras "
         "and torch",
         "publish the network as ONNX (argosy.publish, or argosy import of a file that becomes it), and compress that version; "
-        "argosy tune finds faster settings for this one",
+        "teach a student of yours (--student FILE.py:FUNCTION); or see what argosy tune finds for this one",
     ),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",

@@ -180,11 +180,11 @@ def test_nothing_of_a_file_is_read_in_the_process_of_the_command(
         find, "list_recipes", lambda *given: [recipe for recipe in listed(*given) if recipe == get_recipe("int8")]
     )
     said: list[str] = []
-    rows = {"calibration": rows, "evaluation": (rows[:120] * 1.5, None)}
+    given: dict[str, Any] = {"calibration": rows, "evaluation": (rows[:120] * 1.5, None)}
     with pytest.raises(ConflictError, match=r"int8\(exclude=1 nodes\): cosine"):
-        compress(version, objective="size", **rows, guard=Guard("cosine", 1e-9), store=store, say=said.append)
+        compress(version, objective="size", **given, guard=Guard("cosine", 1e-9), store=store, say=said.append)
     assert any(line.startswith("looking at 2 groups of layers of int8") for line in said)
-    result = compress(version, method="simplify+prune+int8", **rows, guard=Guard("mae", 9.0), store=store)
+    result = compress(version, method="simplify+prune+int8", **given, guard=Guard("mae", 9.0), store=store)
     assert result.version is not None and result.version.manifest.joining.kind == "independent"
 
 

@@ -49,10 +49,10 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
     Raises:
         InputError: `step_failed`, its file cannot be read.
     """
-    if artifact.runtime in _NATIVE:
-        return [(_NATIVE[artifact.runtime](),)]
     if artifact.path.suffix != ".onnx":
-        found = _list_for_openvino(is_transformer=False) if artifact.runtime == "openvino" else []
+        found: list[Recipe] = [(_NATIVE[artifact.runtime](),)] if artifact.runtime in _NATIVE else []
+        if artifact.runtime == "openvino":
+            found = _list_for_openvino(is_transformer=False)
         return found + _list_with_training(Counter(), workshop)
     kinds, has_adapters = _look(artifact, workshop)
     if kinds["TreeEnsembleClassifier"] or kinds["TreeEnsembleRegressor"]:

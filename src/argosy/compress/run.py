@@ -129,7 +129,7 @@ def compress(
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     page = OutputFile(report) if isinstance(report, Path | str) else report
     parent = store.get_version(reference) if isinstance(reference, str) else reference
-    _check_parent(parent, allow_code=allow_code)
+    _check_parent(parent, allow_code=allow_code, has_student=taught is not None)
     if publish:
         store.check_writable()
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
@@ -219,8 +219,8 @@ def _open_parent(store: Store, parent: Version, folder: Path, target: str) -> Ar
     return dataclasses.replace(artifact, folder=folder)
 
 
-def _check_parent(parent: Version, *, allow_code: bool) -> None:
-    """Refuse what was compressed already, what no step reads, and code that nobody has allowed."""
+def _check_parent(parent: Version, *, allow_code: bool, has_student: bool) -> None:
+    """Refuse what was compressed already, what no step reads and no student learns from, and code that nobody has allowed."""
     lineage: dict[str, Any] = parent.manifest.lineage
     if "compression" in lineage:
         steps = lineage["compression"].get("recipe") or [lineage["compression"]["method"]]
@@ -228,7 +228,7 @@ def _check_parent(parent: Version, *, allow_code: bool) -> None:
         origin = f"{lineage['parent']['name']}@{lineage['parent']['number']}"
         raise InputError("already_compressed", name=parent.name, version=parent.number, method=made_by, parent=origin)
     runtime = parent.manifest.runtime
-    if runtime not in _RUNTIMES:
+    if runtime not in _RUNTIMES and not has_student:
         raise InputError("not_compressible", name=parent.name, version=parent.number, runtime=runtime)
     if runtime in CODE_RUNTIMES and not allow_code:
         raise NotAllowedError("code_not_allowed", name=parent.name, version=parent.number, runtime=runtime)
