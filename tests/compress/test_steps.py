@@ -236,8 +236,8 @@ def test_what_a_library_raises_names_the_step(perceptron, workshop, monkeypatch)
 def test_four_bits_take_a_group_that_does_not_divide_a_layer(tmp_path, workshop):
     pytest.importorskip("nncf")
     random = np.random.default_rng(5)
-    # 16, 48 and 36 inputs: groups of 16, and of the last none, so that it is in 8 bits.
-    w, v, u = (random.normal(size=shape).astype(np.float32) for shape in ((16, 48), (48, 36), (36, 256)))
+    # 96 inputs are in groups of 32; for 16 and 36 there are none of 32 or more, so that they are in 8 bits.
+    w, v, u = (random.normal(size=shape).astype(np.float32) for shape in ((16, 96), (96, 36), (36, 256)))
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"], name="a"),
         helper.make_node("MatMul", ["a", "v"], ["b"], name="b"),

@@ -23,7 +23,7 @@ from tests.compress.artifacts import make_perceptron
 from tests.scripts import ROOT
 
 PROGRAM = Path(__file__).with_name("students.py")
-ROWS = np.random.default_rng(4).normal(size=(600, 16)).astype(np.float32)
+ROWS = np.random.default_rng(4).normal(size=(2000, 16)).astype(np.float32)
 FRAMEWORKS = ["jax", "keras", "mxnet", "tensorflow", "torch"]
 
 
