@@ -28,6 +28,7 @@ FRAMEWORKS = ["jax", "keras", "mxnet", "tensorflow", "torch"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_student_of_any_framework_learns_from_a_graph(name: str, store: Store, tmp_path: Path) -> None:
     if name != "mxnet":
@@ -46,6 +47,7 @@ def test_student_of_any_framework_learns_from_a_graph(name: str, store: Store, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_version_that_its_framework_serves_teaches_a_student(name: str, store: Store) -> None:
     pytest.importorskip("torch")
