@@ -121,7 +121,7 @@ class Dialogue:
         except subprocess.TimeoutExpired:
             return "its process has closed its output"
         if code == -signal.SIGKILL:
-            return f"its process was killed (signal {-code}), as is done where memory runs out"
+            return f"its process ended with code {code}: it was killed, as is done where memory runs out"
         with self._log.open("rb") as log:
             log.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
             last = log.read().decode(errors="replace").strip().splitlines()[-1:]
