@@ -97,7 +97,7 @@ def compress(
     store = shell.open_store()
     version = store.get_version(reference)
     arrivals = () if trace is None else read_trace(trace)
-    given = options | {
+    given: dict[str, Any] = options | {
         "objective": objective,
         "search": search,
         "budget": Budget(max_seconds, trials),

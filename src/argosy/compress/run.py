@@ -156,7 +156,7 @@ def compress(
                 forget(keeping)
                 if page is not None:
                     _import_report().write_nothing_found(page, parent, found.tried, guard, objective, found.left)
-                fields = {"objective": objective, "max_loss": guard.max_loss, "tried": found.explanation}
+                fields: dict[str, Any] = {"objective": objective, "max_loss": guard.max_loss, "tried": found.explanation}
                 raise ConflictError("nothing_found", left=f"; not all was tried: {found.left}" if found.left else "", **fields)
             result = _tell(
                 found, found.best, parent, guard, objective="" if recipe else objective, search="" if recipe else search
