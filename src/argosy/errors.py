@@ -342,7 +342,7 @@ MESSAGES: dict[str, Message] = {
         "Model {name!r} version {version} is of the runtime {runtime}, and compression works on files of ONNX, OpenVINO, Keras "
         "and torch",
         "publish the network as ONNX (argosy.publish, or argosy import of a file that becomes it), and compress that version; "
-        "argosy tune finds faster settings for this one",
+        "teach a student of yours (--student FILE.py:FUNCTION); or see what argosy tune finds for this one",
     ),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",
@@ -358,8 +358,9 @@ MESSAGES: dict[str, Message] = {
         "nothing was published; try calibration rows that are more like what will be asked, or another method",
     ),
     "nothing_found": Message(
-        "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}",
-        "nothing was published; allow a larger loss, give more rows, or another objective",
+        "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}{left}",
+        "nothing was published; allow a larger loss, or where not all was tried more time and recipes, give more rows, or "
+        "another objective",
     ),
     "too_few_rows": Message(
         "{metric} on {got} rows says nothing finer than one row in {got}; a loss of {max_loss:g} takes {needed} rows at least",
