@@ -104,7 +104,7 @@ def _scan(node: Node) -> list[Value]:
     values = [node.take(index) for index in range(len(node.inputs))]
     scanned = values[num_states:]
     given = node.get("scan_input_axes", [0] * num_scanned)
-    axes = [axis % value.rank for axis, value in zip(given, scanned, strict=True)]
+    axes: list[int] = [axis % value.rank for axis, value in zip(given, scanned, strict=True)]
     slices: list[Value] = []
     for value, axis in zip(scanned, axes, strict=True):
         if value.axis == axis:

@@ -13,8 +13,8 @@ from argosy.rows.values import MAX_CONTENT, Node, Shape, Value, handles, mixed, 
 
 __all__ = ["holds_rows", "place_axis", "reshape"]
 
-_BEYOND: Final = 1 << 24
-"""A bound that stands for the end of an axis: no batch has as many rows."""
+_BEYOND: Final = (1 << 31) - 1
+"""A bound that stands for the end of an axis, as exporters write it: none is as long."""
 
 
 def place_axis(axis: int, rank: int) -> int:
