@@ -38,8 +38,8 @@ def soften_by_range(x: np.ndarray) -> np.ndarray:
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def try_out(function: Function, examples: np.ndarray) -> str:
-    return find_influence(lambda inputs: {"y": function(inputs["x"])}, {"x": examples}, choose_measure(""), is_brief=False)
+def try_out(function: Function, examples: np.ndarray, *, is_brief: bool = False) -> str:
+    return find_influence(lambda inputs: {"y": function(inputs["x"])}, {"x": examples}, choose_measure(""), is_brief=is_brief)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,24 @@ def test_rows_that_influence_one_another_are_found_out(function: Function, examp
     found = try_out(function, examples)
     assert found, kind
     assert "rows" in found
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: x + np.where(np.isnan(x).any(), 1, 0), id="where one is NaN"),
+        pytest.param(lambda x: x + np.isinf(x).any(), id="where one is infinite"),
+        pytest.param(lambda x: x + (x == 0).all(1).any(), id="where one is zero"),
+        pytest.param(lambda x: x + 0 * x.max(), id="by what is no number"),
+    ],
+)
+def test_one_batch_beside_a_proof_finds_out_what_numbers_of_other_rows_do(function: Function) -> None:
+    assert try_out(function, FLOATS, is_brief=True)
+
+
+def test_one_batch_beside_a_proof_takes_rows_that_are_their_own() -> None:
+    assert try_out(lambda x: x - x.mean(1, keepdims=True), FLOATS, is_brief=True) == ""
+    assert try_out(look_up, IDS, is_brief=True) == ""
 
 
 def test_model_that_takes_no_batch_is_not_joined() -> None:
