@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -97,7 +97,7 @@ def call_program(target: str, function: Callable[..., Any], parameters: Mapping[
 
 
 @contextmanager
-def _missing_framework_named(target: str) -> Iterator[None]:
+def _missing_framework_named(target: str) -> Generator[None]:
     """Say of a framework that is not installed which extra brings it."""
     try:
         yield
