@@ -22,13 +22,19 @@ def test_sources_win_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "given", "environment", "message"),
     [
-        pytest.param("[serve]\nhttp_prot = 1\n", {}, {}, "unknown key `http_prot`", id="unknown-key"),
+        pytest.param(
+            "[serve]\nhttp_prot = 1\n",
+            {},
+            {},
+            "config.toml is not valid: unknown key `http_prot`; known: .*http_port",
+            id="unknown-key",
+        ),
         pytest.param("[server]\n", {}, {}, "unknown table `server`", id="unknown-table"),
         pytest.param("[serve]\nhttp_port = '1'\n", {}, {}, "`http_port`", id="text-for-a-number-in-the-file"),
         pytest.param("[serve\n", {}, {}, "config.toml", id="not-toml"),
         pytest.param("", {"http_port": 70000}, {}, "0 to 65535", id="port-out-of-range"),
         pytest.param("", {"num_fronts": 0}, {}, "1 to 16", id="no-front"),
-        pytest.param("", {}, {"ARGOSY_HTTP_PORT": "many"}, "environment", id="word-for-a-number"),
+        pytest.param("", {}, {"ARGOSY_HTTP_PORT": "many"}, "environment variable ARGOSY_HTTP_PORT", id="word-for-a-number"),
         pytest.param("", {"nonsense": 1}, {}, "unknown key `nonsense`", id="unknown-option"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from argosy.errors import InputError
+from argosy.errors import InputError, list_choices
 from argosy.home import find_home
 
 __all__ = ["ServeConfig", "load_serve_config"]
@@ -93,16 +93,19 @@ def load_serve_config(
     sources = dict.fromkeys(fields, "default")
     from_environment = {name: environment[key] for name in fields if (key := _PREFIX + name.upper()) in environment}
     from_caller = {name: value for name, value in (given or {}).items() if value is not None}
+    file = folder / "config.toml"
     for source, layer in (
-        ("file", _read_file(folder / "config.toml")),
+        ("file", _read_file(file)),
         ("environment", from_environment),
         ("command line", from_caller),
     ):
         for name, value in layer.items():
+            place = {"file": str(file), "environment": f"environment variable {_PREFIX}{name.upper()}"}.get(source, source)
             if name not in fields:
-                raise InputError("bad_config", component="serve", source=source, detail=f"unknown key `{name}`")
+                detail = f"unknown key `{name}`; known: {list_choices(fields)}"
+                raise InputError("bad_config", component="serve", source=place, detail=detail)
             # Only the environment holds text where a number is meant.
-            values[name] = _convert(name, value, source, is_text=source == "environment")
+            values[name] = _convert(name, value, place, is_text=source == "environment")
             sources[name] = source
     home_source = "command line" if home else "environment" if environment.get("ARGOSY_HOME") else "default"
     return ServeConfig(**values), {"home": home_source, **sources}

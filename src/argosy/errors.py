@@ -95,6 +95,9 @@ MESSAGES: dict[str, Message] = {
         "Reference {got!r} is not valid, expected NAME, NAME@VERSION or NAME@ALIAS",
     ),
     "unknown_choice": Message("Unknown {kind} {got!r}; known: {known}"),
+    "unknown_recipe": Message(
+        "Unknown recipe {got!r}; known: {known}", "a program of yours is named with its function: FILE.py:FUNCTION"
+    ),
     "bad_option": Message("Option `{option}` is {got!r}, expected {expected}"),
     "bad_config": Message("Configuration of {component} from {source} is not valid: {detail}"),
     "missing_extra": Message(
@@ -295,7 +298,7 @@ MESSAGES: dict[str, Message] = {
     "method_unfit": Message("Method {method} cannot search this: {detail}"),
     "search_differs": Message(
         "Search {name!r} was begun with other settings: {detail}",
-        "give the same ones to go on with it, begin it anew (restart), or name another search",
+        "give the same ones to go on with it, begin it anew (--restart, restart=True), or name another search (--name, name=)",
     ),
     "search_active": Message("Another process searches {name!r} now", "wait for it, or name another search"),
     "search_closed": Message("Search {name!r} was closed: nothing is asked or told any more", "stay in its `with` block"),
@@ -304,7 +307,8 @@ MESSAGES: dict[str, Message] = {
         "Trial {number} depends on the generation before it, of which these still run: {running}", "tell what came of them first"
     ),
     "bad_journal": Message(
-        "The journal of search {name!r} cannot be read: {detail}", "begin it anew (restart), or name another search"
+        "The journal of search {name!r} cannot be read: {detail}",
+        "begin it anew (--restart, restart=True), or name another search (--name, name=)",
     ),
     "trial_over": Message("Trial {number} of search {name!r} has ended already: it is {state}"),
     "bad_told": Message(
@@ -316,7 +320,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "checkpoints_exist": Message(
         "Folder {folder} holds checkpoints of a run that was begun before",
-        "go on with it (resume), begin it anew (restart), or name another folder",
+        "go on with it (--resume, resume=True), begin it anew (--restart, resume='restart'), or name another folder",
     ),
     "run_active": Message("Another run writes its checkpoints to {folder} now", "wait for it, or name another folder"),
     "bad_data": Message("The data is not usable: {detail}"),
@@ -397,7 +401,10 @@ MESSAGES: dict[str, Message] = {
     "bad_json": Message("The body is not valid: {detail}"),
     "body_too_large": Message("The body has more than {limit} bytes", "send fewer rows a request, or raise max_body_bytes"),
     "unknown_deployment": Message("Unknown model {name!r}; deployed: {known}", "argosy deploy NAME@VERSION makes one"),
-    "version_not_served": Message("Version {version} of model {name!r} is not served now; served: {known}"),
+    "version_not_served": Message(
+        "Version {version} of model {name!r} is not served now; served: {known}",
+        "argosy deploy MODEL@VERSION --as OTHER serves another version beside it",
+    ),
     "missing_input": Message(
         "Model {model!r} version {version} needs the input {tensor!r}, which is not in the request; got: {got}"
     ),
@@ -521,7 +528,10 @@ MESSAGES: dict[str, Message] = {
         "A server (process {pid}) runs for this ARGOSY_HOME ({home}), but {path}, which says where it is, is missing or damaged",
         "the server writes it anew within 10 s, if the disk takes it: try again then",
     ),
-    "server_running": Message("A server (process {pid}) runs already for this ARGOSY_HOME ({home})"),
+    "server_running": Message(
+        "A server (process {pid}) runs already for this ARGOSY_HOME ({home})",
+        "argosy restart runs it anew, argosy stop ends it; a second one needs an ARGOSY_HOME of its own",
+    ),
     "server_failed": Message("The server did not start: {detail}"),
     "stop_failed": Message(
         "The server (process {pid}) {detail}",

@@ -111,7 +111,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], text: str, call: Call) -
         (["predict", "m", "--input", "x.csv"], "unknown_choice", "known: .json, .npy, .npz"),
         (["predict", "m", "--input", "x.npz"], "missing_file", "x.npz does not exist"),
         (["predict", "m", "--golden", "0"], "unknown_model", "Unknown model 'm'"),
-        (["train", "recipe:nothing"], "unknown_choice", "Unknown recipe 'nothing'; known: digits"),
+        (["predict", "m@2", "--golden", "0"], "bad_option", "--version N asks one of its versions"),
+        (["train", "recipe:nothing"], "unknown_recipe", "Unknown recipe 'nothing'; known: digits"),
         (["compress", "nothing"], "unknown_model", "Unknown model 'nothing'"),
         (["serve", "--http-port", "70000"], "bad_option", "`http_port` is 70000"),
         (["serve", "--deploy", "nothing"], "unknown_model", "Unknown model 'nothing'"),
@@ -181,6 +182,7 @@ def test_bytes_are_shown_in_their_unit(count: int, text: str) -> None:
         ("train_s", 12.5, "12.50 s"),
         ("size_bytes", 2048, "2.0 KiB"),
         ("accuracy", 0.98765, "0.9877"),
+        ("rows_per_s", 5322.42, "5322"),
     ],
 )
 def test_measurements_are_shown_in_their_unit(name: str, value: float, text: str) -> None:

@@ -115,7 +115,7 @@ def test_killed_search_ends_its_trials_and_goes_on_with_them(start, run, tmp_pat
 @pytest.mark.parametrize(
     ("target", "space", "options", "words"),
     [
-        pytest.param("program.py:blobs", "unit=4:8", {}, "does not take the parameters unit", id="unknown-name"),
+        pytest.param("program.py:blobs", "unit=4:8", {}, "cannot be called with the parameters unit", id="unknown-name"),
         pytest.param("program.py:blobs", "kind=a,b", {}, "missing a required argument: 'units'", id="missing-name"),
         pytest.param("program.py:other", "units=4:8", {}, "defines no function other", id="no-function"),
         pytest.param("program.py:nothing", "units=4:8", {}, "gives a builtins.int", id="no-dict"),
@@ -124,6 +124,7 @@ def test_killed_search_ends_its_trials_and_goes_on_with_them(start, run, tmp_pat
         pytest.param("program.py:blobs", "units=4:8", {"method": "gradient"}, "a score of each option", id="gradient"),
         pytest.param("program.py:blobs", "units=4:8", {"method": "magic"}, "Unknown method", id="method"),
         pytest.param("program.py:blobs", "units=4:8", {"objectives": ["speed"]}, "a direction", id="objective"),
+        pytest.param("program.py:blobs", "units=4:8", {"metric": "auc"}, "--metric auc:maximize", id="metric-without-direction"),
         pytest.param("program.py:blobs", "units=4:8", {"guard": {"size": 1}}, "bounds of objectives", id="guard"),
         pytest.param("program.py:blobs", "units=4:8", {"name": "a/b"}, "is not valid", id="name"),
         pytest.param("program.py:blobs", "units=4:8", {"trials": 0}, "at least 1", id="trials"),

@@ -29,6 +29,15 @@ def logistic():
 def nothing():
     return 3
 
+def half():
+    return {"model": 3}
+
+def needy(rate, units=4):
+    return {}
+
+def bare():
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
 def broken():
     raise RuntimeError("no data today")
 """
@@ -85,6 +94,12 @@ def test_program_is_trained_with_the_shells_options_and_published(run, tmp_path)
     ("target", "words"),
     [
         pytest.param("program.py:nothing", "gives a builtins.int, expected a dict with `model` and `data`", id="no-dict"),
+        pytest.param("program.py:half", "gives a dict without `data`, expected a dict with", id="half-a-dict"),
+        pytest.param("program.py:needy", "needy(rate, units=4) cannot be called with no parameters", id="parameters"),
+        pytest.param("program.py:bare", "pip install 'argosy[torch]'", id="no-framework"),
+        pytest.param(
+            "program.py", "Unknown recipe 'program.py'; known: digits, mnist\nhint: a program of yours is", id="no-name"
+        ),
         pytest.param("program.py:missing", "defines no function missing", id="no-function"),
         pytest.param("absent.py:main", "there is no such file", id="no-file"),
     ],

@@ -25,6 +25,8 @@ def logs(shell: Shell, process: str | None, lines: int) -> None:
     """Show the end of a process's log; without a name, the names."""
     found = {path.stem: path for path in sorted((shell.home / "run" / "logs").glob("*.log"))}
     if process is None:
+        if not found:
+            shell.say("there are no logs: no server has run for this ARGOSY_HOME")
         shell.show({"names": list(found)}, *found)
         return
     if process not in found:

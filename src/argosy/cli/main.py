@@ -60,5 +60,5 @@ class _LateGroup(click.Group):
 def main() -> None:
     """Train, compress, deploy and serve models.
 
-    State is kept in ARGOSY_HOME (default ~/.argosy). Every command takes --json.
+    State is kept in ARGOSY_HOME (default ~/.argosy). Every command takes --home and --json.
     """

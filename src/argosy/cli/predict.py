@@ -44,7 +44,11 @@ def predict(shell: Shell, name: str, path: Path | None, index: int | None, url: 
     lists by input name, or the list of a model with one input.
     """
     from argosy.client import Client
+    from argosy.errors import InputError
 
+    if "@" in name:
+        expected = "the name of a deployment; --version N asks one of its versions"
+        raise InputError("bad_option", option="name", got=name, expected=expected)
     if path is not None and index is None:
         question = _Question(read_inputs(path))
     elif path is None and index is not None:

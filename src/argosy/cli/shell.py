@@ -201,7 +201,8 @@ def format_measurement(name: str, value: float) -> str:
     """A measurement for a reader, by the unit that its name ends in."""
     if name.endswith("_bytes"):
         return format_bytes(value)
-    return format_seconds(value) if name.endswith("_s") else f"{value:.4g}"
+    is_time = name.endswith("_s") and not name.endswith("_per_s")
+    return format_seconds(value) if is_time else f"{value:.4g}"
 
 
 def format_seconds(seconds: float | None) -> str:

@@ -164,6 +164,11 @@ def choose_objectives(metric: str, objectives: Sequence[str] | Mapping[str, str]
     for name in dict.fromkeys([metric, *given]):
         direction = given.get(name) or known.get(name)
         if direction not in ("minimize", "maximize") or known.get(name, direction) != direction:
+            if name == metric:
+                expected = (
+                    f"a direction: --metric {name}:maximize or {name}:minimize, in Python objectives={{'{name}': 'maximize'}}"
+                )
+                raise InputError("bad_option", option="metric", got=name, expected=expected)
             expected = f"a direction, minimize or maximize, for {name}"
             raise InputError("bad_option", option="objectives", got={name: given.get(name)}, expected=expected)
         if name != metric and name not in COSTS:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
 from argosy.errors import InputError, list_choices
-from argosy.frameworks.base import name_kind
+from argosy.frameworks.base import FRAMEWORKS, name_kind
 
 __all__ = ["call_program", "check_parameters", "find_function", "is_program", "load_program"]
 
@@ -31,17 +32,21 @@ def load_program(target: str) -> dict[str, Any]:
             argument of `argosy.train`.
 
     Raises:
-        InputError: `bad_program`, there is no such file or function, or it gives something else. What the
-            program itself raises is raised as it is.
+        InputError: `bad_program`, there is no such file or function, it takes something, or it gives something else;
+            `missing_extra`, it imports a framework that is not installed. What else the program itself raises is raised
+            as it is.
     """
-    return call_program(target, find_function(target), {})
+    function = find_function(target)
+    check_parameters(target, function, ())
+    return call_program(target, function, {})
 
 
 def find_function(target: str) -> Callable[..., Any]:
     """Import the file of a program and give its function.
 
     Raises:
-        InputError: `bad_program`, there is no such file or function. What the file itself raises is raised as it is.
+        InputError: `bad_program`, there is no such file or function; `missing_extra`, it imports a framework that is not
+            installed. What else the file itself raises is raised as it is.
     """
     file, _, name = target.rpartition(":")
     path = Path(file).resolve()
@@ -51,7 +56,8 @@ def find_function(target: str) -> Callable[..., Any]:
     sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)
-    spec.loader.exec_module(module)
+    with _missing_framework_named(target):
+        spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError("bad_program", target=target, detail=f"{path.name} defines no function {name}")
@@ -68,7 +74,8 @@ def check_parameters(target: str, function: Callable[..., Any], names: Iterable[
     try:
         signature.bind(**dict.fromkeys(names))
     except TypeError as error:
-        detail = f"{target.rpartition(':')[2]}{signature} does not take the parameters {list_choices(names)}: {error}"
+        given = f"the parameters {listed}" if (listed := list_choices(names)) != "none" else "no parameters"
+        detail = f"{target.rpartition(':')[2]}{signature} cannot be called with {given}: {error}"
         raise InputError("bad_program", target=target, detail=detail) from error
 
 
@@ -76,12 +83,27 @@ def call_program(target: str, function: Callable[..., Any], parameters: Mapping[
     """Call a program's function, and see that it gives what `argosy.train` takes.
 
     Raises:
-        InputError: `bad_program`, it gives something else.
+        InputError: `bad_program`, it gives something else; `missing_extra`, it imports a framework that is not installed.
     """
-    made: object = function(**parameters)
-    kind = name_kind(made)
-    arguments = cast("dict[str, Any]", made) if isinstance(made, dict) else {}
-    if not set(_NEEDED) <= arguments.keys():
-        detail = f"{target.rpartition(':')[2]}() gives a {kind}, expected a dict with `model` and `data`"
+    with _missing_framework_named(target):
+        made: object = function(**parameters)
+    is_dict = isinstance(made, dict)
+    arguments = cast("dict[str, Any]", made) if is_dict else {}
+    if missing := [name for name in _NEEDED if name not in arguments]:
+        got = f"a dict without {' and '.join(f'`{name}`' for name in missing)}" if is_dict else f"a {name_kind(made)}"
+        detail = f"{target.rpartition(':')[2]}() gives {got}, expected a dict with `model` and `data`"
         raise InputError("bad_program", target=target, detail=detail)
     return arguments
+
+
+@contextmanager
+def _missing_framework_named(target: str) -> Generator[None]:
+    """Say of a framework that is not installed which extra brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        extra = next((name for name, entry in FRAMEWORKS.items() if error.name in entry.packages), None)
+        if extra is None:
+            raise
+        feature = f"Training program {target}"
+        raise InputError("missing_extra", feature=feature, package=error.name, extra=extra) from error

@@ -130,11 +130,11 @@ def get_recipe(name: str) -> Recipe:
     """Give a recipe by its name, `digits` or `recipe:digits`.
 
     Raises:
-        InputError: `unknown_choice`.
+        InputError: `unknown_recipe`.
     """
     bare = name.removeprefix(_PREFIX)
     if bare not in RECIPES:
-        raise InputError("unknown_choice", kind="recipe", got=bare, known=list_choices(RECIPES))
+        raise InputError("unknown_recipe", got=bare, known=list_choices(RECIPES))
     return RECIPES[bare]
 
 
@@ -171,7 +171,7 @@ def run_recipe(
         options: others of `train`, such as `checkpoints` and `resume`.
 
     Raises:
-        InputError: `unknown_choice`, `bad_option`, `missing_extra`, `bad_name`.
+        InputError: `unknown_recipe`, `bad_option`, `missing_extra`, `bad_name`.
         ModelError: `not_finite`, `save_failed`.
     """
     recipe = get_recipe(name)

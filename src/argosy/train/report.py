@@ -275,7 +275,9 @@ def _render_section(section: Section) -> str:
         lines: list[str] = []
         for row in section.table:
             kind = "td" if lines else "th"
-            names = ["text" if index < section.num_text_columns else "" for index in range(len(row))]
+            # A column without a head holds words: what became of the row.
+            is_text = [index < section.num_text_columns or not head for index, head in enumerate(section.table[0])]
+            names = ["text" if each else "" for each in is_text]
             names = [f"{name} long" if name and len(str(cell)) > _LONG else name for name, cell in zip(names, row, strict=True)]
             heads = [f'<{kind} class="{name}">' if name else f"<{kind}>" for name in names]
             cells = [f"{head}{html.escape(str(cell))}</{kind}>" for head, cell in zip(heads, row, strict=True)]
