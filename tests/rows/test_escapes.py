@@ -380,6 +380,10 @@ def test_operators_of_no_known_version_are_not_judged(opsets: list[tuple[str, in
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(*opset) for opset in opsets)
     assert judge_rows(model, signature)[0].kind == "unknown"
+    del model.opset_import[:]
+    # As an exporter writes it.
+    model.opset_import.extend([OPSETS[0], OPSETS[0]])
+    assert judge_rows(model, signature)[0].kind == "independent"
 
 
 def test_what_an_operator_makes_of_rows_is_never_the_same_for_all() -> None:

@@ -98,7 +98,8 @@ class _Walk:
         self._helper: Any = importlib.import_module("onnx.helper")
         self._numpy: Any = importlib.import_module("onnx.numpy_helper")
         self._opsets: dict[str, int] = {_domain(opset.domain): opset.version for opset in model.opset_import}
-        self._is_named_twice = len(self._opsets) < len(model.opset_import)
+        # Some files name the same version twice.
+        self._is_ambiguous = any(self._opsets[_domain(opset.domain)] != opset.version for opset in model.opset_import)
         self._num_nodes = 0
         self._functions = {(_domain(each.domain), each.name, getattr(each, "overload", "")): each for each in model.functions}
         self._own_ops = {(domain, name) for domain, name, _ in self._functions}
@@ -152,7 +153,7 @@ class _Walk:
             raise next((fault for fault in faults if fault.is_mixed), faults[0])
         if domain == "" and proto.op_type == "Constant":
             return [self._read_constant(proto)]
-        if self._is_named_twice or (domain == "" and self._opsets.get("", 1) < _OLDEST):
+        if self._is_ambiguous or (domain == "" and self._opsets.get("", 1) < _OLDEST):
             unknown("of which version it is is not told, or the version is not looked into")
         handler = HANDLERS.get((domain, proto.op_type))
         if (domain, proto.op_type) in self._own_ops:
