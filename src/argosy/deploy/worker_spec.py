@@ -78,8 +78,8 @@ def judge_version(version: Version) -> Message:
         # What others say of it is no proof: it is tried, and watched.
         return {"kind": "unknown", "reason": f"whoever made it says that it is independent ({verdict.reason})"}
     if verdict.kind == "independent" and verdict.edition != EDITION:
-        reason = f"another edition of the proof called it independent ({verdict.reason}); import or publish it again to have it judged"
-        return {"kind": "unknown", "reason": reason}
+        hint = "import or publish it again to have it judged"
+        return {"kind": "unknown", "reason": f"another edition of the proof called it independent ({verdict.reason}); {hint}"}
     return {"kind": verdict.kind, "reason": verdict.reason}
 
 
