@@ -72,9 +72,7 @@ def check_rows(x: object, dtype: DTypeLike = np.float32) -> NDArray[Any]:
 def _to_array(given: object, name: str) -> NDArray[Any]:
     try:
         return np.asarray(given)
-    except (
-        Exception
-    ) as error:  # Rows of several lengths are a ValueError, a tensor of another device whatever its framework raises.
+    except Exception as error:  # Rows of several lengths are a ValueError; tensors raise what their framework does.
         raise InputError("bad_data", detail=f"{name} is no array: {str(error)[:200]}") from error
 
 
