@@ -8,7 +8,7 @@ from pathlib import Path
 import argosy.rows
 from argosy.rows.edition import EDITION
 
-DIGESTS = {1: "?"}
+DIGESTS = {1: "66a19c940d99d869"}
 """By edition, of the files that its verdicts come from."""
 
 

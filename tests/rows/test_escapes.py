@@ -360,8 +360,8 @@ def test_axes_that_an_old_version_normalises_over_are_not_believed() -> None:
     ]
     graph = helper.make_graph(nodes, "g", infos[:1], infos[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=8)
-    sides = [(TensorSpec(name, "FP32", (-1, 3, 2, 2)),) for name in ("x", "y")]
-    assert judge_rows(model, Signature(*sides))[0].kind == "unknown"
+    given, made = (TensorSpec(name, "FP32", (-1, 3, 2, 2)) for name in ("x", "y"))
+    assert judge_rows(model, Signature((given,), (made,)))[0].kind == "unknown"
 
 
 @pytest.mark.parametrize("make", [
