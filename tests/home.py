@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 import argosy
 from argosy.importers.python import publish_python
+from argosy.rows.edition import EDITION
 from argosy.signature import JoinVerdict, Signature, TensorSpec
 from argosy.store.golden import Golden
 
@@ -44,7 +45,7 @@ class Home:
         self.files.mkdir(parents=True)
         self.store = argosy.Store(path / "home")
 
-    def publish_scale(self, name: str = "scale", factor: float = 2.0) -> argosy.Version:
+    def publish_scale(self, name: str = "scale", factor: float = 2.0, *, edition: int = EDITION) -> argosy.Version:
         """Publish y = factor * x as the next version: what an import would, without a process that finds it out."""
         path = make_scale_model(self.files / f"{factor}.onnx", factor)
         x = np.random.default_rng(0).standard_normal((8, WIDTH)).astype(np.float32)
@@ -55,7 +56,7 @@ class Home:
             entry=path.name,
             golden=Golden({"x": x}, {"y": x * np.float32(factor)}),
             golden_is_synthetic=True,
-            joining=JoinVerdict("independent", "each row of the outputs is made of one row of the inputs, operator by operator"),
+            joining=JoinVerdict("independent", "each row of the outputs is made of one row of the inputs", edition),
             lineage={"source_file": path.name, "producer": "", "opsets": {"ai.onnx": 17}, "num_weights": 2, "precision": "fp32"},
         )
 

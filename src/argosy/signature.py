@@ -139,6 +139,8 @@ class JoinVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     kind: Literal["independent", "dependent", "unknown"] = "unknown"
     """`dependent` rows are never joined; `unknown` ones where trials find no difference, and are watched then."""
     reason: str = "there is no graph to look into"
+    edition: int = 0
+    """Of the proof that judged the graph (`rows/edition.py`); 0 where none did, or one that did not tell."""
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

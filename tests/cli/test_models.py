@@ -13,6 +13,7 @@ from argosy.cli.models import summarise_lineage
 from argosy.signature import Ragged, RaggedInput
 from argosy.store.local import Store
 from tests.cli.site import make_affine_model
+from tests.home import Home
 
 Call = Callable[..., Result]
 
@@ -129,3 +130,13 @@ def test_lineage_is_a_line() -> None:
         "num_weights": 15,
     }
     assert summarise_lineage(lineage) == "kind training, recipe digits, parent digits@3, num_weights 15"
+
+
+def test_versions_of_another_edition_of_the_proof_are_told(call: Call, home: Home) -> None:
+    home.publish_scale()
+    home.publish_scale(factor=3.0, edition=0)
+    shown = call("models", "scale").stdout
+    assert "version 2: unknown: another edition of the proof called it independent" in shown
+    assert "version 1: unknown" not in shown
+    first, second = json.loads(call("models", "scale", "--json").stdout)
+    assert (first["joining"]["kind"], second["joining"]["kind"]) == ("independent", "unknown")

@@ -8,7 +8,10 @@ import sys
 from functools import partial
 
 import numpy as np
+import onnx
 import pytest
+
+import argosy
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 pytest.importorskip("tensorflow")
@@ -44,6 +47,7 @@ from tests.scripts import ROOT
 # Its optimizers and losses are Keras', which lets TensorFlow be their backend.
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras has another backend here")
 
+HELD = tf.constant([1.0, 2.0, 3.0, 4.0])
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 """Of float32 over a few steps."""
 
@@ -400,6 +404,28 @@ def test_names_may_be_those_of_other_tensors_of_the_graph(names, tmp_path):
     exported = OnnxModel(tmp_path / "model.onnx")
     assert (exported.input_names, exported.output_names) == ([names[0]], [names[1]])
     check_export(exported, partial(FRAMEWORK.predict, model), x)
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("identity_mul_y:0", "mul/y")])
+def test_tensors_that_are_no_variables_are_constants_of_the_file(names, tmp_path):
+    model, rows = Unwritable(lambda x: x * HELD + HELD[0]), make_rows(3, 4)
+    path = tmp_path / "model.onnx"
+    FRAMEWORK.export_onnx(model, rows, path, input_name=names[0], output_name=names[1])
+    exported = OnnxModel(path)
+    assert (exported.input_names, exported.output_names) == ([names[0]], [names[1]])
+    check_export(exported, partial(FRAMEWORK.predict, model), rows)
+    # Of what else an exporter leaves beside one tensor in and one out, nothing is believed.
+    file = onnx.load(path)
+    file.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
+    with pytest.raises(ModelError, match="expected one tensor each"):
+        check_export(OnnxModel(file.SerializeToString()), partial(FRAMEWORK.predict, model), rows)
+
+
+def test_keras_layer_that_holds_tensors_is_published(tmp_path):
+    layer = keras.layers.Normalization(mean=[1.0, 2.0, 3.0, 4.0], variance=[4.0] * 4)
+    model, rows = keras.Sequential([keras.Input((4,)), layer]), make_rows(8, 4)
+    version = argosy.publish(model, "normalised", argosy.Store(tmp_path / "home"), sample=rows)
+    assert (version.manifest.runtime, version.manifest.joining.kind) == ("onnx", "independent")
 
 
 class Unwritable(tf.Module):

@@ -21,8 +21,9 @@ WEIGHTS: dict[str, Any] = {
     "zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "four": np.array([4]), "six": np.array([6]),
     "100": np.array([100]), "many": np.array([2**62]), "-1": np.array([-1]), "-7": np.array([-7]), "three": np.array([3]),
     "true": np.array([True]), "2.0": np.array([2], F4), "3.0": np.array([3], F4), "1.0": np.array([1], F4),
-    "unknown": np.array([0, 0]),
+    "unknown": np.array([0, 0]), "nothing": np.zeros(0, np.int64), "alike": np.array([[[0, 1, 2, 5]]], F4),
     "ones": np.ones(4, F4), "zeros": np.zeros(4, F4), "table": np.zeros((4, 4), F4), "pads": np.array([1, 0]),
+    "less": np.array([-1, -2]),
     "flat": np.array([-1, 1]), "fold2": np.array([-1, 2]), "fold4": np.array([-1, 4]), "fold44": np.array([-1, 4, 4]),
     "22": np.array([2, 2]), "143": np.array([1, 4, 4]), "scale": np.array(0.1, F4), "none": np.array(0, np.uint8),
     "bytes": np.ones((4, 4), np.uint8), "mix": np.random.default_rng(0).random((4, 12)).astype(F4), "twelve": np.zeros(12, F4),
@@ -58,6 +59,13 @@ def function(op: str, inputs: Sequence[str], nodes: Sequence[Any], domain: str =
 def cut() -> Any:
     constants = [node("Constant", [], [name], value=numpy_helper.from_array(WEIGHTS[name])) for name in ("zero", "one")]
     return function("cut", ["a", "k"], [*constants, node("Slice", ["a", "zero", "k", "one"], ["b"])])
+
+
+def narrow(length: str, name: str) -> Any:
+    """A graph that takes so many columns of x."""
+    outputs = [helper.make_tensor_value_info(name + "o", TensorProto.FLOAT, None)]
+    cut_off = [node("Slice", ["x", "zero", length, "one"], [name]), node("Identity", [name], [name + "o"])]
+    return helper.make_graph(cut_off, "g", [], outputs)
 
 
 class Case(NamedTuple):
@@ -275,6 +283,37 @@ CASES = {
             function("DynamicQuantizeMatMul", ["a", "w", "s", "z"], [node("Relu", ["a"], ["b"])], MICROSOFT["domain"]),
         ),
     ),
+    "no axes of a squeeze are all of one entry": Case(
+        [
+            node("Unsqueeze", ["x", "one"], ["u"]),
+            node("Squeeze", ["u", "nothing"], ["s"]),
+            node("Mul", ["u", "s"], ["m"]),
+            node("ReduceMax", ["m", "one"], ["y"], keepdims=0),
+        ]
+    ),
+    "a sum that has the shape of its first part": Case(
+        [
+            node("Unsqueeze", ["x", "one"], ["u"]),
+            node("SkipLayerNormalization", ["alike", "u", "ones"], ["s"], **MICROSOFT),
+            node("Add", ["s", "u"], ["a"]),
+            node("ReduceMax", ["a", "one"], ["y"], keepdims=0),
+        ]
+    ),
+    "a tensor named like one of a branch": Case(
+        [
+            node("ReduceMax", ["four"], ["k4"]),
+            node("ReduceMax", ["two"], ["k2"]),
+            node("Squeeze", ["true"], ["c"]),
+            node("If", ["c"], ["wide"], then_branch=narrow("k2", "t"), else_branch=narrow("k2", "e")),
+            node("Slice", ["x", "zero", "k4", "one"], ["1:t"]),
+            node("Shape", ["wide"], ["w"], start=1),
+            node("Concat", ["w", "n", "-1"], ["folded"], axis=0),
+            node("Transpose", ["1:t"], ["turned"], perm=[1, 0]),
+            node("Reshape", ["turned", "folded"], ["r"]),
+            node("Transpose", ["r"], ["q"], perm=[1, 0, 2]),
+            node("Reshape", ["q", "shape"], ["y"]),
+        ]
+    ),
     "a function of several": Case(
         [CALL],
         functions=(
@@ -314,3 +353,52 @@ def test_rows_that_influence_one_another_are_not_called_independent(name: str) -
     alone = [session.run(None, {key: array[row : row + 1] for key, array in inputs.items()})[0] for row in range(case.rows)]
     is_apart = np.abs(together - np.concatenate(alone)).max() > 1e-3
     assert is_apart or not case.is_told_apart
+
+
+def test_axes_that_an_old_version_normalises_over_are_not_believed() -> None:
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 2, 2]) for name in ("x", "y")]
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]),
+        node("MeanVarianceNormalization", ["t"], ["n"], across_channels=1),
+        node("Transpose", ["n"], ["y"], perm=[1, 0, 2, 3]),
+    ]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=8)
+    given, made = (TensorSpec(name, "FP32", (-1, 3, 2, 2)) for name in ("x", "y"))
+    assert judge_rows(model, Signature((given,), (made,)))[0].kind == "unknown"
+
+
+@pytest.mark.parametrize("make", [
+    node("Expand", ["two", "-1"], ["e"]),
+    node("Pad", ["two", "less"], ["e"]),
+    node("TopK", ["2.0", "-1"], ["e", "i"]),
+], ids=lambda made: made.op_type)  # fmt: skip
+def test_length_below_zero_is_not_computed_with(make: Any) -> None:
+    model, signature = build(Case([make, node("Shape", ["e"], ["d"]), node("Equal", ["d", "-1"], ["b"]), *branch("b")]))
+    verdict, _ = judge_rows(model, signature)
+    assert (verdict.kind, "below zero" in verdict.reason) == ("unknown", True)
+
+
+@pytest.mark.parametrize("opsets", [[("", 18), ("ai.onnx", 11)], [("", 6)], [("own", 1)]], ids=["twice", "old", "none"])
+def test_operators_of_no_known_version_are_not_judged(opsets: list[tuple[str, int]]) -> None:
+    model, signature = build(Case([node("Relu", ["x"], ["y"])]))
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(*opset) for opset in opsets)
+    assert judge_rows(model, signature)[0].kind == "unknown"
+    del model.opset_import[:]
+    # As an exporter writes it.
+    model.opset_import.extend([OPSETS[0], OPSETS[0]])
+    assert judge_rows(model, signature)[0].kind == "independent"
+
+
+def test_what_an_operator_makes_of_rows_is_never_the_same_for_all() -> None:
+    # The segments come from the rows, the words do not.
+    model, signature = build(Case([
+        node("EmbedLayerNormalization", ["ids", "i32", "table", "table", "table", "ones", "zeros"], ["e", "k"], **MICROSOFT),
+        node("ReduceMean", ["e", "one"], ["y"], keepdims=0),
+    ], ids=(0, 1)))  # fmt: skip
+    cast = node("Cast", ["i"], ["i32"], to=TensorProto.INT32)
+    model.graph.node.insert(2, cast)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([[0, 1]], np.int32), "ids"))
+    verdict, _ = judge_rows(model, signature)
+    assert (verdict.kind, "where the rows are" in verdict.reason) == ("unknown", True)

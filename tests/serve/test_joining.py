@@ -16,7 +16,7 @@ from onnxruntime.quantization import quantize_dynamic
 
 from argosy.importers.onnx import import_onnx
 from argosy.server import Server
-from argosy.signature import Signature, TensorSpec
+from argosy.signature import JoinVerdict, Signature, TensorSpec
 from tests.home import SIGNATURE, WIDTH, Home, golden_scale, row
 from tests.processes import wait_until
 
@@ -155,6 +155,32 @@ def test_model_that_has_threads_of_its_own_is_tried_where_they_are(home: Home) -
         server.deploy("code", allow_code=True)
         assert describe_joining(server, "code")["can_join"]
         np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
+
+
+def test_rows_that_another_edition_of_the_proof_called_independent_are_tried_and_watched(home: Home) -> None:
+    # No trial has this number; where one row has it, all that share its batch are tripled.
+    nodes = [
+        node("Equal", ["x", "777"], ["is"]),
+        node("Cast", ["is"], ["f"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["f"], ["any"], keepdims=0),
+        node("Add", ["any", "two"], ["k"]),
+        node("Mul", ["x", "k"], ["y"]),
+    ]
+    path = publish_graph(home, nodes, {"777": np.float32(777), "two": np.float32(2)})
+    verdict = JoinVerdict("independent", "so it was said")
+    home.store.publish("old", {"m.onnx": path}, signature=SIGNATURE, entry="m.onnx", golden=golden_scale(), joining=verdict)
+    with home.serve("old") as server:
+        lane = describe_joining(server, "old")
+        assert lane["can_join"] and lane["joining"].startswith("unknown: another edition of the proof called it independent")
+        assert "run again alone" in lane["joining"]
+
+        def has_ended() -> bool:
+            ask_at_once(server, "old", lambda random: row(float(random.choice([1.0, 777.0]))), 50)
+            return not describe_joining(server, "old")["can_join"]
+
+        wait_until(has_ended, 60.0)
+        for x, y in ask_at_once(server, "old", lambda random: row(float(random.choice([1.0, 777.0]))), 20):
+            np.testing.assert_array_equal(y, x * (3 if x[0, 0] == 777 else 2))
 
 
 def test_ids_that_not_every_number_is_are_deployed(home: Home) -> None:

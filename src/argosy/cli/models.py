@@ -269,7 +269,16 @@ def models(shell: Shell, name: str | None, alias: str | None) -> None:
     parts: list[Any] = [Table(columns, [_build_row(version) for version in versions])]
     if compressed := [_build_compressed(version) for version in versions if _read_compression(version)]:
         parts += ["", "compressed, as parts of the version that each was made of:", Table(_COMPRESSED, compressed)]
-    shell.show([_describe(version) for version in versions], *parts)
+    shell.show([_describe(version) for version in versions], *parts, *_explain_joining(versions))
+
+
+def _explain_joining(versions: Sequence[Version]) -> list[str]:
+    """Of which versions it is not believed any more that their rows are independent of one another, and why."""
+    from argosy.deploy.worker_spec import judge_version
+
+    found = [(version.number, judge_version(version)) for version in versions if version.manifest.joining.kind == "independent"]
+    lines = [f"version {number}: {what['kind']}: {what['reason']}" for number, what in found if what["kind"] != "independent"]
+    return ["", "rows that are not known to be independent of one another:", *lines] if lines else []
 
 
 def _read_compression(version: Version) -> dict[str, Any]:
@@ -310,6 +319,8 @@ def _list_aliases(aliases: dict[str, int]) -> str:
 
 
 def _describe(version: Version) -> dict[str, Any]:
+    from argosy.deploy.worker_spec import judge_version
+
     manifest = version.manifest
     return {
         "name": version.name,
@@ -322,6 +333,7 @@ def _describe(version: Version) -> dict[str, Any]:
         "signature": manifest.signature,
         "num_golden": manifest.num_golden,
         "golden_is_synthetic": manifest.golden_is_synthetic,
+        "joining": judge_version(version),
         "measurements": version.measurements,
         "lineage": manifest.lineage,
         "pulled_from": version.pulled_from,

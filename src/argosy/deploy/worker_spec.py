@@ -11,12 +11,13 @@ import msgspec
 
 from argosy.deploy.spec import DeploymentSpec, choose_runtime
 from argosy.errors import StoreError
+from argosy.rows.edition import EDITION
 from argosy.runtimes.base import OWN_THREADS
 from argosy.serve.worker.cores import count_cores
 from argosy.store.manifest import GOLDEN_FILE, OWN_FILES, Version
 from argosy.store.preprocess import list_step_files
 
-__all__ = ["ESCAPE", "build_worker_spec", "estimate_memory", "name_setting"]
+__all__ = ["ESCAPE", "build_worker_spec", "estimate_memory", "judge_version", "name_setting"]
 
 # A session holds its weights once more while it optimises them; the rest is the runtime itself.
 _LOAD_FACTOR: Final = 1.6
@@ -62,20 +63,23 @@ def build_worker_spec(spec: DeploymentSpec, version: Version, folder: Path, num_
     }
     worker["key"] = hashlib.sha256(json.dumps(worker, sort_keys=True).encode()).hexdigest()[:16]
     # What workers found out is no reason to replace those that run.
-    worker["joining"] = _judge(version)
+    worker["joining"] = judge_version(version)
     # For whoever has to end it later, and may know no more of the deployment.
     worker["timeout_s"] = spec.timeout_s
     return worker
 
 
-def _judge(version: Version) -> Message:
-    """What is known of the version's rows, with what workers have found out since it was published."""
+def judge_version(version: Version) -> Message:
+    """What is known of the version's rows, with what workers have found out since it was published: `kind` and `reason`."""
     verdict = version.manifest.joining
     if (difference := version.measurements.get(ESCAPE)) is not None:
         return {"kind": "dependent", "reason": f"a joined row has moved by {difference:.3g} while it was served"}
     if version.pulled_from and verdict.kind == "independent":
         # What others say of it is no proof: it is tried, and watched.
         return {"kind": "unknown", "reason": f"whoever made it says that it is independent ({verdict.reason})"}
+    if verdict.kind == "independent" and verdict.edition != EDITION:
+        hint = "import or publish it again to have it judged"
+        return {"kind": "unknown", "reason": f"another edition of the proof called it independent ({verdict.reason}); {hint}"}
     return {"kind": verdict.kind, "reason": verdict.reason}
 
 

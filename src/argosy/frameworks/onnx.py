@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import ModelError
+from argosy.errors import ModelError, list_choices
 from argosy.frameworks.agreement import Differs, Evidence, Fails, hold_against
 from argosy.frameworks.trials import draw_trials
 from argosy.signature import Arrays
@@ -73,6 +73,9 @@ def check_export(
         ModelError: `export_differs`, by more than `EXPORT_TOLERANCE`; `export_failed`, no answer to some rows.
         InputError: `bad_data`, the model takes no other length along the free axes.
     """
+    if len(model.input_names) != 1 or len(model.output_names) != 1:
+        sides = f"takes {list_choices(model.input_names)} and gives {list_choices(model.output_names)}"
+        raise ModelError("export_failed", detail=f"what was written {sides}, expected one tensor each")
     (given,), (made,) = model.input_names, model.output_names
     trials = draw_trials({given: rows}, {given: free})
     try:

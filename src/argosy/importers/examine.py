@@ -83,7 +83,7 @@ def _examine(request: ExamineRequest) -> Examined | Locations:
         other = _find_other_rows(session, examples, signature, request.model)
     if other is not None:
         signature, recorded = other
-        verdict = JoinVerdict(verdict.kind, "its outputs have other rows than its inputs")
+        verdict = JoinVerdict(verdict.kind, "its outputs have other rows than its inputs", verdict.edition)
         errors: dict[str, str] = {}
     else:
         recorded, errors = _record(session, examples, signature, request.model)

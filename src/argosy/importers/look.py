@@ -113,7 +113,7 @@ def list_locations(
         )
     if len(answer.locations) != len(paths):
         raise _impossible(paths[0])
-    return list(answer.locations), JoinVerdict(answer.joining.kind, clean(answer.joining.reason))
+    return list(answer.locations), _clean_verdict(answer.joining)
 
 
 def look_into(path: Path, names: Collection[str], question: Question, limits: Limits) -> Looked | list[str]:
@@ -153,6 +153,10 @@ def look_into(path: Path, names: Collection[str], question: Question, limits: Li
                 raise _impossible(path)
             return locations
         return _check(answer, work / "out", path, question, examples)
+
+
+def _clean_verdict(verdict: JoinVerdict) -> JoinVerdict:
+    return msgspec.structs.replace(verdict, reason=clean(verdict.reason))
 
 
 def _make_out(work: Path) -> Path:
@@ -243,7 +247,7 @@ def _check(answer: Examined, out: Path, path: Path, question: Question, given: A
     if given is not None and golden is None:
         raise _impossible(path)
     facts: dict[str, object] = {"source_file": path.name, **_tell(answer)}
-    return Looked(signature, JoinVerdict(answer.joining.kind, clean(answer.joining.reason)), facts, golden, trial)
+    return Looked(signature, _clean_verdict(answer.joining), facts, golden, trial)
 
 
 def _tell(answer: Examined) -> dict[str, object]:

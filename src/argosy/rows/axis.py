@@ -49,7 +49,7 @@ def settle_rows(model: Any, signature: Signature) -> tuple[Signature, JoinVerdic
     is_vector = verdict.kind == "dependent" and all(len(spec.shape) == 1 for spec in signature.inputs)
     if is_ordered or is_vector or _are_named_differently(model):
         reason = f"its first axes do not count rows: {verdict.reason}"
-        return msgspec.structs.replace(signature, has_rows=False), JoinVerdict(verdict.kind, reason)
+        return msgspec.structs.replace(signature, has_rows=False), JoinVerdict(verdict.kind, reason, verdict.edition)
     return signature, verdict
 
 

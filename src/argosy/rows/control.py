@@ -14,7 +14,7 @@ MAX_TURNS: Final = 6
 """Of a loop, until what is known of its states is the same before and after a turn."""
 
 
-def _join(a: Value, b: Value, name: str) -> Value:
+def _join(node: Node, index: int, a: Value, b: Value) -> Value:
     """What is known of a tensor that is one of two.
 
     Raises:
@@ -34,8 +34,8 @@ def _join(a: Value, b: Value, name: str) -> Value:
     if axis >= 0 and a.shape[axis] != b.shape[axis]:
         unknown("one of its branches has rows, the other has not")
     shape = tuple(
-        one if one == other else combine(f"{name}.{index}", *sorted((one, other)))
-        for index, (one, other) in enumerate(zip(a.shape, b.shape, strict=True))
+        one if one == other else combine(f"{node.number}.{index}.{place}", *sorted((one, other)))
+        for place, (one, other) in enumerate(zip(a.shape, b.shape, strict=True))
     )
     return Value(shape, axis, a.content if a.content == b.content else None, is_counted)
 
@@ -51,7 +51,7 @@ def _branch(node: Node) -> list[Value]:
     if condition.integers:
         return branches[0 if condition.integers[0] else 1]
     pairs = zip(branches[0], branches[1], strict=True)
-    return [_join(one, other, node.outputs[index]) for index, (one, other) in enumerate(pairs)]
+    return [_join(node, index, one, other) for index, (one, other) in enumerate(pairs)]
 
 
 @handles("Loop")
@@ -71,16 +71,16 @@ def _loop(node: Node) -> list[Value]:
             mixed("how often it runs depends on data")
         if goes_on.depends_on_count:
             unknown("how often it runs depends on the number of rows")
-        after = _join_states(states, found)
+        after = _join_states(node, states, found)
         if after == states:
             return [*states, *_stack(found[len(states) :], node, len(states), 0)]
         states = after
     return unknown("what its states are after a turn is not found out")
 
 
-def _join_states(before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
+def _join_states(node: Node, before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
     return [
-        _join(one._replace(content=None), other._replace(content=None), f"state{index}")
+        _join(node, index, one._replace(content=None), other._replace(content=None))
         for index, (one, other) in enumerate(zip(before, after, strict=False))
     ]
 
@@ -118,7 +118,7 @@ def _scan(node: Node) -> list[Value]:
         unknown("it stacks what it gives along another axis than the first")
     for _ in range(MAX_TURNS):
         found = node.run(node.get("body"), [*(state._replace(content=None) for state in states), *slices])
-        after = _join_states(states, found)
+        after = _join_states(node, states, found)
         if after == states:
             return [*states, *_stack(found[num_states:], node, num_states, 0)]
         states = after

@@ -15,6 +15,8 @@ def _check_table(value: Value) -> None:
         unknown("its rows are not the first axis")
     if value.is_rows and value.rank == 1:
         mixed("it takes its vector for one row")
+    if value.is_rows and value.rank > 2:
+        unknown("its input is no table")
 
 
 @handles("Binarizer", "CategoryMapper", "LabelEncoder", domain=_ML)

@@ -91,6 +91,8 @@ def _squeeze(node: Node) -> Value:
     value = node.take(0)
     axes = node.list_integers("axes", 1)
     shape = value.known_shape
+    if axes == []:
+        unknown("no axes are all of one entry to some runtimes, and none to others")
     if axes is None:
         if any(dim.value is None for index, dim in enumerate(shape) if not holds_rows(value, index)):
             unknown("it is not known which axes it takes away")
@@ -323,8 +325,8 @@ def _resize(node: Node) -> Value:
         unknown("its scales depend on the number of rows")
     shape = list(value.known_shape)
     axes = [place_axis(axis, value.rank) for axis in node.get("axes", range(value.rank))]
-    # Both take the batch's own length for one that may become another.
-    is_framed = node.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    # These take the batch's own length for one that may become another, or a row for its neighbour.
+    is_framed = node.get("coordinate_transformation_mode") in (b"tf_crop_and_resize", b"tf_half_pixel_for_nn")
     if value.axis in axes and (is_framed or node.get("keep_aspect_ratio_policy", b"stretch") != b"stretch"):
         unknown("it may resize the batch")
     if node.get("mode", b"nearest") != b"nearest" and (value.rank < 4 or value.axis > 0):

@@ -238,7 +238,8 @@ def _sum_products(node: Node) -> Value:
     equation = node.get("equation", b"").decode().replace(" ", "")
     terms, _, result = equation.partition("->")
     letters = terms.split(",")
-    if "." in equation or len(letters) != len(node.inputs):
+    # In which order letters of both cases come by themselves, runtimes do not agree.
+    if "." in equation or equation != equation.lower() or len(letters) != len(node.inputs):
         unknown("its equation is not understood")
     if "->" not in equation:
         counts: Counter[str] = Counter(terms.replace(",", ""))

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from argosy.rows import arithmetic, control, elementwise, gathers, learned, moves, products, reductions
 from argosy.rows.dims import ROWS, Dim, fixed, named
+from argosy.rows.edition import EDITION
 from argosy.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
 from argosy.signature import JoinVerdict, Signature
 
@@ -30,6 +31,10 @@ _SHAPES: Final = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3, 
 """By operator, which of its inputs is a shape."""
 _EXTERNAL: Final = 1  # TensorProto.EXTERNAL
 _ROW_AXIS: Final = named(ROWS)
+_LEAVES_ROWS: Final = frozenset({"Shape", "Size", "CastLike", *_GRAPHS})
+"""Operators that may look at rows and give what is the same whatever they are."""
+_OLDEST: Final = 7
+"""Version of the operators from which on they broadcast alike."""
 MAX_DEPTH: Final = 24
 MAX_AXES: Final = 64
 MAX_NODES: Final = 100_000
@@ -52,8 +57,9 @@ def judge_rows(model: Any, signature: Signature) -> tuple[JoinVerdict, bool]:
     scope: dict[str, Value] = {}
     graph = model.graph
     walk.read_weights(graph, scope)
-    for info, spec in zip([info for info in graph.input if info.name not in scope], signature.inputs, strict=True):
-        dims = [_ROW_AXIS, *[_read_dim(dim, f"{spec.name}.{axis}") for axis, dim in enumerate(spec.shape[1:], 1)]]
+    named_inputs = [info for info in graph.input if info.name not in scope]
+    for place, (info, spec) in enumerate(zip(named_inputs, signature.inputs, strict=True)):
+        dims = [_ROW_AXIS, *[_read_dim(dim, f"in{place}.{axis}") for axis, dim in enumerate(spec.shape[1:], 1)]]
         scope[info.name] = Value(tuple(dims), 0)
     try:
         walk.run_nodes(graph.node, scope, 0)
@@ -62,8 +68,9 @@ def judge_rows(model: Any, signature: Signature) -> tuple[JoinVerdict, bool]:
         faults = [Fault("its graphs are nested too deep, or too large, to be looked into", is_mixed=False)]
     fault = next((fault for fault in faults if fault.is_mixed), faults[0] if faults else None)
     if fault is None:
-        return JoinVerdict("independent", "each row of the outputs is made of one row of the inputs, operator by operator"), False
-    return JoinVerdict("dependent" if fault.is_mixed else "unknown", fault.why), fault.is_ordered
+        why = "each row of the outputs is made of one row of the inputs, operator by operator"
+        return JoinVerdict("independent", why, EDITION), False
+    return JoinVerdict("dependent" if fault.is_mixed else "unknown", fault.why, EDITION), fault.is_ordered
 
 
 def _read_dim(dim: int, name: str) -> Dim:
@@ -91,12 +98,11 @@ class _Walk:
         self._helper: Any = importlib.import_module("onnx.helper")
         self._numpy: Any = importlib.import_module("onnx.numpy_helper")
         self._opsets: dict[str, int] = {_domain(opset.domain): opset.version for opset in model.opset_import}
+        # Some files name the same version twice.
+        self._is_ambiguous = any(self._opsets[_domain(opset.domain)] != opset.version for opset in model.opset_import)
         self._num_nodes = 0
         self._functions = {(_domain(each.domain), each.name, getattr(each, "overload", "")): each for each in model.functions}
         self._own_ops = {(domain, name) for domain, name, _ in self._functions}
-        self._calls = 0
-        self._path = ""
-        """Before the names of what an inner graph makes: each call, branch and turn makes tensors of its own."""
 
     def read_weights(self, graph: Any, scope: dict[str, Value]) -> None:
         """Know the weights of a graph."""
@@ -147,6 +153,8 @@ class _Walk:
             raise next((fault for fault in faults if fault.is_mixed), faults[0])
         if domain == "" and proto.op_type == "Constant":
             return [self._read_constant(proto)]
+        if self._is_ambiguous or (domain == "" and self._opsets.get("", 1) < _OLDEST):
+            unknown("of which version it is is not told, or the version is not looked into")
         handler = HANDLERS.get((domain, proto.op_type))
         if (domain, proto.op_type) in self._own_ops:
             if handler is not None or domain in ("", "com.microsoft"):
@@ -160,17 +168,18 @@ class _Walk:
             inner = dict(scope)
             self.read_weights(graph, inner)
             inner.update(zip([info.name for info in graph.input], values, strict=True))
-            self._run_apart(graph.node, inner, depth)
+            self.run_nodes(graph.node, inner, depth + 1)
             return [self._look_up(inner, info.name) for info in graph.output]
 
         if "value" in attributes and proto.op_type == "ConstantOfShape":
             attributes["value"] = self._numpy.to_array(attributes["value"])
-        outputs = [name and self._path + name for name in proto.output]
-        node = Node(proto.op_type, inputs, attributes, outputs, self._opsets.get(domain, 1), run)
+        node = Node(proto.op_type, inputs, attributes, self._num_nodes, proto.output, self._opsets.get(domain, 1), run)
         found = handler(node)
         values = _count([found] if isinstance(found, Value) else found, proto.op_type, inputs)
         if proto.op_type not in _GRAPHS:
             _check_meeting(inputs)
+        if proto.op_type not in _LEAVES_ROWS and any(value is not None and value.is_rows for value in inputs):
+            _check_kept(values)
         for value in values:
             _check_lengths(value)
         return values
@@ -203,20 +212,13 @@ class _Walk:
         function = self._functions.get((_domain(proto.domain), proto.op_type, getattr(proto, "overload", "")))
         if function is None:
             unknown("the function that it calls is not found")
-        if any(self._opsets.get(_domain(opset.domain), opset.version) != opset.version for opset in function.opset_import):
+        if any(self._opsets.get(_domain(opset.domain), 1) != opset.version for opset in function.opset_import):
             unknown("a function of another version of the operators is not looked into")
         if any(attribute.ref_attr_name for node in function.node for attribute in node.attribute) and len(proto.attribute):
             unknown("a function with attributes is not looked into")
         inner = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
-        self._run_apart(function.node, inner, depth)
+        self.run_nodes(function.node, inner, depth + 1)
         return [self._look_up(inner, name) for name in function.output]
-
-    def _run_apart(self, nodes: Iterable[Any], scope: dict[str, Value], depth: int) -> None:
-        """Follow the operators of an inner graph: what it names has other lengths in another graph, call or turn."""
-        self._calls += 1
-        before, self._path = self._path, f"{self._calls}:"
-        self.run_nodes(nodes, scope, depth + 1)
-        self._path = before
 
 
 def _check_meeting(inputs: Sequence[Value | None]) -> None:
@@ -229,6 +231,16 @@ def _check_meeting(inputs: Sequence[Value | None]) -> None:
         unknown("it takes rows together that have other numbers of entries")
 
 
+def _check_kept(values: Sequence[Value]) -> None:
+    """What is made of rows depends on them.
+
+    Raises:
+        Fault: it is not known how.
+    """
+    if not all(value.is_rows or value.fault is not None for value in values):
+        unknown("where the rows are in what it gives is not known")
+
+
 def _check_lengths(value: Value) -> None:
     """What a row is made of has lengths that no other row has a part in.
 
@@ -237,6 +249,9 @@ def _check_lengths(value: Value) -> None:
     """
     if len(value.shape or ()) > MAX_AXES:
         unknown("it gives more axes than are looked into")
+    if any(dim.value is not None and dim.value < 0 for dim in value.shape or ()):
+        # What is there of it, one runtime says thus, another otherwise.
+        unknown("a length is below zero")
     for axis, dim in enumerate(value.shape or ()) if value.is_rows else ():
         per_row = dim.over(_ROW_AXIS) if axis == value.axis else dim
         if per_row is None or per_row.is_tainted or (axis == value.axis and not per_row.is_length):

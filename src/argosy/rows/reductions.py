@@ -97,6 +97,8 @@ def _normalise_lp(node: Node) -> Value:
 @handles("MeanVarianceNormalization")
 def _normalise(node: Node) -> Value:
     value = node.take(0)
+    if node.opset < 9:
+        unknown("over which axes that version normalises is not looked into")
     _refuse_rows(value, list(node.get("axes", (0, 2, 3))), "it normalises over the rows")
     return value._replace(content=None)
 
@@ -116,6 +118,9 @@ def _normalise_sum(node: Node) -> list[Value]:
     values = [value for index in (0, 1) if (value := node.find(index)) is not None]
     node.allow_rows(0, 1)
     total = broadcast(values)
+    if total.is_rows and not node.take(0).is_rows:
+        # What it gives has the shape of its first input: of the rows of the other, the first alone.
+        unknown("what it adds has rows, its input has none")
     _refuse_rows(total, [-1], "it normalises over the rows")
     left = (*total.known_shape[:-1], ONE)
     return [total, *[rows_of(total, left, total.axis)] * 2, total]

@@ -112,6 +112,7 @@ class Node:
         op: its type.
         inputs: None stands for one that is left out.
         attributes: by name.
+        number: no other operator that is followed has it, nor the same one in another call or turn of a loop.
         outputs: their names, "" for one that is left out.
         opset: version of its domain.
         run: interprets a graph that is an attribute: (graph, values of its inputs) -> values of its outputs.
@@ -122,6 +123,7 @@ class Node:
         op: str,
         inputs: Sequence[Value | None],
         attributes: dict[str, Any],
+        number: int,
         outputs: Sequence[str],
         opset: int,
         run: Callable[[Any, Sequence[Value]], list[Value]],
@@ -129,6 +131,7 @@ class Node:
         self.op = op
         self.inputs = inputs
         self.attributes = attributes
+        self.number = number
         self.outputs = outputs
         self.opset = opset
         self.run = run
@@ -165,8 +168,8 @@ class Node:
 
     def fresh(self, output: int, axis: int) -> Dim:
         """A name for the length of an axis that is not computed: it may depend on whatever an input depends on."""
-        name = self.outputs[output] if output < len(self.outputs) and self.outputs[output] else f"{self.outputs[:1]}{output}"
-        found = named(f"{name}.{axis}")
+        # Made of numbers alone: what a file names itself could be made to look like another length.
+        found = named(f"{self.number}.{output}.{axis}")
         is_counted = any(value is not None and value.depends_on_count for value in self.inputs)
         return combine("fresh", found, named(ROWS)) if is_counted else found
 

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from argosy.errors import ModelError
 from argosy.frameworks.base import import_extra
 
-__all__ = ["SAVED_MODEL", "export_graph", "save_graph"]
+__all__ = ["SAVED_MODEL", "convert_function", "export_graph", "save_graph"]
 
 tf: Any = importlib.import_module("tensorflow")
 
 SAVED_MODEL: Final = "saved_model.pb"
 
+_MAX_DETAIL: Final = 400
 _OPSET: Final = 17
 """Of the ONNX files: the first with LayerNormalization, and read by every runtime that Argosy knows."""
 
@@ -46,16 +47,41 @@ def export_graph(
         InputError: `missing_extra`, tf2onnx is not installed.
         ModelError: `export_failed`, the function has an operator that ONNX has not.
     """
+    model = convert_function(call, [_describe_rows(rows, "x", free)], _OPSET)
+    if len(model.graph.input) == len(model.graph.output) == 1:
+        _rename_tensors(model.graph, {model.graph.input[0].name: input_name, model.graph.output[0].name: output_name})
+    path.write_bytes(model.SerializeToString())
+
+
+def convert_function(call: Callable[..., Any], specs: Sequence[Any], opset: int) -> Any:
+    """Give an ONNX model of a function of tensors; what it uses beside them is constant.
+
+    Args:
+        call: takes one tensor for each of `specs`.
+        specs: a `tf.TensorSpec` each.
+        opset: of the model.
+
+    Raises:
+        InputError: `missing_extra`, tf2onnx is not installed.
+        ModelError: `export_failed`, the function has an operator that ONNX has not.
+    """
     onnx: Any = importlib.import_module("onnx")
     converter = import_extra("tf2onnx", feature="The export of TensorFlow's models to ONNX", extra="tensorflow")
     try:
-        model, _ = converter.convert.from_function(tf.function(call), [_describe_rows(rows, "x", free)], opset=_OPSET)
-        _rename_tensors(model.graph, {model.graph.input[0].name: input_name, model.graph.output[0].name: output_name})
+        function = tf.function(call)
+        # The converter makes constants of variables, and inputs of tensors that are none.
+        captures = function.get_concrete_function(*specs).graph.captures
+        fixed = {held.name: tensor.numpy() for tensor, held in captures if tensor.dtype != tf.resource}
+        model, _ = converter.convert.from_function(function, list(specs), opset=opset)
+        graph = model.graph
+        for info in [info for info in graph.input if info.name in fixed]:
+            graph.initializer.append(onnx.numpy_helper.from_array(fixed[info.name], info.name))
+            graph.input.remove(info)
         # The converter leaves an operator that it does not know as it is, and only logs that.
         onnx.checker.check_model(model)
     except Exception as error:  # Those of tf2onnx, onnx and TensorFlow share no base but this one.
-        raise ModelError("export_failed", detail=str(error).strip()) from error
-    path.write_bytes(model.SerializeToString())
+        raise ModelError("export_failed", detail=str(error).strip()[:_MAX_DETAIL]) from error
+    return model
 
 
 def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> None:

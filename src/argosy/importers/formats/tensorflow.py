@@ -10,8 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import import_extra
+from argosy.errors import InputError
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.importers.formats.graph import OPSET
 from argosy.runtimes.tensorflow import TensorFlowRuntime, set_threads
@@ -81,15 +80,9 @@ def export_function(call: Callable[..., Any], inputs: Sequence[TensorSpec], path
         ModelError: `export_failed`, the function has an operator that ONNX has not.
     """
     onnx: Any = importlib.import_module("onnx")
-    converter = import_extra("tf2onnx", feature="The export of TensorFlow's models to ONNX", extra="tensorflow")
+    files: Any = importlib.import_module("argosy.frameworks.tensorflow.files")
     specs = [tf.TensorSpec([None if dim < 0 else dim for dim in spec.shape], _to_dtype(spec), spec.name) for spec in inputs]
-    try:
-        written, _ = converter.convert.from_function(tf.function(call), specs, opset=OPSET)
-        # The converter leaves an operator that it does not know as it is, and only logs that.
-        onnx.checker.check_model(written)
-    except Exception as error:  # Those of tf2onnx, onnx and TensorFlow share no base but this one.
-        raise ModelError("export_failed", detail=str(error).strip()[:400]) from error
-    onnx.save(written, str(path))
+    onnx.save(files.convert_function(call, specs, OPSET), str(path))
 
 
 def load(source: Source) -> SavedModel:
