@@ -133,6 +133,7 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     - Every output is judged, and the one that lost most counts. Lineage and guard speak of the first, or of those with targets.
     - Whatever the metric, a version that has lost its answers is ruined: see `ruin.py`.
     - What counts rows needs as many that one of them is within the guard: without targets, fewer are judged by fidelity.
+    - Rows that all get one label show nothing: a version that has lost everything else gives it, too.
 
     Args:
         evidence: answers and targets.
@@ -143,7 +144,17 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
         InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not; `too_few_rows`.
     """
     with np.errstate(all="ignore"):  # Answers that are no numbers are told in the score.
-        return _judge_pairs(*_pair(evidence), evidence, meaning, guard)
+        before, after = _pair(evidence)
+        score = _judge_pairs(before, after, evidence, meaning, guard)
+        if len(evidence.before) > 1 and all(_are_alike(outputs) for outputs in before.values()):
+            detail = f"the original gives one label to all {len(evidence.before)} {evidence.basis} rows: give some that differ"
+            raise InputError("bad_data", detail=f"{detail}, as a ruined version may give that one, too")
+        return score
+
+
+def _are_alike(outputs: Array) -> bool:
+    """Say whether these are labels, all of them equal; numbers with a fraction show how far a version is from them."""
+    return not _is_uneven(outputs) and not is_float(outputs.dtype) and bool((outputs == outputs[:1]).all())
 
 
 def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
@@ -217,7 +228,11 @@ def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str
     if metric is None and targets is not None:
         metric, reason = _choose_by_targets(outputs, targets), "the targets are such"
     if metric is None:
-        return _Choice("fidelity", None, meaning, f"what the outputs are is not known: {meaning.source}")
+        reason = f"what the outputs are is not known: {meaning.source}"
+        if targets is not None:
+            told = f"the targets ({targets.dtype}, shape {targets.shape}) are neither classes of its scores nor fractions"
+            reason = f"{told}, and are not looked at unless a metric is named; {reason}"
+        return _Choice("fidelity", None, meaning, reason)
     if metric == "accuracy" and meaning.kind not in ("classes", "yes_no"):
         if meaning.kind == "values" or outputs.ndim < 2 or outputs.shape[-1] == 1:
             got = f"{metric}, while {meaning.source}" if meaning.kind == "values" else f"{metric} of a single number"
@@ -383,13 +398,35 @@ def _find_worst_r2(old: Array, new: Array, right: Array, axis: int | None) -> _V
 
 
 def _measure_uneven(before: Array, after: Array) -> _Values:
-    """Give the fidelity of answers whose shapes differ from row to row, by the spread of all numbers together."""
-    everything = np.concatenate([np.asarray(row, np.float64).ravel() for row in before])
-    scale = float(np.var(everything)) or float(np.mean(np.square(everything))) or 1.0
-    total = max(1, everything.size)
-    squares = [
-        float(np.square(np.asarray(new, np.float64) - np.asarray(old, np.float64)).sum())
-        for old, new in zip(before, after, strict=True)
-    ]
-    losses = np.array(squares) * len(squares) / total / scale
-    return _Values(1.0, 1.0 - float(losses.mean()), losses)
+    """Give the fidelity of answers whose shapes differ from row to row: of all numbers together, and of each column."""
+    axes = [None] if all(is_distribution(row) for row in before) else [None, *_find_common_axes(before)]
+    found = [_find_worst_entry(before, after, axis) for axis in axes]
+    return max(found, key=lambda values: math.inf if math.isnan(values.after) else -values.after)
+
+
+def _find_common_axes(rows: Array) -> list[int]:
+    """Find the axes that are as long in each row: columns of a table, whose entries have a spread of their own."""
+    shapes = list(zip(*(row.shape for row in rows), strict=False)) if len({row.ndim for row in rows}) == 1 else []
+    return [axis for axis, lengths in enumerate(shapes) if len(set(lengths)) == 1 and lengths[0] > 1]
+
+
+def _find_worst_entry(before: Array, after: Array, axis: int | None) -> _Values:
+    """Give the fidelity of the entry of a common axis that fell most; of all numbers together for none."""
+    old, new = ([_list_columns(row, axis) for row in rows] for rows in (before, after))
+    everything = np.concatenate(old)
+    scale: Array = everything.var(axis=0)
+    mean_square: Array = np.mean(np.square(everything), axis=0)
+    scale = np.where(scale > _CONSTANT * mean_square, scale, mean_square)
+    whole = float(mean_square.mean())
+    scale = np.where(scale > 0, scale, whole if whole > 0 else 1.0)
+    squares = np.array([np.square(other - own).sum(axis=0) for own, other in zip(old, new, strict=True)])
+    losses = squares * len(squares) / max(1, len(everything)) / scale
+    means = losses.mean(axis=0)
+    worst = losses[:, int(np.argmax(np.where(np.isnan(means), np.inf, means)))]
+    return _Values(1.0, 1.0 - float(worst.mean()), worst)
+
+
+def _list_columns(row: Array, axis: int | None) -> Array:
+    """Give a row's numbers as a table with a column for each entry of an axis."""
+    wide = np.asarray(row, np.float64)
+    return wide.reshape(-1, 1) if axis is None else np.moveaxis(wide, axis, -1).reshape(-1, wide.shape[axis])
