@@ -30,8 +30,8 @@ them by 0.01 at most; half of every number is a move of 0.25, nothing one of 1."
 _MOVED_COLUMN: Final = 0.2
 """Of one entry of an axis, such as the scores of one class."""
 _MOVED_MIDDLE: Final = 0.25
-"""Of the middle one of the rows by how far it moved, beside the middle one by how far it lies from the others: a few rows that lie
-far out make all others' differences small beside the whole spread."""
+"""Of the middle one of the rows by how far it moved, beside the middle one by how far it lies from the others: a few rows that
+lie far out make all others' differences small beside the whole spread."""
 _LEAST_MIDDLE: Final = 1e-3
 """Beside the size of the answers: rows that lie closer to one another count as one answer, of which nothing is said."""
 _LEAST_SPREAD: Final = 0.01
