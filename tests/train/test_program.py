@@ -29,6 +29,12 @@ def logistic():
 def nothing():
     return 3
 
+def ends():
+    raise SystemExit(0)
+
+def needs(units):
+    return {}
+
 def broken():
     raise RuntimeError("no data today")
 """
@@ -86,6 +92,8 @@ def test_program_is_trained_with_the_shells_options_and_published(run, tmp_path)
     [
         pytest.param("program.py:nothing", "gives a builtins.int, expected a dict with `model` and `data`", id="no-dict"),
         pytest.param("program.py:missing", "defines no function missing", id="no-function"),
+        pytest.param("program.py:ends", "it ends the process, by sys.exit(0), and gives nothing", id="exit"),
+        pytest.param("program.py:needs", "needs(units) is called without parameters: missing", id="parameters"),
         pytest.param("absent.py:main", "there is no such file", id="no-file"),
     ],
 )

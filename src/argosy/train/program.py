@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import name_kind
 
-__all__ = ["call_program", "check_parameters", "find_function", "is_program", "load_program"]
+__all__ = ["call_function", "call_program", "check_parameters", "find_function", "is_program", "load_program"]
 
 _NEEDED: Final = ("model", "data")
 
@@ -34,14 +35,15 @@ def load_program(target: str) -> dict[str, Any]:
         InputError: `bad_program`, there is no such file or function, or it gives something else. What the
             program itself raises is raised as it is.
     """
-    return call_program(target, find_function(target), {})
+    return _check_made(target, call_function(target))
 
 
 def find_function(target: str) -> Callable[..., Any]:
     """Import the file of a program and give its function.
 
     Raises:
-        InputError: `bad_program`, there is no such file or function. What the file itself raises is raised as it is.
+        InputError: `bad_program`, there is no such file or function, or the file ends the process. What it raises besides is
+            raised as it is.
     """
     file, _, name = target.rpartition(":")
     path = Path(file).resolve()
@@ -51,14 +53,15 @@ def find_function(target: str) -> Callable[..., Any]:
     sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)
-    spec.loader.exec_module(module)
+    with _told_as_fault(target):
+        spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError("bad_program", target=target, detail=f"{path.name} defines no function {name}")
     return function
 
 
-def check_parameters(target: str, function: Callable[..., Any], names: Iterable[str]) -> None:
+def check_parameters(target: str, function: Callable[..., Any], names: Collection[str]) -> None:
     """See that a program's function can be called with parameters of these names, and needs no others.
 
     Raises:
@@ -68,7 +71,31 @@ def check_parameters(target: str, function: Callable[..., Any], names: Iterable[
     try:
         signature.bind(**dict.fromkeys(names))
     except TypeError as error:
-        detail = f"{target.rpartition(':')[2]}{signature} does not take the parameters {list_choices(names)}: {error}"
+        wanted = f"does not take the parameters {list_choices(names)}" if names else "is called without parameters"
+        detail = f"{target.rpartition(':')[2]}{signature} {wanted}: {error}"
+        raise InputError("bad_program", target=target, detail=detail) from error
+
+
+def call_function(target: str) -> Any:
+    """Import the file of a program, and give what its function gives, which takes nothing.
+
+    Raises:
+        InputError: `bad_program`, there is no such file or function, it takes parameters, or it ends the process. What it raises
+            besides is raised as it is.
+    """
+    function = find_function(target)
+    check_parameters(target, function, ())
+    with _told_as_fault(target):
+        return function()
+
+
+@contextmanager
+def _told_as_fault(target: str) -> Iterator[None]:
+    """Tell `sys.exit` as a fault of the program: who called the command would take its end, in silence, for success."""
+    try:
+        yield
+    except SystemExit as error:
+        detail = f"it ends the process, by sys.exit({error.code!r}), and gives nothing"
         raise InputError("bad_program", target=target, detail=detail) from error
 
 
@@ -78,7 +105,10 @@ def call_program(target: str, function: Callable[..., Any], parameters: Mapping[
     Raises:
         InputError: `bad_program`, it gives something else.
     """
-    made: object = function(**parameters)
+    return _check_made(target, function(**parameters))
+
+
+def _check_made(target: str, made: object) -> dict[str, Any]:
     kind = name_kind(made)
     arguments = cast("dict[str, Any]", made) if isinstance(made, dict) else {}
     if not set(_NEEDED) <= arguments.keys():
