@@ -364,7 +364,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "too_few_rows": Message(
         "{metric} on {got} rows says nothing finer than one row in {got}; a loss of {max_loss:g} takes {needed} rows at least",
-        "give more evaluation rows, allow a larger loss, or take a metric that compares numbers, such as fidelity",
+        "give more evaluation rows (equal ones count once), allow a larger loss, or take a metric that compares numbers, such as fidelity",
     ),
     "step_unfit": Message("Compression method {method} does not work on artifacts of the runtime {runtime}, it takes {expected}"),
     "step_failed": Message("Compression method {method} cannot do this model: {detail}"),

@@ -26,6 +26,8 @@ Array = NDArray[Any]
 
 METRICS: Final = ("accuracy", "r2", "mae", "mse", "fidelity", *FIDELITIES)
 """What a guard may name."""
+_OF_LABELS: Final = (None, "accuracy", "agreement")
+"""Metrics that say something of answers which are no fractions."""
 _RATES: Final = ("accuracy", "agreement", "neighbours")
 """Metrics that count rows: of N rows, they say nothing finer than 1/N."""
 _LOWER_IS_BETTER: Final = ("mae", "mse", "kl", "max_difference")
@@ -102,6 +104,20 @@ class Evidence(NamedTuple):
     basis: str
     is_retrained: bool = False
     """The other model has learnt from rows, and may know better than the original."""
+    groups: Sequence[int] = ()
+    """Of each row a number, from 0, which equal rows have in common; empty where all rows differ."""
+
+    @property
+    def num_different(self) -> int:
+        """How many different rows there are: what copies are answered says nothing more."""
+        return len(set(self.groups)) or len(self.before)
+
+    def add_copies(self, losses: Array) -> Array:
+        """Give the losses of different rows, each as large as its copies make it, so that their mean stays."""
+        if self.num_different == len(losses):
+            return losses
+        sums = np.bincount(np.asarray(self.groups), weights=np.asarray(losses, np.float64))
+        return sums * (len(sums) / len(losses))
 
 
 class _Choice(NamedTuple):
@@ -130,7 +146,8 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
       several columns, fractions for values. Without targets they are judged by fidelity.
     - Of values, each entry of each axis is judged by itself (each column of a table), by its own spread: the one that fell
       most counts. Probabilities, which sum to 1, have one spread in common.
-    - Every output is judged, and the one that lost most counts. Lineage and guard speak of the first, or of those with targets.
+    - Every output is judged, and the one that lost most counts. Lineage and guard speak of the first, or of those with targets; a
+      guard whose metric is of numbers, of the first that has fractions.
     - Whatever the metric, a version that has lost its answers is ruined: see `ruin.py`.
     - What counts rows needs as many that one of them is within the guard: without targets, fewer are judged by fidelity.
     - Rows that all get one label show nothing: a version that has lost everything else gives it, too.
@@ -159,17 +176,28 @@ def _are_alike(outputs: Array) -> bool:
 
 def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     scores: list[Score] = []
+    meant = list(evidence.targets) or [_find_meant(before, guard.metric)]
     for index, name in enumerate(before):
-        is_meant = name in evidence.targets if evidence.targets else index == 0
+        is_meant = name in meant
         choice = _choose(
             before[name],
             evidence.targets.get(name),
             meaning if index == 0 else Meaning("unknown", "no lineage speaks of this output"),
             guard.metric if is_meant else None,
         )
-        choice = _look_at_number(choice, len(evidence.before), guard, is_named=is_meant and guard.metric is not None)
+        choice = _look_at_number(choice, evidence.num_different, guard, is_named=is_meant and guard.metric is not None)
         scores.append(_score(name, choice, *_settle(before[name], after[name]), evidence, guard.max_loss))
     return max(scores, key=lambda score: (bool(score.ruin), math.inf if math.isnan(score.loss) else score.loss))
+
+
+def _find_meant(outputs: Arrays, metric: str | None) -> str:
+    """Name the output that a guard speaks of without targets: the first that its metric may suit, else the first."""
+    suited = [name for name, array in outputs.items() if metric in _OF_LABELS or is_float(_pick_row(array).dtype)]
+    return next(iter(suited or outputs))
+
+
+def _pick_row(outputs: Array) -> Array:
+    return outputs[0] if _is_uneven(outputs) else outputs
 
 
 def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
@@ -216,6 +244,9 @@ def _is_uneven(outputs: Array) -> bool:
 
 def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str | None) -> _Choice:
     """Find how an output is judged."""
+    if metric not in _OF_LABELS and not is_float(_pick_row(outputs).dtype):
+        got = f"{metric} of answers that are {_pick_row(outputs).dtype}, no fractions"
+        raise InputError("bad_option", option="guard.metric", got=got, expected="accuracy or agreement")
     if _is_uneven(outputs):
         return _choose_uneven(outputs, targets, meaning, metric)
     if not is_float(outputs.dtype):
@@ -295,7 +326,7 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
         values = _measure_errors(metric, before, after, targets)
     sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
     loss = sign * (values.after - values.before) + 0.0  # No -0.0, which people would see.
-    interval = None if metric == "max_difference" else find_interval(values.losses, is_rate=metric in _RATES)
+    interval = None if metric == "max_difference" else find_interval(evidence.add_copies(values.losses), is_rate=metric in _RATES)
     kept = _find_kept(before, targets, choice.meaning) if evidence.is_retrained else None
     ruin = find_ruin(before, after, choice.meaning, metric, max_loss, kept)
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)

@@ -19,7 +19,7 @@ from argosy.signature import Arrays, Signature, TensorSpec
 from argosy.store.golden import Golden
 from argosy.train.data import check_rows, make_array
 
-__all__ = ["Sample", "remove_known", "split_sample", "take_golden", "take_sample", "thin_rows"]
+__all__ = ["Sample", "group_rows", "remove_known", "split_sample", "take_golden", "take_sample", "thin_rows"]
 
 _CALIBRATION_SHARE: Final = 0.25
 _MAX_CALIBRATION_ROWS: Final = 512
@@ -108,6 +108,12 @@ def split_sample(sample: Sample, *, seed: int = 0) -> tuple[Rows, Sample, Sample
 def thin_rows(rows: Rows, count: int) -> Rows:
     """Give so many of the rows, evenly spaced from the first to the last: data is often sorted by class."""
     return rows if len(rows) <= count else [rows[index * (len(rows) - 1) // max(1, count - 1)] for index in range(count)]
+
+
+def group_rows(rows: Rows) -> list[int]:
+    """Give of each row a number, from 0, which equal rows have in common."""
+    known: dict[bytes, int] = {}
+    return [known.setdefault(_digest(row), len(known)) for row in rows]
 
 
 def remove_known(sample: Sample, calibration: Rows) -> Sample:
