@@ -85,11 +85,7 @@ def test_copies_of_rows_make_nothing_surer(metric: str):
     once, often = judge(1), judge(50)
     assert once.interval is not None and once.loss == pytest.approx(often.loss)
     assert often.interval == pytest.approx(once.interval)
-    with pytest.raises(InputError, match="agreement on 100 different rows says nothing finer"):
-        judge_outputs(
-            Evidence(
-                *[[{"y": row[None]} for row in np.repeat(old, 50, axis=0)]] * 2, {}, "evaluation", groups=[*range(100)] * 50
-            ),
-            Meaning("unknown", "it is a test"),
-            Guard("agreement", 0.001),
-        )
+    copies = [{"y": row[None]} for row in np.repeat(old, 50, axis=0)]
+    evidence = Evidence(copies, copies, {}, "evaluation", groups=group_rows(copies))
+    with pytest.raises(InputError, match="agreement on 100 rows says nothing finer"):
+        judge_outputs(evidence, Meaning("unknown", "it is a test"), Guard("agreement", 0.001))
