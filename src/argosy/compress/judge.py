@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bench.rows import stack_answers
-from argosy.compress.fidelity import FIDELITIES, is_distribution
+from argosy.compress.fidelity import FIDELITIES
 from argosy.compress.interval import find_interval
 from argosy.compress.kind import Meaning
 from argosy.compress.ruin import find_ruin, name_answers
+from argosy.compress.spread import Values, is_uneven, measure_r2
 from argosy.datatypes import is_float
 from argosy.errors import InputError, list_choices
 from argosy.signature import Arrays
@@ -31,9 +32,6 @@ _OF_LABELS: Final = (None, "accuracy", "agreement")
 _RATES: Final = ("accuracy", "agreement", "neighbours")
 """Metrics that count rows: of N rows, they say nothing finer than 1/N."""
 _LOWER_IS_BETTER: Final = ("mae", "mse", "kl", "max_difference")
-
-_CONSTANT: Final = 1e-10
-"""Variance beside the mean square, below which values count as one value: rounding of float32 gives 1e-14."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +128,6 @@ class _Choice(NamedTuple):
     reason: str
 
 
-class _Values(NamedTuple):
-    """A metric before and after, and how much each row lost."""
-
-    before: float
-    after: float
-    losses: Array
-
-
 def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     """Hold a compressed model's answers against the targets, or against the original's answers where there are none.
 
@@ -171,7 +161,7 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
 
 def _are_alike(outputs: Array) -> bool:
     """Say whether these are labels, all of them equal; numbers with a fraction show how far a version is from them."""
-    return not _is_uneven(outputs) and not is_float(outputs.dtype) and bool((outputs == outputs[:1]).all())
+    return not is_uneven(outputs) and not is_float(outputs.dtype) and bool((outputs == outputs[:1]).all())
 
 
 def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
@@ -197,7 +187,7 @@ def _find_meant(outputs: Arrays, metric: str | None) -> str:
 
 
 def _pick_row(outputs: Array) -> Array:
-    return outputs[0] if _is_uneven(outputs) else outputs
+    return outputs[0] if is_uneven(outputs) else outputs
 
 
 def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
@@ -238,16 +228,12 @@ def _settle(before: Array, after: Array) -> tuple[Array, Array]:
     return np.where(same, before.dtype.type(0), before), np.where(same, after.dtype.type(0), after)
 
 
-def _is_uneven(outputs: Array) -> bool:
-    return outputs.dtype.kind == "O" and outputs.ndim == 1 and len(outputs) > 0 and isinstance(outputs[0], np.ndarray)
-
-
 def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str | None) -> _Choice:
     """Find how an output is judged."""
     if metric not in _OF_LABELS and not is_float(_pick_row(outputs).dtype):
         got = f"{metric} of answers that are {_pick_row(outputs).dtype}, no fractions"
         raise InputError("bad_option", option="guard.metric", got=got, expected="accuracy or agreement")
-    if _is_uneven(outputs):
+    if is_uneven(outputs):
         return _choose_uneven(outputs, targets, meaning, metric)
     if not is_float(outputs.dtype):
         return _Choice("accuracy", targets, Meaning("labels", meaning.source), "its answers are no fractions")
@@ -321,7 +307,7 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     elif metric in FIDELITIES:
         values = _measure_fidelity(metric, before, after)
     elif metric in ("fidelity", "r2"):
-        values = _measure_r2(before, after, targets)
+        values = measure_r2(before, after, targets)
     else:
         values = _measure_errors(metric, before, after, targets)
     sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
@@ -344,18 +330,18 @@ def _find_kept(before: Array, targets: Array | None, meaning: Meaning) -> Array 
     return np.zeros(len(before), bool) if meaning.kind == "values" else None
 
 
-def _measure_fidelity(metric: str, before: Array, after: Array) -> _Values:
+def _measure_fidelity(metric: str, before: Array, after: Array) -> Values:
     measure = FIDELITIES[metric]
     rows = measure.compute(before, after)
     found = float(rows.max()) if metric == "max_difference" else float(rows.mean())
-    return _Values(measure.best, found, rows - measure.best if metric in _LOWER_IS_BETTER else measure.best - rows)
+    return Values(measure.best, found, rows - measure.best if metric in _LOWER_IS_BETTER else measure.best - rows)
 
 
-def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> _Values:
+def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> Values:
     own, other = (name_answers(outputs, meaning) for outputs in (before, after))
-    if _is_uneven(before):
+    if is_uneven(before):
         kept = np.array([np.mean(old == new) if old.size else 1.0 for old, new in zip(before, after, strict=True)], np.float64)
-        return _Values(1.0, float(kept.mean()), 1.0 - kept)
+        return Values(1.0, float(kept.mean()), 1.0 - kept)
     if targets is None:
         return _compare_rates(own, other, own)
     right = _find_right(before, targets, meaning)
@@ -381,9 +367,9 @@ def _find_right(before: Array, targets: Array, meaning: Meaning) -> Array:
     return targets
 
 
-def _compare_rates(own: Array, other: Array, right: Array) -> _Values:
+def _compare_rates(own: Array, other: Array, right: Array) -> Values:
     old, new = (np.asarray(answers == right, np.float64).reshape(len(right), -1).mean(axis=1) for answers in (own, other))
-    return _Values(float(old.mean()), float(new.mean()), old - new)
+    return Values(float(old.mean()), float(new.mean()), old - new)
 
 
 def _is_one_answer(outputs: Array, meaning: Meaning) -> bool:
@@ -391,73 +377,9 @@ def _is_one_answer(outputs: Array, meaning: Meaning) -> bool:
     return bool((answers == answers.flat[0]).all())
 
 
-def _measure_errors(metric: str, before: Array, after: Array, targets: Array | None) -> _Values:
+def _measure_errors(metric: str, before: Array, after: Array, targets: Array | None) -> Values:
     """Give mean absolute or squared errors."""
     right = before.astype(np.float64) if targets is None else prepare_targets("mse", targets, before.shape)
     error: Callable[[Array], Array] = np.abs if metric == "mae" else np.square
     old, new = (error(outputs.astype(np.float64) - right).reshape(len(right), -1).mean(axis=1) for outputs in (before, after))
-    return _Values(float(old.mean()), float(new.mean()), new - old)
-
-
-def _measure_r2(before: Array, after: Array, targets: Array | None) -> _Values:
-    """Give R2 before and after, of the entry of an axis that fell most."""
-    if _is_uneven(before):
-        return _measure_uneven(before, after)
-    right = before if targets is None else prepare_targets("mse", targets, before.shape)
-    old, new, right = (np.asarray(outputs, np.float64) for outputs in (before, after, right))
-    axes = [None] if before.ndim == 1 or is_distribution(before) else list(range(1, before.ndim))
-    found = [_find_worst_r2(old, new, right, axis) for axis in axes]
-    return max(found, key=lambda values: math.inf if math.isnan(values.after) else values.before - values.after)
-
-
-def _find_worst_r2(old: Array, new: Array, right: Array, axis: int | None) -> _Values:
-    """Give R2 before and after of the entry of an axis that fell most; of all numbers together for none."""
-    others = tuple(other for other in range(right.ndim) if other != axis)
-    whole = float(np.mean(np.square(right)))
-    mean_square: Array = np.mean(np.square(right), axis=others)
-    scale: Array = np.var(right, axis=others)
-    # One value, such as padding, has no spread: its size stands for it; for that of zeros the size of all.
-    scale = np.where(scale > _CONSTANT * mean_square, scale, mean_square)
-    scale = np.where(scale > 0, scale, whole if whole > 0 else 1.0)
-    scores = [np.ravel(1 - np.mean(np.square(outputs - right), axis=others) / scale) for outputs in (old, new)]
-    falls = scores[0] - scores[1]
-    place = int(np.argmax(np.where(np.isnan(falls), np.inf, falls)))
-    if axis is not None:
-        old, new, right = (np.take(outputs, place, axis) for outputs in (old, new, right))
-    squares = [np.square(outputs - right).reshape(len(right), -1).mean(axis=1) for outputs in (old, new)]
-    return _Values(float(scores[0][place]), float(scores[1][place]), (squares[1] - squares[0]) / np.ravel(scale)[place])
-
-
-def _measure_uneven(before: Array, after: Array) -> _Values:
-    """Give the fidelity of answers whose shapes differ from row to row: of all numbers together, and of each column."""
-    axes = [None] if all(is_distribution(row) for row in before) else [None, *_find_common_axes(before)]
-    found = [_find_worst_entry(before, after, axis) for axis in axes]
-    return max(found, key=lambda values: math.inf if math.isnan(values.after) else -values.after)
-
-
-def _find_common_axes(rows: Array) -> list[int]:
-    """Find the axes that are as long in each row: columns of a table, whose entries have a spread of their own."""
-    shapes = list(zip(*(row.shape for row in rows), strict=False)) if len({row.ndim for row in rows}) == 1 else []
-    return [axis for axis, lengths in enumerate(shapes) if len(set(lengths)) == 1 and lengths[0] > 1]
-
-
-def _find_worst_entry(before: Array, after: Array, axis: int | None) -> _Values:
-    """Give the fidelity of the entry of a common axis that fell most; of all numbers together for none."""
-    old, new = ([_list_columns(row, axis) for row in rows] for rows in (before, after))
-    everything = np.concatenate(old)
-    scale: Array = everything.var(axis=0)
-    mean_square: Array = np.mean(np.square(everything), axis=0)
-    scale = np.where(scale > _CONSTANT * mean_square, scale, mean_square)
-    whole = float(mean_square.mean())
-    scale = np.where(scale > 0, scale, whole if whole > 0 else 1.0)
-    squares = np.array([np.square(other - own).sum(axis=0) for own, other in zip(old, new, strict=True)])
-    losses = squares * len(squares) / max(1, len(everything)) / scale
-    means = losses.mean(axis=0)
-    worst = losses[:, int(np.argmax(np.where(np.isnan(means), np.inf, means)))]
-    return _Values(1.0, 1.0 - float(worst.mean()), worst)
-
-
-def _list_columns(row: Array, axis: int | None) -> Array:
-    """Give a row's numbers as a table with a column for each entry of an axis."""
-    wide = np.asarray(row, np.float64)
-    return wide.reshape(-1, 1) if axis is None else np.moveaxis(wide, axis, -1).reshape(-1, wide.shape[axis])
+    return Values(float(old.mean()), float(new.mean()), new - old)
