@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -90,7 +90,7 @@ def call_function(target: str) -> Any:
 
 
 @contextmanager
-def _told_as_fault(target: str) -> Iterator[None]:
+def _told_as_fault(target: str) -> Generator[None]:
     """Tell `sys.exit` as a fault of the program: who called the command would take its end, in silence, for success."""
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import heapq
 import importlib
 import io
@@ -198,8 +199,7 @@ def _sort_nodes(graph: Any) -> None:
                 if not needs[taker]:
                     heapq.heappush(ready, taker)
         if len(order) == len(graph.node):  # Of a circle, which no runtime takes, the runtime tells.
-            nodes = [graph.node[place] for place in order]
-            copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+            copies: list[Any] = [copy.deepcopy(graph.node[place]) for place in order]
             del graph.node[:]
             graph.node.extend(copies)
     for node in graph.node:
