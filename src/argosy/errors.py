@@ -353,7 +353,8 @@ MESSAGES: dict[str, Message] = {
         "compress its parent, {parent}",
     ),
     "guard_failed": Message(
-        "Compression lost too much: {metric} went from {before:.4f} to {after:.4f} on {basis}, allowed loss {allowed:.4f}",
+        "Compression lost too much: {metric} went from {before:.4f} to {after:.4f} on {basis}, "
+        "by {loss:.4g}, allowed {allowed:g}",
         "nothing was published; it is judged by {metric}, as {reason}; try calibration rows that are more like what will be "
         "asked, or a larger guard",
     ),
@@ -368,7 +369,8 @@ MESSAGES: dict[str, Message] = {
     ),
     "too_few_rows": Message(
         "{metric} on {got} rows says nothing finer than one row in {got}; a loss of {max_loss:g} takes {needed} rows at least",
-        "give more evaluation rows, allow a larger loss, or take a metric that compares numbers, such as fidelity",
+        "give more evaluation rows (equal ones count once), allow a larger loss, or take a metric that compares numbers, such as "
+        "fidelity",
     ),
     "step_unfit": Message("Compression method {method} does not work on artifacts of the runtime {runtime}, it takes {expected}"),
     "step_failed": Message("Compression method {method} cannot do this model: {detail}"),

@@ -163,3 +163,18 @@ def test_rate_on_too_few_rows_is_refused_with_the_number_that_it_takes():
     answers = np.random.default_rng(0).random((40, 5))
     with pytest.raises(InputError, match=r"agreement on 40 rows says nothing finer than one row in 40; .* takes 100 rows"):
         judge("agreement", answers, answers)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "r2", "mae", "fidelity", "kl"])
+def test_measure_of_numbers_is_refused_for_labels_and_looks_at_the_first_output_of_numbers(metric: str):
+    random = np.random.default_rng(1)
+    scores = random.normal(size=(200, 4)).astype(np.float32)
+    labels = [{"label": row.argmax(keepdims=True)} for row in scores]
+    guard = Guard(metric, 0.05)
+    with pytest.raises(InputError, match=f"{metric} of answers that are int64, no fractions.*accuracy or agreement"):
+        judge_outputs(Evidence(labels, labels, {}, "evaluation"), Meaning("unknown", "it is a test"), guard)
+    before = [label | {"scores": row[None]} for label, row in zip(labels, scores, strict=True)]
+    after = [label | {"scores": row[None] * np.float32(1.01)} for label, row in zip(labels, scores, strict=True)]
+    score = judge_outputs(Evidence(before, after, {}, "evaluation"), Meaning("unknown", "it is a test"), guard)
+    told = {"r2": "fidelity"}.get(metric, metric)
+    assert guard.accepts(score) and score.metric in (told, "agreement") and (score.output == "scores" or score.loss == 0)

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from argosy.compress.interval import find_interval
+from argosy.compress.judge import Evidence, Guard, judge_outputs
+from argosy.compress.kind import Meaning
+from argosy.compress.sample import group_rows
+from argosy.errors import InputError
 
 NUM_SAMPLES = 200
 
@@ -65,3 +69,23 @@ def test_interval_narrows_with_rows_and_is_repeatable():
 def test_interval_that_cannot_be_told_is_none(losses):
     assert find_interval(losses, is_rate=True) is None
     assert find_interval(losses, is_rate=False) is None
+
+
+@pytest.mark.parametrize("metric", ["agreement", "cosine"])
+def test_copies_of_rows_make_nothing_surer(metric: str):
+    random = np.random.default_rng(2)
+    old = random.normal(size=(100, 4)).astype(np.float32)
+    moved = old + random.normal(size=old.shape).astype(np.float32) * 0.2
+
+    def judge(times: int):
+        answers = [[{"y": row[None]} for row in np.repeat(scores, times, axis=0)] for scores in (old, moved)]
+        evidence = Evidence(*answers, {}, "evaluation", groups=group_rows(answers[0]))
+        return judge_outputs(evidence, Meaning("unknown", "it is a test"), Guard(metric, 0.1))
+
+    once, often = judge(1), judge(50)
+    assert once.interval is not None and once.loss == pytest.approx(often.loss)
+    assert often.interval == pytest.approx(once.interval)
+    copies = [{"y": row[None]} for row in np.repeat(old, 50, axis=0)]
+    evidence = Evidence(copies, copies, {}, "evaluation", groups=group_rows(copies))
+    with pytest.raises(InputError, match="agreement on 100 rows says nothing finer"):
+        judge_outputs(evidence, Meaning("unknown", "it is a test"), Guard("agreement", 0.001))

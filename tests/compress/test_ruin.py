@@ -9,6 +9,7 @@ import pytest
 
 from argosy.compress.judge import Evidence, Guard, judge_outputs
 from argosy.compress.kind import Kind, Meaning
+from argosy.errors import InputError
 
 
 def judge(
@@ -134,3 +135,58 @@ def test_worst_of_several_outputs_is_the_ruined_one():
     after = [{"best": row[None] * 1.05, "other": np.where(row > 3, np.nan, row)[None]} for row in scores]
     score = judge_outputs(Evidence(before, after, {"best": best}, "evaluation"), Meaning("classes", "it is a test"), Guard())
     assert score.output == "other" and "no numbers" in score.ruin
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 5)], ids=str)
+def test_rows_far_out_do_not_hide_that_all_others_are_lost(shape: tuple[int, ...]):
+    values = np.random.default_rng(5).normal(size=(300, *shape)).astype(np.float32)
+    values[:3] *= 1000
+    lost, rounded = values.copy(), np.round(values * 32) / 32
+    lost[3:] = 0
+    for kind, targets in (("values", None), ("values", values), ("unknown", None)):
+        score, is_accepted = judge(values, lost, kind, targets)
+        assert score.loss < 1e-3 and not is_accepted
+        assert "the middle one of 300 rows is far from the original's" in score.ruin
+        assert judge(values, rounded, kind, targets)[1]
+
+
+def test_one_column_with_rows_far_out_is_looked_at_by_itself():
+    values = np.random.default_rng(6).normal(size=(300, 4)).astype(np.float32)
+    values[:3, 2] = (-3000, 2000, 1000)
+    lost = values.copy()
+    lost[3:, 2] = 0
+    assert "entry 2 of axis 1 of its answers to the middle one" in judge(values, lost, "values")[0].ruin
+
+
+def test_answers_of_which_most_are_alike_are_not_held_to_the_middle_row():
+    random = np.random.default_rng(7)
+    values = np.where(random.random((300, 4)) < 0.7, 0, random.normal(size=(300, 4)) * 5 + 20).astype(np.float32)
+    noisy = values + random.normal(size=values.shape) * 0.05
+    assert judge(values, noisy, "values")[1]
+    chances = np.where(random.random((300, 1)) < 0.9, 1e-4 * random.random((300, 1)), random.random((300, 1)))
+    assert judge(chances, np.round(chances * 255) / 255, "unknown")[1]
+
+
+def test_columns_of_answers_that_differ_in_length_are_judged_by_themselves():
+    random = np.random.default_rng(8)
+    boxes = [random.uniform(0, 640, (1, random.integers(2, 9), 5)).astype(np.float32) for _ in range(200)]
+    for box in boxes:
+        box[..., 4] /= 640
+    lost = [np.where(np.arange(5) == 4, np.float32(0.01), box) for box in boxes]
+    near = [box * np.float32(1.001) for box in boxes]
+    for after, guard, expected in ((lost, Guard(), False), (near, Guard(), True), (near, Guard("cosine"), True)):
+        cut = [[{"y": row} for row in rows] for rows in (boxes, after)]
+        score = judge_outputs(Evidence(*cut, {}, "evaluation"), Meaning("unknown", "it is a test"), guard)
+        assert guard.accepts(score) is expected
+    assert score.num_rows == 200
+
+
+@pytest.mark.parametrize(
+    "answers", [np.zeros(200, np.int64), np.full(200, "cat"), np.ones((200, 3), bool)], ids=["int", "text", "bool"]
+)
+def test_rows_that_all_get_one_label_show_nothing(answers: Any):
+    cut = [{"y": answers[row : row + 1]} for row in range(200)]
+    with pytest.raises(InputError, match="gives one label to all 200 evaluation rows"):
+        judge_outputs(Evidence(cut, cut, {}, "evaluation"), Meaning("unknown", "it is a test"), Guard())
+    told = [row | {"other": np.float32([index])} for index, row in enumerate(cut)]
+    assert judge_outputs(Evidence(told, told, {}, "evaluation"), Meaning("unknown", "it is a test"), Guard()).loss == 0

@@ -57,6 +57,11 @@ def test_requests_of_a_version_without_rows_are_taken_whole():
         pytest.param(DENSE, [], None, "row", id="empty-list"),
         pytest.param(DENSE, [{"x": np.ones((2, 3))}], None, "input 'x' of a request has shape (2, 3), expected (1, 3)", id="two"),
         pytest.param(DENSE, [{"x": np.ones((1, 3)), "w": 1}], None, "arrays for w, x, the model takes x", id="one-too-many"),
+        pytest.param(DENSE, {"x": [[1, 2, 3], [4]]}, None, "x: no array can be made of them", id="ragged"),
+        pytest.param(
+            DENSE, [{"x": [[1, 2, 3], [4]]}], None, "input 'x' of a request: no array can be made of them", id="ragged-request"
+        ),
+        pytest.param(DENSE, np.ones((2, 3)), [[1, 2], [3]], "targets: no array can be made of them", id="ragged-targets"),
         pytest.param(DENSE, np.ones((4, 3)), [1, 2], "evaluation has 4 rows, its targets have shape (2,)", id="targets"),
         pytest.param(DENSE, np.ones((4, 3)), {"z": [1] * 4}, "targets for z, the model gives y", id="target-name"),
         pytest.param(DENSE, np.ones((4, 3)), 3, "its targets have shape ()", id="one-target"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -247,3 +248,14 @@ def test_four_bits_take_a_group_that_does_not_divide_a_layer(tmp_path, workshop)
     original = make_artifact(tmp_path / "odd", nodes, *rows, {"w": w, "v": v, "u": u})
     made = run_recipe((NncfWeights(bits=4, group_size=64),), original, workshop)
     assert measure_error(run(made), ROWS @ w @ v @ u) < 0.2
+
+
+@pytest.mark.parametrize("name", ["simplify", "float16", "int8", "dynamic-int8", "weights", "float16+int8"])
+def test_nodes_stand_behind_those_that_make_what_they_take(name: str, tmp_path: Path) -> None:
+    artifact = make_perceptron(tmp_path / "model", 256)
+    rows = [{"x": row[None]} for row in np.random.default_rng(1).normal(size=(32, 16)).astype(np.float32)]
+    made = run_recipe(get_recipe(name), artifact, Workshop(tmp_path / "made", rows))
+    known = {"", "x"} | {tensor.name for tensor in onnx.load(str(made.path)).graph.initializer}
+    for node in onnx.load(str(made.path)).graph.node:
+        assert set(node.input) <= known, node.name
+        known |= set(node.output)

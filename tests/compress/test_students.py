@@ -16,7 +16,9 @@ from argosy.bench.artifact import open_version
 from argosy.cli.main import main
 from argosy.compress import Guard, compress
 from argosy.compress.steps.distill import Distill
+from argosy.compress.student import open_student
 from argosy.environment import find_interpreter
+from argosy.errors import InputError
 from argosy.importers.onnx import import_onnx
 from argosy.store.local import Store
 from tests.compress.artifacts import make_perceptron
@@ -85,3 +87,17 @@ def test_student_of_a_framework_that_lives_apart_is_taught_there(tmp_path: Path,
     with pytest.raises(Become):
         CliRunner().invoke(main, sys.argv[1:], env={"ARGOSY_HOME": str(store.home)}, catch_exceptions=False)
     assert called == [("mxnet", ["-m", "argosy", *sys.argv[1:]])]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def make(): raise SystemExit(0)", "it ends the process"),
+        ("def make(units): return units", "is called without parameters"),
+    ],
+    ids=["exit", "parameters"],
+)
+def test_program_that_makes_no_student_is_told(code: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(code)
+    with pytest.raises(InputError, match=words):
+        open_student(f"{tmp_path / 'net.py'}:make")

@@ -70,6 +70,8 @@ def test_option_in_quotes_is_a_text():
         pytest.param("n=1:99999999999999999999", "whole numbers, at most", id="beyond-float"),
         pytest.param("lr=1:2:3:4", "is no range", id="four-parts"),
         pytest.param("lr=1:x", "is no range", id="no-number"),
+        pytest.param("lr=nan:1", "'nan:1' is no range; a text with a colon stands in quotes", id="nan"),
+        pytest.param("lr=0,1:1", "'1:1' is no range", id="comma-for-point"),
         pytest.param("act=", "nothing to choose from", id="no-options"),
         pytest.param("act=relu,relu", "equals an earlier option", id="option-twice"),
         pytest.param("act=1,true", "equals an earlier option", id="true-is-1"),

@@ -28,8 +28,8 @@ HUGE[3, 0] = 1e39
     [
         pytest.param((X[:0], Y[:0]), "at least one row", id="empty"),
         pytest.param((np.float32(3), Y), "at least one row", id="scalar"),
-        pytest.param(([[1], [1, 2]], Y), "x is no array", id="lengths"),
-        pytest.param((X, [[1], [1, 2]]), "y is no array", id="target-lengths"),
+        pytest.param(([[1], [1, 2]], Y), "x: no array can be made of them", id="lengths"),
+        pytest.param((X, [[1], [1, 2]]), "y: no array can be made of them", id="target-lengths"),
         pytest.param((np.ones((4, 0)), Y), "at least one row", id="no-columns"),
         pytest.param((X, Y[:3]), "x has 4 rows, y has shape (3,)", id="rows-differ"),
         pytest.param((NAN, Y), "1 values that are NaN, infinite or beyond float32, the first in row 2", id="nan"),

@@ -38,6 +38,9 @@ def needy(rate, units=4):
 def bare():
     raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
+def ends():
+    raise SystemExit(0)
+
 def broken():
     raise RuntimeError("no data today")
 """
@@ -101,6 +104,7 @@ def test_program_is_trained_with_the_shells_options_and_published(run, tmp_path)
             "program.py", "Unknown recipe 'program.py'; known: digits, mnist\nhint: a program of yours is", id="no-name"
         ),
         pytest.param("program.py:missing", "defines no function missing", id="no-function"),
+        pytest.param("program.py:ends", "it ends the process, by sys.exit(0), and gives nothing", id="exit"),
         pytest.param("absent.py:main", "there is no such file", id="no-file"),
     ],
 )

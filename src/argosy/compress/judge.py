@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bench.rows import stack_answers
-from argosy.compress.fidelity import FIDELITIES, is_distribution
+from argosy.compress.fidelity import FIDELITIES
 from argosy.compress.interval import find_interval
 from argosy.compress.kind import Meaning
 from argosy.compress.ruin import find_ruin, name_answers
+from argosy.compress.spread import Values, is_uneven, measure_r2
 from argosy.datatypes import is_float
 from argosy.errors import InputError, list_choices
 from argosy.signature import Arrays
@@ -26,12 +27,11 @@ Array = NDArray[Any]
 
 METRICS: Final = ("accuracy", "r2", "mae", "mse", "fidelity", *FIDELITIES)
 """What a guard may name."""
+_OF_LABELS: Final = (None, "accuracy", "agreement")
+"""Metrics that say something of answers which are no fractions."""
 _RATES: Final = ("accuracy", "agreement", "neighbours")
 """Metrics that count rows: of N rows, they say nothing finer than 1/N."""
 _LOWER_IS_BETTER: Final = ("mae", "mse", "kl", "max_difference")
-
-_CONSTANT: Final = 1e-10
-"""Variance beside the mean square, below which values count as one value: rounding of float32 gives 1e-14."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,20 @@ class Evidence(NamedTuple):
     basis: str
     is_retrained: bool = False
     """The other model has learnt from rows, and may know better than the original."""
+    groups: Sequence[int] = ()
+    """Of each row a number, from 0, which equal rows have in common; empty where all rows differ."""
+
+    @property
+    def num_different(self) -> int:
+        """How many different rows there are: what copies are answered says nothing more."""
+        return len(set(self.groups)) or len(self.before)
+
+    def add_copies(self, losses: Array) -> Array:
+        """Give the losses of different rows, each as large as its copies make it, so that their mean stays."""
+        if self.num_different == len(losses):
+            return losses
+        sums = np.bincount(np.asarray(self.groups), weights=np.asarray(losses, np.float64))
+        return sums * (len(sums) / len(losses))
 
 
 class _Choice(NamedTuple):
@@ -114,14 +128,6 @@ class _Choice(NamedTuple):
     reason: str
 
 
-class _Values(NamedTuple):
-    """A metric before and after, and how much each row lost."""
-
-    before: float
-    after: float
-    losses: Array
-
-
 def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     """Hold a compressed model's answers against the targets, or against the original's answers where there are none.
 
@@ -130,9 +136,11 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
       several columns, fractions for values. Without targets they are judged by fidelity.
     - Of values, each entry of each axis is judged by itself (each column of a table), by its own spread: the one that fell
       most counts. Probabilities, which sum to 1, have one spread in common.
-    - Every output is judged, and the one that lost most counts. Lineage and guard speak of the first, or of those with targets.
+    - Every output is judged, and the one that lost most counts. Lineage and guard speak of the first, or of those with targets; a
+      guard whose metric is of numbers, of the first that has fractions.
     - Whatever the metric, a version that has lost its answers is ruined: see `ruin.py`.
     - What counts rows needs as many that one of them is within the guard: without targets, fewer are judged by fidelity.
+    - Rows that all get one label show nothing: a version that has lost everything else gives it, too.
 
     Args:
         evidence: answers and targets.
@@ -143,22 +151,43 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
         InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not; `too_few_rows`.
     """
     with np.errstate(all="ignore"):  # Answers that are no numbers are told in the score.
-        return _judge_pairs(*_pair(evidence), evidence, meaning, guard)
+        before, after = _pair(evidence)
+        score = _judge_pairs(before, after, evidence, meaning, guard)
+        if len(evidence.before) > 1 and all(_are_alike(outputs) for outputs in before.values()):
+            detail = f"the original gives one label to all {len(evidence.before)} {evidence.basis} rows: give some that differ"
+            raise InputError("bad_data", detail=f"{detail}, as a ruined version may give that one, too")
+        return score
+
+
+def _are_alike(outputs: Array) -> bool:
+    """Say whether these are labels, all of them equal; numbers with a fraction show how far a version is from them."""
+    return not is_uneven(outputs) and not is_float(outputs.dtype) and bool((outputs == outputs[:1]).all())
 
 
 def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     scores: list[Score] = []
+    meant = list(evidence.targets) or [_find_meant(before, guard.metric)]
     for index, name in enumerate(before):
-        is_meant = name in evidence.targets if evidence.targets else index == 0
+        is_meant = name in meant
         choice = _choose(
             before[name],
             evidence.targets.get(name),
             meaning if index == 0 else Meaning("unknown", "no lineage speaks of this output"),
             guard.metric if is_meant else None,
         )
-        choice = _look_at_number(choice, len(evidence.before), guard, is_named=is_meant and guard.metric is not None)
+        choice = _look_at_number(choice, evidence.num_different, guard, is_named=is_meant and guard.metric is not None)
         scores.append(_score(name, choice, *_settle(before[name], after[name]), evidence, guard.max_loss))
     return max(scores, key=lambda score: (bool(score.ruin), math.inf if math.isnan(score.loss) else score.loss))
+
+
+def _find_meant(outputs: Arrays, metric: str | None) -> str:
+    """Name the output that a guard speaks of without targets: the first that its metric may suit, else the first."""
+    suited = [name for name, array in outputs.items() if metric in _OF_LABELS or is_float(_pick_row(array).dtype)]
+    return next(iter(suited or outputs))
+
+
+def _pick_row(outputs: Array) -> Array:
+    return outputs[0] if is_uneven(outputs) else outputs
 
 
 def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
@@ -199,13 +228,12 @@ def _settle(before: Array, after: Array) -> tuple[Array, Array]:
     return np.where(same, before.dtype.type(0), before), np.where(same, after.dtype.type(0), after)
 
 
-def _is_uneven(outputs: Array) -> bool:
-    return outputs.dtype.kind == "O" and outputs.ndim == 1 and len(outputs) > 0 and isinstance(outputs[0], np.ndarray)
-
-
 def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str | None) -> _Choice:
     """Find how an output is judged."""
-    if _is_uneven(outputs):
+    if metric not in _OF_LABELS and not is_float(_pick_row(outputs).dtype):
+        got = f"{metric} of answers that are {_pick_row(outputs).dtype}, no fractions"
+        raise InputError("bad_option", option="guard.metric", got=got, expected="accuracy or agreement")
+    if is_uneven(outputs):
         return _choose_uneven(outputs, targets, meaning, metric)
     if not is_float(outputs.dtype):
         return _Choice("accuracy", targets, Meaning("labels", meaning.source), "its answers are no fractions")
@@ -217,7 +245,11 @@ def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str
     if metric is None and targets is not None:
         metric, reason = _choose_by_targets(outputs, targets), "the targets are such"
     if metric is None:
-        return _Choice("fidelity", None, meaning, f"what the outputs are is not known: {meaning.source}")
+        reason = f"what the outputs are is not known: {meaning.source}"
+        if targets is not None:
+            told = f"the targets ({targets.dtype}, shape {targets.shape}) are neither classes of its scores nor fractions"
+            reason = f"{told}, and are not looked at unless a metric is named; {reason}"
+        return _Choice("fidelity", None, meaning, reason)
     if metric == "accuracy" and meaning.kind not in ("classes", "yes_no"):
         if meaning.kind == "values" or outputs.ndim < 2 or outputs.shape[-1] == 1:
             got = f"{metric}, while {meaning.source}" if meaning.kind == "values" else f"{metric} of a single number"
@@ -275,12 +307,12 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     elif metric in FIDELITIES:
         values = _measure_fidelity(metric, before, after)
     elif metric in ("fidelity", "r2"):
-        values = _measure_r2(before, after, targets)
+        values = measure_r2(before, after, targets)
     else:
         values = _measure_errors(metric, before, after, targets)
     sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
     loss = sign * (values.after - values.before) + 0.0  # No -0.0, which people would see.
-    interval = None if metric == "max_difference" else find_interval(values.losses, is_rate=metric in _RATES)
+    interval = None if metric == "max_difference" else find_interval(evidence.add_copies(values.losses), is_rate=metric in _RATES)
     kept = _find_kept(before, targets, choice.meaning) if evidence.is_retrained else None
     ruin = find_ruin(before, after, choice.meaning, metric, max_loss, kept)
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)
@@ -298,18 +330,18 @@ def _find_kept(before: Array, targets: Array | None, meaning: Meaning) -> Array 
     return np.zeros(len(before), bool) if meaning.kind == "values" else None
 
 
-def _measure_fidelity(metric: str, before: Array, after: Array) -> _Values:
+def _measure_fidelity(metric: str, before: Array, after: Array) -> Values:
     measure = FIDELITIES[metric]
     rows = measure.compute(before, after)
     found = float(rows.max()) if metric == "max_difference" else float(rows.mean())
-    return _Values(measure.best, found, rows - measure.best if metric in _LOWER_IS_BETTER else measure.best - rows)
+    return Values(measure.best, found, rows - measure.best if metric in _LOWER_IS_BETTER else measure.best - rows)
 
 
-def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> _Values:
+def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> Values:
     own, other = (name_answers(outputs, meaning) for outputs in (before, after))
-    if _is_uneven(before):
+    if is_uneven(before):
         kept = np.array([np.mean(old == new) if old.size else 1.0 for old, new in zip(before, after, strict=True)], np.float64)
-        return _Values(1.0, float(kept.mean()), 1.0 - kept)
+        return Values(1.0, float(kept.mean()), 1.0 - kept)
     if targets is None:
         return _compare_rates(own, other, own)
     right = _find_right(before, targets, meaning)
@@ -335,9 +367,9 @@ def _find_right(before: Array, targets: Array, meaning: Meaning) -> Array:
     return targets
 
 
-def _compare_rates(own: Array, other: Array, right: Array) -> _Values:
+def _compare_rates(own: Array, other: Array, right: Array) -> Values:
     old, new = (np.asarray(answers == right, np.float64).reshape(len(right), -1).mean(axis=1) for answers in (own, other))
-    return _Values(float(old.mean()), float(new.mean()), old - new)
+    return Values(float(old.mean()), float(new.mean()), old - new)
 
 
 def _is_one_answer(outputs: Array, meaning: Meaning) -> bool:
@@ -345,51 +377,9 @@ def _is_one_answer(outputs: Array, meaning: Meaning) -> bool:
     return bool((answers == answers.flat[0]).all())
 
 
-def _measure_errors(metric: str, before: Array, after: Array, targets: Array | None) -> _Values:
+def _measure_errors(metric: str, before: Array, after: Array, targets: Array | None) -> Values:
     """Give mean absolute or squared errors."""
     right = before.astype(np.float64) if targets is None else prepare_targets("mse", targets, before.shape)
     error: Callable[[Array], Array] = np.abs if metric == "mae" else np.square
     old, new = (error(outputs.astype(np.float64) - right).reshape(len(right), -1).mean(axis=1) for outputs in (before, after))
-    return _Values(float(old.mean()), float(new.mean()), new - old)
-
-
-def _measure_r2(before: Array, after: Array, targets: Array | None) -> _Values:
-    """Give R2 before and after, of the entry of an axis that fell most."""
-    if _is_uneven(before):
-        return _measure_uneven(before, after)
-    right = before if targets is None else prepare_targets("mse", targets, before.shape)
-    old, new, right = (np.asarray(outputs, np.float64) for outputs in (before, after, right))
-    axes = [None] if before.ndim == 1 or is_distribution(before) else list(range(1, before.ndim))
-    found = [_find_worst_r2(old, new, right, axis) for axis in axes]
-    return max(found, key=lambda values: math.inf if math.isnan(values.after) else values.before - values.after)
-
-
-def _find_worst_r2(old: Array, new: Array, right: Array, axis: int | None) -> _Values:
-    """Give R2 before and after of the entry of an axis that fell most; of all numbers together for none."""
-    others = tuple(other for other in range(right.ndim) if other != axis)
-    whole = float(np.mean(np.square(right)))
-    mean_square: Array = np.mean(np.square(right), axis=others)
-    scale: Array = np.var(right, axis=others)
-    # One value, such as padding, has no spread: its size stands for it; for that of zeros the size of all.
-    scale = np.where(scale > _CONSTANT * mean_square, scale, mean_square)
-    scale = np.where(scale > 0, scale, whole if whole > 0 else 1.0)
-    scores = [np.ravel(1 - np.mean(np.square(outputs - right), axis=others) / scale) for outputs in (old, new)]
-    falls = scores[0] - scores[1]
-    place = int(np.argmax(np.where(np.isnan(falls), np.inf, falls)))
-    if axis is not None:
-        old, new, right = (np.take(outputs, place, axis) for outputs in (old, new, right))
-    squares = [np.square(outputs - right).reshape(len(right), -1).mean(axis=1) for outputs in (old, new)]
-    return _Values(float(scores[0][place]), float(scores[1][place]), (squares[1] - squares[0]) / np.ravel(scale)[place])
-
-
-def _measure_uneven(before: Array, after: Array) -> _Values:
-    """Give the fidelity of answers whose shapes differ from row to row, by the spread of all numbers together."""
-    everything = np.concatenate([np.asarray(row, np.float64).ravel() for row in before])
-    scale = float(np.var(everything)) or float(np.mean(np.square(everything))) or 1.0
-    total = max(1, everything.size)
-    squares = [
-        float(np.square(np.asarray(new, np.float64) - np.asarray(old, np.float64)).sum())
-        for old, new in zip(before, after, strict=True)
-    ]
-    losses = np.array(squares) * len(squares) / total / scale
-    return _Values(1.0, 1.0 - float(losses.mean()), losses)
+    return Values(float(old.mean()), float(new.mean()), new - old)

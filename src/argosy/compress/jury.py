@@ -17,7 +17,7 @@ from argosy.compress.examples import Example, find_examples
 from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
-from argosy.compress.sample import Sample, thin_rows
+from argosy.compress.sample import Sample, group_rows, thin_rows
 from argosy.compress.served import Stage
 from argosy.datatypes import is_float
 from argosy.errors import FaultError, InputError
@@ -74,7 +74,7 @@ class Jury:
         stage: Stage | None = None,
     ) -> None:
         self.parent, self.sample, self.guard, self.stage = parent, sample, guard, stage
-        self._meaning = meaning
+        self._meaning, self._groups = meaning, group_rows(sample.rows)
         self._stack = ExitStack()
         self._first: RowFiles = write_rows(sample.rows[:1], folder / "first")
         self._files: RowFiles = write_rows(sample.rows, folder / "rows")
@@ -142,7 +142,7 @@ class Jury:
 
     def score(self, answers: list[Arrays], *, is_retrained: bool = False) -> Score:
         """Hold answers to the rows against the original's, or against what is right."""
-        evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis, is_retrained)
+        evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis, is_retrained, self._groups)
         return judge_outputs(evidence, self._meaning, self.guard)
 
     def _check_golden(self, probe: Probe, title: str) -> None:

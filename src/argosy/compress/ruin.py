@@ -29,6 +29,11 @@ _MOVED: Final = 0.1
 them by 0.01 at most; half of every number is a move of 0.25, nothing one of 1."""
 _MOVED_COLUMN: Final = 0.2
 """Of one entry of an axis, such as the scores of one class."""
+_MOVED_MIDDLE: Final = 0.25
+"""Of the middle one of the rows by how far it moved, beside the middle one by how far it lies from the others: a few rows that
+lie far out make all others' differences small beside the whole spread."""
+_LEAST_MIDDLE: Final = 1e-3
+"""Beside the size of the answers: rows that lie closer to one another count as one answer, of which nothing is said."""
 _LEAST_SPREAD: Final = 0.01
 """Beside the mean of an axis' entries: one that hardly moves is not looked at by itself."""
 _DOUBT: Final = 1.5
@@ -49,9 +54,9 @@ _CHANCE: Final = 1e-3
 def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_loss: float, kept: Array | None = None) -> str:
     """Say what a version has lost that its metric may not count; "" for nothing.
 
-    Answers that are no numbers, where the original gives some; all numbers, or those of one class or column, far from the
-    original's, which a wrong scale does without another class becoming the best; probabilities that are surer, or less sure; a
-    class that is hardly given any more.
+    Answers that are no numbers, where the original gives some; all numbers, those of one class or column, or those of most rows,
+    far from the original's, which a wrong scale does without another class becoming the best; probabilities that are surer, or
+    less sure; a class that is hardly given any more.
 
     Args:
         before: the original's answers, first axis rows.
@@ -78,6 +83,8 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
     found = ""
     if is_float(before.dtype):
         found = _compare_numbers(before, after, slack) or _compare_doubt(before, after, meaning, slack)
+        if meaning.kind not in ("classes", "yes_no") and not is_distribution(before):
+            found = found or _compare_middle(before, after, slack)
     return found or _compare_classes(before, after, meaning, max(slack, _MOST_LOST))
 
 
@@ -126,6 +133,36 @@ def _compare_numbers(before: Array, after: Array, slack: float) -> str:
                 f"entry {place} of axis {axis} of its answers is far from the original's: {_tell(float(moves[place]), allowed)}"
             )
     return ""
+
+
+def _compare_middle(before: Array, after: Array, slack: float) -> str:
+    """Find answers that most rows have lost, while a few rows that lie far out have not: of whole rows, and of each column."""
+    old, new = (np.where(np.isfinite(wide), wide, 0.0) for wide in (before.astype(np.float64), after.astype(np.float64)))
+    # What lies between 0 and 1 are chances, most of which may be hardly any; none of them lies far out.
+    if old.min() >= 0.0 and old.max() <= 1.0:
+        return ""
+    center: Array = np.median(old, axis=0)
+    squares = [np.square(outputs).reshape(len(old), -1) for outputs in (new - old, old - center, old)]
+    wholes = [float(np.median(square.mean(axis=1))) for square in squares]
+    allowed = max(_MOVED_MIDDLE, 2.0 * slack)
+    if wholes[0] > allowed * wholes[1] and wholes[1] > _LEAST_MIDDLE**2 * wholes[2]:
+        return f"its answers to {_tell_middle(len(old), wholes[0] / wholes[1], allowed)}"
+    if old.ndim != 2 or old.shape[1] < 2:
+        return ""
+    moved, spread, size = (np.median(square, axis=0) for square in squares)
+    is_wide = (spread > _LEAST_MIDDLE**2 * size) & (spread > _LEAST_SPREAD * spread.mean())
+    moves = np.where(is_wide, moved / np.maximum(spread, 1e-300), 0.0)
+    place = int(moves.argmax())
+    if moves[place] <= allowed:
+        return ""
+    return f"entry {place} of axis 1 of its answers to {_tell_middle(len(old), float(moves[place]), allowed)}"
+
+
+def _tell_middle(count: int, moved: float, allowed: float) -> str:
+    return (
+        f"the middle one of {count} rows is far from the original's: its square moved by {moved:.3f} of the middle spread, "
+        f"above {allowed:g}"
+    )
 
 
 def _tell(moved: float, allowed: float) -> str:

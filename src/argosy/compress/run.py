@@ -302,7 +302,7 @@ def _try_one(recipe: Recipe, jury: Jury, workshop: Workshop, say: Callable[[str]
         fields: dict[str, Any] = {"metric": score.metric, "before": score.before, "after": score.after, "basis": basis}
         if problem == score.ruin:
             raise ConflictError("answers_ruined", **fields, ruin=score.ruin)
-        raise ConflictError("guard_failed", **fields, allowed=jury.guard.max_loss, reason=score.reason)
+        raise ConflictError("guard_failed", **fields, loss=score.loss, allowed=jury.guard.max_loss, reason=score.reason)
     seconds = time.monotonic() - started
     tried = [Tried(recipe, score, found.before, found.after, seconds=seconds, examples=found.examples)]
     serve_finalists(jury.stage, tried, {0: made}, [0], "", say)

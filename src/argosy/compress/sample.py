@@ -17,9 +17,9 @@ from argosy.errors import InputError, list_choices
 from argosy.runtimes.preprocess import Preprocessor
 from argosy.signature import Arrays, Signature, TensorSpec
 from argosy.store.golden import Golden
-from argosy.train.data import check_rows
+from argosy.train.data import check_rows, make_array
 
-__all__ = ["Sample", "remove_known", "split_sample", "take_golden", "take_sample", "thin_rows"]
+__all__ = ["Sample", "group_rows", "remove_known", "split_sample", "take_golden", "take_sample", "thin_rows"]
 
 _CALIBRATION_SHARE: Final = 0.25
 _MAX_CALIBRATION_ROWS: Final = 512
@@ -110,6 +110,12 @@ def thin_rows(rows: Rows, count: int) -> Rows:
     return rows if len(rows) <= count else [rows[index * (len(rows) - 1) // max(1, count - 1)] for index in range(count)]
 
 
+def group_rows(rows: Rows) -> list[int]:
+    """Give of each row a number, from 0, which equal rows have in common."""
+    known: dict[bytes, int] = {}
+    return [known.setdefault(_digest(row), len(known)) for row in rows]
+
+
 def remove_known(sample: Sample, calibration: Rows) -> Sample:
     """Leave out rows that steps are calibrated on.
 
@@ -150,7 +156,12 @@ def _convert_raw(signature: Signature, raw: Mapping[str, list[Any]], folder: Pat
         made = preprocessor.convert({name: items for name, items in given.items() if name in steps}).tensors
     except ValueError as error:  # BadStep, BadInput: which row, and what is wrong with it
         raise InputError("bad_data", detail=str(error)) from error
-    columns = {**made, **{name: [np.asarray(item) for item in items] for name, items in given.items() if name not in steps}}
+    columns = {
+        **made,
+        **{
+            name: [make_array(item, f"a row of {name!r}") for item in items] for name, items in given.items() if name not in steps
+        },
+    }
     if len({len(column) for column in columns.values()}) != 1:
         raise InputError("bad_data", detail="the inputs have different numbers of rows")
     return [
@@ -198,7 +209,10 @@ def _cut(signature: Signature, arrays: Arrays) -> list[Arrays]:
 
 def _check_request(signature: Signature, request: Mapping[str, Any]) -> Arrays:
     _check_names(signature, request)
-    arrays = {spec.name: _check_type(spec, np.asarray(request[spec.name])) for spec in signature.inputs}
+    arrays = {
+        spec.name: _check_type(spec, make_array(request[spec.name], f"input {spec.name!r} of a request"))
+        for spec in signature.inputs
+    }
     for spec in signature.inputs:
         shape = arrays[spec.name].shape
         if not spec.accepts(shape) or (signature.is_batched and shape[0] != 1):
@@ -227,7 +241,7 @@ def _name_targets(signature: Signature, targets: object, num_rows: int) -> Array
     given: Mapping[str, Any] = cast("Any", targets) if isinstance(targets, Mapping) else {names[0]: targets}
     if not given or not set(given) <= set(names):
         raise InputError("bad_data", detail=f"there are targets for {list_choices(given)}, the model gives {list_choices(names)}")
-    arrays = {name: np.asarray(target) for name, target in given.items()}
+    arrays = {name: make_array(target, "targets") for name, target in given.items()}
     for array in arrays.values():
         if array.ndim == 0 or len(array) != num_rows:
             raise InputError("bad_data", detail=f"evaluation has {num_rows} rows, its targets have shape {array.shape}")

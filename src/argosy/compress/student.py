@@ -21,7 +21,7 @@ from argosy.serve.worker.cores import count_cores
 from argosy.signature import Arrays
 from argosy.train.data import check_rows
 from argosy.train.lineage import describe_code
-from argosy.train.program import find_function, is_program
+from argosy.train.program import call_function, is_program
 from argosy.train.publish import pick_sample, write_files
 from argosy.train.run import count_steps, train
 
@@ -63,7 +63,7 @@ def open_student(given: object) -> Student:
         return Student(framework, given, describe_code(type(given))["name"], _digest(told.encode()))
     if not is_program(given):
         raise InputError("bad_program", target=given, detail="a student is FILE.py:FUNCTION, a function that makes a model")
-    model: object = find_function(given)()
+    model: object = call_function(given)
     path, _, function = given.rpartition(":")
     return Student(framework_of(model), model, f"{Path(path).name}:{function}", _digest(Path(path).read_bytes()))
 

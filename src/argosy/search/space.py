@@ -278,7 +278,12 @@ def _read_table(name: str, given: Mapping[str, Any]) -> Parameter:
 def _read_text(name: str, text: str) -> Parameter:
     parts = text.split(":")
     if len(parts) == 1 or not _NUMBER.fullmatch(parts[0].strip()):
-        return Choice(tuple(_read_option(option.strip()) for option in text.split(",")) if text.strip() else ())
+        options = [option.strip() for option in text.split(",")] if text.strip() else []
+        for option in options:
+            # A range that was mistyped would be searched as the text that it is.
+            if ":" in option and not _is_quoted(option):
+                raise _fail(name, f"{_shorten(option)} is no range; a text with a colon stands in quotes")
+        return Choice(tuple(map(_read_option, options)))
     log = len(parts) == 3 and parts[2].strip() == "log"
     numbers = [_read_option(part.strip()) for part in (parts[:2] if log else parts)]
     if len(parts) > 3 or not all(_is_number(number) for number in numbers):
@@ -293,8 +298,11 @@ def _read_option(text: str) -> Value:
         return _WORDS[text]
     if len(text) < _MAX_DIGITS and _NUMBER.fullmatch(text):
         return int(text) if text.lstrip("+-").isdigit() else float(text)
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    return text[1:-1] if is_quoted else text
+    return text[1:-1] if _is_quoted(text) else text
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
 
 
 def _find_range_fault(parameter: Float | Int) -> str:

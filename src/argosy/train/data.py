@@ -22,6 +22,7 @@ __all__ = [
     "iterate_batches",
     "load_digits",
     "load_mnist",
+    "make_array",
     "split_rows",
     "split_test",
 ]
@@ -40,6 +41,18 @@ class Dataset(NamedTuple):
     y: NDArray[Any]
 
 
+def make_array(given: object, what: str) -> NDArray[Any]:
+    """Make an array of what a caller gave.
+
+    Raises:
+        InputError: `bad_data`, NumPy makes none of it, such as of lists of several lengths.
+    """
+    try:
+        return np.asarray(given)
+    except Exception as error:  # Rows of several lengths are a ValueError; tensors raise what their framework does.
+        raise InputError("bad_data", detail=f"{what}: no array can be made of them: {str(error)[:200]}") from error
+
+
 def check_rows(x: object, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Check the rows that a model is to take.
 
@@ -53,7 +66,7 @@ def check_rows(x: object, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     Raises:
         InputError: `bad_data`, no rows, no numbers, or a NaN or infinity.
     """
-    rows = _to_array(x, "x")
+    rows = make_array(x, "x")
     if rows.ndim == 0 or len(rows) == 0 or rows.size == 0:
         raise InputError("bad_data", detail=f"x has shape {rows.shape}, expected at least one row")
     if rows.dtype.kind not in "fiub":
@@ -69,13 +82,6 @@ def check_rows(x: object, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     return rows
 
 
-def _to_array(given: object, name: str) -> NDArray[Any]:
-    try:
-        return np.asarray(given)
-    except Exception as error:  # Rows of several lengths are a ValueError; tensors raise what their framework does.
-        raise InputError("bad_data", detail=f"{name} is no array: {str(error)[:200]}") from error
-
-
 def check_dataset(data: object, dtype: DTypeLike = np.float32) -> Dataset:
     """Check a pair of arrays (x, y); y is checked further by the loss.
 
@@ -87,7 +93,7 @@ def check_dataset(data: object, dtype: DTypeLike = np.float32) -> Dataset:
     if len(pair) != 2:
         raise InputError("bad_data", detail=f"data is a {got}, expected a pair of arrays (x, y), or a loader of a framework")
     x = check_rows(pair[0], dtype)
-    y = _to_array(pair[1], "y")
+    y = make_array(pair[1], "y")
     if y.ndim == 0 or len(y) != len(x):
         raise InputError("bad_data", detail=f"x has {len(x)} rows, y has shape {y.shape}, expected one target a row")
     if y.dtype.kind not in "fiub":

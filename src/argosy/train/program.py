@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import FRAMEWORKS, name_kind
 
-__all__ = ["call_program", "check_parameters", "find_function", "is_program", "load_program"]
+__all__ = ["call_function", "call_program", "check_parameters", "find_function", "is_program", "load_program"]
 
 _NEEDED: Final = ("model", "data")
 
@@ -36,17 +36,15 @@ def load_program(target: str) -> dict[str, Any]:
             `missing_extra`, it imports a framework that is not installed. What else the program itself raises is raised
             as it is.
     """
-    function = find_function(target)
-    check_parameters(target, function, ())
-    return call_program(target, function, {})
+    return _check_made(target, call_function(target))
 
 
 def find_function(target: str) -> Callable[..., Any]:
     """Import the file of a program and give its function.
 
     Raises:
-        InputError: `bad_program`, there is no such file or function; `missing_extra`, it imports a framework that is not
-            installed. What else the file itself raises is raised as it is.
+        InputError: `bad_program`, there is no such file or function, or the file ends the process; `missing_extra`, it imports a
+            framework that is not installed. What else the file itself raises is raised as it is.
     """
     file, _, name = target.rpartition(":")
     path = Path(file).resolve()
@@ -56,7 +54,7 @@ def find_function(target: str) -> Callable[..., Any]:
     sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)
-    with _missing_framework_named(target):
+    with _told_as_fault(target):
         spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
@@ -64,7 +62,7 @@ def find_function(target: str) -> Callable[..., Any]:
     return function
 
 
-def check_parameters(target: str, function: Callable[..., Any], names: Iterable[str]) -> None:
+def check_parameters(target: str, function: Callable[..., Any], names: Collection[str]) -> None:
     """See that a program's function can be called with parameters of these names, and needs no others.
 
     Raises:
@@ -74,19 +72,37 @@ def check_parameters(target: str, function: Callable[..., Any], names: Iterable[
     try:
         signature.bind(**dict.fromkeys(names))
     except TypeError as error:
-        given = f"the parameters {listed}" if (listed := list_choices(names)) != "none" else "no parameters"
+        given = f"the parameters {list_choices(names)}" if names else "no parameters"
         detail = f"{target.rpartition(':')[2]}{signature} cannot be called with {given}: {error}"
         raise InputError("bad_program", target=target, detail=detail) from error
+
+
+def call_function(target: str) -> Any:
+    """Import the file of a program, and give what its function gives, which takes nothing.
+
+    Raises:
+        InputError: `bad_program`, there is no such file or function, it takes parameters, or it ends the process;
+            `missing_extra`, it imports a framework that is not installed. What it raises besides is raised as it is.
+    """
+    function = find_function(target)
+    check_parameters(target, function, ())
+    with _told_as_fault(target):
+        return function()
 
 
 def call_program(target: str, function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Call a program's function, and see that it gives what `argosy.train` takes.
 
     Raises:
-        InputError: `bad_program`, it gives something else; `missing_extra`, it imports a framework that is not installed.
+        InputError: `bad_program`, it gives something else, or ends the process; `missing_extra`, it imports a framework that is
+            not installed.
     """
-    with _missing_framework_named(target):
+    with _told_as_fault(target):
         made: object = function(**parameters)
+    return _check_made(target, made)
+
+
+def _check_made(target: str, made: object) -> dict[str, Any]:
     is_dict = isinstance(made, dict)
     arguments = cast("dict[str, Any]", made) if is_dict else {}
     if missing := [name for name in _NEEDED if name not in arguments]:
@@ -97,10 +113,17 @@ def call_program(target: str, function: Callable[..., Any], parameters: Mapping[
 
 
 @contextmanager
-def _missing_framework_named(target: str) -> Generator[None]:
-    """Say of a framework that is not installed which extra brings it."""
+def _told_as_fault(target: str) -> Generator[None]:
+    """Tell what a program does beside its work.
+
+    `sys.exit` is a fault of it: who called the command would take its end, in silence, for success. Of a framework that is not
+    installed it is said which extra brings it.
+    """
     try:
         yield
+    except SystemExit as error:
+        detail = f"it ends the process, by sys.exit({error.code!r}), and gives nothing"
+        raise InputError("bad_program", target=target, detail=detail) from error
     except ModuleNotFoundError as error:
         extra = next((name for name, entry in FRAMEWORKS.items() if error.name in entry.packages), None)
         if extra is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import heapq
 import importlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -176,6 +178,51 @@ def _store_constants(graph: Any) -> None:
         graph.node.extend(kept)
 
 
+def _sort_nodes(graph: Any) -> None:
+    """Put each node behind those that make what it takes, as the format demands; else as they were.
+
+    ONNX Runtime reads them in any order, and so some libraries append what belongs in front; whoever follows the graph, such as
+    the proof that rows are joined, finds there a tensor that nothing makes.
+    """
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    needs = [{makers[name] for name in _list_taken(node) if name in makers} - {place} for place, node in enumerate(graph.node)]
+    if any(max(places, default=-1) > place for place, places in enumerate(needs)):
+        takers: dict[int, list[int]] = {}
+        for place, places in enumerate(needs):
+            for maker in places:
+                takers.setdefault(maker, []).append(place)
+        ready, order = [place for place, places in enumerate(needs) if not places], list[int]()
+        while ready:
+            order.append(heapq.heappop(ready))
+            for taker in takers.get(order[-1], ()):
+                needs[taker].discard(order[-1])
+                if not needs[taker]:
+                    heapq.heappush(ready, taker)
+        if len(order) == len(graph.node):  # Of a circle, which no runtime takes, the runtime tells.
+            copies: list[Any] = [copy.deepcopy(graph.node[place]) for place in order]
+            del graph.node[:]
+            graph.node.extend(copies)
+    for node in graph.node:
+        for inner in _list_graphs(node):
+            _sort_nodes(inner)
+
+
+def _list_taken(node: Any) -> Iterator[str]:
+    """Name what a node takes, with what the graphs in it take from outside."""
+    yield from node.input
+    for graph in _list_graphs(node):
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from _list_taken(inner)
+
+
+def _list_graphs(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
 def write_model(model: Any, artifact: Artifact, workshop: Workshop, **changes: Any) -> Artifact:
     """Write an ONNX file into a new folder, and give it as an artifact; its name stays.
 
@@ -187,6 +234,7 @@ def write_model(model: Any, artifact: Artifact, workshop: Workshop, **changes: A
     """
     onnx: Any = importlib.import_module("onnx")
     folder, name = workshop.make_folder(), Path(artifact.entry).name
+    _sort_nodes(model.graph)
     is_large = model.ByteSize() > _LARGE_BYTES
     where = {"save_as_external_data": True, "location": f"{name}.data"} if is_large else {}
     onnx.save(model, str(folder / name), **where)

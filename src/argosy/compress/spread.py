@@ -1,0 +1,96 @@
+"""R2 of values: each entry of each axis by its own spread, and the one that fell most."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.compress.fidelity import is_distribution
+from argosy.train.losses import prepare_targets
+
+__all__ = ["Values", "is_uneven", "measure_r2"]
+
+Array = NDArray[Any]
+
+_CONSTANT: Final = 1e-10
+"""Variance beside the mean square, below which values count as one value: rounding of float32 gives 1e-14."""
+
+
+class Values(NamedTuple):
+    """A metric before and after, and how much each row lost."""
+
+    before: float
+    after: float
+    losses: Array
+
+
+def is_uneven(outputs: Array) -> bool:
+    """Say whether answers differ in shape from row to row."""
+    return outputs.dtype.kind == "O" and outputs.ndim == 1 and len(outputs) > 0 and isinstance(outputs[0], np.ndarray)
+
+
+def measure_r2(before: Array, after: Array, targets: Array | None) -> Values:
+    """Give R2 before and after, of the entry of an axis that fell most."""
+    if is_uneven(before):
+        return _measure_uneven(before, after)
+    right = before if targets is None else prepare_targets("mse", targets, before.shape)
+    old, new, right = (np.asarray(outputs, np.float64) for outputs in (before, after, right))
+    axes = [None] if before.ndim == 1 or is_distribution(before) else list(range(1, before.ndim))
+    found = [_find_worst_r2(old, new, right, axis) for axis in axes]
+    return max(found, key=lambda values: math.inf if math.isnan(values.after) else values.before - values.after)
+
+
+def _find_worst_r2(old: Array, new: Array, right: Array, axis: int | None) -> Values:
+    """Give R2 before and after of the entry of an axis that fell most; of all numbers together for none."""
+    others = tuple(other for other in range(right.ndim) if other != axis)
+    whole = float(np.mean(np.square(right)))
+    mean_square: Array = np.mean(np.square(right), axis=others)
+    scale: Array = np.var(right, axis=others)
+    # One value, such as padding, has no spread: its size stands for it; for that of zeros the size of all.
+    scale = np.where(scale > _CONSTANT * mean_square, scale, mean_square)
+    scale = np.where(scale > 0, scale, whole if whole > 0 else 1.0)
+    scores = [np.ravel(1 - np.mean(np.square(outputs - right), axis=others) / scale) for outputs in (old, new)]
+    falls = scores[0] - scores[1]
+    place = int(np.argmax(np.where(np.isnan(falls), np.inf, falls)))
+    if axis is not None:
+        old, new, right = (np.take(outputs, place, axis) for outputs in (old, new, right))
+    squares = [np.square(outputs - right).reshape(len(right), -1).mean(axis=1) for outputs in (old, new)]
+    return Values(float(scores[0][place]), float(scores[1][place]), (squares[1] - squares[0]) / np.ravel(scale)[place])
+
+
+def _measure_uneven(before: Array, after: Array) -> Values:
+    """Give the fidelity of answers whose shapes differ from row to row: of all numbers together, and of each column."""
+    axes = [None] if all(is_distribution(row) for row in before) else [None, *_find_common_axes(before)]
+    found = [_find_worst_entry(before, after, axis) for axis in axes]
+    return max(found, key=lambda values: math.inf if math.isnan(values.after) else -values.after)
+
+
+def _find_common_axes(rows: Array) -> list[int]:
+    """Find the axes that are as long in each row: columns of a table, whose entries have a spread of their own."""
+    shapes = list(zip(*(row.shape for row in rows), strict=False)) if len({row.ndim for row in rows}) == 1 else []
+    return [axis for axis, lengths in enumerate(shapes) if len(set(lengths)) == 1 and lengths[0] > 1]
+
+
+def _find_worst_entry(before: Array, after: Array, axis: int | None) -> Values:
+    """Give the fidelity of the entry of a common axis that fell most; of all numbers together for none."""
+    old, new = ([_list_columns(row, axis) for row in rows] for rows in (before, after))
+    everything = np.concatenate(old)
+    scale: Array = everything.var(axis=0)
+    mean_square: Array = np.mean(np.square(everything), axis=0)
+    scale = np.where(scale > _CONSTANT * mean_square, scale, mean_square)
+    whole = float(mean_square.mean())
+    scale = np.where(scale > 0, scale, whole if whole > 0 else 1.0)
+    squares = np.array([np.square(other - own).sum(axis=0) for own, other in zip(old, new, strict=True)])
+    losses = squares * len(squares) / max(1, len(everything)) / scale
+    means = losses.mean(axis=0)
+    worst = losses[:, int(np.argmax(np.where(np.isnan(means), np.inf, means)))]
+    return Values(1.0, 1.0 - float(worst.mean()), worst)
+
+
+def _list_columns(row: Array, axis: int | None) -> Array:
+    """Give a row's numbers as a table with a column for each entry of an axis."""
+    wide = np.asarray(row, np.float64)
+    return wide.reshape(-1, 1) if axis is None else np.moveaxis(wide, axis, -1).reshape(-1, wide.shape[axis])
