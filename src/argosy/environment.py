@@ -30,7 +30,16 @@ from typing import Final, NamedTuple, NoReturn
 
 from argosy.errors import FaultError, InputError, NotAllowedError, list_choices
 
-__all__ = ["Environment", "find_interpreter", "get_environment", "is_importable", "list_environments", "lives_apart", "run_in"]
+__all__ = [
+    "Environment",
+    "find_interpreter",
+    "get_environment",
+    "is_importable",
+    "list_environments",
+    "lives_apart",
+    "run_in",
+    "run_where_it_lives",
+]
 
 _LOCKS: Final = Path(__file__).parent / "locks"
 _MARKER: Final = "complete"
@@ -142,6 +151,21 @@ def run_in(name: str, arguments: Sequence[str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(python, [python, *flags, *arguments], _own_variables())  # noqa: S606 - nothing goes through a shell
+
+
+def run_where_it_lives(error: ModuleNotFoundError, arguments: Sequence[str]) -> NoReturn:
+    """Become a command in the environment of the package that is missing here.
+
+    Args:
+        error: says which package.
+        arguments: as for `run_in`.
+
+    Raises:
+        ModuleNotFoundError: it lives in no environment of its own.
+    """
+    if not error.name or not lives_apart(error.name):
+        raise error
+    run_in(error.name, arguments)
 
 
 def _list_names() -> list[str]:

@@ -93,7 +93,7 @@ def test_student_of_a_framework_that_lives_apart_is_taught_there(tmp_path: Path,
     ("code", "words"),
     [
         ("def make(): raise SystemExit(0)", "it ends the process"),
-        ("def make(units): return units", "is called without parameters"),
+        ("def make(units): return units", "cannot be called with no parameters"),
     ],
     ids=["exit", "parameters"],
 )

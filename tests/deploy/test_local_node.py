@@ -15,6 +15,7 @@ import pytest
 from argosy.deploy.front_link import SILENT_S
 from argosy.deploy.local_node import LocalNode
 from argosy.deploy.table_log import TableLog
+from argosy.serve.node.pulse import is_stopped
 from argosy.serve.wire.channel import Channel, read_message, write_message
 from argosy.serve.wire.checked import Json
 from argosy.serve.wire.control_messages import (
@@ -42,6 +43,7 @@ from argosy.serve.wire.control_messages import (
 )
 from argosy.serve.wire.table import RepositoryEntry, TableEntry
 from tests.deploy.driven_loop import run
+from tests.processes import wait_until
 
 PID = 4711
 """Of every front."""
@@ -299,12 +301,14 @@ def test_front_whose_process_is_stopped_is_silent_at_once_and_until_it_goes_on()
             assert (await scene.node.ask_busy([], ["w"])).answers == {"front-0": False}
             front.stop()
             os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: is_stopped(pid))  # Virtual time does not wait for the kernel.
             began_s = scene.loop.time()
             for number in range(5):
                 scene.update(f"m{number}")
                 assert await scene.node.wait_told() == ("front-0",)
             assert scene.loop.time() - began_s < 1.0
             os.kill(pid, signal.SIGCONT)
+            wait_until(lambda: not is_stopped(pid))
             front.go_on()
             assert await scene.node.wait_told() == ()
             assert front.epoch == scene.log.epoch

@@ -85,7 +85,7 @@ def compress(
     lives in an environment of its own, all of it is run there.
     """
     from argosy.compress import Budget, Guard
-    from argosy.environment import lives_apart, run_in
+    from argosy.environment import run_where_it_lives
     from argosy.output_file import OutputFile
     from argosy.tune.trace import read_trace
 
@@ -112,9 +112,7 @@ def compress(
             result = compress_version(store, version, method, Guard(metric, max_loss), **given)
     except ModuleNotFoundError as error:
         # Of a student's program, which is the first thing that is looked at.
-        if not error.name or not lives_apart(error.name):
-            raise
-        run_in(error.name, ["-m", "argosy", *sys.argv[1:]])
+        run_where_it_lives(error, ["-m", "argosy", *sys.argv[1:]])
     if report is not None:
         shell.say(f"report: {report}")
     if deployment is not None:

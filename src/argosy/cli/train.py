@@ -61,7 +61,7 @@ def train(
     FUNCTION takes nothing and gives a dict: `model`, `data`, and any other argument of argosy.train. Options given here
     win over it. A framework that lives in an environment of its own is run there.
     """
-    from argosy.environment import lives_apart, run_in
+    from argosy.environment import lives_apart, run_in, run_where_it_lives
     from argosy.output_file import OutputFile
     from argosy.train.checkpoint import remove_checkpoints
     from argosy.train.program import is_program
@@ -87,7 +87,10 @@ def train(
     confusion, labels = None, None
     with shell.hold_stdout():
         if is_program(target):
-            result, version = _train_program(shell, target, name, given)
+            try:
+                result, version = _train_program(shell, target, name, given)
+            except ModuleNotFoundError as error:
+                run_where_it_lives(error, ["-m", "argosy", *sys.argv[1:]])
         else:
             result, version, confusion, labels = _train_recipe(shell, target, framework or "torch", name, given)
     if checkpoints is None:

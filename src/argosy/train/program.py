@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
+from argosy import environment
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import FRAMEWORKS, name_kind
 
@@ -117,7 +118,7 @@ def _told_as_fault(target: str) -> Generator[None]:
     """Tell what a program does beside its work.
 
     `sys.exit` is a fault of it: who called the command would take its end, in silence, for success. Of a framework that is not
-    installed it is said which extra brings it.
+    installed it is said which extra brings it, unless it lives apart.
     """
     try:
         yield
@@ -126,7 +127,7 @@ def _told_as_fault(target: str) -> Generator[None]:
         raise InputError("bad_program", target=target, detail=detail) from error
     except ModuleNotFoundError as error:
         extra = next((name for name, entry in FRAMEWORKS.items() if error.name in entry.packages), None)
-        if extra is None:
+        if extra is None or environment.lives_apart(str(error.name)):
             raise
         feature = f"Training program {target}"
         raise InputError("missing_extra", feature=feature, package=error.name, extra=extra) from error
