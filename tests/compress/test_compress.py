@@ -130,7 +130,7 @@ def test_failed_guard_publishes_nothing(digits, store):
     assert "nothing was published" in caught.value.hint
     assert [v.number for v in store.list_versions("copy")] == [1]
     options = {"calibration": digits.training.x / 100, "evaluation": digits.testing, **ANY_SPEED}
-    wide = compress(version, method="int8", guard=Guard("accuracy", max_loss=1.0), store=store, **options)
+    wide = compress(version, method="int8", guard=Guard("accuracy", max_loss=0.99), store=store, **options)
     assert wide.version.number == 2
 
 
