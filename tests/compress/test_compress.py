@@ -283,7 +283,7 @@ def test_what_is_larger_is_refused_with_the_figures(make_regressor, store):
     with pytest.raises(ConflictError) as caught:
         compress(version, **options)
     assert caught.value.key == "no_gain"
-    assert re.search(r"the file is \d+\.\d% larger \(\d+\.\d -> \d+\.\d kB\)", caught.value.message)
+    assert re.search(r"the file is \d+\.\d% larger \(\d+\.\d -> \d+\.\d KiB\)", caught.value.message)
     assert [kept.number for kept in store.list_versions("regressor")] == [1]
     result = compress(version, needs_gain=False, **options)
     assert result.version.number == 2

@@ -164,7 +164,7 @@ class Gain:
         size = after.size_bytes / before.size_bytes
         if size > 1 or size < 1 - _LEAST_SAVING:
             word = "larger" if size > 1 else "smaller"
-            sizes = f"{before.size_bytes / 1e3:.1f} -> {after.size_bytes / 1e3:.1f} kB"
+            sizes = f"{before.size_bytes / 1024:.1f} -> {after.size_bytes / 1024:.1f} KiB"
             verdicts.append((size < 1, f"the file is {abs(1 - size):.1%} {word} ({sizes})"))
         batch = max(before.batch_rows, after.batch_rows)
         noise = max(_TIME_NOISE, sum(cost.served.noise for cost in (before, after) if cost.served is not None))
