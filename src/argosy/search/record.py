@@ -84,7 +84,7 @@ def check_objectives(objectives: Mapping[str, str]) -> dict[str, Direction]:
         InputError: `bad_option`, none, or another direction.
     """
     expected = "names, each with `minimize` or `maximize`"
-    given: object = objectives
+    given = cast("object", objectives)
     if not isinstance(given, Mapping) or not objectives:
         raise InputError("bad_option", option="objectives", got=given, expected=expected)
     found: dict[str, Direction] = {}

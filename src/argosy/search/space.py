@@ -147,7 +147,7 @@ class Space(Mapping[str, Parameter]):
     """
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
-        given: object = parameters
+        given = cast("object", parameters)
         if not isinstance(given, Mapping):
             raise InputError("bad_space", parameter="", detail=f"it is {_shorten(given)}, expected parameters by name")
         if not parameters:

@@ -392,7 +392,7 @@ class Study:
         return found
 
     def _check_guard(self, guard: Mapping[str, float]) -> dict[str, float]:
-        given: object = guard
+        given = cast("object", guard)
         if not isinstance(given, Mapping):
             raise InputError("bad_option", option="guard", got=given, expected="bounds by the names of objectives")
         for name, bound in guard.items():
