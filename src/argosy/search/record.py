@@ -86,7 +86,7 @@ def check_objectives(objectives: Mapping[str, str]) -> dict[str, Direction]:
     expected = "names, each with `minimize` or `maximize`"
     given = cast("object", objectives)
     if not isinstance(given, Mapping) or not objectives:
-        raise InputError("bad_option", option="objectives", got=given, expected=expected)
+        raise InputError("bad_option", option="objectives", got=str(objectives), expected=expected)
     found: dict[str, Direction] = {}
     for name, direction in objectives.items():
         is_named = isinstance(cast("object", name), str) and bool(name)
