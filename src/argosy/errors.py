@@ -93,6 +93,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "bad_reference": Message(
         "Reference {got!r} is not valid, expected NAME, NAME@VERSION or NAME@ALIAS",
+        "a version or an alias stands after @, such as digits@2",
     ),
     "unknown_choice": Message("Unknown {kind} {got!r}; known: {known}"),
     "unknown_recipe": Message(
@@ -154,6 +155,10 @@ MESSAGES: dict[str, Message] = {
     "no_hard_links": Message(
         "The file system of {path} has no hard links, which the store needs: {detail}",
         "set ARGOSY_HOME to a folder on a local disk",
+    ),
+    "home_is_file": Message(
+        "ARGOSY_HOME ({home}) is no folder: {path} is a file",
+        "give a folder, which is made if it is not there: ARGOSY_HOME, --home",
     ),
     "store_busy": Message(
         "The store's database {path} was locked by another process for {timeout_s:.0f} s",
@@ -274,8 +279,13 @@ MESSAGES: dict[str, Message] = {
         "The import of {title} needs code, for the file holds weights alone",
         "give a function that builds the model: --code FILE.py:FUNCTION",
     ),
+    "weights_differ": Message(
+        "The weights in file {path} are not those of the model that the code builds: {detail}",
+        "give the function that builds the model of which they were saved: --code FILE.py:FUNCTION",
+    ),
     "bad_code": Message(
-        "Code {code} cannot be used: {detail}", "it has the form FILE.py:FUNCTION, a function that is called without arguments"
+        "Code {code} cannot be used: {detail}",
+        "it has the form FILE.py:FUNCTION, a function that is called without arguments and gives the model",
     ),
     "not_convertible": Message(
         "The model of {framework} can be served neither as ONNX nor in a form of its own that is no pickle. {detail}",
@@ -300,7 +310,7 @@ MESSAGES: dict[str, Message] = {
         "Search {name!r} was begun with other settings: {detail}",
         "give the same ones to go on with it, begin it anew (--restart, restart=True), or name another search (--name, name=)",
     ),
-    "search_active": Message("Another process searches {name!r} now", "wait for it, or name another search"),
+    "search_active": Message("Another process searches {name!r} now", "wait for it, or name another search (--name, name=)"),
     "search_closed": Message("Search {name!r} was closed: nothing is asked or told any more", "stay in its `with` block"),
     "search_over": Message("Search {name!r} has nothing left to try: {detail}"),
     "search_waits": Message(
@@ -335,6 +345,19 @@ MESSAGES: dict[str, Message] = {
     "save_failed": Message(
         "The model cannot be saved for a runtime of its framework: {detail}",
         "make it of the framework's own layers, or of what ONNX has operators for",
+    ),
+    "loss_too_large": Message(
+        "A loss of {got:g} of {metric} would be all of it, or more: the metric is 1 at best",
+        "a loss is a part of 1, not of 100: 0.05 allows 5 points of a hundred",
+    ),
+    "idle_option": Message("{option} would do nothing {where}", "{instead}"),
+    "compression_active": Message(
+        "Another process looks for the same compression of {reference} now",
+        "wait for it, which publishes what it finds; with another objective, guard, search or other rows it is another one",
+    ),
+    "bad_kept_search": Message(
+        "What an earlier search for the compression of {reference} has kept cannot be read: {detail}",
+        "remove the folder {folder}, and call again: it begins anew",
     ),
     "nothing_to_compress": Message("Compression method {method} finds nothing to work on in the model: it needs {what}"),
     "own_training": Message(

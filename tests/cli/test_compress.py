@@ -163,10 +163,32 @@ def test_bad_options_are_refused_with_the_choices(call: Callable[..., Result], w
         ("--method", "int3", "known: bfloat16, distill, dynamic-int8"),
         ("--metric", "f1", "Unknown metric 'f1'"),
         ("--max-loss", "-1", "guard.max_loss"),
+        ("--max-loss", "5", "0.05 allows 5 points of a hundred"),
+        ("--max-loss", "1", "the metric is 1 at best"),
+        ("--without-gain", "--no-served", "--without-gain (needs_gain=False) would do nothing without a method"),
         ("--max-seconds", "0", "budget.max_s"),
     ):
         done = call("compress", "wide", "--data", wide, option, value)
         assert done.exit_code == 1 and words in done.stderr, (option, done.output)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--objective", "latency"),
+        ("--search", "tpe"),
+        ("--trials", "3"),
+        ("--max-seconds", "9"),
+        ("--search", "tpe", "--trials", "3"),
+    ],
+    ids=" ".join,
+)
+def test_what_only_a_search_is_told_is_refused_beside_a_method(
+    call: Callable[..., Result], wide: Path, options: tuple[str, ...]
+) -> None:
+    done = call("compress", "wide", "--data", wide, "--method", "float16", *options)
+    assert done.exit_code == 1 and "would do nothing beside a method" in done.stderr, done.output
+    assert all(option in done.stderr for option in options if option.startswith("--"))
 
 
 def test_compressed_version_is_rolled_out(site: Site) -> None:

@@ -101,6 +101,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], text: str, call: Call) -
         (["models", "../x"], "bad_name", "'../x' is not valid"),
         (["deploy", "nothing"], "unknown_model", "Unknown model 'nothing'"),
         (["deploy", "m@"], "bad_reference", "'m@' is not valid"),
+        (["deploy", "m:2"], "bad_reference", "expected NAME, NAME@VERSION or NAME@ALIAS"),
         (["undeploy", "nothing"], "unknown_deployment", "Unknown model 'nothing'"),
         (["rollback", "nothing"], "unknown_deployment", "Unknown model 'nothing'"),
         (["status"], "no_server", "No server runs"),

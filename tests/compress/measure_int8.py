@@ -36,7 +36,7 @@ def main() -> None:
                     method=method,
                     calibration=training.x,
                     evaluation=testing,
-                    guard=Guard(max_loss=1.0),
+                    guard=Guard(max_loss=0.99),
                     publish=False,
                     store=store,
                 )

@@ -72,7 +72,9 @@ def search(store: Store, parent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(*steps: Any, **options: Any) -> Any:
         monkeypatch.setattr(find, "list_recipes", lambda artifact, workshop: [(step,) for step in steps])
-        settings: dict[str, Any] = {"objective": "size", "data": ROWS, "store": store, **options}
+        settings: dict[str, Any] = {"data": ROWS, "store": store, **options}
+        if "method" not in options:
+            settings.setdefault("objective", "size")
         return compress(parent[0], **settings)
 
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from argosy.errors import ConflictError
+from argosy.errors import ConflictError, InputError
 from argosy.importers.onnx import import_onnx
 from argosy.search.journal import hold_folder
 from argosy.store.local import Store
@@ -80,5 +80,12 @@ def test_compression_that_another_process_searches_is_refused(store: Store, tmp_
         patch.setattr("argosy.compress.find.list_recipes", lambda artifact, workshop: [])
         with pytest.raises(ConflictError):
             module.compress(version, data=rows, guard=Guard(), store=store)
-    with hold_folder(store.home / "search" / found[0].name, "it"), pytest.raises(ConflictError, match="searches 'compress-"):
+    folder = store.home / "search" / found[0].name
+    with hold_folder(folder, "it"), pytest.raises(ConflictError, match="the same compression of net@1 now") as caught:
         module.compress(version, data=rows, guard=Guard(), store=store)
+    # Its user has named no search, and can name no other.
+    assert "--name" not in caught.value.hint and "--restart" not in caught.value.hint
+    (folder / "journal.log").write_text('{"op_code": 99}\n')
+    with pytest.raises(InputError, match="for the compression of net@1 has kept cannot be read") as damaged:
+        module.compress(version, data=rows, guard=Guard(), store=store)
+    assert f"remove the folder {folder}" in damaged.value.hint

@@ -106,7 +106,7 @@ def test_one_answer_that_is_no_number_is_refused(value):
     spoilt[17, 0] = value
     for kind, targets, guard in (
         ("classes", best, Guard()),
-        ("classes", None, Guard(max_loss=1e3)),
+        ("classes", None, Guard(max_loss=0.99)),
         ("unknown", None, Guard("cosine")),
         ("values", scores, Guard("mae", 10.0)),
     ):

@@ -284,7 +284,7 @@ def test_another_signature_needs_consent_for_this_rollout_alone(home: Home) -> N
 TRIALS = {
     "return {'y': x * 2}": r"was answered in \S+ ms",
     "raise ValueError('what is this')": "failed, which may be for its values: ValueError: what is this",
-    "return {'z': x}": "failed, which may be for its values: AnswerError: output 'y' is missing; got z",
+    "return {'y': [[None] * 4]}": "failed, which may be for its values: AnswerError: output 'y' holds None, .* for float32",
     "raise SystemExit": "failed, which may be for its values: SystemExit",
     "time.sleep(1000)": "was not answered within 2 s",
     "import ctypes\n    ctypes.PyDLL(None).sleep(1000)": "was not answered within 2 s",
@@ -304,6 +304,37 @@ def test_version_without_golden_examples_is_asked_once_and_the_rollout_says_what
             assert re.search(told, steps["verify"]), steps["verify"]
             # Who answers clients knows nothing of it.
             assert client.predict("code", {"x": row(1)})["y"][0, 0] == 2.0
+
+
+WRONG = {
+    "return {'z': x}": "output 'y' is missing; got z",
+    "return {}": "output 'y' is missing; got none",
+    "return x": "the model gives a ndarray, expected a dict of outputs by their names",
+    "return {'y': x.astype('f8')}": "output 'y' has type float64, expected float32",
+    "return {'y': [['a'] * 4]}": "output 'y' holds a str, expected numbers for float32",
+    "return {'y': x[0]}": "output 'y' has shape (4,), expected (-1, 4)",
+    "return {'y': x[:, :3]}": "output 'y' has shape (1, 3), expected (-1, 4)",
+}
+
+
+def test_outputs_that_no_request_would_make_those_of_the_signature_are_refused_before_clients_ask(home: Home) -> None:
+    home.publish_code("return {'y': x * 2}")
+    for body in WRONG:
+        home.publish_code(body)
+    with home.serve() as server, server.client() as client:
+        server.deploy("code@1", allow_code=True)
+        for version, expected in enumerate(WRONG.values(), 2):
+            with pytest.raises(FaultError, match=f"what the signature does not have: {re.escape(expected)}"):
+                server.deploy(f"code@{version}", allow_code=True)
+        assert client.predict("code", {"x": row(1)}).version == "1"
+
+
+def test_output_of_a_length_that_may_be_for_that_of_the_made_up_request_refuses_nothing(home: Home) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, 4)),))
+    home.publish_code("return {'y': x}", signature=signature)
+    with home.serve() as server, server.client() as client:
+        server.deploy("code", allow_code=True)
+        assert client.predict("code", {"x": row(1)})["y"].shape == (1, 4)
 
 
 def test_import_that_takes_longer_than_a_made_up_request_may_is_left_whole(home: Home) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -476,3 +477,28 @@ def test_record_is_json():
     with Study(SPACE) as study:
         run(study, 1)
         assert json.loads(json.dumps(study.trials[0].describe()))["values"]["value"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "key"),
+    [
+        pytest.param([1], {}, "bad_space", id="space"),
+        pytest.param({1: "0:1"}, {}, "bad_space", id="parameter"),
+        pytest.param({"x": "0:1"}, {"objectives": "loss"}, "bad_option", id="objectives"),
+        pytest.param({"x": "0:1"}, {"objectives": {1: "minimize"}}, "bad_option", id="objective"),
+        pytest.param({"x": "0:1"}, {"guard": 5}, "bad_option", id="guard"),
+    ],
+)
+def test_values_of_other_types_are_refused_by_name(space: Any, settings: dict[str, Any], key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Study(space, **settings)
+    assert caught.value.key == key
+
+
+def test_reason_that_is_no_text_is_refused_and_the_trial_goes_on() -> None:
+    with Study({"x": "0:1"}) as study:
+        trial = study.ask()
+        for end in (study.fail, study.stop):
+            with pytest.raises(InputError, match="expected a text"):
+                end(trial, 5)  # pyright: ignore[reportArgumentType]
+        study.fail(trial, "it is over")

@@ -26,9 +26,9 @@ _PAIR: Final = {"x", "y"}
 
 @command("compress")
 @click.argument("reference", metavar="NAME[@VERSION]")
-@click.option("--objective", default="latency", show_default=True, help="What to improve: latency, throughput, size, memory.")
-@click.option("--search", default="gradient", show_default=True, help="How to look: gradient, random, genetic, tpe.")
-@click.option("--trials", type=int, default=60, show_default=True, help="Recipes that are tried at most.")
+@click.option("--objective", help="What to improve: latency, throughput, size, memory.  [default: latency; not with --method]")
+@click.option("--search", help="How to look: gradient, random, genetic, tpe.  [default: gradient; not with --method]")
+@click.option("--trials", type=int, help="Recipes that are tried at most.  [default: 60; not with --method]")
 @click.option("--method", help="Steps to take, with + between them.  [default: the best that is found]")
 @click.option("--metric", help="What is guarded, such as accuracy or cosine.  [default: what the version was trained for]")
 @click.option("--max-loss", type=float, default=0.01, show_default=True, help="What it may lose of the metric.")
@@ -37,7 +37,7 @@ _PAIR: Final = {"x", "y"}
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Rows to judge on, instead of the rest of --data.")
 @click.option("--student", metavar="FILE.py:FUNCTION", help="Makes a model that is taught to answer as the original.")
 @click.option("--target", default="cpu", show_default=True, help="What it will run on: cpu, gpu (ONNX Runtime's CUDA; untested).")
-@click.option("--max-seconds", type=float, default=600.0, show_default=True, help="After which no new candidate is begun.")
+@click.option("--max-seconds", type=float, help="After which no new candidate is begun.  [default: 600; not with --method]")
 @click.option(
     "--served/--no-served",
     default=None,
@@ -61,13 +61,13 @@ _PAIR: Final = {"x", "y"}
 def compress(
     shell: Shell,
     reference: str,
-    objective: str,
+    objective: str | None,
     method: str | None,
     metric: str | None,
     max_loss: float,
-    search: str,
-    trials: int,
-    max_seconds: float,
+    search: str | None,
+    trials: int | None,
+    max_seconds: float | None,
     report: Path | None,
     served: bool | None,
     trace: Path | None,
@@ -96,11 +96,13 @@ def compress(
         open_style()  # What is missing for the page is told before the work.
     store = shell.open_store()
     version = store.get_version(reference)
+    budget: dict[str, Any] = {"max_s": max_seconds, "trials": trials}
+    budget = {name: value for name, value in budget.items() if value is not None}
     arrivals = () if trace is None else read_trace(trace)
     given: dict[str, Any] = options | {
         "objective": objective,
         "search": search,
-        "budget": Budget(max_seconds, trials),
+        "budget": None if not budget else Budget(**budget),
         "report": report_file,
         "served": True if served is None and report is not None else served,
         "trace": arrivals,
@@ -142,7 +144,7 @@ def _show(shell: Shell, result: CompressResult) -> None:
     rows: list[tuple[str, ...]] = [
         (f"{score.metric} ({score.num_rows} {score.basis} rows)", f"{score.before:.4f}", f"{score.after:.4f}"),
         ("files", format_bytes(before.size_bytes), format_bytes(after.size_bytes)),
-        ("memory of a worker", format_bytes(before.worker_bytes), format_bytes(after.worker_bytes)),
+        (_name_memory(before), format_bytes(before.worker_bytes), format_bytes(after.worker_bytes)),
         ("one row", format_seconds(before.latency_s), format_seconds(after.latency_s)),
         (f"a row in a batch of {before.batch_rows}", format_seconds(before.batch_row_s), format_seconds(after.batch_row_s)),
         *_list_served(before, after),
@@ -161,6 +163,10 @@ def _show(shell: Shell, result: CompressResult) -> None:
         ),
         *([f"worse: {'; '.join(gain.losses)}"] if gain.losses else []),
     )
+
+
+def _name_memory(cost: Cost) -> str:
+    return "memory of a worker, served" if cost.served is not None else "memory of a worker, alone"
 
 
 def _list_served(before: Cost, after: Cost) -> list[tuple[str, ...]]:

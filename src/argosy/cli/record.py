@@ -34,7 +34,8 @@ def record(shell: Shell, name: str, trace: Path, for_s: float, overwrite: bool) 
     with AdminClient(shell.home) as admin:
         recording = admin.record(name)
         # What cannot be recorded leaves a file of an earlier recording as it is.
-        first, end_s = next(recording), time.monotonic() + for_s
+        first, begun_s = next(recording), time.monotonic()
+        end_s = begun_s + for_s
         file = TraceFile(trace, overwrite=overwrite)
         try:
             for arrivals in chain([first], recording):
@@ -48,7 +49,9 @@ def record(shell: Shell, name: str, trace: Path, for_s: float, overwrite: bool) 
     rate = file.num_arrivals / file.seconds if file.seconds else 0.0
     shell.show(
         {"trace": str(trace), "num_arrivals": file.num_arrivals, "seconds": file.seconds, "requests_per_s": rate},
-        f"{file.num_arrivals} requests in {file.seconds:.1f} s, {rate:.4g} by the second, are in {trace}",
+        f"{file.num_arrivals} requests in {file.seconds:.1f} s, {rate:.4g} by the second, are in {trace}"
+        if file.num_arrivals
+        else f"no requests came within {time.monotonic() - begun_s:.1f} s: {trace} is empty",
     )
 
 

@@ -46,8 +46,8 @@ def serve(shell: Shell, references: tuple[str, ...], **settings: Any) -> None:
     from argosy.serve.wire.output import guard_output
     from argosy.server import exec_server
 
-    chosen, _ = load_serve_config(settings, home=shell.given_home)
     running = find_holder(shell.home)
+    chosen, _ = load_serve_config(settings, home=shell.given_home)
     if running is not None:
         raise ConflictError("server_running", pid=running, home=shell.home)
     rollouts = _request_all(shell, references)
@@ -126,6 +126,7 @@ def show(shell: Shell) -> None:
 
     from argosy.config import load_serve_config
 
+    _ = shell.home  # Refused where it is a file.
     chosen, sources = load_serve_config(home=shell.given_home)
     values = msgspec.to_builtins(chosen)
     data = {name: {"value": value, "source": sources[name]} for name, value in values.items()}

@@ -49,10 +49,20 @@ class Shell:
 
     @property
     def home(self) -> Path:
-        """The folder that holds all state."""
+        """The folder that holds all state.
+
+        Raises:
+            InputError: `home_is_file`.
+        """
         from argosy.home import find_home
 
-        return find_home(self.given_home)
+        home = find_home(self.given_home)
+        for path in (home, *home.parents):
+            if path.is_file():
+                from argosy.errors import InputError
+
+                raise InputError("home_is_file", home=home, path=path)
+        return home
 
     def open_store(self) -> Store:
         """The home's store."""

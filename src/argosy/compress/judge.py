@@ -31,6 +31,7 @@ _OF_LABELS: Final = (None, "accuracy", "agreement")
 """Metrics that say something of answers which are no fractions."""
 _RATES: Final = ("accuracy", "agreement", "neighbours")
 """Metrics that count rows: of N rows, they say nothing finer than 1/N."""
+_AT_MOST_ONE: Final = ("accuracy", "r2", "fidelity", *(name for name, fidelity in FIDELITIES.items() if fidelity.best == 1.0))
 _LOWER_IS_BETTER: Final = ("mae", "mse", "kl", "max_difference")
 
 
@@ -43,7 +44,8 @@ class Guard:
     original's: `fidelity` (`r2` with the original's answers for targets), `cosine`, `agreement`, `neighbours`, `kl`,
     `max_difference`, `iou`, `text` (see `fidelity.py`). None: what the version was trained for, see `judge_outputs`."""
     max_loss: float = 0.01
-    """Largest fall of the metric (rise, where lower is better). One in a hundred rows is seldom missed."""
+    """Largest fall of the metric (rise, where lower is better). One in a hundred rows is seldom missed. Of a metric that is 1 at
+    best it is less than 1."""
 
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric not in METRICS:
@@ -148,7 +150,8 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
         guard: names a metric, or none.
 
     Raises:
-        InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not; `too_few_rows`.
+        InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not; `loss_too_large`;
+            `too_few_rows`.
     """
     with np.errstate(all="ignore"):  # Answers that are no numbers are told in the score.
         before, after = _pair(evidence)
@@ -175,6 +178,8 @@ def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Mea
             meaning if index == 0 else Meaning("unknown", "no lineage speaks of this output"),
             guard.metric if is_meant else None,
         )
+        if is_meant and choice.metric in _AT_MOST_ONE and guard.max_loss >= 1.0:
+            raise InputError("loss_too_large", metric=choice.metric, got=guard.max_loss)
         choice = _look_at_number(choice, evidence.num_different, guard, is_named=is_meant and guard.metric is not None)
         scores.append(_score(name, choice, *_settle(before[name], after[name]), evidence, guard.max_loss))
     return max(scores, key=lambda score: (bool(score.ruin), math.inf if math.isnan(score.loss) else score.loss))

@@ -81,7 +81,7 @@ class Jury:
         self._golden = write_rows(golden, folder / "golden")
         self._few = write_rows(thin_rows(sample.rows, _FEW_ROWS), folder / "few")
         self._timing = Timing(sample.rows, folder / "timing", is_batched=parent.signature.is_batched)
-        self._original, self._threads = self._load(parent, "the version itself")
+        self._original, self._threads = self._load(parent, "its own runtime")
         self._stack.enter_context(self._original)
         try:
             self._answers = self._answer(self._original)

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from argosy.bench.rows import Rows
@@ -14,13 +16,14 @@ from argosy.compress.judge import Guard
 from argosy.compress.publish import PACKAGES
 from argosy.compress.sample import Sample
 from argosy.compress.steps.base import Workshop
+from argosy.errors import ConflictError, InputError
 from argosy.search.journal import find_folder
 from argosy.signature import Arrays
 from argosy.store.manifest import Version
 from argosy.train.data import digest_arrays
 from argosy.train.lineage import describe_environment
 
-__all__ = ["choose_keeping", "forget"]
+__all__ = ["choose_keeping", "explain_keeping", "forget"]
 
 
 def choose_keeping(
@@ -47,6 +50,25 @@ def choose_keeping(
     }
     whole = json.dumps([about, *wanted], sort_keys=True)
     return Keeping(home, f"compress-{hashlib.sha256(whole.encode()).hexdigest()[:16]}", about)
+
+
+@contextmanager
+def explain_keeping(keeping: Keeping | None, reference: str) -> Generator[None]:
+    """Tell what is wrong with a kept search within the block by what is compressed: nobody has named that search.
+
+    Raises:
+        ConflictError: `compression_active`.
+        InputError: `bad_kept_search`.
+    """
+    try:
+        yield
+    except (ConflictError, InputError) as error:
+        if keeping is not None and error.key == "search_active":
+            raise ConflictError("compression_active", reference=reference) from error
+        if keeping is not None and error.key == "bad_journal":
+            folder, detail = find_folder(keeping.home, keeping.name), error.fields["detail"]
+            raise InputError("bad_kept_search", reference=reference, folder=folder, detail=detail) from error
+        raise
 
 
 def forget(keeping: Keeping | None) -> None:

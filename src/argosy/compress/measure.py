@@ -34,6 +34,9 @@ _LEAST_SAVING: Final = 0.05
 _TIME_NOISE: Final = 0.1
 """Part by which two times must differ to be called different: medians of runs in turn move by less."""
 
+_TAIL: Final = 2.0
+"""Times the noise by which 99th percentiles must differ."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -161,13 +164,14 @@ class Gain:
         size = after.size_bytes / before.size_bytes
         if size > 1 or size < 1 - _LEAST_SAVING:
             word = "larger" if size > 1 else "smaller"
-            sizes = f"{before.size_bytes / 1e3:.1f} -> {after.size_bytes / 1e3:.1f} kB"
+            sizes = f"{before.size_bytes / 1024:.1f} -> {after.size_bytes / 1024:.1f} KiB"
             verdicts.append((size < 1, f"the file is {abs(1 - size):.1%} {word} ({sizes})"))
         batch = max(before.batch_rows, after.batch_rows)
         noise = max(_TIME_NOISE, sum(cost.served.noise for cost in (before, after) if cost.served is not None))
         for what, old_s, new_s in self._list_times(batch):
             ratio = new_s / old_s
-            if abs(ratio - 1) > noise:
+            # A percentile of the rarest answers moves by more than a median.
+            if abs(ratio - 1) > (_TAIL * noise if what.startswith("the 99th") else noise):
                 word = "slower" if ratio > 1 else "faster"
                 times = f"{old_s * 1e6:.1f} -> {new_s * 1e6:.1f} us"
                 verdicts.append((ratio < 1, f"{what} is {max(ratio, 1 / ratio):.2f} times {word} ({times})"))
@@ -184,6 +188,7 @@ class Gain:
         return [
             ("an answer to one client", old.p50_s, new.p50_s),
             (f"a row of {old.connections} clients", 1 / old.rows_per_s, 1 / new.rows_per_s),
+            (f"the 99th percentile of {old.connections} clients", old.load_p99_s, new.load_p99_s),
         ]
 
 

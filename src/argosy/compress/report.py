@@ -25,12 +25,12 @@ _HEADER: Final = ("", "before", "after", "change")
 
 
 def tabulate_result(result: CompressResult) -> list[tuple[str, ...]]:
-    """Give a table of before and after, its header first; sizes in kB, times in microseconds."""
+    """Give a table of before and after, its header first; sizes in KiB, times in microseconds."""
     before, after, score = result.before, result.after, result.score
     return [
         _HEADER,
         (score.metric, f"{score.before:.4f}", f"{score.after:.4f}", f"{score.after - score.before:+.4f}"),
-        _compare("file (kB)", before.size_bytes / 1e3, after.size_bytes / 1e3),
+        _compare("file (KiB)", before.size_bytes / 1024, after.size_bytes / 1024),
         _compare("one row alone (us)", before.latency_s * 1e6, after.latency_s * 1e6),
         _compare(f"a row in a batch of {before.batch_rows} (us)", before.batch_row_s * 1e6, after.batch_row_s * 1e6),
         *_compare_served(before, after),
@@ -142,8 +142,8 @@ def _show_costs(result: CompressResult) -> Section:
     before, after, score = result.before, result.after, result.score
     rows: list[tuple[str, ...]] = [
         ("", "before", "after", "after / before"),
-        _ratio("files", before.size_bytes, after.size_bytes, 1e3, "kB"),
-        _ratio("memory of a worker", before.worker_bytes, after.worker_bytes, 1e6, "MB"),
+        _ratio("files", before.size_bytes, after.size_bytes, 1024, "KiB"),
+        _ratio("memory of a worker", before.worker_bytes, after.worker_bytes, 2**20, "MiB"),
         *_list_served(before, after),
         _ratio("loading", before.load_s, after.load_s, 1e-3, "ms"),
         _ratio("model alone, one row, p50", before.latency_s, after.latency_s, 1e-6, "us"),

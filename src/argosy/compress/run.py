@@ -17,7 +17,7 @@ from argosy.bench.rows import Rows
 from argosy.compress.find import SEARCHES, Budget, Found, find
 from argosy.compress.judge import Guard
 from argosy.compress.jury import Jury
-from argosy.compress.keeping import choose_keeping, forget
+from argosy.compress.keeping import choose_keeping, explain_keeping, forget
 from argosy.compress.kind import find_meaning
 from argosy.compress.measure import OBJECTIVES
 from argosy.compress.publish import publish_artifact
@@ -40,6 +40,13 @@ __all__ = ["compress"]
 _DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 """Target -> what a runtime is told."""
 
+_OBJECTIVE, _SEARCH = "latency", "gradient"
+_OF_SEARCH = {
+    "objective": "--objective (objective=)",
+    "search": "--search (search=)",
+    "budget": "--trials or --max-seconds (budget=)",
+}
+"""What a search alone is told, as its users write it."""
 _RUNTIMES = ("keras", "onnx", "openvino", "torch")
 """Whose files steps read."""
 _BUDGET_S = 1.0
@@ -50,8 +57,8 @@ def compress(
     reference: str | Version,
     *,
     method: str | Step | Sequence[str | Step] | None = None,
-    objective: str = "latency",
-    search: str = "gradient",
+    objective: str | None = None,
+    search: str | None = None,
     data: object = None,
     calibration: object = None,
     evaluation: tuple[object, object] | None = None,
@@ -76,9 +83,9 @@ def compress(
         reference: the version, or NAME, NAME@VERSION, NAME@ALIAS.
         method: a recipe: names of `STEPS` with `+` between them, or steps with their parameters set. None finds the best one for
             the objective.
-        objective: what to look for without a method: `latency`, `throughput`, `size` or `memory`.
-        search: how recipes are looked for without a method: `gradient`, `random`, `genetic` or `tpe`. Killed at any moment, the
-            same call goes on, and loses no recipe that was tried.
+        objective: what to look for without a method: `latency` (default), `throughput`, `size` or `memory`.
+        search: how recipes are looked for without a method: `gradient` (default), `random`, `genetic` or `tpe`. Killed at any
+            moment, the same call goes on, and loses no recipe that was tried.
         data: rows like those to come, without or with targets as a pair; they are split into rows to calibrate with and rows to
             judge on. As `calibration` and `evaluation`, which may be given instead. Where the version makes tensors of texts or
             pictures, a list of these.
@@ -91,7 +98,7 @@ def compress(
             it is trained in place. Of a given method its step `distill` takes it.
         guard: how much may be lost of what; default: 0.01 of what the version was trained for (accuracy, or R2 of values),
             and of the fidelity to the original where nothing says what its outputs are.
-        budget: of the search.
+        budget: of the search without a method; default: `Budget()`.
         target: what it will run on: `cpu`, or (untested) `gpu`, by ONNX Runtime's CUDA, which this machine must have. Models that
             use a GPU run unconfined.
         allow_code: compress a version that may run code of its maker, as `argosy deploy` is asked.
@@ -99,7 +106,8 @@ def compress(
             the time that models take in a process alone. Default: in a search, and with a trace.
         trace: recorded requests (`argosy.tune.trace.read_trace`), whose rows and lengths the requests to that server have;
             default: rows of those that are judged on, one by one.
-        needs_gain: refuse what is larger, and what is neither smaller nor faster. False publishes it all the same.
+        needs_gain: refuse what is larger, and what is neither smaller nor faster. False publishes what a given method makes all
+            the same; a search publishes nothing but what is better.
         publish: False measures only.
         report: HTML file for all that was measured; written also where nothing is found.
         store: default: that of ARGOSY_HOME.
@@ -107,15 +115,18 @@ def compress(
 
     Raises:
         ConflictError: `guard_failed`, too much was lost; `answers_ruined`, whatever its metric says; `no_gain`; `nothing_found`:
-            nothing was published; `search_active`.
-        InputError: `needs_calibration`, `bad_data`, `bad_option`, `unknown_choice`, `already_compressed`,
+            nothing was published; `compression_active`.
+        InputError: `needs_calibration`, `bad_data`, `bad_option`, `idle_option`, `unknown_choice`, `already_compressed`,
             `not_compressible`, `nothing_to_compress`, `missing_extra`, `step_unfit`, `step_failed`, `too_few_rows`,
-            `too_few_training_rows`, `needs_student`, `student_unfit`, `bad_program`, `bad_journal`, `file_exists`, `unwritable`.
+            `too_few_training_rows`, `needs_student`, `student_unfit`, `bad_program`, `bad_kept_search`, `file_exists`,
+            `unwritable`.
         FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
         NotAllowedError: `code_not_allowed`.
         NotFoundError: no such version.
         StoreError: the parent's files are damaged.
     """
+    _refuse_idle(method, needs_gain, objective=objective, search=search, budget=budget)
+    objective, search = objective or _OBJECTIVE, search or _SEARCH
     store = store or Store()
     guard = guard or Guard()
     recipe = None if method is None else get_recipe(method)
@@ -151,7 +162,8 @@ def compress(
             else:
                 wanted = (search, objective, target)
                 keeping = choose_keeping(store.home, parent, workshop, sample, guard, wanted) if publish else None
-                found = find(jury, workshop, objective, budget or Budget(), search=search, keeping=keeping, say=say)
+                with explain_keeping(keeping, f"{parent.name}@{parent.number}"):
+                    found = find(jury, workshop, objective, budget or Budget(), search=search, keeping=keeping, say=say)
             if found.best is None:
                 forget(keeping)
                 if page is not None:
@@ -173,6 +185,24 @@ def compress(
     if page is not None:
         _import_report().write_report(page, result)
     return result
+
+
+def _refuse_idle(method: object, needs_gain: bool, **of_search: object) -> None:
+    """Refuse what would do nothing.
+
+    Raises:
+        InputError: `idle_option`.
+    """
+    given = [_OF_SEARCH[name] for name, value in of_search.items() if value is not None]
+    if method is not None and given:
+        instead = "leave it out; or leave the method out, and the best one is looked for"
+        raise InputError(
+            "idle_option", option=", ".join(given), where="beside a method, which is all that is tried", instead=instead
+        )
+    if method is None and not needs_gain:
+        where = "without a method: a search publishes nothing but what is better"
+        instead = "leave it out, or name the method whose result is wanted"
+        raise InputError("idle_option", option="--without-gain (needs_gain=False)", where=where, instead=instead)
 
 
 def _tell(found: Found, chosen: Tried, parent: Version, guard: Guard, **how: str) -> CompressResult:

@@ -35,6 +35,7 @@ _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 _ERRORS: Final[dict[str, type[ArgosyError]]] = {
     **dict.fromkeys(("bad_model_file", "bad_sample", "needs_sample", "bad_code", "missing_extra"), InputError),
+    **dict.fromkeys(("weights_differ", "needs_code"), InputError),
     **dict.fromkeys(("bad_option", "not_convertible", "unsupported_type"), InputError),
     **dict.fromkeys(("bad_onnx", "bad_external_data", "bad_golden", "missing_locale", "duplicate_tensor"), InputError),
     **dict.fromkeys(("export_failed", "export_differs", "save_failed"), ModelError),

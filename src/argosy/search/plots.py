@@ -17,10 +17,10 @@ __all__ = ["draw_curves", "draw_front", "draw_history", "draw_importance", "draw
 
 _MAX_TICKS: Final = 8
 _UNITS: Final[Mapping[str, tuple[str, float]]] = {
-    "size": ("size (kB)", 1e-3),
+    "size": ("size (KiB)", 1 / 1024),
     "latency": ("latency of one row (us)", 1e6),
     "throughput": ("throughput (rows/s)", 1.0),
-    "memory": ("memory of a worker (MB)", 1e-6),
+    "memory": ("memory of a worker (MiB)", 1 / 2**20),
 }
 
 

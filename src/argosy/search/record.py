@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from argosy.errors import InputError, list_choices
 from argosy.search.space import Value
@@ -84,11 +84,13 @@ def check_objectives(objectives: Mapping[str, str]) -> dict[str, Direction]:
         InputError: `bad_option`, none, or another direction.
     """
     expected = "names, each with `minimize` or `maximize`"
-    if not objectives:
-        raise InputError("bad_option", option="objectives", got=dict(objectives), expected=expected)
+    given = cast("object", objectives)
+    if not isinstance(given, Mapping) or not objectives:
+        raise InputError("bad_option", option="objectives", got=str(objectives), expected=expected)
     found: dict[str, Direction] = {}
     for name, direction in objectives.items():
-        if not name or direction not in ("minimize", "maximize"):
+        is_named = isinstance(cast("object", name), str) and bool(name)
+        if not is_named or direction not in ("minimize", "maximize"):
             raise InputError("bad_option", option="objectives", got={name: direction}, expected=expected)
         found[name] = direction
     return found

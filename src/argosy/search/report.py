@@ -13,7 +13,7 @@ from argosy.train.report import Section, write_page
 
 __all__ = ["format_objective", "format_schedule", "tabulate_trials", "write_report"]
 
-_SCALES: Final = {"size": ("kB", 1e-3), "latency": ("us", 1e6), "throughput": ("rows/s", 1.0), "memory": ("MB", 1e-6)}
+_SCALES: Final = {"size": ("KiB", 1 / 1024), "latency": ("us", 1e6), "throughput": ("rows/s", 1.0), "memory": ("MiB", 1 / 2**20)}
 _MAX_REASON: Final = 80
 
 

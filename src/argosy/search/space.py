@@ -147,11 +147,14 @@ class Space(Mapping[str, Parameter]):
     """
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
+        given = cast("object", parameters)
+        if not isinstance(given, Mapping):
+            raise InputError("bad_space", parameter="", detail=f"it is {_shorten(given)}, expected parameters by name")
         if not parameters:
             raise InputError("bad_space", parameter="", detail="the space has no parameters")
         self._parameters: dict[str, Parameter] = {}
         for name, given in parameters.items():
-            if not name.strip():
+            if not isinstance(cast("object", name), str) or not name.strip():
                 raise _fail(name, "a name is a text")
             parameter = _read_parameter(name, given)
             fault = parameter.find_fault()

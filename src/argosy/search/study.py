@@ -257,7 +257,7 @@ class Study:
         """
         with self._lock:
             number = self._check_running(trial)
-            return self._end(number, "stopped", {"notes": check_data("notes", notes), "reason": reason[:_MAX_TOLD]})
+            return self._end(number, "stopped", {"notes": check_data("notes", notes), "reason": _check_reason(reason)})
 
     def fail(self, trial: Trial | int, reason: str, *, notes: Mapping[str, object] = {}) -> Record:
         """Say that a trial came to nothing, and why.
@@ -267,7 +267,7 @@ class Study:
         """
         with self._lock:
             number = self._check_running(trial)
-            return self._end(number, "failed", {"notes": check_data("notes", notes), "reason": reason[:_MAX_TOLD]})
+            return self._end(number, "failed", {"notes": check_data("notes", notes), "reason": _check_reason(reason)})
 
     def front(self) -> list[Record]:
         """Give the trials within the guard that no other is as good as in every objective and better in one."""
@@ -392,12 +392,26 @@ class Study:
         return found
 
     def _check_guard(self, guard: Mapping[str, float]) -> dict[str, float]:
+        given = cast("object", guard)
+        if not isinstance(given, Mapping):
+            raise InputError("bad_option", option="guard", got=given, expected="bounds by the names of objectives")
         for name, bound in guard.items():
             is_number = type(bound) in (int, float) and math.isfinite(bound)
             if name not in self.objectives or not is_number:
                 expected = f"finite bounds of objectives: {', '.join(self.objectives)}"
                 raise InputError("bad_option", option="guard", got={name: bound}, expected=expected)
         return {name: float(bound) for name, bound in guard.items()}
+
+
+def _check_reason(reason: object) -> str:
+    """Give a reason as it is kept.
+
+    Raises:
+        InputError: `bad_option`, it is no text.
+    """
+    if not isinstance(reason, str):
+        raise InputError("bad_option", option="reason", got=reason, expected="a text")
+    return reason[:_MAX_TOLD]
 
 
 def _turn(record: Record, sign: float) -> Record:

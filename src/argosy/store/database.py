@@ -80,7 +80,8 @@ CREATE TRIGGER history_no_delete BEFORE DELETE ON history BEGIN SELECT RAISE(ABO
 """
 
 _WRITE_FAULTS: Final = frozenset({"SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"})
-_FULL: Final = "SQLITE_FULL"
+_FULL_FAULTS: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"})
+"""The second is said of the shared memory beside the file, which could not be made longer."""
 _BUSY_FAULTS: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED"})
 _DAMAGES: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 
@@ -234,13 +235,24 @@ class Database:
                     return os.strerror(errno.EACCES)
         return ""
 
+    def _is_full(self) -> bool:
+        """Say whether the disk has no room, or no place for one more file."""
+        try:
+            found = os.statvfs(self.path.parent)
+        except OSError:
+            return False
+        return not found.f_bavail or (found.f_files > 0 and not found.f_favail)
+
     def _explain(self, error: sqlite3.DatabaseError) -> Exception:
         """Turn faults of the machine into StoreError; a wrong statement or a broken constraint stays as it is."""
         name = str(getattr(error, "sqlite_errorname", ""))
         fault = "_".join(name.split("_")[:2])
-        if fault == _FULL or fault in _WRITE_FAULTS:
-            key = "disk_full" if fault == _FULL else "write_failed"
-            return StoreError(key, what=self.path, detail=self._find_refusal() or f"{error} ({name})")
+        if name in _FULL_FAULTS or fault in _WRITE_FAULTS:
+            refusal = self._find_refusal()
+            # SQLite says of a full disk alone what it was doing, where it was not writing to the file itself.
+            if not refusal and (name in _FULL_FAULTS or self._is_full()):
+                return StoreError("disk_full", what=self.path, detail=os.strerror(errno.ENOSPC))
+            return StoreError("write_failed", what=self.path, detail=refusal or f"{error} ({name})")
         if fault in _BUSY_FAULTS:
             return StoreError("store_busy", path=self.path, timeout_s=BUSY_TIMEOUT_S)
         if fault in _DAMAGES:

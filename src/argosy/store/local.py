@@ -70,7 +70,8 @@ class Store:
             home: default: the environment's ARGOSY_HOME, else `~/.argosy`.
 
         Raises:
-            StoreError: `disk_full`, `write_failed`, `missing_database`, `damaged_database`, `store_too_new`, `store_busy`.
+            StoreError: `disk_full`, `write_failed`, `missing_database`, `damaged_database`, `store_too_new`, `store_busy`,
+                `home_is_file`.
         """
         self.home = find_home(home)
         self._database = Database(self.home / "argosy.db")
@@ -90,6 +91,8 @@ class Store:
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._blobs.folder.mkdir(mode=0o700, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreError("home_is_file", home=self.home, path=error.filename) from error
         except OSError as error:
             raise explain_write(self.home, error) from error
         with self._blobs.lock():

@@ -88,6 +88,9 @@ def parse_reference(reference: str) -> Reference:
     name, at, selector = reference.partition("@")
     if not name or (at and not selector) or "@" in selector:
         raise InputError("bad_reference", got=reference[:200])
+    if ":" in name:
+        # So versions of images are written elsewhere.
+        raise InputError("bad_reference", got=reference[:200])
     check_name(name)
     if not at:
         return Reference(name)

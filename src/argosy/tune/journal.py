@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from argosy.errors import StoreError
 from argosy.serve.worker.cores import count_cores
+from argosy.store.temporary import explain_write
 
 __all__ = ["Journal", "describe_machine"]
 
@@ -44,7 +44,7 @@ class Journal:
         is_new: forget what an interrupted run has measured.
 
     Raises:
-        StoreError: `write_failed`.
+        StoreError: `disk_full`, `write_failed`.
     """
 
     def __init__(self, path: Path, subject: Mapping[str, Any], *, is_new: bool = False) -> None:
@@ -66,7 +66,7 @@ class Journal:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise StoreError("write_failed", what=self._path, detail=error.strerror) from error
+            raise explain_write(self._path, error) from error
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -101,4 +101,4 @@ class Journal:
                 # A line of its own, whatever an interrupt has left before it.
                 file.write("\n" * (file.tell() > 0) + json.dumps({"key": self._key, **entry}, default=str))
         except OSError as error:
-            raise StoreError("write_failed", what=self._path, detail=error.strerror) from error
+            raise explain_write(self._path, error) from error

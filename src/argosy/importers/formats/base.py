@@ -46,7 +46,10 @@ class Format(NamedTuple):
     """For a pickle: what else its owner can do."""
 
 
-_TORCH_INSTEAD: Final = "export the model with torch.export.save (.pt2), or keep its weights as safetensors and give --code"
+_TORCH_INSTEAD: Final = (
+    "where it holds weights alone, give what builds the model, --code FILE.py:FUNCTION; a whole model export with "
+    "torch.export.save (.pt2)"
+)
 _PICKLE_INSTEAD: Final = "save it with skops (.skops), or convert it to ONNX with skl2onnx where it was trained"
 
 FORMATS: Final[dict[str, Format]] = {
@@ -233,6 +236,12 @@ def find_format(name: str) -> Format:
 def refuse(title: str, detail: str) -> InputError:
     """Make the error of a file that is not what it should be; `path` is filled in by who knows the user's name of it."""
     return InputError("bad_model_file", path="?", title=title, detail=detail)
+
+
+def refuse_weights(detail: str) -> InputError:
+    """Make the error of weights that are not those of the model that the user's code builds: one of the two is another's."""
+    # A library's own words may be lines with tabs before them.
+    return InputError("weights_differ", path="?", detail=" ".join(detail.split()))
 
 
 def load(source: Source) -> ForeignModel:

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 from argosy.errors import ArgosyError, InputError
+from argosy.frameworks.base import name_kind
 from argosy.importers.formats.base import Source
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "refuse_model"]
 
 
 def build_model(source: Source) -> Any:
@@ -19,7 +20,6 @@ def build_model(source: Source) -> Any:
         InputError: `bad_code`, the program has no such function, or one of them fails.
     """
     assert source.code is not None, "the caller of this process refuses such requests"
-    code = f"{source.code.name}:{source.function}"
     # Not by its name, which may be that of a library.
     spec = importlib.util.spec_from_file_location("imported_model", source.code)
     assert spec is not None and spec.loader is not None, "the name ends in .py"
@@ -31,4 +31,14 @@ def build_model(source: Source) -> Any:
     except ArgosyError:
         raise
     except Exception as error:  # The edge of the user's program.
-        raise InputError("bad_code", code=code, detail=f"{type(error).__name__}: {error}") from error
+        raise _refuse(source, f"{type(error).__name__}: {error}") from error
+
+
+def refuse_model(source: Source, model: object, expected: str) -> InputError:
+    """Make the error of a function that gives something else than a model."""
+    return _refuse(source, f"it gives a {name_kind(model)}, expected {expected}")
+
+
+def _refuse(source: Source, detail: str) -> InputError:
+    assert source.code is not None, "there is no fault in code that is not there"
+    return InputError("bad_code", code=f"{source.code.name}:{source.function}", detail=detail)

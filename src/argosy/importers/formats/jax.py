@@ -113,7 +113,7 @@ def load(source: Source) -> ForeignModel:
     model = build_model(source)
     if (linen := wrap_linen(model, cast("Mapping[str, Any]", weights))) is not None:
         return linen
-    return load_weights(model, _flatten(cast("Mapping[str, Any]", weights)), FORMATS["flax"].title)
+    return load_weights(source, model, _flatten(cast("Mapping[str, Any]", weights)))
 
 
 def wrap_linen(model: Any, weights: Mapping[str, Any]) -> LiveModel | None:

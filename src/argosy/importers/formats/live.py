@@ -10,7 +10,8 @@ import numpy as np
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import Framework, framework_of
-from argosy.importers.formats.base import ForeignModel, refuse
+from argosy.importers.formats.base import ForeignModel, Source, refuse_weights
+from argosy.importers.formats.code import refuse_model
 from argosy.signature import Arrays, TensorSpec
 
 __all__ = ["LiveModel", "load_weights", "refuse_names"]
@@ -60,30 +61,29 @@ class LiveModel(ForeignModel):
         return self._framework.save_native(self._model, rows, folder, self.free_axes[name]).entry
 
 
-def load_weights(model: Any, weights: Arrays, title: str) -> LiveModel:
+def load_weights(source: Source, model: Any, weights: Arrays) -> LiveModel:
     """Put weights into a model that the user's code built: all that the file has, into all that the model has.
 
     Raises:
-        InputError: `bad_model_file`, names, shapes or types differ, or it is a model of no framework.
+        InputError: `weights_differ`, in names, shapes or types; `bad_code`, it is a model of no framework.
     """
     try:
         framework = framework_of(model)
-        known = framework.get_weights(model)
-        if known.keys() != weights.keys():
-            missing, unknown = known.keys() - weights.keys(), weights.keys() - known.keys()
-            raise refuse_names(title, missing, unknown)
-        for name, array in known.items():
-            if array.shape != weights[name].shape:
-                raise refuse(title, f"its {name} has shape {weights[name].shape}, that of the code's model {array.shape}")
+    except InputError as error:
+        raise refuse_model(source, model, "a model of a framework") from error
+    known = framework.get_weights(model)
+    if known.keys() != weights.keys():
+        raise refuse_names(known.keys() - weights.keys(), weights.keys() - known.keys())
+    for name, array in known.items():
+        if array.shape != weights[name].shape:
+            raise refuse_weights(f"{name} has shape {weights[name].shape}, in the model {array.shape}")
+    try:
         framework.set_weights(model, weights)
     except InputError as error:
-        if error.key == "bad_model_file":
-            raise
-        raise refuse(title, error.message) from error
+        raise refuse_weights(error.message) from error
     return LiveModel(framework, model)
 
 
-def refuse_names(title: str, missing: Iterable[str], unknown: Iterable[str]) -> InputError:
-    """Make the error of weights that are not those of the model that the user's code builds."""
-    names = f"missing {list_choices(missing, 5)}; unknown {list_choices(unknown, 5)}"
-    return refuse(title, f"its weights are not those of the model that the code builds: {names}")
+def refuse_names(missing: Iterable[str], unknown: Iterable[str]) -> InputError:
+    """Make the error of weights whose names are not those of the model that the user's code builds."""
+    return refuse_weights(f"missing {list_choices(missing, 5)}; unknown {list_choices(unknown, 5)}")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from argosy.frameworks.base import get_framework
-from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
+from argosy.importers.formats.base import ForeignModel, Source, refuse_weights
 from argosy.importers.formats.code import build_model
 from argosy.importers.formats.live import LiveModel, load_weights, refuse_names
 from argosy.signature import Arrays
 
 __all__ = ["load"]
 
-_TITLE: Final = FORMATS["safetensors"].title
-
 
 def load(source: Source) -> ForeignModel:
     """Load weights into what the code builds.
 
     Raises:
-        InputError: `bad_model_file`, they are not those of the model; `bad_code`.
+        InputError: `weights_differ`; `bad_code`.
     """
     model = build_model(source)
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
@@ -32,7 +30,7 @@ def load(source: Source) -> ForeignModel:
         flax: Any = importlib.import_module("argosy.importers.formats.jax")
         if (linen := flax.wrap_linen(model, _nest(weights))) is not None:
             return linen
-    return load_weights(model, weights, _TITLE)
+    return load_weights(source, model, weights)
 
 
 def _load_torch(model: Any, source: Source) -> ForeignModel:
@@ -40,9 +38,9 @@ def _load_torch(model: Any, source: Source) -> ForeignModel:
     try:
         missing, unknown = importlib.import_module("safetensors.torch").load_model(model, source.path, strict=False)
     except RuntimeError as error:
-        raise refuse(_TITLE, str(error)) from error
+        raise refuse_weights(str(error)) from error
     if missing or unknown:
-        raise refuse_names(_TITLE, missing, unknown)
+        raise refuse_names(missing, unknown)
     return LiveModel(get_framework("torch"), model.eval())
 
 

@@ -6,7 +6,7 @@ import importlib
 import io
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,8 @@ from argosy.environment import is_importable
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import get_framework, name_kind
 from argosy.frameworks.torch.files import PROGRAM_OPSET, TRACE_OPSET
-from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
-from argosy.importers.formats.code import build_model
+from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse, refuse_weights
+from argosy.importers.formats.code import build_model, refuse_model
 from argosy.importers.formats.live import LiveModel
 from argosy.runtimes.torch_files import check_file
 from argosy.signature import Arrays, TensorSpec, datatype_of
@@ -193,15 +193,20 @@ def _load_saved(source: Source) -> ForeignModel:
         model = torch.load(source.path, map_location="cpu", weights_only=False)
         if framework.is_model(model):
             return LiveModel(framework, model.eval())
-        raise refuse(title, f"it holds a {name_kind(model)}, expected a model; weights alone need --code")
+        if isinstance(model, Mapping):
+            raise InputError("needs_code", title=title)
+        raise refuse(title, f"it holds a {name_kind(model)}, expected a model")  # pyright: ignore[reportUnknownArgumentType]
     model, weights = build_model(source), torch.load(source.path, map_location="cpu", weights_only=True)
     if not framework.is_model(model):
-        raise refuse(title, f"its code gives a {name_kind(model)}, expected a torch.nn.Module")
+        raise refuse_model(source, model, "a torch.nn.Module")
     # Checkpoints keep more than weights, under names that have become usual.
     state = next(
         (weights[key] for key in ("state_dict", "model_state_dict", "model") if isinstance(weights.get(key), dict)), weights
     )
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise refuse_weights(str(error)) from error
     return LiveModel(framework, model.eval())
 
 

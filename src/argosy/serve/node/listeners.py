@@ -87,5 +87,5 @@ def refuse_connects(listener: socket.socket) -> None:
 
 def fail(text: str) -> NoReturn:
     """End the process with a line for the person who started it."""
-    print(f"argosy: {text}", file=sys.stderr, flush=True)
+    print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(_EXIT_USAGE)

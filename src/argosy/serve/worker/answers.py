@@ -15,7 +15,7 @@ NumPy and the standard library only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,17 @@ _ARRAY: Final = np.ndarray
 
 
 class AnswerError(Exception):
-    """The model's answer is not what its signature promises."""
+    """The model's answer is not what its signature promises.
+
+    Args:
+        text: what is wrong.
+        depends_on: of what the model was asked: `values`, `lengths` of free axes, or nothing of it, as with a name, a type and a
+            rank, which are wrong for every request.
+    """
+
+    def __init__(self, text: str, *, depends_on: Literal["values", "lengths", "nothing"] = "values") -> None:
+        super().__init__(text)
+        self.depends_on = depends_on
 
 
 class Answers:
@@ -80,7 +90,8 @@ class Answers:
         for name, dtype in zip(self.names, self._dtypes, strict=True):
             output = answer.get(name)
             if output is None:
-                raise AnswerError(f"output {name!r} is missing; got {', '.join(sorted(map(str, answer)))}")
+                got = ", ".join(sorted(map(str, answer))) or "none"
+                raise AnswerError(f"output {name!r} is missing; got {got}", depends_on="nothing")
             arrays.append(output if type(output) is _ARRAY else _convert(output, name, dtype))
         return arrays
 
@@ -101,7 +112,8 @@ class Answers:
         for index, (name, dtype, shape) in enumerate(zip(self.names, self._dtypes, self._shapes, strict=True)):
             got = made[index] = _fit_datatype(arrays[index], name, dtype)
             if len(got.shape) != len(shape) or any(want not in (-1, dim) for want, dim in zip(shape, got.shape, strict=True)):
-                raise AnswerError(f"output {name!r} has shape {got.shape}, expected {shape}")
+                depends_on = "nothing" if len(got.shape) != len(shape) else "lengths"
+                raise AnswerError(f"output {name!r} has shape {got.shape}, expected {shape}", depends_on=depends_on)
             if self._is_batched and got.shape[0] != rows:
                 raise AnswerError(f"output {name!r} has {got.shape[0]} rows for {rows}; the model must keep the first axis")
         return arrays if all(one is other for one, other in zip(made, arrays, strict=True)) else made
@@ -109,7 +121,7 @@ class Answers:
 
 def _as_mapping(answer: object) -> dict[str, Any]:
     if not isinstance(answer, Mapping):
-        raise AnswerError(f"the model gives {_name(answer)}, expected a dict of outputs by their names")
+        raise AnswerError(f"the model gives {_name(answer)}, expected a dict of outputs by their names", depends_on="nothing")
     return dict(cast("Mapping[str, Any]", answer))
 
 
@@ -136,7 +148,7 @@ def _fit_datatype(array: NDArray[Any], name: str, dtype: np.dtype[Any]) -> NDArr
         return _fit_numbers(array, name, dtype)
     is_number = array.dtype.kind in _KINDS or is_bfloat16(array.dtype)
     if OPAQUE in (array.dtype, dtype) or not (is_number and np.can_cast(array.dtype, dtype, "safe")):
-        raise AnswerError(f"output {name!r} has type {array.dtype}, expected {dtype}")
+        raise AnswerError(f"output {name!r} has type {array.dtype}, expected {dtype}", depends_on="nothing")
     return array.astype(dtype)
 
 
@@ -158,14 +170,15 @@ def _fit_numbers(array: NDArray[Any], name: str, dtype: np.dtype[Any]) -> NDArra
     values: list[Any] = array.ravel().tolist()
     for value in values:
         if not isinstance(value, _NUMBERS):
-            raise AnswerError(f"output {name!r} holds {_name(value)}, expected numbers for {dtype}")
+            raise _of_type(value, f"output {name!r} holds {_name(value)}, expected numbers for {dtype}")
     if dtype.kind == "b":
         _refuse_unless(all(isinstance(value, (bool, np.bool_)) for value in values), name, "a number", dtype)
     elif dtype.kind in "iu":
         bounds = np.iinfo(dtype)
         _refuse_unless(all(isinstance(value, (int, np.integer, np.bool_)) for value in values), name, "a float", dtype)
         wrong = next((value for value in values if not bounds.min <= int(value) <= bounds.max), None)
-        _refuse_unless(wrong is None, name, f"the number {str(wrong)[:40]}", dtype)
+        if wrong is not None:
+            raise AnswerError(f"output {name!r} holds the number {str(wrong)[:40]}, expected what {dtype} holds")
     else:
         return _round_numbers(values, name, dtype).reshape(array.shape)
     return np.array(values, dtype).reshape(array.shape)
@@ -187,7 +200,7 @@ def _round_numbers(values: list[Any], name: str, dtype: np.dtype[Any]) -> NDArra
 
 def _refuse_unless(is_right: bool, name: str, what: str, dtype: np.dtype[Any]) -> None:
     if not is_right:
-        raise AnswerError(f"output {name!r} holds {what}, expected what {dtype} holds")
+        raise AnswerError(f"output {name!r} holds {what}, expected what {dtype} holds", depends_on="nothing")
 
 
 def _read_texts(value: Any, name: str) -> NDArray[Any]:
@@ -209,7 +222,7 @@ def _read_texts(value: Any, name: str) -> NDArray[Any]:
 def _encode_elements(array: NDArray[Any], name: str) -> NDArray[Any]:
     """Have every element of a BYTES output be `bytes`; the array itself where all are."""
     if array.dtype.kind not in "OUST":
-        raise AnswerError(f"output {name!r} has type {array.dtype}, expected bytes or text")
+        raise AnswerError(f"output {name!r} has type {array.dtype}, expected bytes or text", depends_on="nothing")
     items: list[Any] = array.ravel().tolist()
     if array.dtype.kind == "O" and all(type(item) is bytes for item in items):
         return array
@@ -230,7 +243,12 @@ def _encode(item: Any, name: str) -> bytes:
             raise AnswerError(f"output {name!r} holds text that UTF-8 cannot write: {error.reason}") from None
     if isinstance(item, (bytes, *_BUFFERS)):
         return bytes(cast("bytes", item))
-    raise AnswerError(f"output {name!r} holds {_name(item)}, expected bytes or text")
+    raise _of_type(item, f"output {name!r} holds {_name(item)}, expected bytes or text")
+
+
+def _of_type(value: object, text: str) -> AnswerError:
+    """An element is of another type; None often stands for what some rows have nothing of."""
+    return AnswerError(text, depends_on="values" if value is None else "nothing")
 
 
 def _name(value: object) -> str:
