@@ -152,7 +152,7 @@ def test_report_tells_all_numbers(digits, result):
     assert report.startswith("int8 of digits@1\n")
     for expected in (
         f"{result.score.before:.4f}",
-        f"{result.after.size_bytes / 1e3:.1f}",
+        f"{result.after.size_bytes / 1024:.1f}",
         "359 evaluation rows",
         "published as digits@2",
     ):
