@@ -117,6 +117,11 @@ class Cost:
             return self.served.memory_bytes
         return self.memory_bytes + (self.overhead.memory_bytes if self.overhead else 0)
 
+    @property
+    def memory_kind(self) -> str:
+        """Say of `worker_bytes` what worker that was: one that was `served`, or `alone`."""
+        return "alone" if self.served is None else "served"
+
 
 OBJECTIVES: Final[Mapping[str, Callable[[Cost], float]]] = {
     "latency": lambda cost: cost.request_s,
