@@ -137,7 +137,7 @@ def find(
     best = _choose([outcome[place] for place in places if not outcome[place].problem], value)
     looked = (one for one in next(iter(trials.sensitivity.values()), ()) if one.layers)
     ranked = sorted(looked, key=lambda one: one.distance, reverse=True)
-    explanation = "; ".join(describe_tried(one, value) for one in outcome)
+    explanation = "; ".join(describe_tried(one, value) for one in outcome) or "nothing was tried"
     artifact = None if best is None else trials.open(best.recipe)
     return Found(artifact, best, tuple(outcome), tuple(ranked), explanation, left)
 
