@@ -114,6 +114,16 @@ def make_cases() -> list[Case]:
     even_y = (test_y % 2).astype(np.float32)[:, None]
     even = make_mlp(64, 48, 1)
     fit(even, x, (y % 2).astype(np.float32)[:, None], torch.nn.functional.binary_cross_entropy_with_logits)
+    tail_y = (px[:, :3] + px[:, 3:6] * px[:, 5:]) * 1.7
+    tail = make_mlp(8, 64, 64, 3)
+    fit(tail, px[:5000], tail_y[:5000], torch.nn.functional.mse_loss, steps=1000)
+    many_zeros = np.maximum(px[:, :1] * 20 + px[:, 1:2] * px[:, 2:3] * 10 - 30, 0)
+    zeros = make_mlp(8, 64, 64, 1)
+    fit(zeros, px[:5000], many_zeros[:5000], torch.nn.functional.mse_loss, steps=1000)
+    found_y = np.concatenate([px[:, :4], (px[:, 4:7] + px[:, 1:4] * px[:, :1] > 2.2) * 2.0 - 1.0], axis=1, dtype=np.float32)
+    found = make_mlp(8, 64, 64, 7)
+    fit(found, px[:5000], found_y[:5000], torch.nn.functional.mse_loss, steps=1000)
+    found = torch.nn.Sequential(found, _Found())
     return [
         Case("classes", mlp, test_x, test_y, "classes"),
         Case("classes, convolutions", cnn, test_x, test_y, "classes"),
@@ -125,6 +135,10 @@ def make_cases() -> list[Case]:
         Case("yes and no, yes for 2.8 % of the rows", fraud, px[5000:], fraud_y[5000:], "yes_no"),
         Case("yes and no", even, test_x, even_y, "yes_no"),
         Case("yes and no, no targets", even, test_x, None, "yes_no"),
+        Case("values with long tails", torch.nn.Sequential(tail, _Exponent()), px[5000:], None, "values"),
+        Case("values, most of them zero", zeros, px[5000:], many_zeros[5000:], "values"),
+        Case("boxes in pixels beside scores", found, px[5000:], None, "unknown"),
+        Case("boxes in pixels beside scores, by cosine", found, px[5000:], None, "unknown", Guard("cosine")),
         Case("vectors", vectors, test_x, None, "unknown"),
         Case("vectors, by cosine", vectors, test_x, None, "unknown", Guard("cosine")),
     ]
@@ -133,6 +147,16 @@ def make_cases() -> list[Case]:
 class _Normalise(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(x, dim=1)
+
+
+class _Exponent(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+
+class _Found(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([320 + 100 * x[:, :4], torch.sigmoid(5 * x[:, 4:])], dim=1)
 
 
 def run(model: torch.nn.Module) -> Callable[[Array], Array]:
@@ -204,7 +228,10 @@ def ruin(case: Case, calibration: Array, random: np.random.Generator) -> Iterato
         yield Changed(f"layer {place} is zeros", change(model, place, torch.zeros_like))
         yield Changed(f"layer {place} has its sign turned", change(model, place, torch.neg))
         if len(list_weights(model)[place]) > 1:
-            mixed = torch.from_numpy(random.permutation(len(list_weights(model)[place])))
+            num_channels = len(list_weights(model)[place])
+            mixed = torch.from_numpy(random.permutation(num_channels))
+            if torch.equal(mixed, torch.arange(num_channels)):
+                mixed = mixed.flip(0)
             yield Changed(f"channels of layer {place} are mixed up", change(model, place, lambda w, m=mixed: w[m]))
     yield Changed("scales of every layer times 1.5", change(model, -1, lambda w: w * 1.5))
     for unit in (0.01, 0.1, 255.0, 1000.0):
@@ -217,7 +244,10 @@ def ruin(case: Case, calibration: Array, random: np.random.Generator) -> Iterato
             ("has its sign turned", np.negative),
             ("is three times too large", lambda values: values * 3),
             ("stands for its mean", lambda values: values * 0 + values.mean()),
+            ("is zero where it is small", lambda values: np.where(np.abs(values) < np.median(np.abs(values)), 0, values)),
         ):
+            if word == "is zero where it is small" and case.kind != "values":
+                continue  # The small ones of other answers, such as unlikely scores, are as good as zero.
             yield Changed(f"output {column} {word}", _edit_column(whole, column, edit))
     for share in (0.01, 0.03):
         yield Changed(f"no numbers for {share:.0%} of the rows", _spoil(whole, share, random))

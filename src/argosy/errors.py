@@ -147,6 +147,9 @@ MESSAGES: dict[str, Message] = {
     ),
     "missing_blob": Message("Blob {digest} of {what} is missing from the store"),
     "disk_full": Message("The store could not write {what}: {detail}"),
+    "temp_full": Message(
+        "There is no room for temporary files in {folder}: {detail}", "make some, or set TMPDIR to a folder that has room"
+    ),
     "write_failed": Message("The store could not write {what}: {detail}", "check the disk and the permissions of ARGOSY_HOME"),
     "unpack_failed": Message(
         "The files of {what} can be unpacked neither in the store nor, as copies, among temporary files: {fault}; {detail}",

@@ -111,6 +111,16 @@ def test_models_describes_the_versions_of_a_model(call: Call, filled: Path) -> N
     assert first["signature"]["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
 
 
+def test_models_keeps_its_lines_short(call: Call, filled: Path) -> None:
+    store = Store(filled / "home")
+    many = {f"loss_of_output_{number:02}": 0.5 for number in range(30)}
+    store.add_measurements(store.get_version("affine@1"), {**many, "size_bytes": 1e6, "rows_per_s": 5.0})
+    line = call("models", "affine").stdout.splitlines()[1]
+    assert "loss_of_output_01 0.5, and 29 more" in line and "size_bytes" not in line and len(line) < 200
+    assert len(json.loads(call("models", "affine", "--json").stdout)[0]["measurements"]) == 32
+    assert summarise_lineage({"code": "x" * 90, "kind": "training"}) == f"code {'x' * 90}, and 1 more"
+
+
 def test_alias_points_to_a_version(call: Call, filled: Path) -> None:
     found = json.loads(call("models", "affine", "--alias", "champion=1", "--json").stdout)
     assert [version["aliases"] for version in found] == [["champion"], ["latest"]]

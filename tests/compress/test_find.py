@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from argosy.bench.artifact import Artifact
 from argosy.compress import Budget, Guard, compress
 from argosy.compress.steps.base import Step, Workshop, blame_library, read_model, write_model
-from argosy.errors import ConflictError, FaultError, InputError
+from argosy.errors import ConflictError, FaultError, InputError, StoreError
 from argosy.importers.onnx import import_onnx
 from argosy.store.local import Store
 from tests.compress.artifacts import answer, make_perceptron
@@ -209,3 +212,28 @@ def test_search_tries_no_more_recipes_than_allowed_and_none_twice(search: Any) -
     assert [one.recipe for one in result.tried] == [(Made(size=0.5),), (Made(size=0.4),)]
     result = search(Made(size=0.5), Made(size=0.4), search="tpe", budget=Budget(trials=5), publish=False)
     assert len(result.tried) == 2 and result.recipe == (Made(size=0.4),) and result.search == "tpe"
+
+
+class Full(Step, frozen=True, kw_only=True):
+    """Find the disk full, or what it has written there cut off."""
+
+    name: ClassVar[str] = "full"
+
+    is_told: bool = True
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        if self.is_told:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with blame_library(self.name):
+            raise ValueError("Error parsing message")
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "cut-off"])
+def test_full_disk_is_no_fault_of_a_recipe(is_told: bool, search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # To fill a disk up takes rights: what the file system says of it is made up.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    step = Full(is_told=is_told)
+    for options in ({}, {"method": step}):
+        with pytest.raises(StoreError, match="no room for temporary files") as caught:
+            search(step, publish=False, served=False, **options)
+        assert caught.value.key == "temp_full" and (is_told or "Error parsing message" in caught.value.message)

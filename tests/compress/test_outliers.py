@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
 
-from argosy.compress import compress
+from argosy.bench.artifact import Artifact
+from argosy.compress import Guard, compress
+from argosy.compress.jury import Jury
+from argosy.compress.kind import Meaning
+from argosy.compress.layers import list_layers, measure_sensitivity
 from argosy.compress.recipe import Recipe
-from argosy.compress.steps.base import Workshop
+from argosy.compress.sample import Sample
+from argosy.compress.steps.base import Step, Workshop, read_model, write_model
 from argosy.compress.steps.int8 import Int8
 from argosy.compress.steps.nncf import NncfInt8
 from argosy.importers.onnx import import_onnx
@@ -52,6 +58,31 @@ def test_layers_left_out_of_int8_save_what_outliers_ruin(network: str, where: st
     assert measure_error(answer(Int8().apply(artifact, workshop), x=rows)["y"], expected) > 0.5
     made = Int8(exclude=tuple(sorted(sensitive))).apply(artifact, workshop)
     assert measure_error(answer(made, x=rows)["y"], expected) < 0.05
+
+
+class Moved(Step, frozen=True, kw_only=True):
+    """Answers that are far from the original's, as a pruned network's are."""
+
+    name: ClassVar[str] = "moved"
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        model = read_model(artifact, self.name)
+        last = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[-1].input[1])
+        last.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(last) * np.float32(2), last.name))
+        return write_model(model, artifact, workshop)
+
+
+def test_layers_of_a_network_that_was_changed_before_are_told_apart(tmp_path: Path) -> None:
+    artifact, rows = NETWORKS["layers"](tmp_path / "network", "layer")
+    sample = Sample([{"x": row[None]} for row in rows])
+    workshop = Workshop(tmp_path / "made", sample.rows)
+    with Jury(artifact, Meaning("unknown", "it is a test"), Guard(), sample, tmp_path / "jury") as jury:
+        layers = list_layers((Moved(), Int8()), artifact, workshop)
+        groups = [(), *((layer,) for layer in layers)]
+        found = measure_sensitivity((Moved(), Int8()), groups, jury, workshop, float("inf"))
+    assert found[0].distance == 0.0
+    worst = max(found, key=lambda one: one.distance)
+    assert worst.layers == ("layer2",) and min(one.distance for one in found[1:]) < 0.01 * worst.distance
 
 
 @pytest.mark.parametrize("network", ["layers", "block"])

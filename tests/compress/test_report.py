@@ -15,7 +15,7 @@ from argosy.compress import CompressResult, Cost, Guard, Score, write_report
 from argosy.compress.examples import Example, find_examples
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import OBJECTIVES, Overhead, Served
-from argosy.compress.plot import Point, draw_tradeoff, find_front, list_points
+from argosy.compress.plot import Point, draw_sensitivity, draw_tradeoff, find_front, list_points
 from argosy.compress.result import Sensitivity, Tried
 from argosy.compress.steps.int8 import Int8
 from argosy.compress.steps.simplify import Simplify
@@ -65,6 +65,7 @@ def test_page_tells_what_was_tried_and_what_it_came_to(result: CompressResult, t
         "Compression of digits@1",
         "int8, the best of 4 for latency: the file is 70.0% smaller",
         "It is digits@2.",
+        "memory of a worker, alone 47.7 MiB 38.1 MiB 0.80",
         "model alone, one row, p99 300.0 us 100.0 us 0.33",
         "accuracy (400 evaluation rows) 0.9700 0.9650 (0.9560 to 0.9740)",
         "Lost 0.005 (with 95 % confidence -0.004 to 0.014), which is within the noise, allowed 0.01.",
@@ -95,6 +96,7 @@ def test_page_tells_what_clients_saw_and_which_layers_are_sensitive(result: Comp
     for expected in (
         "an answer to one client is 1.33 times faster (200.0 -&gt; 150.0 us); a row of 32 clients is 1.50 times faster",
         "medians of 5 rounds, which differ by 2%",
+        "memory of a worker, served 11.4 MiB 11.4 MiB 1.00",
         "served, one client, p50 0.200 ms 0.150 ms 0.75",
         "served, one client, p99 0.900 ms 0.900 ms 1.00",
         "served, 32 clients, p99 8.000 ms 8.000 ms 1.00",
@@ -108,6 +110,12 @@ def test_page_tells_what_clients_saw_and_which_layers_are_sensitive(result: Comp
     assert [round(point.ratio, 3) for point in list_points(tried, OBJECTIVES["latency"])] == [0.95, 0.75, 0.75]
     write_report(tmp_path / "unserved.html", dataclasses.replace(result, unserved="it cannot be served: no room"))
     assert "It was not measured as served: it cannot be served: no room." in read_page(tmp_path / "unserved.html")[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 24])
+def test_any_names_of_layers_can_be_drawn(count: int) -> None:
+    for name in ("layer." * 30, "$x^{", "\u5c42", "two\nlines"):
+        assert "<svg" in draw_sensitivity([(f"{name}{place}", 0.1**place) for place in range(count)])
 
 
 def test_page_of_a_given_recipe_and_of_answers_that_did_not_move(result: CompressResult, tmp_path: Path) -> None:

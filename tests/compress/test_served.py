@@ -141,3 +141,14 @@ def test_gain_is_what_clients_saw_and_no_gain_what_is_within_the_noise() -> None
     assert Gain(before, served_in(1.9e-4, 0.0)).gains == []
     assert Gain(before, served_in(1e-4, 0.0)).gains == ["an answer to one client is 2.00 times faster (200.0 -> 100.0 us)"]
     assert Gain(before, served_in(1.6e-4, 0.3)).gains == []
+
+
+def test_rare_slow_answers_are_a_loss_only_beyond_their_own_noise() -> None:
+    def served_in(load_p99_s: float, tail_noise: float) -> Cost:
+        seen = dataclasses.replace(SEEN, p50_s=1.6e-4, load_p99_s=load_p99_s, tail_noise=tail_noise)
+        return dataclasses.replace(COST, size_bytes=COST.size_bytes * 98 // 100, served=seen)
+
+    before = dataclasses.replace(COST, served=dataclasses.replace(SEEN, tail_noise=0.1))
+    assert Gain(before, served_in(11e-3, 0.15)).is_one
+    slow = Gain(before, served_in(11e-3, 0.0))
+    assert not slow.is_one and slow.losses == ["the 99th percentile of 32 clients is 1.38 times slower (8000.0 -> 11000.0 us)"]

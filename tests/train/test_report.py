@@ -110,6 +110,16 @@ def test_equal_runs_give_equal_reports(tmp_path):
     assert write(tmp_path, confusion=CONFUSION) == write(tmp_path, confusion=CONFUSION)
 
 
+@pytest.mark.parametrize(
+    "name", ["long class name " * 9, "$x^{", "\u4f60\u597d", "two\nlines"], ids=["long", "formula", "letters", "lines"]
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_names_of_classes_can_be_drawn(name, count, tmp_path):
+    labels = [f"{name}{number}" for number in range(count)]
+    text = write(tmp_path, confusion=np.eye(count, dtype=int), labels=labels)
+    assert " ".join(labels[0].split())[-10:] in text
+
+
 def test_history_without_validation_or_metrics_is_drawn(tmp_path):
     text = write(tmp_path, history=[Epoch(1, 0.5, {}, None, {}, 0.1)])
     shown = " ".join(Page(text).words)

@@ -13,6 +13,7 @@ from argosy.tune.bench import Measurement
 from argosy.tune.candidate import Candidate, Engine, list_engines
 from argosy.tune.engine import EngineResult
 from argosy.tune.journal import Journal
+from argosy.tune.report import explain
 from argosy.tune.search import Goal, Outcome, Search
 
 ROW_S = {"onnx": 8e-3, "openvino float32": 8e-3, "openvino bfloat16": 4e-3}
@@ -91,6 +92,20 @@ def test_noise_decides_nothing(seed: int, tmp_path: Path) -> None:
     calm = Noisy()
     calm.noise = 0.0
     assert calm.server(choice, 1.0).good_per_s > 0.95 * best_of_grid(calm)
+
+
+@pytest.mark.parametrize("slower_after", [2, 5, 10, 15, 20])
+def test_choice_is_held_against_the_default_in_the_same_rounds(slower_after: int, tmp_path: Path) -> None:
+    class Slowing(Machine):
+        def server(self, candidate: Candidate, seconds: float) -> Measurement:
+            found = super().server(candidate, seconds)
+            factor = 0.8 if len(self.servers) > slower_after else 1.0
+            # All candidates are alike.
+            return msgspec.structs.replace(found, good_per_s=100.0 * factor, memory_bytes=candidate.replicas * 1e8)
+
+    outcome = search(Slowing(), tmp_path)
+    told = "; ".join(explain(outcome, Goal()))
+    assert "alike but for noise" in told or "that is how a deployment without settings runs" in told
 
 
 def test_engine_that_answers_otherwise_is_out_whatever_its_speed(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def _show(shell: Shell, result: CompressResult) -> None:
     rows: list[tuple[str, ...]] = [
         (f"{score.metric} ({score.num_rows} {score.basis} rows)", f"{score.before:.4f}", f"{score.after:.4f}"),
         ("files", format_bytes(before.size_bytes), format_bytes(after.size_bytes)),
-        (_name_memory(before), format_bytes(before.worker_bytes), format_bytes(after.worker_bytes)),
+        (f"memory of a worker, {before.memory_kind}", format_bytes(before.worker_bytes), format_bytes(after.worker_bytes)),
         ("one row", format_seconds(before.latency_s), format_seconds(after.latency_s)),
         (f"a row in a batch of {before.batch_rows}", format_seconds(before.batch_row_s), format_seconds(after.batch_row_s)),
         *_list_served(before, after),
@@ -163,10 +163,6 @@ def _show(shell: Shell, result: CompressResult) -> None:
         ),
         *([f"worse: {'; '.join(gain.losses)}"] if gain.losses else []),
     )
-
-
-def _name_memory(cost: Cost) -> str:
-    return "memory of a worker, served" if cost.served is not None else "memory of a worker, alone"
 
 
 def _list_served(before: Cost, after: Cost) -> list[tuple[str, ...]]:

@@ -28,6 +28,10 @@ _COMPRESSED: Final = (
     *("version", "of", "by", "metric", "size", "memory"),
     *("client p50", "p99", "load p50", "p99", "rows/s"),
 )
+_AS_SERVED: Final = ("memory_bytes", "p50_s", "p99_s", "load_p50_s", "load_p99_s", "rows_per_s")
+"""Measurements of what was compressed, which have columns of their own."""
+_MAX_CELL: Final = 64
+"""Characters of what is listed in one cell; --json has all of it."""
 _CREATED_LENGTH: Final = len("2025-01-31T12:00")
 
 
@@ -277,7 +281,11 @@ def _explain_joining(versions: Sequence[Version]) -> list[str]:
     from argosy.deploy.worker_spec import judge_version
 
     found = [(version.number, judge_version(version)) for version in versions if version.manifest.joining.kind == "independent"]
-    lines = [f"version {number}: {what['kind']}: {what['reason']}" for number, what in found if what["kind"] != "independent"]
+    numbers: dict[str, list[str]] = {}
+    for number, what in found:
+        if what["kind"] != "independent":
+            numbers.setdefault(f"{what['kind']}: {what['reason']}", []).append(str(number))
+    lines = [f"version{'s' if len(own) > 1 else ''} {', '.join(own)}: {reason}" for reason, own in numbers.items()]
     return ["", "rows that are not known to be independent of one another:", *lines] if lines else []
 
 
@@ -299,7 +307,7 @@ def _build_compressed(version: Version) -> tuple[str, ...]:
         " + ".join(step["name"] for step in found["recipe"]),
         f"{score['metric']} {score['after']:.4f} (lost {score['loss']:.4f}{interval})",
         _divide(before, after, "size_bytes"),
-        *(_divide(old, new, name) for name in ("memory_bytes", "p50_s", "p99_s", "load_p50_s", "load_p99_s", "rows_per_s")),
+        *(_divide(old, new, name) for name in _AS_SERVED),
     )
 
 
@@ -342,7 +350,8 @@ def _describe(version: Version) -> dict[str, Any]:
 
 def _build_row(version: Version) -> tuple[str, ...]:
     # One for each batch size would drown the others; --json has them all.
-    shown = {name: value for name, value in version.measurements.items() if "service_s_batch_" not in name}
+    hidden = ("size_bytes", *(_AS_SERVED if _read_compression(version) else ()))
+    shown = {name: value for name, value in version.measurements.items() if "service_s_batch_" not in name and name not in hidden}
     if (row_s := version.measurements.get("service_s_batch_1")) is not None:
         shown["row_s"] = row_s
     return (
@@ -351,7 +360,7 @@ def _build_row(version: Version) -> tuple[str, ...]:
         format_bytes(version.size_bytes),
         version.manifest.runtime,
         version.created[:_CREATED_LENGTH].replace("T", " "),
-        ", ".join(f"{name} {format_measurement(name, value)}" for name, value in shown.items()),
+        _list_some([f"{name} {format_measurement(name, value)}" for name, value in shown.items()]),
         summarise_lineage(version.manifest.lineage | ({"pulled from": version.pulled_from} if version.pulled_from else {})),
     )
 
@@ -367,4 +376,11 @@ def summarise_lineage(lineage: dict[str, Any]) -> str:
             parts += [f"{key} {name}"] if name else []
         elif value and not isinstance(value, list):
             parts.append(f"{key} {value}")
-    return ", ".join(parts)
+    return _list_some(parts)
+
+
+def _list_some(parts: Sequence[str]) -> str:
+    """Give as many as a cell holds, the first at least, and how many more there are."""
+    count = max([1, *(end for end in range(len(parts) + 1) if len(", ".join(parts[:end])) <= _MAX_CELL)])
+    more = [f"and {len(parts) - count} more"] if len(parts) > count else []
+    return ", ".join([*parts[:count], *more])

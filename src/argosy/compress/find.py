@@ -135,8 +135,9 @@ def find(
     places = [place for place, one in enumerate(outcome) if one.recipe in finalists and not one.problem]
     serve_finalists(jury.stage, outcome, {place: trials.open(outcome[place].recipe) for place in places}, places, objective, say)
     best = _choose([outcome[place] for place in places if not outcome[place].problem], value)
-    ranked = sorted(next(iter(trials.sensitivity.values()), ()), key=lambda one: one.distance, reverse=True)
-    explanation = "; ".join(describe_tried(one, value) for one in outcome)
+    looked = (one for one in next(iter(trials.sensitivity.values()), ()) if one.layers)
+    ranked = sorted(looked, key=lambda one: one.distance, reverse=True)
+    explanation = "; ".join(describe_tried(one, value) for one in outcome) or "nothing was tried"
     artifact = None if best is None else trials.open(best.recipe)
     return Found(artifact, best, tuple(outcome), tuple(ranked), explanation, left)
 

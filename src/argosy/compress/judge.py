@@ -206,20 +206,21 @@ def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
             if name not in new or new[name].shape != array.shape:
                 got = new[name].shape if name in new else "none"
                 raise InputError("bad_data", detail=f"output {name!r} has shape {array.shape}, when compressed {got}")
-    before, after = stack_answers(evidence.before), stack_answers(evidence.after)
-    if before is not None and after is not None:
-        return before, after
-    return _line_up(evidence.before), _line_up(evidence.after)
+    names = evidence.before[0]
+    before, after = ({name: _gather([answer[name] for answer in answers]) for name in names} for answers in evidence[:2])
+    return before, after
 
 
-def _line_up(answers: Sequence[Arrays]) -> Arrays:
-    found: Arrays = {}
-    for name in answers[0]:
-        found[name] = np.empty(len(answers), object)
-        for index, answer in enumerate(answers):
-            # An axis of the row alone goes, as `stack_answers` has it.
-            array = answer[name]
-            found[name][index] = array[0] if array.ndim > 0 and array.shape[0] == 1 else array
+def _gather(answers: Sequence[Array]) -> Array:
+    """Put one output's answers into an array whose first axis counts rows; where shapes differ, into an array of arrays."""
+    stacked = stack_answers([{"": answer} for answer in answers])
+    if stacked is not None:
+        return stacked[""]
+    # An axis of the row alone goes, as `stack_answers` has it; of what has no rows the first may be one long by chance.
+    is_row = all(answer.ndim > 1 and answer.shape[0] == 1 for answer in answers)
+    found = np.empty(len(answers), object)
+    for index, answer in enumerate(answers):
+        found[index] = answer[0] if is_row else answer
     return found
 
 

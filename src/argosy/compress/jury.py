@@ -25,7 +25,7 @@ from argosy.runtimes.base import OWN_THREADS
 from argosy.serve.worker.cores import choose_threads, count_cores
 from argosy.signature import Arrays
 
-__all__ = ["Finding", "Jury"]
+__all__ = ["Finding", "Jury", "measure_distance"]
 
 _FEW_ROWS: Final = 32
 """For comparing layers."""
@@ -43,6 +43,20 @@ class Finding(NamedTuple):
     after: Cost
     examples: tuple[Example, ...]
     """Rows whose answers moved most."""
+
+
+def measure_distance(before: list[Arrays], after: list[Arrays]) -> float:
+    """Measure how far answers move: their mean squared difference, relative to the spread of each output."""
+    total = 0.0
+    for old, new in zip(before, after, strict=True):
+        for name, array in old.items():
+            if is_float(array.dtype):
+                wide = np.asarray(array, np.float64)
+                if new[name].shape != array.shape:
+                    return float("inf")
+                scale = float(np.var(wide)) or float(np.mean(np.square(wide))) or 1.0
+                total += float(np.mean(np.square(np.asarray(new[name], np.float64) - wide))) / scale
+    return total / len(after) if np.isfinite(total) else float("inf")
 
 
 class Jury:
@@ -121,24 +135,16 @@ class Jury:
         before, after = replace(before, threads=self._threads), replace(after, threads=threads)
         return Finding(score, before, after, self._find_examples(answers, score.output))
 
-    def measure_distance(self, artifact: Artifact) -> float:
-        """Measure how far the answers to a few rows move: their mean squared difference, relative to the spread of each output.
+    def answer_few(self, artifact: Artifact) -> list[Arrays]:
+        """Give an artifact's answers to a few rows, as `measure_distance` takes them.
 
         Raises:
             FaultError: `engine_failed`.
         """
+        if artifact == self.parent:
+            return self._few_answers
         with Probe(artifact, threads=count_cores(), title="a layer alone") as probe:
-            answers = probe.answer(self._few)
-        total = 0.0
-        for old, new in zip(self._few_answers, answers, strict=True):
-            for name, array in old.items():
-                if is_float(array.dtype):
-                    wide = np.asarray(array, np.float64)
-                    if new[name].shape != array.shape:
-                        return float("inf")
-                    scale = float(np.var(wide)) or float(np.mean(np.square(wide))) or 1.0
-                    total += float(np.mean(np.square(np.asarray(new[name], np.float64) - wide))) / scale
-        return total / len(answers) if np.isfinite(total) else float("inf")
+            return probe.answer(self._few)
 
     def score(self, answers: list[Arrays], *, is_retrained: bool = False) -> Score:
         """Hold answers to the rows against the original's, or against what is right."""

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.jury import Jury
+from argosy.compress.jury import Jury, measure_distance
 from argosy.compress.recipe import Recipe, list_step_layers, run_recipe
 from argosy.compress.result import Sensitivity
 from argosy.compress.sample import thin_rows
@@ -38,7 +38,9 @@ def list_layers(recipe: Recipe, parent: Artifact, workshop: Workshop) -> list[st
 def measure_sensitivity(
     recipe: Recipe, groups: Sequence[Sequence[str]], jury: Jury, workshop: Workshop, deadline: float
 ) -> list[Sensitivity]:
-    """Compress each group of layers alone, and measure how far the answers move.
+    """Compress each group of layers alone, and measure how far the answers move from those of what the steps before have made.
+
+    How far these had moved already says nothing of the last step's layers, and would drown it.
 
     Args:
         recipe: whose last step can leave out layers.
@@ -56,14 +58,16 @@ def measure_sensitivity(
     step = recipe[-1]
     few = replace(workshop, calibration=thin_rows(workshop.calibration, _CALIBRATION_ROWS))
     base = run_recipe(recipe[:-1], jury.parent, few)
+    before = jury.answer_few(base)
     found: list[Sensitivity] = []
     for group in groups:
-        distance = float("inf")
-        if time.monotonic() < deadline:
+        # Where a recipe has fewer layers than there are groups, nothing is compressed in some.
+        distance = float("inf") if group else 0.0
+        if group and time.monotonic() < deadline:
             others = tuple(layer for other in groups for layer in other if layer not in group)
             try:
                 one = run_recipe((msgspec.structs.replace(step, exclude=others),), base, few)
-                distance = jury.measure_distance(one)
+                distance = measure_distance(before, jury.answer_few(one))
             except (InputError, FaultError):
                 distance = float("inf")
         found.append(Sensitivity(tuple(group), distance))

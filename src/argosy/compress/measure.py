@@ -57,6 +57,8 @@ class Served:
     """Measurements that each figure is the median of, in turn with the original."""
     noise: float = 0.0
     """Part by which the rounds differ: half the distance of their quartiles, of `p50_s` or of `rows_per_s`, the larger."""
+    tail_noise: float = 0.0
+    """The same of `load_p99_s`, which is made of few answers."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ class Cost:
             return self.served.memory_bytes
         return self.memory_bytes + (self.overhead.memory_bytes if self.overhead else 0)
 
+    @property
+    def memory_kind(self) -> str:
+        """Say of `worker_bytes` what worker that was: one that was `served`, or `alone`."""
+        return "alone" if self.served is None else "served"
+
 
 OBJECTIVES: Final[Mapping[str, Callable[[Cost], float]]] = {
     "latency": lambda cost: cost.request_s,
@@ -167,28 +174,30 @@ class Gain:
             sizes = f"{before.size_bytes / 1024:.1f} -> {after.size_bytes / 1024:.1f} KiB"
             verdicts.append((size < 1, f"the file is {abs(1 - size):.1%} {word} ({sizes})"))
         batch = max(before.batch_rows, after.batch_rows)
-        noise = max(_TIME_NOISE, sum(cost.served.noise for cost in (before, after) if cost.served is not None))
-        for what, old_s, new_s in self._list_times(batch):
+        for what, old_s, new_s, noise in self._list_times(batch):
             ratio = new_s / old_s
-            # A percentile of the rarest answers moves by more than a median.
-            if abs(ratio - 1) > (_TAIL * noise if what.startswith("the 99th") else noise):
+            # Both ways alike: twice as slow is no more than half.
+            if max(ratio, 1 / ratio) > 1 + noise:
                 word = "slower" if ratio > 1 else "faster"
                 times = f"{old_s * 1e6:.1f} -> {new_s * 1e6:.1f} us"
                 verdicts.append((ratio < 1, f"{what} is {max(ratio, 1 / ratio):.2f} times {word} ({times})"))
         return verdicts
 
-    def _list_times(self, batch: int) -> list[tuple[str, float, float]]:
-        """What is timed, before and after: as served, or where that was not measured, in a process alone."""
+    def _list_times(self, batch: int) -> list[tuple[str, float, float, float]]:
+        """What is timed, before and after, and its noise: as served, or where that was not measured, in a process alone."""
         old, new = self.before.served, self.after.served
         if old is None or new is None:
             return [
-                ("one row alone", self.before.latency_s, self.after.latency_s),
-                (f"a row in a batch of {batch}", self.before.batch_row_s, self.after.batch_row_s),
+                ("one row alone", self.before.latency_s, self.after.latency_s, _TIME_NOISE),
+                (f"a row in a batch of {batch}", self.before.batch_row_s, self.after.batch_row_s, _TIME_NOISE),
             ]
+        noise = max(_TIME_NOISE, old.noise + new.noise)
+        # A percentile of the rarest answers moves by more than a median: it has a noise of its own.
+        tail = _TAIL * max(noise, old.tail_noise + new.tail_noise)
         return [
-            ("an answer to one client", old.p50_s, new.p50_s),
-            (f"a row of {old.connections} clients", 1 / old.rows_per_s, 1 / new.rows_per_s),
-            (f"the 99th percentile of {old.connections} clients", old.load_p99_s, new.load_p99_s),
+            ("an answer to one client", old.p50_s, new.p50_s, noise),
+            (f"a row of {old.connections} clients", 1 / old.rows_per_s, 1 / new.rows_per_s, noise),
+            (f"the 99th percentile of {old.connections} clients", old.load_p99_s, new.load_p99_s, tail),
         ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from argosy.compress.measure import Cost
 from argosy.compress.result import Tried
-from argosy.train.report import FIRST, GRID, SECOND, TEXT, new_figure, open_style, save_svg
+from argosy.train.report import FIRST, GRID, SECOND, TEXT, new_figure, open_style, save_svg, shorten_name
 
 __all__ = ["Point", "draw_sensitivity", "draw_tradeoff", "find_front", "list_points"]
 
@@ -115,7 +115,7 @@ def draw_sensitivity(layers: Sequence[tuple[str, float]]) -> str:
         for place, (_, distance) in enumerate(layers):
             length = min(max(distance, low), high)
             axes.barh(place, length - low, left=low, height=0.7, color=FIRST if distance < math.inf else SECOND)
-        axes.set_yticks(range(len(layers)), [_shorten(name) for name, _ in layers])
+        axes.set_yticks(range(len(layers)), [shorten_name(name, _MAX_NAME) for name, _ in layers])
         axes.tick_params(axis="y", length=0, labelsize=10)
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.set_xscale("log")
@@ -124,10 +124,6 @@ def draw_sensitivity(layers: Sequence[tuple[str, float]]) -> str:
         axes.set_axisbelow(True)
         axes.set_xlabel("How far the answers move")
         return save_svg(figure)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else f"...{name[3 - _MAX_NAME :]}"
 
 
 def _draw_point(axes: Any, point: Point, *, is_chosen: bool) -> None:

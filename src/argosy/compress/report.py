@@ -143,7 +143,7 @@ def _show_costs(result: CompressResult) -> Section:
     rows: list[tuple[str, ...]] = [
         ("", "before", "after", "after / before"),
         _ratio("files", before.size_bytes, after.size_bytes, 1024, "KiB"),
-        _ratio("memory of a worker", before.worker_bytes, after.worker_bytes, 2**20, "MiB"),
+        _ratio(f"memory of a worker, {before.memory_kind}", before.worker_bytes, after.worker_bytes, 2**20, "MiB"),
         *_list_served(before, after),
         _ratio("loading", before.load_s, after.load_s, 1e-3, "ms"),
         _ratio("model alone, one row, p50", before.latency_s, after.latency_s, 1e-6, "us"),
@@ -272,9 +272,9 @@ def _list_parts(one: Tried) -> list[str]:
 def _show_sensitivity(result: CompressResult) -> Section:
     rows = [("layers", "distance"), *((_name_layers(one.layers), f"{one.distance:.3g}") for one in result.sensitivity)]
     text = (
-        "Each group of layers compressed alone: the mean squared difference of all answers, relative to their variance. What is "
+        "Each group of layers compressed alone, after the steps before: the mean squared difference that this makes to all "
+        "answers, relative to their variance. What is at the top is left out first, where a recipe loses too much."
     )
-    text += "at the top is left out first, where a recipe loses too much."
     drawing = draw_sensitivity([(_name_layers(one.layers), one.distance) for one in result.sensitivity])
     return Section(title="Sensitivity by layer", text=text, drawing=drawing, table=None if drawing else rows)
 

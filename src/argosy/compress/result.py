@@ -57,7 +57,8 @@ class Sensitivity:
 
     layers: tuple[str, ...]
     distance: float
-    """Mean squared difference of all outputs, each relative to its variance; infinite where the group alone cannot be made."""
+    """Mean squared difference of all outputs from those that the recipe's earlier steps have left, each relative to its variance;
+    infinite where the group alone cannot be made."""
 
 
 def name_recipe(recipe: Recipe) -> str:

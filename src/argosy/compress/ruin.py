@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from argosy.compress.fidelity import is_distribution
 from argosy.compress.kind import Meaning
+from argosy.compress.spread import is_uneven, list_tables
 from argosy.datatypes import is_float
 
 __all__ = ["find_ruin", "name_answers"]
 
 Array = NDArray[Any]
 
-_OWN_JUDGES: Final = ("mae", "mse", "neighbours", "kl", "max_difference", "iou", "text")
-"""Metrics of a unit of their own; and those that say of answers that move far that they may, or look at every number."""
+_OWN_JUDGES: Final = ("mae", "mse", "neighbours", "kl", "iou", "text")
+"""Metrics of a unit of their own; and those that say of answers that move far that they may."""
+_BY_LARGEST: Final = "max_difference"
+"""Looks at every number, beside the largest of all: entries that are small beside that may be lost altogether."""
 
 _WIDTH: Final = 10.0
 """A guard of 0.01 lets the answers as a whole move by 0.1: who allows a larger loss allows this, too."""
@@ -29,13 +32,21 @@ _MOVED: Final = 0.1
 them by 0.01 at most; half of every number is a move of 0.25, nothing one of 1."""
 _MOVED_COLUMN: Final = 0.2
 """Of one entry of an axis, such as the scores of one class."""
-_MOVED_MIDDLE: Final = 0.25
-"""Of the middle one of the rows by how far it moved, beside the middle one by how far it lies from the others: a few rows that
-lie far out make all others' differences small beside the whole spread."""
-_LEAST_MIDDLE: Final = 1e-3
-"""Beside the size of the answers: rows that lie closer to one another count as one answer, of which nothing is said."""
 _LEAST_SPREAD: Final = 0.01
-"""Beside the mean of an axis' entries: one that hardly moves is not looked at by itself."""
+"""Beside the mean of an axis' entries that have one unit, such as the scores of classes: one that hardly moves is not looked at
+by itself."""
+_LEAST_OWN: Final = 1e-4
+"""Beside the mean square of an entry that has a unit of its own, such as the scores of a detector, whose boxes are in pixels."""
+_LEAST_OF_ALL: Final = 1e-12
+"""Beside the mean square of all numbers: what is smaller is rounding."""
+_LEAST_CHANCE: Final = 1.0 / 255.0
+"""Of what lies between 0 and 1: a step of 8 bits."""
+_FEW: Final = 0.2
+"""Part of the numbers, as many as which make the spread: 1 / kurtosis. R2 sees only these; of normal numbers it is a third."""
+_LOST: Final = 0.9
+"""1 - R2 of an entry of which hardly more than its mean is left."""
+_LEAST_MOVE: Final = 1e-3
+"""Beside its size, by which a number has to move before others are looked for between its old and its new place."""
 _DOUBT: Final = 1.5
 """By which factor the mean doubt of probabilities, 1 - the largest, may change: scores twice too large halve it."""
 _LEAST_DOUBT: Final = 1e-3
@@ -54,9 +65,9 @@ _CHANCE: Final = 1e-3
 def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_loss: float, kept: Array | None = None) -> str:
     """Say what a version has lost that its metric may not count; "" for nothing.
 
-    Answers that are no numbers, where the original gives some; all numbers, those of one class or column, or those of most rows,
-    far from the original's, which a wrong scale does without another class becoming the best; probabilities that are surer, or
-    less sure; a class that is hardly given any more.
+    Answers that are no numbers, where the original gives some; all numbers, or those of one class or column, far from the
+    original's, which a wrong scale does without another class becoming the best; most numbers, where a few lie so far out that
+    these alone make the spread; probabilities that are surer, or less sure; a class that is hardly given any more.
 
     Args:
         before: the original's answers, first axis rows.
@@ -67,12 +78,9 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
         kept: of a version that has learnt from rows, those to which the original's answer is right, and which are not to be lost;
             it may know better of the others. None: all.
     """
-    if before.dtype.kind == "O":
-        return _compare_uneven(before, after, metric, _WIDTH * max_loss)
-    if is_float(before.dtype):
-        odd = np.isfinite(np.asarray(before, np.float64)) != np.isfinite(np.asarray(after, np.float64))
-        if odd.any():
-            return f"the answers to {int(odd.reshape(len(odd), -1).any(axis=1).sum())} of {len(odd)} rows are no numbers"
+    before, after, num_odd = _drop_odd(before, after)
+    if num_odd:
+        return f"the answers to {num_odd} of {len(before)} rows are no numbers"
     if metric in _OWN_JUDGES:
         return ""
     if kept is not None:
@@ -81,25 +89,42 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
         return ""
     slack = _WIDTH * max_loss
     found = ""
-    if is_float(before.dtype):
-        found = _compare_numbers(before, after, slack) or _compare_doubt(before, after, meaning, slack)
-        if meaning.kind not in ("classes", "yes_no") and not is_distribution(before):
-            found = found or _compare_middle(before, after, slack)
+    if _has_fractions(before):
+        has_one_unit = meaning.kind in ("classes", "yes_no") or _is_distribution(before)
+        if metric == _BY_LARGEST:
+            return _compare_entries(before, after, max(_LOST, 2.0 * slack), has_one_unit=has_one_unit)
+        found = _compare_numbers(before, after, slack)
+        found = found or _compare_entries(before, after, max(_MOVED_COLUMN, 2.0 * slack), has_one_unit=has_one_unit)
+        found = found or _compare_doubt(before, after, meaning, slack)
+        if not has_one_unit:
+            found = found or _compare_places(before, after, slack, may_be_chances=meaning.kind != "values")
     return found or _compare_classes(before, after, meaning, max(slack, _MOST_LOST))
 
 
-def _compare_uneven(before: Array, after: Array, metric: str, slack: float) -> str:
-    """Compare answers that differ in shape from row to row, all numbers together."""
-    if not before.size or not isinstance(before.flat[0], np.ndarray) or not is_float(before.flat[0].dtype):
-        return ""
-    pairs = [[np.asarray(row, np.float64).ravel() for row in pair] for pair in zip(before, after, strict=True)]
-    odd = sum(not np.array_equal(np.isfinite(old), np.isfinite(new)) for old, new in pairs)
-    if odd:
-        return f"the answers to {odd} of {len(pairs)} rows are no numbers"
-    if metric in _OWN_JUDGES:
-        return ""
-    old, new = (np.concatenate(rows) for rows in zip(*pairs, strict=True))
-    return _compare_numbers(old, new, slack)
+def _has_fractions(outputs: Array) -> bool:
+    return is_float(outputs[0].dtype if is_uneven(outputs) else outputs.dtype)
+
+
+def _is_distribution(outputs: Array) -> bool:
+    return all(is_distribution(row) for row in outputs) if is_uneven(outputs) else is_distribution(outputs)
+
+
+def _drop_odd(before: Array, after: Array) -> tuple[Array, Array, int]:
+    """Give 0 for what is no number in both, and count the rows where only one of them is none."""
+    if not len(before) or not _has_fractions(before):
+        return before, after, 0
+    if is_uneven(before):
+        old, new = np.empty_like(before), np.empty_like(after)
+        num_odd = 0
+        for place in range(len(before)):
+            (old[place],), (new[place],), is_odd = _drop_odd(before[place][None], after[place][None])
+            num_odd += is_odd
+        return old, new, num_odd
+    wide = [outputs.astype(np.float64) for outputs in (before, after)]
+    is_number = [np.isfinite(outputs) for outputs in wide]
+    odd = (is_number[0] != is_number[1]).reshape(len(before), -1).any(axis=1)
+    old, new = (np.where(is_number[0], outputs, 0.0) for outputs in wide)
+    return old, new, int(odd.sum())
 
 
 def name_answers(outputs: Array, meaning: Meaning) -> Array:
@@ -110,59 +135,72 @@ def name_answers(outputs: Array, meaning: Meaning) -> Array:
 
 
 def _compare_numbers(before: Array, after: Array, slack: float) -> str:
-    if is_distribution(before):
+    if not is_uneven(before) and is_distribution(before):
         worst = float(np.abs(after.sum(axis=-1, dtype=np.float64) - 1.0).max())
         if worst > max(_SUM_ERROR, slack):
             return f"its probabilities miss a sum of 1 by up to {worst:.2f}"
-    old, new = (np.where(np.isfinite(wide), wide, 0.0) for wide in (before.astype(np.float64), after.astype(np.float64)))
-    squares, spread = np.square(new - old), np.square(old - old.mean())
-    whole = float(spread.mean())
-    if whole <= 0.0:
-        return ""
-    moved, allowed = float(squares.mean()) / whole, max(_MOVED, slack)
-    if moved > allowed:
-        return f"its answers are far from the original's: {_tell(moved, allowed)}"
-    allowed = max(_MOVED_COLUMN, 2.0 * slack)
-    for axis in range(1, old.ndim):
-        others = tuple(other for other in range(old.ndim) if other != axis)
-        errors, scales = np.mean(squares, axis=others), np.var(old, axis=others)
-        moves = np.where(scales > _LEAST_SPREAD * scales.mean(), errors / np.maximum(scales, 1e-300), 0.0)
+    (_, old), (_, new) = (next(list_tables(outputs)) for outputs in (before, after))
+    whole = float(np.var(old))
+    moved, allowed = float(np.mean(np.square(new - old))) / whole if whole > 0.0 else 0.0, max(_MOVED, slack)
+    return f"its answers are far from the original's: {_tell(moved, allowed)}" if moved > allowed else ""
+
+
+def _compare_entries(before: Array, after: Array, allowed: float, *, has_one_unit: bool) -> str:
+    """Find an entry of an axis that is lost, such as the scores of a class, or those beside a detector's boxes."""
+    for (axis, old), (_, new) in zip(list_tables(before), list_tables(after), strict=True):
+        if axis == 0:
+            continue
+        scales = np.var(old, axis=0)
+        is_wide = scales > (_LEAST_SPREAD * scales.mean() if has_one_unit else _find_least_spread(old))
+        moves = np.where(is_wide, np.mean(np.square(new - old), axis=0) / np.maximum(scales, 1e-300), 0.0)
         place = int(moves.argmax())
         if moves[place] > allowed:
-            return (
-                f"entry {place} of axis {axis} of its answers is far from the original's: {_tell(float(moves[place]), allowed)}"
-            )
+            told = _tell(float(moves[place]), allowed)
+            return f"entry {place} of axis {axis} of its answers is far from the original's: {told}"
     return ""
 
 
-def _compare_middle(before: Array, after: Array, slack: float) -> str:
-    """Find answers that most rows have lost, while a few rows that lie far out have not: of whole rows, and of each column."""
-    old, new = (np.where(np.isfinite(wide), wide, 0.0) for wide in (before.astype(np.float64), after.astype(np.float64)))
-    # What lies between 0 and 1 are chances, most of which may be hardly any; none of them lies far out.
-    if old.min() >= 0.0 and old.max() <= 1.0:
-        return ""
-    center: Array = np.median(old, axis=0)
-    squares = [np.square(outputs).reshape(len(old), -1) for outputs in (new - old, old - center, old)]
-    wholes = [float(np.median(square.mean(axis=1))) for square in squares]
-    allowed = max(_MOVED_MIDDLE, 2.0 * slack)
-    if wholes[0] > allowed * wholes[1] and wholes[1] > _LEAST_MIDDLE**2 * wholes[2]:
-        return f"its answers to {_tell_middle(len(old), wholes[0] / wholes[1], allowed)}"
-    if old.ndim != 2 or old.shape[1] < 2:
-        return ""
-    moved, spread, size = (np.median(square, axis=0) for square in squares)
-    is_wide = (spread > _LEAST_MIDDLE**2 * size) & (spread > _LEAST_SPREAD * spread.mean())
-    moves = np.where(is_wide, moved / np.maximum(spread, 1e-300), 0.0)
-    place = int(moves.argmax())
-    if moves[place] <= allowed:
-        return ""
-    return f"entry {place} of axis 1 of its answers to {_tell_middle(len(old), float(moves[place]), allowed)}"
+def _find_least_spread(columns: Array) -> Array:
+    """Say of columns that have a unit each what variance is none: rounding beside the column, or beside all."""
+    squares: Array = np.mean(np.square(columns), axis=0)
+    least = np.maximum(_LEAST_OWN * squares, _LEAST_OF_ALL * squares.mean())
+    return np.where(_tell_chances(columns), np.maximum(least, _LEAST_CHANCE**2), least)
 
 
-def _tell_middle(count: int, moved: float, allowed: float) -> str:
-    return (
-        f"the middle one of {count} rows is far from the original's: its square moved by {moved:.3f} of the middle spread, "
-        f"above {allowed:g}"
-    )
+def _tell_chances(columns: Array) -> Array:
+    """Say of columns whether they lie between 0 and 1: chances, most of which may be hardly any."""
+    return np.asarray((columns.min(axis=0) >= 0.0) & (columns.max(axis=0) <= 1.0))
+
+
+def _compare_places(before: Array, after: Array, slack: float, *, may_be_chances: bool) -> str:
+    """Find answers that most rows have lost, while a few that lie far out have not: by how many lie between old and new place.
+
+    A long tail makes all other differences small beside the whole spread, but no answer's place among the others.
+    """
+    for (axis, old), (_, new) in zip(list_tables(before), list_tables(after), strict=True):
+        allowed = max(_MOVED_COLUMN, 2.0 * slack) if axis else max(_MOVED, slack)
+        squares = np.square(old - old.mean(axis=0))
+        is_few = np.square(squares.mean(axis=0)) < _FEW * np.square(squares).mean(axis=0)
+        for column in np.flatnonzero(is_few & ~(_tell_chances(old) & may_be_chances)).tolist():
+            moved = _measure_places(old[:, column], new[:, column])
+            if moved > allowed:
+                name = f"entry {column} of axis {axis} of its answers" if axis else "its answers"
+                told = f"R2 of their ranks is {1.0 - moved:.3f}, below {1.0 - allowed:g}"
+                return f"{name}, but for a few that lie far out, have lost their order: {told}"
+    return ""
+
+
+def _measure_places(old: Array, new: Array) -> float:
+    """Give 1 - R2 of places: how many numbers lie between the old and the new, beside how many between it and the middle."""
+    ordered = np.sort(old)
+
+    def count_between(ends: Array) -> Array:
+        low, high = np.minimum(old, ends), np.maximum(old, ends)
+        between = np.searchsorted(ordered, high, "left") - np.searchsorted(ordered, low, "right")
+        return np.where(high - low > _LEAST_MOVE * np.abs(old), np.maximum(between, 0), 0)
+
+    moved, spread = (float(np.square(count_between(ends)).mean()) for ends in (new, np.full_like(old, np.median(old))))
+    return moved / spread if spread > 0.0 else 0.0
 
 
 def _tell(moved: float, allowed: float) -> str:
@@ -171,6 +209,8 @@ def _tell(moved: float, allowed: float) -> str:
 
 def _compare_doubt(before: Array, after: Array, meaning: Meaning, slack: float) -> str:
     """Find probabilities that are surer than they should be, or less sure."""
+    if is_uneven(before):
+        return ""
     if is_distribution(before):
         doubts = [1.0 - float(outputs.max(axis=-1).mean(dtype=np.float64)) for outputs in (before, after)]
     elif meaning.kind == "yes_no" and meaning.threshold > 0.0:
@@ -187,9 +227,12 @@ def _compare_doubt(before: Array, after: Array, meaning: Meaning, slack: float) 
 
 def _compare_classes(before: Array, after: Array, meaning: Meaning, most: float) -> str:
     """Find a class most of whose rows got another answer, more than the rows of all classes would let one expect."""
-    if meaning.kind not in ("classes", "yes_no", "labels"):
+    if meaning.kind not in (("labels",) if is_uneven(before) else ("classes", "yes_no", "labels")):
         return ""
-    old, new = (name_answers(outputs, meaning).ravel() for outputs in (before, after))
+    old, new = (
+        np.concatenate([row.ravel() for row in outputs]) if is_uneven(outputs) else name_answers(outputs, meaning).ravel()
+        for outputs in (before, after)
+    )
     names, places, counts = np.unique(old, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
@@ -34,6 +33,7 @@ from argosy.output_file import OutputFile
 from argosy.runtimes.base import CODE_RUNTIMES
 from argosy.store.local import Store
 from argosy.store.manifest import Version
+from argosy.store.temporary import work_folder
 
 __all__ = ["compress"]
 
@@ -123,7 +123,7 @@ def compress(
         FaultError: `engine_failed`, the version's own runtime cannot run it; or what a given method made cannot be run.
         NotAllowedError: `code_not_allowed`.
         NotFoundError: no such version.
-        StoreError: the parent's files are damaged.
+        StoreError: the parent's files are damaged; `temp_full`.
     """
     _refuse_idle(method, needs_gain, objective=objective, search=search, budget=budget)
     objective, search = objective or _OBJECTIVE, search or _SEARCH
@@ -143,8 +143,7 @@ def compress(
     _check_parent(parent, allow_code=allow_code, has_student=taught is not None)
     if publish:
         store.check_writable()
-    with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
-        work = Path(name)
+    with work_folder("argosy-compress-") as work:
         artifact = _open_parent(store, parent, work / "parent", target)
         rows, training, sample = _take_rows(store, parent, artifact, recipe, data, calibration, evaluation)
         meaning, golden = find_meaning(parent), _take_golden(store, parent).rows if parent.manifest.num_golden else ()

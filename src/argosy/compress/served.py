@@ -364,6 +364,7 @@ def _sum_up(lane: _Lane, rounds: int) -> Served:
         memory_bytes=round(take(lane.load, "memory_bytes")),
         rounds=rounds,
         noise=max(_spread(lane.alone[:rounds], "p50_s"), _spread(lane.load[:rounds], "rows_per_s")),
+        tail_noise=_spread(lane.load[:rounds], "p99_s"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from argosy.compress.fidelity import is_distribution
 from argosy.train.losses import prepare_targets
 
-__all__ = ["Values", "is_uneven", "measure_r2"]
+__all__ = ["Values", "is_uneven", "list_tables", "measure_r2"]
 
 Array = NDArray[Any]
 
@@ -30,6 +31,19 @@ class Values(NamedTuple):
 def is_uneven(outputs: Array) -> bool:
     """Say whether answers differ in shape from row to row."""
     return outputs.dtype.kind == "O" and outputs.ndim == 1 and len(outputs) > 0 and isinstance(outputs[0], np.ndarray)
+
+
+def list_tables(outputs: Array) -> Iterator[tuple[int, Array]]:
+    """Give numbers as tables: axis 0 with all of them in one column, then each other axis with a column for each of its entries.
+
+    Of answers that differ in shape from row to row, the axes that are as long in each.
+    """
+    if not is_uneven(outputs):
+        yield 0, _list_columns(outputs, None)
+        yield from ((axis, _list_columns(outputs, axis)) for axis in range(1, outputs.ndim) if outputs.shape[axis] > 1)
+        return
+    for axis in (None, *_find_common_axes(outputs)):
+        yield 0 if axis is None else axis + 1, np.concatenate([_list_columns(row, axis) for row in outputs])
 
 
 def measure_r2(before: Array, after: Array, targets: Array | None) -> Values:

@@ -20,14 +20,17 @@ from argosy.compress.recipe import Recipe, read_recipe, retrains, run_recipe
 from argosy.compress.result import Sensitivity, Tried
 from argosy.compress.space import RecipeSpace
 from argosy.compress.steps.base import Workshop
-from argosy.errors import FaultError, InputError
+from argosy.errors import FaultError, InputError, StoreError
 from argosy.search import Record, Study, Trial
+from argosy.store.temporary import blame_disk
 
 __all__ = ["LOSS", "Trials", "describe_tried", "find_ratio", "try_recipe"]
 
 LOSS: Final = "loss"
 """The objective that the guard bounds; the other one is a part of the original's."""
 _TRIED: Final = "tried"
+_COPIES: Final = 4
+"""Of the original, which a recipe may write on its way."""
 _SENSITIVITY: Final = "sensitivity.json"
 
 
@@ -158,11 +161,19 @@ class Trials:
 
 
 def try_recipe(recipe: Recipe, jury: Jury, workshop: Workshop, *, budget_s: float) -> tuple[Tried, Artifact | None]:
-    """Make and judge what a recipe makes; whatever goes wrong with it is told in `problem`."""
+    """Make and judge what a recipe makes; whatever goes wrong with it is told in `problem`.
+
+    Raises:
+        StoreError: `temp_full`.
+    """
     started = time.monotonic()
     try:
-        artifact = run_recipe(recipe, jury.parent, workshop)
-        found = jury.judge(artifact, Tried(recipe).title, budget_s=budget_s, is_retrained=retrains(recipe))
+        with blame_disk(workshop.folder.parent, _COPIES * jury.parent.size_bytes):
+            artifact = run_recipe(recipe, jury.parent, workshop)
+            found = jury.judge(artifact, Tried(recipe).title, budget_s=budget_s, is_retrained=retrains(recipe))
+    except StoreError:
+        # No fault of the recipe's: with a disk that has room it is tried again.
+        raise
     except (InputError, FaultError) as error:
         return Tried(recipe, problem=error.message, seconds=time.monotonic() - started), None
     score, problem = found.score, jury.guard.find_problem(found.score)

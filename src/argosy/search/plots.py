@@ -11,11 +11,14 @@ import numpy as np
 from argosy.search.record import Record
 from argosy.search.result import SearchResult
 from argosy.search.space import Choice, Parameter, Value
-from argosy.train.report import FIRST, SECOND, TEXT, new_figure, open_style, save_svg
+from argosy.train.report import FIRST, SECOND, TEXT, new_figure, open_style, save_svg, shorten_name
 
 __all__ = ["draw_curves", "draw_front", "draw_history", "draw_importance", "draw_parallel"]
 
 _MAX_TICKS: Final = 8
+_MAX_NAME: Final = 32
+_MAX_LEVEL: Final = 16
+"""Of names side by side."""
 _UNITS: Final[Mapping[str, tuple[str, float]]] = {
     "size": ("size (KiB)", 1 / 1024),
     "latency": ("latency of one row (us)", 1e6),
@@ -144,7 +147,7 @@ def draw_parallel(result: SearchResult) -> str:
                 axes.text(place + 0.03, height, text, va="center", fontsize=10, zorder=5)
         for height, value in ((0.0, low), (1.0, high)):
             axes.text(len(names) - 0.97, height, f"{value:.4g}", va="center", fontsize=10)
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), [shorten_name(name, _MAX_LEVEL) for name in names])
         axes.set_yticks([])
         axes.set_xlim(-0.2, len(names) - 0.6)
         axes.spines["left"].set_visible(False)
@@ -159,7 +162,8 @@ def draw_importance(result: SearchResult) -> str:
     with open_style():
         figure = new_figure(7.0, 0.9 + 0.38 * len(items))
         axes = figure.add_subplot()
-        axes.barh([name for name, _ in items], [part for _, part in items], color=FIRST, alpha=0.75)
+        axes.barh(range(len(items)), [part for _, part in items], color=FIRST, alpha=0.75)
+        axes.set_yticks(range(len(items)), [shorten_name(name, _MAX_NAME) for name, _ in items])
         for place, (_, part) in enumerate(items):
             axes.text(part, place, f" {part:.0%}", va="center")
         axes.set_xlim(0.0, 1.12 * max(part for _, part in items) or 1.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from argosy.search.runner import Plan, Runner, check_program
 from argosy.search.space import Space
 from argosy.search.study import Study
 from argosy.store.local import Store
+from argosy.store.temporary import work_folder
 from argosy.train.losses import METRICS
 from argosy.train.program import is_program
 
@@ -118,8 +118,8 @@ def search(
     plan = Plan(target, metric, {} if epochs is None else {"epochs": epochs}, trials, jobs, max_s, max_trial_s, interval)
     about = {"program": _describe_program(target), "options": plan.options}
     about |= {} if interval is None else {"interval": interval}
-    with tempfile.TemporaryDirectory(prefix="argosy-search-") as logs:
-        first = check_program(target, list(given), Path(logs))
+    with work_folder("argosy-search-") as logs:
+        first = check_program(target, list(given), logs)
         with Crew() as crew:
             crew.add(first)
             study = Study(

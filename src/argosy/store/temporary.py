@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from argosy.errors import StoreError
+from argosy.errors import FaultError, InputError, StoreError
 
 __all__ = [
     "PREFIX",
     "WRITE_KEYS",
+    "blame_disk",
     "explain_write",
     "find_private_folder",
     "fsync_folder",
@@ -33,6 +34,7 @@ __all__ = [
     "temp_file",
     "temp_folder",
     "try_lock",
+    "work_folder",
 ]
 
 PREFIX: Final = ".incoming-"
@@ -40,6 +42,10 @@ PREFIX: Final = ".incoming-"
 WRITE_KEYS: Final = ("disk_full", "write_failed")
 """Of errors that say that a file cannot be written, whatever it may be read."""
 
+_ROOM_BYTES: Final = 16 << 20
+"""Free space, below which the disk is to blame for what a library could not do."""
+_BLAMED: Final = ("step_failed", "engine_failed", "load_failed", "server_failed")
+"""Errors of libraries and processes, which say of a full disk whatever it made them do."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
 
@@ -48,6 +54,44 @@ def explain_write(what: object, error: OSError) -> StoreError:
     """Turn a failed write into `disk_full` or `write_failed`."""
     key = "disk_full" if error.errno in _FULL else "write_failed"
     return StoreError(key, what=what, detail=error.strerror or error)
+
+
+@contextmanager
+def work_folder(prefix: str) -> Generator[Path]:
+    """Give a folder for temporary files, which ends with the context; that the disk has no room is told as that.
+
+    Raises:
+        StoreError: `temp_full`; `write_failed`, there is no place for such a folder.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:
+        raise explain_write("temporary files", error) from error
+    with made as name, blame_disk(Path(name)):
+        yield Path(name)
+
+
+@contextmanager
+def blame_disk(folder: Path, needed_bytes: int = 0) -> Generator[None]:
+    """Tell what fails for want of room on a disk as that: who reads what was cut off there says that a file is damaged.
+
+    Args:
+        folder: that is worked in.
+        needed_bytes: that the work may need, as far as is known.
+
+    Raises:
+        StoreError: `temp_full`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StoreError("temp_full", folder=folder.parent, detail=error.strerror) from error
+    except (InputError, FaultError) as error:
+        if error.key not in _BLAMED or (free := shutil.disk_usage(folder).free) >= needed_bytes + _ROOM_BYTES:
+            raise
+        raise StoreError("temp_full", folder=folder.parent, detail=f"{free >> 20} MiB are free; {error.message}") from error
 
 
 def fsync_folder(folder: Path) -> None:

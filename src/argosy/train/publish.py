@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,6 +20,7 @@ from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.store.preprocess import Steps, add_steps
+from argosy.store.temporary import work_folder
 from argosy.train.data import check_rows
 from argosy.train.lineage import describe_code, describe_environment
 
@@ -98,12 +98,12 @@ def publish(
     names = (input_name, output_name)
     store = store or Store()
     store.check_writable()
-    with tempfile.TemporaryDirectory(prefix="argosy-export-") as folder:
-        made = write_files(framework, model, given, Path(folder), names, free, native=native)
+    with work_folder("argosy-export-") as folder:
+        made = write_files(framework, model, given, folder, names, free, native=native)
         golden = Golden({input_name: rows}, {output_name: made.answers})
         signature = _derive_signature(golden, free, made.output_shape, labels, ragged)
         _check_ragged(signature, lambda given: framework.predict(model, given), rows)
-        verdict = judge_file(Path(folder, _MODEL_FILE), signature) if made.runtime == "onnx" else JoinVerdict()
+        verdict = judge_file(folder / _MODEL_FILE, signature) if made.runtime == "onnx" else JoinVerdict()
         signature, step_files = add_steps(signature, preprocess)
         return store.publish(
             name,

@@ -7,9 +7,11 @@ SVG in the page's own colours, so that they follow the reader's light or dark se
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -23,13 +25,31 @@ from argosy.frameworks.base import import_extra
 from argosy.output_file import OutputFile
 from argosy.train.result import Epoch
 
-__all__ = ["FIRST", "GRID", "SECOND", "TEXT", "Section", "new_figure", "open_style", "save_svg", "write_page", "write_report"]
+__all__ = [
+    "FIRST",
+    "GRID",
+    "SECOND",
+    "TEXT",
+    "Section",
+    "new_figure",
+    "open_style",
+    "save_svg",
+    "shorten_name",
+    "write_page",
+    "write_report",
+]
 
 _FIGURES: Final = {b"\x89PNG\r\n\x1a\n": "png", b"<svg ": "svg+xml"}
 """How a figure's content begins, and the type that a page calls it."""
 _FONT_SIZE: Final = 13
 """Points; figures are drawn at the page's own scale, so that this is what is read."""
 
+_MAX_CLASS: Final = 24
+"""Letters of a class' name in a figure."""
+_MAX_LEVEL: Final = 4
+"""Letters of names that stand side by side."""
+_LETTER_IN: Final = 0.1
+"""Width of one, in inches."""
 _LONG: Final = 60
 """Characters of a cell of text that is set in several lines."""
 _MANY: Final = 8
@@ -45,6 +65,7 @@ _STYLE: Final[dict[str, Any]] = {
     "svg.hashsalt": "argosy",  # Else every run names its clip paths anew, and equal reports differ.
     "font.family": "sans-serif",
     "font.size": _FONT_SIZE,
+    "text.parse_math": False,  # Names are no formulas.
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -227,7 +248,9 @@ def _render_confusion(confusion: NDArray[Any], labels: Sequence[str] | None) -> 
     if len(names) != num_classes:
         raise InputError("bad_option", option="labels", got=names, expected=f"{num_classes} names")
     with open_style():
-        size = 1.5 + 0.48 * num_classes
+        names = [shorten_name(name, _MAX_CLASS) for name in names]
+        longest = max(map(len, names))
+        size = 1.5 + 0.48 * num_classes + _LETTER_IN * max(0, longest - _MAX_LEVEL)
         figure = new_figure(size, size - 0.2)
         axes = figure.add_subplot()
         axes.grid(visible=False)
@@ -236,6 +259,8 @@ def _render_confusion(confusion: NDArray[Any], labels: Sequence[str] | None) -> 
             axis.set_ticks(range(num_classes), names)
             axis.set_tick_params(length=0)
             axis.set_label_text(name)
+        if longest > _MAX_LEVEL:
+            axes.xaxis.set_tick_params(rotation=90)
         drawing = save_svg(figure)
     total, right = int(confusion.sum()), int(np.trace(confusion))
     text = f"{right} of {total} rows are right ({right / max(total, 1):.2%}). "
@@ -291,13 +316,24 @@ def _wrap(title: str, body: str) -> str:
     return f"<section>\n<h2>{html.escape(title)}</h2>\n{body}\n</section>"
 
 
-def open_style() -> Any:
+@contextlib.contextmanager
+def open_style() -> Generator[None]:
     """Give a context in which figures are drawn as the page has them.
 
     Raises:
         InputError: `missing_extra`, matplotlib is not installed.
     """
-    return import_extra("matplotlib", feature="A report", extra="report").rc_context(_STYLE)
+    style = import_extra("matplotlib", feature="A report", extra="report").rc_context(_STYLE)
+    with style, warnings.catch_warnings():
+        # The browser writes the text, and may have letters that no font here has.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
+def shorten_name(name: str, most: int) -> str:
+    """Cut a name from elsewhere to so many letters on one line; its end, which tells more, stays."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"...{name[3 - most :]}"
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -11,7 +11,7 @@ from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import import_extra
 from argosy.output_file import OutputFile
 from argosy.tune.candidate import BATCHES
-from argosy.tune.search import Goal, Outcome, Trial
+from argosy.tune.search import GAIN, Goal, Outcome, Trial
 
 __all__ = ["ENGINE_COLUMNS", "TRIAL_COLUMNS", "explain", "list_engines", "list_trials", "open_figure", "plot"]
 
@@ -98,9 +98,13 @@ def _compare_with_default(outcome: Outcome) -> list[str]:
         return ["that is how a deployment without settings runs: nothing that was tried is better beyond noise"]
     if not (baseline.good_per_s and choice.good_per_s):
         return []
-    gain = choice.good_per_s / baseline.good_per_s
-    default = f"{baseline.good_per_s:.0f} requests/s: {baseline.candidate}"
-    return [f"{gain:.2f} times what a deployment without settings answers ({default})"]
+    # In the rounds that both had: what was measured at another time was measured on a machine that others had used otherwise.
+    rounds = min(len(choice.runs), len(baseline.runs))
+    own, default = (Trial(trial.candidate, trial.runs[:rounds]).good_per_s for trial in (choice, baseline))
+    if not default:
+        return []
+    told = f"a deployment without settings answered {default:.0f} requests/s when this answered {own:.0f} ({baseline.candidate})"
+    return [f"{told}: {own / default:.2f} times as many" if own > GAIN * default else f"{told}: alike but for noise"]
 
 
 def open_figure(path: Path) -> Any:

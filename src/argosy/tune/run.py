@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +14,7 @@ from argosy.runtimes.base import ALSO_RUNS, CODE_RUNTIMES, PACKAGES
 from argosy.serve.worker.cores import count_cores
 from argosy.store.local import Store
 from argosy.store.manifest import Version
+from argosy.store.temporary import work_folder
 from argosy.tune.bench import Bench, Measurement
 from argosy.tune.candidate import Candidate, Engine, list_engines
 from argosy.tune.engine import EngineBench, EngineResult
@@ -87,8 +86,7 @@ def tune(
     for name in set(ALSO_RUNS.get(manifest.runtime, ())) - set(available):
         say(f"runtime {name} is not tried, for it is not installed: pip install 'argosy[{name}]'")
     folder = store.open_artifact(version)
-    with tempfile.TemporaryDirectory(prefix="argosy-tune-") as name:
-        work = Path(name)
+    with work_folder("argosy-tune-") as work:
         alone = EngineBench(version, folder, golden, requests, work / "engines", goal.p99_s)
         with Bench(version, folder, golden, traffic, requests, work, goal.p99_s) as servers:
             return Search(

@@ -19,7 +19,7 @@ from argosy.tune.candidate import BATCHES, MAX_FRONTS, Candidate, Engine, list_r
 from argosy.tune.engine import EngineResult
 from argosy.tune.journal import Journal
 
-__all__ = ["EngineRun", "Goal", "Outcome", "Search", "Trial"]
+__all__ = ["GAIN", "EngineRun", "Goal", "Outcome", "Search", "Trial"]
 
 _START_ROWS: Final = 64
 _SHORTLIST: Final = 6
@@ -27,7 +27,7 @@ _HOPELESS: Final = 0.5
 """Of the best estimate: an arrangement that promises less is not measured as a server."""
 _MARGIN: Final = 1.05
 """A bound that was measured alone may be so much too low."""
-_GAIN: Final = 1.02
+GAIN: Final = 1.02
 """Less is noise: a step has to bring more, and among candidates that are as near to the best, the cheapest is chosen."""
 _NEAR: Final = 0.75
 """Of the best rate: what a single short run says of more than that is not sure."""
@@ -161,7 +161,7 @@ class Search:
         self._try(baseline, must=True)
         self._try_shortlist()
         self._climb()
-        self._decide()
+        self._decide(baseline)
         measured = [trial for trial in self._trials.values() if trial.runs]
         choice = self._choose(measured)
         self._journal.end(choice)
@@ -289,30 +289,36 @@ class Search:
         best = max(measured, key=lambda trial: trial.order)
         if not self._is_open or not best.good_per_s:
             return best
-        return min((trial for trial in measured if trial.good_per_s * _GAIN >= best.good_per_s), key=self._cost)
+        return min((trial for trial in measured if trial.good_per_s * GAIN >= best.good_per_s), key=self._cost)
 
     def _is_gain(self, trial: Trial, best: Trial) -> bool:
         if not (trial.good_per_s and best.good_per_s):
             return bool(trial.runs) and trial.order > best.order
-        if self._is_open and trial.good_per_s * _GAIN >= best.good_per_s:
-            return trial.median("server_cpu_s") * _GAIN < best.median("server_cpu_s")
-        return trial.good_per_s > _GAIN * best.good_per_s
+        if self._is_open and trial.good_per_s * GAIN >= best.good_per_s:
+            return trial.median("server_cpu_s") * GAIN < best.median("server_cpu_s")
+        return trial.good_per_s > GAIN * best.good_per_s
 
-    def _decide(self) -> None:
-        """Measure the best few again, in turn, so that a change of the machine's speed meets all of them."""
+    def _decide(self, baseline: Candidate) -> None:
+        """Measure the best few again, in turn, so that a change of the machine's speed meets all of them.
+
+        What a deployment without settings has is among them, unless it is far behind: it is what the choice is held against.
+        """
         measured = [trial for trial in self._trials.values() if trial.runs]
         best = max(measured, key=lambda trial: trial.order)
         near = [trial for trial in measured if trial.good_per_s >= _NEAR * best.good_per_s]
         near.sort(key=self._cost if self._is_open else lambda trial: trial.order, reverse=not self._is_open)
         finalists = [trial.candidate for trial in near[:_FINALISTS]]
+        if baseline not in finalists and any(trial.candidate == baseline for trial in near):
+            finalists.append(baseline)
         for num_runs in range(2, _ROUNDS + 1):
             if len(finalists) < 2:
                 return
+            if self._used_s() > self._goal.budget_s:
+                if num_runs <= _SURE_ROUNDS:
+                    self._notes.append("the budget was used up before the best few were held against each other often enough")
+                return
+            # A round is never half: who was measured once more, when the machine was slower, would be behind for that.
             for candidate in finalists:
-                if self._used_s() > self._goal.budget_s:
-                    if num_runs <= _SURE_ROUNDS:
-                        self._notes.append("the budget was used up before the best few were held against each other often enough")
-                    return
                 self._measure(self._trials[candidate])
             if num_runs >= _SURE_ROUNDS:
                 least = _BEHIND * max(self._trials[candidate].good_per_s for candidate in finalists)
@@ -326,7 +332,7 @@ class Search:
         best = max(held, key=lambda trial: trial.order)
         if not best.good_per_s:
             return best
-        near = [trial for trial in held if trial.good_per_s * _GAIN >= best.good_per_s]
+        near = [trial for trial in held if trial.good_per_s * GAIN >= best.good_per_s]
         thrifty_s = _THRIFT * min(trial.median("server_cpu_s") for trial in near)
         return min((trial for trial in near if trial.median("server_cpu_s") <= thrifty_s), key=self._cost)
 
