@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.trees import Tree
 from argosy.signature import Arrays
 
 __all__ = [
@@ -33,9 +34,7 @@ __all__ = [
     "check_state",
     "count_weights",
     "derive_seed",
-    "fail_answer",
     "fail_not_finite",
-    "fail_rows",
     "framework_of",
     "get_framework",
     "import_extra",
@@ -235,11 +234,18 @@ class Framework(Protocol):
         """
         ...
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, model: Any, inputs: Tree) -> Tree:
         """Run a model on rows as it would be served (no dropout), in bounded pieces.
 
+        Args:
+            model: of any inputs and outputs.
+            inputs: arrays, in the form in which the model takes them.
+
+        Returns:
+            Arrays, in the form in which the model gives them.
+
         Raises:
-            InputError: `bad_data`, the model fails on these rows, or its output is no tensor.
+            InputError: `bad_data`, the model fails on these rows, or gives anything but tensors of as many rows.
         """
         ...
 
@@ -419,16 +425,6 @@ def import_extra(module: str, *, feature: str, extra: str) -> Any:
     if importlib.util.find_spec(package) is None:
         raise InputError("missing_extra", feature=feature, package=package, extra=extra)
     return importlib.import_module(module)
-
-
-def fail_rows(rows: NDArray[Any], error: object) -> InputError:
-    """Make the error of a model that fails on rows; `error` is what it raised, or says it."""
-    return InputError("bad_data", detail=f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}")
-
-
-def fail_answer(num_rows: int, got: str) -> InputError:
-    """Make the error of a model that gives `got` instead of as many rows as it was given."""
-    return InputError("bad_data", detail=f"for {num_rows} rows the model gives {got}, expected one tensor of as many rows")
 
 
 def fail_not_finite(*, step: int, what: str, layer: str | None, learning_rate: object) -> ModelError:

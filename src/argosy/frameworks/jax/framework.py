@@ -24,6 +24,7 @@ from argosy.frameworks.jax.predict import predict
 from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
 from argosy.frameworks.jax.step import JaxStep
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.trees import Tree
 from argosy.runtimes.jax import begin, count_threads
 from argosy.signature import Arrays
 
@@ -98,8 +99,8 @@ class JaxFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        return predict(model, x)
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict(model, inputs)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         return np.dtype(np.float64 if take_apart(model, is_training=False).is_double else np.float32)

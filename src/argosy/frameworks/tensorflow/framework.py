@@ -24,14 +24,13 @@ from argosy.frameworks.base import (
     MetricPart,
     Step,
     derive_seed,
-    fail_answer,
-    fail_rows,
 )
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.network import Network
 from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables
+from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
 from argosy.frameworks.trials import draw_trials
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
@@ -39,9 +38,6 @@ from argosy.signature import Arrays
 __all__ = ["FRAMEWORK", "TensorFlowFramework", "bound_threads", "seed_graphs"]
 
 tf: Any = importlib.import_module("tensorflow")
-
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
 
 _SAVED_TOLERANCE: Final = 1e-4
 """Largest difference of a saved model's answers, relative to their largest magnitude; rounding is 1e-7 to 1e-6."""
@@ -122,12 +118,10 @@ class TensorFlowFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = []
-        for start in range(0, len(x), _PREDICT_ROWS):
-            rows = x[start : start + _PREDICT_ROWS]
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        def answer(rows: Tree) -> Tree:
             try:
-                outputs = call_module(model, tf.convert_to_tensor(rows), training=False)
+                outputs = call_module(model, map_tree(tf.convert_to_tensor, rows), training=False)
             except (
                 tf.errors.OpError,
                 TypeError,
@@ -138,11 +132,9 @@ class TensorFlowFramework:
                 ArithmeticError,
             ) as error:
                 raise fail_rows(rows, error) from error
-            if not tf.is_tensor(outputs) or outputs.shape.rank == 0 or len(outputs) != len(rows):
-                got = f"a tensor of shape {tuple(outputs.shape)}" if tf.is_tensor(outputs) else type(outputs).__qualname__
-                raise fail_answer(len(rows), got)
-            parts.append(outputs.numpy())
-        return np.concatenate(parts)
+            return map_tree(lambda leaf: leaf.numpy() if tf.is_tensor(leaf) else leaf, outputs)
+
+        return predict_rows(inputs, answer)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(variable.dtype == tf.float64 for variable in model.variables)

@@ -16,23 +16,21 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, fail_answer, fail_rows
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
 from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.torch.files import export_onnx, save_native
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
+from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows, spread
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "TorchFramework"]
 
 torch: Any = importlib.import_module("torch")
 
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
-
 
 class TorchFramework:
-    """See `base.Framework`. Models are `torch.nn.Module`s with one input and one output tensor, on the CPU."""
+    """See `base.Framework`. Models are `torch.nn.Module`s on the CPU."""
 
     name = "torch"
     packages = ("torch",)
@@ -108,20 +106,21 @@ class TorchFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return TorchStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, model: Any, inputs: Tree) -> Tree:
         model.eval()
-        parts: list[NDArray[Any]] = []
+
+        def answer(rows: Tree) -> Tree:
+            given, named = spread(
+                map_tree(lambda array: torch.from_numpy(np.array(array)), rows)
+            )  # Copies: torch warns of read-only arrays.
+            try:
+                outputs = model(*given, **named)
+            except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError) as error:
+                raise fail_rows(rows, error) from error
+            return map_tree(lambda leaf: leaf.numpy() if torch.is_tensor(leaf) else leaf, outputs)
+
         with torch.no_grad():
-            for start in range(0, len(x), _PREDICT_ROWS):
-                rows = np.array(x[start : start + _PREDICT_ROWS])  # A copy: torch warns of read-only arrays.
-                try:
-                    outputs = model(torch.from_numpy(rows))
-                except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError) as error:
-                    raise fail_rows(rows, error) from error
-                if not torch.is_tensor(outputs) or outputs.ndim < 1 or len(outputs) != len(rows):
-                    raise fail_answer(len(rows), _describe(outputs))
-                parts.append(outputs.numpy())
-        return np.concatenate(parts)
+            return predict_rows(inputs, answer)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(weight.dtype == torch.float64 for weight in model.parameters())
