@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 # Where each exported name lives; imported when it is first asked for. `train`, `search`, `compress` and `serve` are packages
-# that can be called; `optim` is one that is asked for often.
+# that can be called; `optim` and `data` are asked for often.
 _HOMES: Final = {
     "__version__": "argosy.version",
     "AdminClient": "argosy.client",
@@ -76,7 +76,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "search", "compress", "serve", "optim"):
+    if name in ("train", "search", "compress", "serve", "optim", "data"):
         return importlib.import_module(f"argosy.{name}")
     home = _HOMES.get(name)
     if home is None:

@@ -320,6 +320,19 @@ MESSAGES: dict[str, Message] = {
     ),
     "run_active": Message("Another run writes its checkpoints to {folder} now", "wait for it, or name another folder"),
     "bad_data": Message("The data is not usable: {detail}"),
+    "bad_file": Message("File {path} cannot be used as data: {detail}"),
+    "data_changed": Message(
+        "File {path} changed while it was used as data: {detail}",
+        "let nothing write to the files of a data set that is open, and open it again",
+    ),
+    "schema_differs": Message(
+        "File {path} differs from {first} in column {column!r}: got {got}, expected {expected}",
+        "bring all files to one schema, or name those that are meant; of CSV and JSON lines, schema={{...}} says the types",
+    ),
+    "bad_rows": Message(
+        "{count} rows cannot be used, at most {limit} may be left out; the first: {first}",
+        "mend them, or have more left out: max_bad_rows",
+    ),
     "export_differs": Message(
         "The exported model answers differently from the trained one on {rows} rows: largest difference {got:.3g}, "
         "allowed {allowed:.3g}"
