@@ -85,7 +85,7 @@ def _convert(array: Any, shape: Sequence[int] | None, pa: Any) -> Marked:
         array = array.fill_null(False if pa.types.is_boolean(kind) else 0)
     values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
     if values.dtype.kind == "f":
-        finite = np.isfinite(values)
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(values), bool).reshape(-1)
         if not finite.all():
             return values, marks | ~finite, "is null, NaN or infinite"
     return values, marks, "is null"

@@ -71,7 +71,8 @@ class Column(NamedTuple):
 class Reader(Protocol):
     """Reads the files of one format."""
 
-    files: Sequence[File]
+    @property
+    def files(self) -> Sequence[File]: ...
 
     def read_schema(self) -> dict[str, str]:
         """Give each column's type in the format's own words, the same in all files.

@@ -105,7 +105,7 @@ def _list_names(part: Columns, option: str) -> Iterator[str]:
     if not isinstance(part, tuple | list | Mapping):
         expected = "a column's name, a list of names to join, or a tuple or dict of these"
         raise InputError("bad_option", option=option, got=type(part).__qualname__, expected=expected)
-    items: Any = cast("Mapping[Any, Any]", part).values() if isinstance(part, Mapping) else part
+    items: Any = cast("Mapping[Any, Any]", part).values() if isinstance(part, Mapping) else cast("Any", part)
     for item in items:
         if item is None or (isinstance(part, list) and not isinstance(item, str)):
             raise InputError("bad_option", option=option, got=item, expected="names of columns")

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -120,7 +120,7 @@ def _look_at(path: Path, folder: Path) -> File:
 
 
 @contextlib.contextmanager
-def open_file(file: File) -> Iterator[int]:
+def open_file(file: File) -> Generator[int]:
     """Open a file to read it; give its descriptor.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
 
 from argosy.data.arrow import convert_batch, is_taken
@@ -79,7 +79,7 @@ class ArrowReader:
         return f"{str(self.files[block.file].path)!r}, row {self._firsts[block.file, block.place] + row}"
 
     @contextlib.contextmanager
-    def _open(self, number: int, names: Sequence[Any] | None) -> Iterator[Any]:
+    def _open(self, number: int, names: Sequence[Any] | None) -> Generator[Any]:
         file = self.files[number]
         with open_file(file) as descriptor:
             with guard_arrow(file, "Arrow", self._pa):

@@ -106,12 +106,13 @@ def _parse(line: bytes) -> dict[str, Any] | str:
 def _name_type(value: Any) -> str:
     if isinstance(value, bool):
         return "bool"
+    kind: type = type(value)
     kinds: dict[type, str] = {int: "int64", float: "double", str: "string", type(None): "null"}
     if isinstance(value, list):
         items = cast("list[Any]", value)
         inner = choose_type([_name_type(item) for item in items[:100]])
         return f"list<{'double' if inner in ('int64', 'null') else inner}>"
-    return kinds.get(type(value), f"{type(value).__name__} (not taken)")
+    return kinds.get(kind, f"{kind.__name__} (not taken)")
 
 
 def _convert(values: list[Any], kind: str, column: Column | None) -> tuple[NDArray[Any], NDArray[np.bool_], str]:

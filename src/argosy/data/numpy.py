@@ -105,11 +105,11 @@ def _read_head(file: File) -> _Head:
     wrong = None
     if dtype.kind not in "fiub":
         wrong = f"it holds {dtype}, expected numbers"
-    elif not shape or any(side < 0 for side in shape):
+    elif len(shape) < 1 or any(side < 0 for side in shape):
         wrong = f"it has shape {shape}, expected rows"
     elif is_fortran and len(shape) > 1:
         wrong = "its rows lie apart (Fortran order): write it with numpy.ascontiguousarray"
-    elif not _count_bytes(head) or start + shape[0] * _count_bytes(head) != file.size:
+    elif not _count_bytes(head) or start + head.shape[0] * _count_bytes(head) != file.size:
         wrong = f"it says that it has shape {shape}, which {file.size} bytes are not"
     if wrong is not None:
         raise InputError("bad_file", path=repr(str(file.path)), detail=wrong)

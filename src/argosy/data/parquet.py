@@ -100,7 +100,7 @@ class ParquetReader:
             yield self._pa.Table.from_batches(left)
 
     @contextlib.contextmanager
-    def _open(self, number: int) -> Iterator[Any]:
+    def _open(self, number: int) -> Generator[Any]:
         file = self.files[number]
         with open_file(file) as descriptor:
             with self._guard(file):
@@ -120,7 +120,7 @@ class ParquetReader:
 
 
 @contextlib.contextmanager
-def guard_arrow(file: File, what: str, pa: Any) -> Iterator[None]:
+def guard_arrow(file: File, what: str, pa: Any) -> Generator[None]:
     """Say of which file it is what Arrow raises."""
     try:
         yield

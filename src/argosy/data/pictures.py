@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -53,11 +53,12 @@ class PictureReader:
         layout, channels = chosen.setdefault("layout", "NCHW"), chosen.setdefault("channels", "RGB")
         datatype = options.get("datatype", "FP32")
         size: Any = chosen.get("size")
-        if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-            raise InputError("bad_option", option="size", got=size, expected="[height, width] of all pictures")
+        sides = cast("list[Any]", size) if isinstance(size, list | tuple) else []
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise InputError("bad_option", option="size", got=options.get("size"), expected="[height, width] of all pictures")
         if datatype not in _TYPES:
             raise InputError("bad_option", option="datatype", got=datatype, expected=", ".join(sorted(_TYPES)))
-        height, width = chosen["size"] = list(size)
+        height, width = chosen["size"] = list(sides)
         count = 1 if channels == "grey" else 3
         shapes = {"NCHW": [-1, count, height, width], "NHWC": [-1, height, width, count], "NHW": [-1, height, width]}
         spec = {"datatype": datatype, "shape": shapes.get(layout, [])}

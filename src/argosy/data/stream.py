@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -260,15 +261,17 @@ class Stream:
         bad = BadRows(self.max_bad_rows)
         for block in self._blocks:
             piece = Piece(block, 0, _SAMPLE_ROWS, _SAMPLE_ROWS)
-            for chunk in self._reader.read(block, self._choice.names, columns={}, first=0, limit=_SAMPLE_ROWS):
-                chunk = self._finish(chunk)
-                bad.add(self._reader, block, piece.first, chunk.bad)
-                if not len(chunk.rows):
-                    continue
-                self._text_row_bytes = max(1.0, block.size / (len(chunk.rows) + len(chunk.bad)))
-                self.columns = {name: _describe(array) for name, array in chunk.columns.items()}
-                self._choice.check(self.columns)
-                return chunk
+            chunks = self._reader.read(block, self._choice.names, columns={}, first=0, limit=_SAMPLE_ROWS)
+            # Closed here: what is open of the block is closed with it.
+            with contextlib.closing(chunks):
+                for chunk in map(self._finish, chunks):
+                    bad.add(self._reader, block, piece.first, chunk.bad)
+                    if not len(chunk.rows):
+                        continue
+                    self._text_row_bytes = max(1.0, block.size / (len(chunk.rows) + len(chunk.bad)))
+                    self.columns = {name: _describe(array) for name, array in chunk.columns.items()}
+                    self._choice.check(self.columns)
+                    return chunk
         detail = f"there is no row in {self.num_files} files, the first of which is {str(self._reader.files[0].path)!r}"
         raise InputError("bad_data", detail=detail)
 
@@ -304,13 +307,15 @@ class Stream:
             good = (labels >= 0) & (labels < self._classes) & (labels == np.trunc(labels))
             numbers = labels
         whole = Chunk({**chunk.columns, name: numbers}, chunk.rows, chunk.bad)
-        return _leave_out(whole, good, lambda row: f"{name} is {labels[row]!r:.80}, which is none of the classes")
+        return _leave_out(
+            whole, good, [f"{name} is {label!r:.80}, which is none of the classes" for label in labels[~good].tolist()]
+        )
 
 
-def _leave_out(chunk: Chunk, good: NDArray[np.bool_], explain: Any) -> Chunk:
+def _leave_out(chunk: Chunk, good: NDArray[np.bool_], details: Sequence[str]) -> Chunk:
     if good.all():
         return chunk
-    bad = [BadRow(int(chunk.rows[row]), explain(row)) for row in np.flatnonzero(~good)]
+    bad = [BadRow(row, detail) for row, detail in zip(chunk.rows[~good].tolist(), details, strict=True)]
     return Chunk({name: array[good] for name, array in chunk.columns.items()}, chunk.rows[good], sorted([*chunk.bad, *bad]))
 
 
@@ -322,10 +327,10 @@ def _cast(chunk: Chunk, name: str, dtype: np.dtype[Any]) -> Chunk:
         raise InputError("bad_option", option="schema", got=str(dtype), expected=f"string: {name} holds no numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         made = array.astype(dtype)
-        kept = np.isfinite(made) if dtype.kind == "f" else made == array
-    good = kept.reshape(len(array), -1).all(axis=1)
+        kept: Any = np.isfinite(made) if dtype.kind == "f" else made == array
+    good: NDArray[np.bool_] = kept.reshape(len(array), -1).all(axis=1)
     whole = Chunk({**chunk.columns, name: made}, chunk.rows, chunk.bad)
-    return _leave_out(whole, good, lambda row: f"{name} holds a number that {dtype} has not")
+    return _leave_out(whole, good, [f"{name} holds a number that {dtype} has not"] * int((~good).sum()))
 
 
 def _describe(array: NDArray[Any]) -> Column:

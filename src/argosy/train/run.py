@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.data.stream import Stream
 from argosy.errors import ConflictError, InputError, list_choices
 from argosy.frameworks.base import (
     FitOptions,
@@ -35,6 +36,7 @@ from argosy.train.progress import open_progress
 from argosy.train.publish import pick_sample
 from argosy.train.result import Epoch, Settings, TrainResult
 from argosy.train.source import ArraySource, LoaderSource, Source
+from argosy.train.stream import StreamSource, read_validation
 from argosy.train.tensorboard import open_tensorboard
 
 __all__ = ["count_steps", "train"]
@@ -74,9 +76,9 @@ def train(
 
     Args:
         model: of a framework of `frameworks.FRAMEWORKS`, with one input and one output; fitted in place.
-        data: a pair of arrays (x, y), one row each; or a loader that gives such pairs: a torch DataLoader, a
-            tf.data.Dataset, a keras PyDataset, an mx.io.NDArrayIter or a Gluon DataLoader. Numbers with a fraction are
-            taken in the type of the model's weights.
+        data: a pair of arrays (x, y), one row each; a stream of files (`argosy.data.open`) with one input and one target; or a
+            loader that gives such pairs: a torch DataLoader, a tf.data.Dataset, a keras PyDataset, an mx.io.NDArrayIter or a
+            Gluon DataLoader. Numbers with a fraction are taken in the type of the model's weights.
         loss: `cross_entropy` (y: class numbers; the model gives logits), `binary_cross_entropy` (y: 0..1; the
             model gives logits), `mse` or `half_mse`; a mean over the rows. Or a loss of the framework's own, which runs as
             it is. Default: that which a Keras model was compiled with, else `cross_entropy`.
@@ -91,7 +93,7 @@ def train(
         shuffle: take the rows in a new order every epoch. A loader has its own.
         seed: of the order, of the validation split and of the framework's own random numbers, such as dropout's.
         validation_split: part of the rows, in [0, 1), that is kept from training and measured after each epoch.
-        validation_data: a pair of arrays to measure after each epoch; not together with `validation_split`.
+        validation_data: a pair of arrays or a stream to measure after each epoch; not together with `validation_split`.
         metrics: names of `losses.METRICS`, or the framework's own. Default: those which a Keras model was compiled with, else
             what suits our loss (`accuracy`, `mae`), none for the framework's own. One that is no mean over the rows, such as
             the area under a curve, is measured on validation rows alone.
@@ -205,6 +207,10 @@ def _open_data(
 ) -> tuple[Source, Dataset | None, NDArray[Any]]:
     """Give the mini-batches, the rows to validate on, and some rows as a sample."""
     dtype = framework.float_dtype(model)
+    if isinstance(validation_data, Stream):
+        validation_data = read_validation(validation_data, dtype)
+    if isinstance(data, Stream):
+        return _open_stream(framework, model, data, validation_data, criterion, settings)
     owner = loader_framework(data)
     if settings.validation_split and (validation_data is not None or owner is not None):
         expected = "0 when validation_data is given" if owner is None else "0 with a loader; give validation_data"
@@ -226,6 +232,21 @@ def _open_data(
     assert settings.batch_size is not None
     source = ArraySource(given, prepared, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
     return source, _prepare(validation, criterion, output_shape, dtype), given.x
+
+
+def _open_stream(
+    framework: Framework, model: Any, data: Stream, validation_data: Any, criterion: Criterion, settings: Settings
+) -> tuple[Source, Dataset | None, NDArray[Any]]:
+    if settings.validation_split:
+        expected = "0 with a stream; give a part of it as validation_data: argosy.data.split"
+        raise InputError("bad_option", option="validation_split", got=settings.validation_split, expected=expected)
+    dtype = framework.float_dtype(model)
+    assert settings.batch_size is not None
+    source = StreamSource(data, dtype, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
+    output_shape = framework.predict(model, source.sample[:1]).shape
+    source.prepare(criterion, output_shape)
+    validation = check_dataset(validation_data, dtype) if validation_data is not None else None
+    return source, _prepare(validation, criterion, output_shape, dtype), source.sample
 
 
 def _prepare(data: Dataset | None, criterion: Criterion, output_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Dataset | None:
