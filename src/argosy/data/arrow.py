@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.data.block import BadRow, Chunk, Column
+from argosy.data.block import BadRow, Chunk, Column, make_zeros
 
-__all__ = ["convert_batch", "is_taken", "make_chunk"]
+__all__ = ["convert_batch", "is_taken", "make_chunk", "mark_infinite"]
 
 Marked = tuple[NDArray[Any], NDArray[np.bool_], str]
 """The array, which rows of it are bad, and what they are then."""
@@ -85,10 +85,23 @@ def _convert(array: Any, shape: Sequence[int] | None, pa: Any) -> Marked:
         array = array.fill_null(False if pa.types.is_boolean(kind) else 0)
     values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
     if values.dtype.kind == "f":
-        finite: NDArray[np.bool_] = np.asarray(np.isfinite(values), bool).reshape(-1)
-        if not finite.all():
-            return values, marks | ~finite, "is null, NaN or infinite"
+        infinite = mark_infinite(values)
+        if infinite is not None:
+            return values, marks | infinite, "is null, NaN or infinite"
     return values, marks, "is null"
+
+
+def mark_infinite(values: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Mark the rows that hold NaN or an infinite number; None if no row does."""
+    if values.dtype.kind != "f" or not values.size:
+        return None
+    # A sum shows both, and costs a fifth of looking at each; where it overflows, each is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()):
+            return None
+    good: NDArray[Any] = np.isfinite(values).reshape(len(values), -1)
+    infinite: NDArray[np.bool_] = np.logical_not(good.all(axis=1))
+    return infinite if infinite.any() else None
 
 
 def _mark_nulls(array: Any) -> NDArray[np.bool_]:
@@ -111,10 +124,11 @@ def _convert_lists(array: Any, shape: Sequence[int] | None, pa: Any) -> Marked:
     # `flatten` heeds where a slice begins, and leaves nothing out here: no list of these is null.
     inner, inner_marks, what = _convert(kept.flatten(), shape[1:] if shape else None, pa)
     values = inner.reshape(len(kept), width, *inner.shape[1:])
-    wrong = inner_marks.reshape(len(kept), width).any(axis=1) if width else np.zeros(len(kept), bool)
+    by_row: Any = inner_marks.reshape(len(kept), width)
+    wrong: NDArray[np.bool_] = by_row.any(axis=1)
     if len(kept) == num_rows:
         return values, wrong, f"holds a value that {what}"
-    whole = np.zeros((num_rows, *values.shape[1:]), values.dtype)
+    whole = make_zeros((num_rows, *values.shape[1:]), values.dtype)
     whole[~marks] = values
     marks[~marks] = wrong
     return whole, marks, f"is no list of {width} numbers, each neither null nor NaN"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 from argosy.data.files import File
 from argosy.errors import InputError
 
-__all__ = ["CHUNK_BYTES", "BadRow", "Block", "Chunk", "Column", "Reader", "load_module"]
+__all__ = ["CHUNK_BYTES", "BadRow", "Block", "Chunk", "Column", "Reader", "load_module", "make_zeros"]
 
 CHUNK_BYTES: Final = 4 << 20
 """What a chunk is to hold: small beside the buffer, so that many places of the data mix in it, and large beside the cost
 of a read."""
+
+MAX_CHUNK_BYTES: Final = 1 << 30
+"""Of a chunk in which one row is far wider than others."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -119,3 +123,15 @@ def load_module(name: str, feature: str) -> Any:
     except ImportError as error:
         package = {"PIL": "pillow"}.get(name.partition(".")[0], name.partition(".")[0])
         raise InputError("missing_extra", feature=feature, package=package, extra="data") from error
+
+
+def make_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Make an array for rows of which some may be bad.
+
+    Raises:
+        InputError: `bad_data`, a row is as wide as no row of a data set is.
+    """
+    if math.prod(shape) * dtype.itemsize > MAX_CHUNK_BYTES:
+        detail = f"{shape[0]} rows of {math.prod(shape[1:])} numbers each have more than {MAX_CHUNK_BYTES >> 20} MiB"
+        raise InputError("bad_data", detail=detail)
+    return np.zeros(shape, dtype)

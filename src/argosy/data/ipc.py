@@ -45,18 +45,20 @@ class ArrowReader:
         return schema
 
     def _count(self, number: int, file: File, num_batches: int) -> None:
-        if file.size // max(num_batches, 1) > MAX_BATCH_BYTES:
-            detail = f"its record batches hold more than {MAX_BATCH_BYTES >> 20} MiB each: write it with smaller ones"
-            raise InputError("bad_file", path=repr(str(file.path)), detail=detail)
-        first = 0
+        counts: list[int] = []
         with self._open(number, [0]) as reader:
             for place in range(num_batches):
                 with guard_arrow(file, "Arrow", self._pa):
-                    num_rows = reader.get_batch(place).num_rows
-                self._firsts[number, place] = first
-                first += num_rows
-                if num_rows:
-                    self._blocks.append(Block(number, place, num_rows, file.size // num_batches))
+                    counts.append(reader.get_batch(place).num_rows)
+        total, first = max(1, sum(counts)), 0
+        if file.size * max(counts, default=0) // total > MAX_BATCH_BYTES:
+            detail = f"a record batch holds more than {MAX_BATCH_BYTES >> 20} MiB: write it with smaller ones"
+            raise InputError("bad_file", path=repr(str(file.path)), detail=detail)
+        for place, num_rows in enumerate(counts):
+            self._firsts[number, place] = first
+            first += num_rows
+            if num_rows:
+                self._blocks.append(Block(number, place, num_rows, file.size * num_rows // total))
 
     def list_blocks(self) -> Sequence[Block]:
         return self._blocks
@@ -71,9 +73,12 @@ class ArrowReader:
             if batch.num_rows != block.num_rows:
                 detail = f"record batch {block.place} had {block.num_rows} rows and has {batch.num_rows}"
                 raise InputError("data_changed", path=repr(str(file.path)), detail=detail)
-            batch.validate()
+            # Of what a file says about itself, nothing is believed: its offsets may point anywhere.
+            batch.validate(full=True)
         for start in range(first, block.num_rows, limit):
-            yield convert_batch(batch.slice(start, limit), columns, start, self._pa)
+            with guard_arrow(file, "Arrow", self._pa):
+                chunk = convert_batch(batch.slice(start, limit), columns, start, self._pa)
+            yield chunk
 
     def locate(self, block: Block, row: int) -> str:
         return f"{str(self.files[block.file].path)!r}, row {self._firsts[block.file, block.place] + row}"

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from argosy.data.arrow import make_chunk
-from argosy.data.block import BadRow, Block, Chunk, Column
+from argosy.data.arrow import make_chunk, mark_infinite
+from argosy.data.block import BadRow, Block, Chunk, Column, make_zeros
 from argosy.data.csv import choose_type, widen_type
 from argosy.data.files import File
 from argosy.data.lines import Lines, find_first_line, list_ranges, read_head, read_lines
@@ -106,7 +106,7 @@ def _parse(line: bytes) -> dict[str, Any] | str:
 def _name_type(value: Any) -> str:
     if isinstance(value, bool):
         return "bool"
-    kind: type = type(value)
+    kind = cast("type[object]", type(value))
     kinds: dict[type, str] = {int: "int64", float: "double", str: "string", type(None): "null"}
     if isinstance(value, list):
         items = cast("list[Any]", value)
@@ -132,19 +132,18 @@ def _convert(values: list[Any], kind: str, column: Column | None) -> tuple[NDArr
 
 
 def _fill(values: list[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    try:
-        array = np.array(values, dtype)
-    except OverflowError:
-        limits = np.iinfo(dtype)
-        far = np.array([not limits.min <= value <= limits.max for value in values], bool)
-        return np.array([0 if is_far else value for value, is_far in zip(values, far.tolist(), strict=True)], dtype), far
-    return array, ~np.isfinite(array) if dtype.kind == "f" else np.zeros(len(values), bool)
+    """Give numbers as an array, and which of them its type has not."""
+    limit = float(np.finfo(dtype).max) if dtype.kind == "f" else np.iinfo(dtype).max if dtype.kind in "iu" else 1
+    least = np.iinfo(dtype).min if dtype.kind in "iu" else -limit
+    # Compared as Python does, whatever the number of digits.
+    far = np.array([not least <= value <= limit for value in values], bool)
+    return np.array([0 if is_far else value for value, is_far in zip(values, far.tolist(), strict=True)], dtype), far
 
 
 def _convert_lists(values: list[Any], column: Column | None, what: str) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
     """Lists of one shape become a matrix."""
     shape = column.shape if column else next((shape for value in values if (shape := _measure(value))), (0,))
-    array, marks = np.zeros((len(values), *shape), np.float64), np.zeros(len(values), bool)
+    array, marks = make_zeros((len(values), *shape), np.dtype(np.float64)), np.zeros(len(values), bool)
     try:
         whole = np.array(values)
     except ValueError:
@@ -157,7 +156,8 @@ def _convert_lists(values: list[Any], column: Column | None, what: str) -> tuple
                 array[row] = value
             else:
                 marks[row] = True
-    marks |= ~np.isfinite(array).reshape(len(values), -1).all(axis=1) if array.size else marks
+    infinite = mark_infinite(array)
+    marks = marks if infinite is None else marks | infinite
     return array, marks, f"{what} of shape {list(shape)} that is finite"
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from argosy.data.arrow import make_chunk
+from argosy.data.arrow import make_chunk, mark_infinite
 from argosy.data.block import CHUNK_BYTES, Block, Chunk, Column
 from argosy.data.files import File, open_file, read_range
 from argosy.errors import InputError
@@ -65,10 +65,8 @@ class NumpyReader:
             marked: dict[str, Any] = {}
             for name in names:
                 array = self._read_rows(name, block.place + start, count)
-                marks = np.zeros(count, bool)
-                if array.dtype.kind == "f":
-                    marks = ~np.isfinite(array).reshape(count, -1).all(axis=1)
-                marked[name] = array, marks, "holds NaN or an infinite number"
+                infinite = mark_infinite(array)
+                marked[name] = array, np.zeros(count, bool) if infinite is None else infinite, "holds NaN or an infinite number"
             yield make_chunk(marked, count, start)
 
     def _read_rows(self, name: str, start: int, count: int) -> Any:

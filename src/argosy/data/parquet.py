@@ -69,7 +69,9 @@ class ParquetReader:
                 if place > block.num_rows:
                     break
                 if rows.num_rows:
-                    yield convert_batch(rows, columns, place - rows.num_rows, self._pa)
+                    with self._guard(self.files[block.file]):
+                        chunk = convert_batch(rows, columns, place - rows.num_rows, self._pa)
+                    yield chunk
         if place != block.num_rows:
             detail = (
                 f"row group {block.place} holds {'more' if place > block.num_rows else place} rows, and claims {block.num_rows}"

@@ -16,7 +16,7 @@ from argosy.data.bad import BadRows
 from argosy.data.block import CHUNK_BYTES, BadRow, Block, Chunk, Column, Reader
 from argosy.data.choice import Choice, Rows
 from argosy.data.files import digest_files
-from argosy.data.order import Piece, draw_rows, list_pieces, list_windows
+from argosy.data.order import LANES, Piece, draw_rows, list_pieces, list_windows
 from argosy.data.reading import read_pieces
 from argosy.data.split import Part
 from argosy.errors import InputError, list_choices
@@ -254,18 +254,17 @@ class Stream:
     def _limit(self, block: Block) -> int:
         assert block.num_rows is not None
         # What the file says of this block: its rows may be wider than those of the first.
-        return max(1, min(self._chunk_rows, CHUNK_BYTES * block.num_rows // max(block.size, 1)))
+        return max(1, min(self._chunk_rows, self.buffer_rows // LANES, CHUNK_BYTES * block.num_rows // max(block.size, 1)))
 
     def _read_sample(self) -> Chunk:
         """Read the first rows, by which the columns are known."""
         bad = BadRows(self.max_bad_rows)
         for block in self._blocks:
-            piece = Piece(block, 0, _SAMPLE_ROWS, _SAMPLE_ROWS)
             chunks = self._reader.read(block, self._choice.names, columns={}, first=0, limit=_SAMPLE_ROWS)
             # Closed here: what is open of the block is closed with it.
             with contextlib.closing(chunks):
-                for chunk in map(self._finish, chunks):
-                    bad.add(self._reader, block, piece.first, chunk.bad)
+                for number, chunk in enumerate(map(self._finish, chunks)):
+                    bad.add(self._reader, block, number, chunk.bad)
                     if not len(chunk.rows):
                         continue
                     self._text_row_bytes = max(1.0, block.size / (len(chunk.rows) + len(chunk.bad)))
