@@ -1,7 +1,8 @@
 """Data that no memory holds: files opened as streams of rows, in a seeded order, with their schema and bad rows checked."""
 
 from argosy.data.opening import open_stream as open
+from argosy.data.prepare import learn_row
 from argosy.data.split import split
 from argosy.data.stream import Rows, Stream
 
-__all__ = ["Rows", "Stream", "open", "split"]
+__all__ = ["Rows", "Stream", "learn_row", "open", "split"]

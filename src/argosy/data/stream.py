@@ -17,6 +17,7 @@ from argosy.data.block import CHUNK_BYTES, BadRow, Block, Chunk, Column, Reader
 from argosy.data.choice import Choice, Rows
 from argosy.data.files import digest_files
 from argosy.data.order import LANES, Piece, draw_rows, list_pieces, list_windows
+from argosy.data.prepare import Encoder, check_names
 from argosy.data.reading import read_pieces
 from argosy.data.split import Part
 from argosy.errors import InputError, list_choices
@@ -44,6 +45,7 @@ class Stream:
         sample: the first rows, at most 256.
         buffer_rows: among so many rows a random order is drawn.
         max_bad_rows: so many rows may be left out.
+        preprocess: the steps that make the inputs, for `argosy.publish`; none where columns are taken as they are.
     """
 
     def __init__(
@@ -70,6 +72,12 @@ class Stream:
         self._labels = {name: place for place, name in enumerate(classes)} if isinstance(classes, Sequence) else {}
         self._num_threads = num_threads
         self._part: Part | None = None
+        self._encoder: Encoder | None = None
+        self._raw_names = choice.names
+        self._part_names: list[str] = []
+        """The columns that were there when others were chosen: a row's content, by which it falls to a part."""
+        step = getattr(reader, "step", None)
+        self.preprocess: list[dict[str, Any]] = [] if step is None else [step]
         self._blocks = list(reader.list_blocks())
         self.columns: dict[str, Column] = {}
         self._text_row_bytes = 1.0
@@ -121,7 +129,50 @@ class Stream:
             described["part"] = self._part.describe()
         if self._classes is not None:
             described["classes"] = self._classes if isinstance(self._classes, int) else list(self._classes)
+        if self.preprocess:
+            described["preprocess"] = self.preprocess
         return described
+
+    def select(self, names: Sequence[str]) -> Stream:
+        """Give the stream of the same rows with other columns as inputs, by their names, and no targets."""
+        selected = copy.copy(self)
+        selected._choice = Choice({name: name for name in names}, None, None, self._schema)
+        selected._raw_names, selected._encoder, selected.preprocess = selected._choice.names, None, []
+        # Which rows a part has, the columns say that it was taken by.
+        selected._part_names = self._part_names or self._raw_names
+        selected._read_sample()
+        return selected
+
+    def prepare(self, step: Mapping[str, Any]) -> Stream:
+        """Give the stream whose inputs a step of preprocessing makes of columns; a worker makes the same of raw requests.
+
+        Args:
+            step: a table with `kind` and options, as of `argosy.publish(preprocess=[...])`. `row`: of `argosy.data.learn_row`,
+                or written by hand. `text`: with `column`, the column of text (by default `text`), `file`, the path of the
+                tokenizer, `max_length`, and `inputs`, the names of the tensors (by default `input_ids` alone). Several tensors
+                are inputs by their names.
+
+        Raises:
+            InputError: `bad_preprocess`, `bad_option`, `bad_rows`.
+        """
+        encoder = Encoder(step)
+        check_names(encoder.names, self._schema)
+        _, targets, weights = self._choice.parts
+        names = list(encoder.tensors)
+        others = [
+            name for part in (targets, weights) if part is not None for name in Choice(part, None, None, self._schema).names
+        ]
+        if both := set(names) & set(others):
+            raise InputError("bad_option", option="inputs", got=sorted(both), expected="tensors with names that no target has")
+        prepared = copy.copy(self)
+        schema = {**self._schema, **encoder.tensors}
+        prepared._choice = Choice(names[0] if len(names) == 1 else {name: name for name in names}, targets, weights, schema)
+        prepared._part_names = self._part_names or self._raw_names
+        prepared._raw_names = list(dict.fromkeys([*encoder.names, *others]))
+        prepared._encoder, prepared.preprocess = encoder, [encoder.step]
+        chunk = prepared._read_sample()
+        prepared.sample = prepared._choice.build([leaf[:_SAMPLE_ROWS] for leaf in prepared._choice.join(chunk.columns)])
+        return prepared
 
     def take_part(self, part: Part) -> Stream:
         """Give the stream of the rows of a part; of one that is a part already, the rows that are in both.
@@ -246,7 +297,8 @@ class Stream:
 
     def _list_names(self) -> list[str]:
         key = self._part.key if self._part is not None else None
-        return [*self._choice.names, *([key] if key is not None and key not in self._choice.names else [])]
+        by = [] if self._part is None else self._part_names or self._raw_names if key is None else [key]
+        return list(dict.fromkeys([*self._raw_names, *by]))
 
     def _count_about(self, block: Block) -> int:
         return max(1, round(block.size / self._text_row_bytes))
@@ -260,7 +312,7 @@ class Stream:
         """Read the first rows, by which the columns are known."""
         bad = BadRows(self.max_bad_rows)
         for block in self._blocks:
-            chunks = self._reader.read(block, self._choice.names, columns={}, first=0, limit=_SAMPLE_ROWS)
+            chunks = self._reader.read(block, self._list_names(), columns={}, first=0, limit=_SAMPLE_ROWS)
             # Closed here: what is open of the block is closed with it.
             with contextlib.closing(chunks):
                 for number, chunk in enumerate(map(self._finish, chunks)):
@@ -285,10 +337,13 @@ class Stream:
         if self._classes is not None and targets in chunk.columns:
             chunk = self._number_labels(chunk, targets)
         if self._part is not None and len(chunk.rows):
-            columns = {name: chunk.columns[name] for name in self._choice.names if name in chunk.columns}
-            chosen = self._part.choose(chunk.columns if self._part.key is not None else columns)
-            kept = {name: array[chosen] for name, array in columns.items()}
+            names = self._part_names or self._raw_names
+            chosen = self._part.choose(chunk.columns if self._part.key is not None else {n: chunk.columns[n] for n in names})
+            kept = {name: array[chosen] for name, array in chunk.columns.items() if name in self._raw_names}
             chunk = Chunk(kept, chunk.rows[chosen], chunk.bad)
+        # Where rows are only counted, the columns to encode are not read.
+        if self._encoder is not None and len(chunk.rows) and chunk.columns.keys() >= set(self._encoder.names):
+            chunk = self._encoder.encode(chunk)
         return chunk
 
     def _number_labels(self, chunk: Chunk, name: str) -> Chunk:
