@@ -1,4 +1,4 @@
-"""Data that no memory holds: files opened as streams of rows, in a seeded order, with their schema and bad rows checked."""
+"""Data that no memory holds: files opened as streams of rows, in a seeded order."""
 
 from argosy.data.opening import open_stream as open
 from argosy.data.prepare import learn_row

@@ -24,6 +24,14 @@ class Rows(NamedTuple):
     targets: Any = None
     weights: NDArray[Any] | None = None
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        leaf: Any = self.inputs
+        while not isinstance(leaf, np.ndarray):
+            leaf = next(iter(cast("Mapping[str, Any]", leaf).values())) if isinstance(leaf, Mapping) else leaf[0]
+        return len(cast("NDArray[Any]", leaf))
+
 
 class Choice:
     """What is made of columns.

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.data.block import BadRow, Chunk
+from argosy.data.choice import Rows
 from argosy.errors import InputError, list_choices
 from argosy.runtimes.base import BadInput
 from argosy.runtimes.preprocess import BadStep
 from argosy.runtimes.preprocess_row import RowStep
-
-if TYPE_CHECKING:
-    from argosy.data.stream import Stream
 
 __all__ = ["Encoder", "learn_row"]
 
@@ -29,6 +27,18 @@ _NUM_COUNTED: Final = 1_000_000
 """Values of a category that are told apart, at most."""
 
 Arrays = dict[str, NDArray[Any]]
+
+
+class Readable(Protocol):
+    """What can be learned from: a stream."""
+
+    def select(self, names: Sequence[str]) -> Self:
+        """Give the same rows with these columns as inputs, by their names."""
+        ...
+
+    def iterate(self, batch_size: int) -> Iterator[Rows]:
+        """Give the rows."""
+        ...
 
 
 class Encoder:
@@ -120,7 +130,7 @@ def _make_text(tensors: Mapping[str, str], options: Mapping[str, Any]) -> Any:
 
 
 def learn_row(
-    stream: Stream,
+    stream: Readable,
     *,
     numbers: Sequence[str] = (),
     categories: Sequence[str] = (),

@@ -6,15 +6,12 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, overload
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
-
-if TYPE_CHECKING:
-    from argosy.data.stream import Stream
 
 __all__ = ["Part", "hash_rows", "split"]
 
@@ -44,13 +41,24 @@ class Part(NamedTuple):
         return {"key": self.key, "from": self.low, "to": self.high, "seed": self.seed}
 
 
+class Divisible(Protocol):
+    """What can be split: a stream."""
+
+    def take_part(self, part: Part) -> Self:
+        """Give the rows of a part."""
+        ...
+
+
+D = TypeVar("D", bound=Divisible)
+
+
 @overload
-def split(stream: Stream, parts: Mapping[str, float], *, key: str | None = None, seed: int = 0) -> dict[str, Stream]: ...
+def split(stream: D, parts: Mapping[str, float], *, key: str | None = None, seed: int = 0) -> dict[str, D]: ...
 @overload
-def split(stream: Stream, parts: Sequence[float], *, key: str | None = None, seed: int = 0) -> tuple[Stream, ...]: ...
+def split(stream: D, parts: Sequence[float], *, key: str | None = None, seed: int = 0) -> tuple[D, ...]: ...
 def split(
-    stream: Stream, parts: Mapping[str, float] | Sequence[float], *, key: str | None = None, seed: int = 0
-) -> dict[str, Stream] | tuple[Stream, ...]:
+    stream: D, parts: Mapping[str, float] | Sequence[float], *, key: str | None = None, seed: int = 0
+) -> dict[str, D] | tuple[D, ...]:
     """Split a stream into parts, each a stream.
 
     Where a row goes depends on its key and the seed alone: not on where it stands, on other rows or on the format. Rows of one

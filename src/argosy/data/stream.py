@@ -22,7 +22,7 @@ from argosy.data.reading import read_pieces
 from argosy.data.split import Part
 from argosy.errors import InputError, list_choices
 
-__all__ = ["Stream"]
+__all__ = ["Source", "Stream"]
 
 BUFFER_BYTES: Final = 64 << 20
 """Of the rows among which order is drawn, if none is said."""
@@ -235,6 +235,16 @@ class Stream:
         finally:
             windows.close()
 
+    def open_source(self, *, batch_size: int, shuffle: bool, seed: int) -> Source:
+        """Give the batches of one run of training, epoch by epoch.
+
+        Args:
+            batch_size: rows of a batch.
+            shuffle: a new order every epoch.
+            seed: of the order.
+        """
+        return Source(self, batch_size, seed if shuffle else None)
+
     def _iterate_windows(self, epoch: int, skip: int, seed: int | None, bad: BadRows) -> Iterator[tuple[Leaves, Any]]:
         """Give the leaves of each window and the order of its rows, the first `skip` rows left out."""
         windows = enumerate(
@@ -364,6 +374,30 @@ class Stream:
         return _leave_out(
             whole, good, [f"{name} is {label!r:.80}, which is none of the classes" for label in labels[~good].tolist()]
         )
+
+
+class Source:
+    """A stream's batches for one run.
+
+    Attributes:
+        num_batches: of an epoch; None where only the end tells.
+    """
+
+    def __init__(self, stream: Stream, batch_size: int, seed: int | None) -> None:
+        self._stream = stream
+        self._batch_size = batch_size
+        self._seed = seed
+        self._bad = BadRows(stream.max_bad_rows)
+        self.num_batches = None if stream.num_rows is None else -(-stream.num_rows // batch_size)
+
+    def iterate(self, epoch: int, start: int, part: tuple[int, int] = (0, 1)) -> Generator[Rows]:
+        """Give the batches of an epoch as `Stream.iterate` does."""
+        stream, size = self._stream, self._batch_size
+        return stream.iterate(size, epoch=epoch, start=start, seed=self._seed, part=part, bad=self._bad)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the data is, and which rows were left out so far, as JSON data for a lineage."""
+        return self._stream.describe() | self._bad.describe()
 
 
 def _leave_out(chunk: Chunk, good: NDArray[np.bool_], details: Sequence[str]) -> Chunk:

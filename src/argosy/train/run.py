@@ -12,7 +12,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.data.stream import Stream
 from argosy.errors import ConflictError, InputError, list_choices
 from argosy.frameworks.base import (
     FitOptions,
@@ -36,7 +35,7 @@ from argosy.train.progress import open_progress
 from argosy.train.publish import pick_sample
 from argosy.train.result import Epoch, Settings, TrainResult
 from argosy.train.source import ArraySource, LoaderSource, Source
-from argosy.train.stream import StreamSource, read_validation
+from argosy.train.stream import Stream, StreamSource, is_stream, read_validation
 from argosy.train.tensorboard import open_tensorboard
 
 __all__ = ["count_steps", "train"]
@@ -207,9 +206,9 @@ def _open_data(
 ) -> tuple[Source, Dataset | None, NDArray[Any]]:
     """Give the mini-batches, the rows to validate on, and some rows as a sample."""
     dtype = framework.float_dtype(model)
-    if isinstance(validation_data, Stream):
+    if is_stream(validation_data):
         validation_data = read_validation(validation_data, dtype)
-    if isinstance(data, Stream):
+    if is_stream(data):
         return _open_stream(framework, model, data, validation_data, criterion, settings)
     owner = loader_framework(data)
     if settings.validation_split and (validation_data is not None or owner is not None):

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final, cast
+import contextlib
+from collections.abc import Generator, Iterator
+from typing import Any, Final, Protocol, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.data.bad import BadRows
-from argosy.data.stream import Rows, Stream
 from argosy.errors import InputError
 from argosy.train.data import Dataset
 from argosy.train.losses import Criterion
 
-__all__ = ["StreamSource", "read_validation"]
+__all__ = ["Stream", "StreamSource", "is_stream", "read_validation"]
 
 _MAX_VALIDATION_BYTES: Final = 512 << 20
 """Of rows to validate on, which are measured as a whole."""
+
+
+class Rows(Protocol):
+    """Some rows of a stream."""
+
+    @property
+    def inputs(self) -> Any: ...
+    @property
+    def targets(self) -> Any: ...
+
+
+class Source(Protocol):
+    """Batches of a stream, epoch by epoch."""
+
+    @property
+    def num_batches(self) -> int | None: ...
+    def iterate(self, epoch: int, start: int) -> Generator[Rows]: ...
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Stream(Protocol):
+    """Data that reads itself: none of its room is imported, where nobody has any."""
+
+    @property
+    def sample(self) -> Rows: ...
+    def open_source(self, *, batch_size: int, shuffle: bool, seed: int) -> Source: ...
+
+
+def is_stream(data: object) -> TypeGuard[Stream]:
+    """Tell whether data reads itself."""
+    return callable(getattr(data, "open_source", None))
 
 
 class StreamSource:
@@ -36,12 +66,9 @@ class StreamSource:
         Raises:
             InputError: `bad_data`, its rows are no numbers, or have no targets.
         """
-        self._stream = stream
+        self._source = stream.open_source(batch_size=batch_size, shuffle=shuffle, seed=seed)
         self._dtype = dtype
-        self._batch_size = batch_size
-        self._seed = seed if shuffle else None
-        self._bad = BadRows(stream.max_bad_rows)
-        self.num_batches = None if stream.num_rows is None else -(-stream.num_rows // batch_size)
+        self.num_batches = self._source.num_batches
         self.sample = self._read_pair(stream.sample)[0]
         """The first rows."""
         self._criterion: Criterion | None = None
@@ -51,18 +78,16 @@ class StreamSource:
         """Say what targets are to be prepared for."""
         self._criterion, self._output_shape = criterion, output_shape
 
-    def iterate(self, epoch: int, start: int, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def iterate(self, epoch: int, start: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         assert self._criterion is not None
-        batches = self._stream.iterate(self._batch_size, epoch=epoch, start=start, seed=self._seed, part=part, bad=self._bad)
-        try:
+        # Closed with this one: what reads ahead ends with the epoch.
+        with contextlib.closing(self._source.iterate(epoch, start)) as batches:
             for rows in batches:
                 x, y = self._read_pair(rows)
                 yield x, self._criterion.prepare(y, self._output_shape, self._dtype)
-        finally:
-            batches.close()
 
     def describe(self) -> dict[str, Any]:
-        return self._stream.describe() | self._bad.describe()
+        return self._source.describe()
 
     def _read_pair(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
         return _check_numbers("inputs", rows.inputs, self._dtype), _check_numbers("targets", rows.targets, None)
@@ -86,7 +111,7 @@ def read_validation(stream: Stream, dtype: np.dtype[Any]) -> Dataset:
     """
     pairs: list[Dataset] = []
     size = 0
-    for rows in stream.iterate(256):
+    for rows in stream.open_source(batch_size=256, shuffle=False, seed=0).iterate(1, 0):
         pairs.append(Dataset(_check_numbers("inputs", rows.inputs, dtype), _check_numbers("targets", rows.targets, None)))
         size += pairs[-1].x.nbytes + pairs[-1].y.nbytes
         if size > _MAX_VALIDATION_BYTES:
