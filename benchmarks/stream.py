@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -78,7 +78,8 @@ def run_child(folder: Path, hidden: int) -> None:
     """Train on all files, and print when the first step began and how much memory there was."""
     model = Timed(hidden)
     rate = fit(model, argosy.data.open(folder, inputs="x", targets="y"), 0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not what getrusage says, which a new program inherits from its parent.
+    peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
     print(json.dumps({"first_s": model.times[0], "peak_mib": peak / 1024, "rate": rate, "steps": len(model.times)}))
 
 
