@@ -184,7 +184,7 @@ class Framework(Protocol):
         ...
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        """Multiply the learning rate of an optimizer of the framework's own from the next step on; False if it has none to set."""
+        """Multiply the learning rate of an optimizer of the framework's own; False if it has none to set."""
         ...
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:

@@ -192,7 +192,9 @@ def share_weights(optimizers: Iterable[str], names: Sequence[str]) -> dict[str, 
     shares = {pattern: match_names(pattern, names) for pattern in optimizers}
     for pattern, share in shares.items():
         if not share:
-            raise InputError("bad_option", option="optimizer", got=pattern, expected=f"a part of the model: {list_choices(names)}")
+            raise InputError(
+                "bad_option", option="optimizer", got=pattern, expected=f"a part of the model: {list_choices(names)}"
+            )
     for name in names:
         owners = [pattern for pattern, share in shares.items() if name in share]
         if len(owners) != 1:
@@ -263,5 +265,7 @@ def read_scalars(values: Mapping[str, Any], to_float: Callable[[Any], float]) ->
         try:
             read[name] = to_float(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError("bad_option", option=f"fit.log({name})", got=type(value).__qualname__, expected="a scalar") from error
+            raise InputError(
+                "bad_option", option=f"fit.log({name})", got=type(value).__qualname__, expected="a scalar"
+            ) from error
     return read

@@ -38,7 +38,7 @@ class Group:
 
 
 def match_names(pattern: str, names: Iterable[str]) -> list[str]:
-    """Give the weights that a pattern means: by the whole name as in a shell (`*`, `?`), or by a part of the model that holds them.
+    """Give the weights that a pattern means: by their whole names as in a shell (`*`, `?`), or by a part of the model.
 
     >>> match_names("encoder", ["encoder.0.weight", "encoder_two.weight", "head.weight"])
     ['encoder.0.weight']

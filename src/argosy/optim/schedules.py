@@ -149,7 +149,7 @@ class StepDecay(Schedule):
 class OneCycle(Schedule):
     """Rises along half a cosine from `learning_rate / start_factor` to `learning_rate`, then falls to nearly nothing.
 
-    >>> [round(OneCycle(0.1, steps=5, rising=0.5).rate_at(step), 4) for step in (1, 3, 5, 9)]
+    >>> [round(OneCycle(0.1, steps=6, rising=0.5).rate_at(step), 4) for step in (1, 3, 6, 9)]
     [0.004, 0.1, 0.0, 0.0]
 
     Source: Smith and Topin 2019, arXiv:1708.07120, with cosines for lines, as PyTorch's OneCycleLR has it by default.
@@ -174,11 +174,11 @@ class OneCycle(Schedule):
 
     def rate_at(self, step: int) -> float:
         start = self.learning_rate / self.start_factor
-        last = max(self.steps - 1, 1)
-        part, peak = min((step - 1) / last, 1.0), self.rising
-        if part < peak:
-            return _bend(start, self.learning_rate, part / peak)
-        return _bend(self.learning_rate, start / self.end_factor, (part - peak) / (1.0 - peak))
+        done, last = min(step, self.steps) - 1, self.steps - 1
+        peak = max(self.rising * self.steps - 1.0, 0.0)
+        if done < peak:
+            return _bend(start, self.learning_rate, done / peak)
+        return _bend(self.learning_rate, start / self.end_factor, (done - peak) / max(last - peak, 1e-9))
 
 
 @dataclass(frozen=True)

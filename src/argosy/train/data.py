@@ -77,7 +77,7 @@ def check_dataset(data: object, dtype: DTypeLike = np.float32, *, columns: Colum
     """Check data that is in memory: see `elements`; targets are checked further by the loss.
 
     Raises:
-        InputError: `bad_data`, another form, x as `check_rows` says, y has not one entry a row, or weights as `check_weights` says.
+        InputError: `bad_data`, another form, x as `check_rows` says, y has not one entry a row, bad weights.
     """
     columns = columns or Columns()
     if not (isinstance(data, Mapping) or (isinstance(data, tuple | list) and 1 < len(cast("Sequence[object]", data)) <= 3)):

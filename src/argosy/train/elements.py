@@ -39,6 +39,8 @@ class Columns:
 
     targets: str | tuple[str, ...] | None = None
     weights: str | None = None
+    is_strict: bool = True
+    """All data is by column; otherwise such data alone is looked at."""
 
     def __post_init__(self) -> None:
         for option, value in (("targets", self.targets), ("weights", self.weights)):
@@ -88,9 +90,11 @@ def read_element(element: Any, columns: Columns, *, source: str) -> Batch:
     if isinstance(element, Mapping):
         named = {str(name): part for name, part in cast("Mapping[Any, Any]", element).items()}
         return columns.part(named) if columns.are_named else Batch(named)
-    if columns.are_named:
+    if columns.are_named and columns.is_strict:
         got = describe_form(element)
-        raise InputError("bad_data", detail=f"{source} gives {got}, expected a dict by column, as `targets` or `weights` is given")
+        raise InputError(
+            "bad_data", detail=f"{source} gives {got}, expected a dict by column, as `targets` or `weights` is given"
+        )
     if not isinstance(element, tuple | list):
         return Batch(element)
     parts: tuple[Any, ...] = tuple(cast("Sequence[Any]", element))

@@ -20,7 +20,9 @@ __all__ = ["describe_code", "describe_data", "describe_environment", "describe_t
 
 def describe_data(data: Batch) -> dict[str, Any]:
     """Name a data set by its digest, with what a reader wants to see of it."""
-    leaves = [np.asarray(leaf, "U") if leaf.dtype == object else leaf for part in data if part is not None for leaf in list_leaves(part)]
+    leaves = [
+        np.asarray(leaf, "U") if leaf.dtype == object else leaf for part in data if part is not None for leaf in list_leaves(part)
+    ]
     described: dict[str, Any] = {"digest": digest_arrays(*leaves), "rows": data.num_rows}
     for name, part in zip(("x", "y", "weights"), data, strict=True):
         if part is not None:
@@ -57,7 +59,7 @@ def describe_environment(packages: Iterable[str]) -> dict[str, str]:
 
 
 def describe_weights(framework: Framework, model: Any, frozen: Collection[str]) -> dict[str, Any]:
-    """Say how many numbers of a model are trained, and how many stay or are counted; and the adapters that are, as PEFT has them."""
+    """Say how many numbers of a model are trained, how many are not, and which adapters of PEFT's these belong to."""
     weights = framework.get_weights(model)
     trained = sum(weights[name].size for name in framework.list_trainable(model) if name not in frozen)
     described: dict[str, Any] = {"trained": trained, "other": sum(weight.size for weight in weights.values()) - trained}

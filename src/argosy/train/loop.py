@@ -52,6 +52,9 @@ class Hooks(NamedTuple):
     on_epoch: Callable[[Epoch], bool | None] | None = None
 
 
+_NO_HOOKS: Final = Hooks()
+
+
 class Program(NamedTuple):
     """What is fitted, and how it is judged."""
 
@@ -114,7 +117,7 @@ class Loop:
         watchers: Sequence[Progress],
         pace: Pace,
         *,
-        hooks: Hooks = Hooks(),
+        hooks: Hooks = _NO_HOOKS,
         average: Average | None = None,
         rescue: Rescue | None = None,
     ) -> None:
@@ -326,7 +329,9 @@ class Loop:
             validation_loss, validation_metrics = self._validate(validation)
         duration_s = standing.epoch_s + time.perf_counter() - started_s
         names = [measure.name for measure in self._program.measures if measure.is_mean]
-        metrics = dict(zip(names, means[1:], strict=True)) | {name: total / rows for name, (total, rows) in standing.logged.items()}
+        metrics = dict(zip(names, means[1:], strict=True)) | {
+            name: total / rows for name, (total, rows) in standing.logged.items()
+        }
         epoch = Epoch(standing.epoch, means[0], metrics, validation_loss, validation_metrics, duration_s)
         self._pace.end_epoch(epoch)
         self._judge(epoch)

@@ -103,9 +103,7 @@ class Objective:
     def _prepare(self, criteria: Tree, targets: Tree, outputs: Tree, dtype: np.dtype[Any], place: Place) -> Tree:
         if not isinstance(criteria, Criterion):
             _check_form(criteria, targets, "y")
-            return _join(
-                criteria, lambda key, part: self._prepare(part, targets[key], outputs[key], dtype, (*place, key))
-            )
+            return _join(criteria, lambda key, part: self._prepare(part, targets[key], outputs[key], dtype, (*place, key)))
         if targets is None:
             if criteria.is_ours:
                 raise InputError("bad_data", detail=f"there are no targets{_name(place)}, which the loss {criteria.name} takes")
@@ -340,7 +338,9 @@ def _match(factors: Tree, criteria: Tree) -> Tree:
     if isinstance(criteria, Criterion):
         return factors
     if isinstance(criteria, Mapping):
-        filled = {**dict.fromkeys(cast("Mapping[str, Any]", criteria), 1.0), **factors} if isinstance(factors, Mapping) else factors
+        filled = (
+            {**dict.fromkeys(cast("Mapping[str, Any]", criteria), 1.0), **factors} if isinstance(factors, Mapping) else factors
+        )
     else:
         filled = factors
     if len(filled) != len(criteria):
@@ -360,7 +360,9 @@ def _check_form(criteria: Tree, given: Tree, whose: str) -> None:
         if isinstance(given, Mapping) and wanted.keys() <= cast("Mapping[str, Any]", given).keys():
             return
         expected = f"losses for what {whose} gives"
-        raise InputError("bad_option", option="loss", got=f"a dict for {list_choices(wanted)}", expected=f"{expected}: {_show(given)}")
+        raise InputError(
+            "bad_option", option="loss", got=f"a dict for {list_choices(wanted)}", expected=f"{expected}: {_show(given)}"
+        )
     if not isinstance(given, tuple) or len(cast("tuple[Any, ...]", given)) != len(criteria):
         expected = f"losses for what {whose} gives: {_show(given)}"
         raise InputError("bad_option", option="loss", got=f"a tuple of {len(criteria)}", expected=expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -161,7 +162,7 @@ def _open_validation(
     """Give what is measured after each epoch: data of the user's, or rows that were kept from training."""
     if data is None and kept is None:
         return None
-    objective = bound.objective
+    objective, columns = bound.objective, replace(columns, is_strict=False)
     if objective.criteria is None and not objective.own_metrics:
         expected = "None, or with a `loss` or `metrics` to measure it by, beside a step of one's own"
         raise InputError("bad_option", option="validation_data", got=name_kind(data), expected=expected)
@@ -222,6 +223,7 @@ def _open_raw(
 
 def _sample_validation(data: Any, columns: Columns, settings: Settings, dtype: np.dtype[Any]) -> Batch:
     """Give rows of validation data, to see what the model makes of them."""
+    columns = replace(columns, is_strict=False)
     if loader_framework(data) is None and not is_stream(data):
         return check_dataset(data, dtype, columns=columns)
     first = _make_source(data, columns, settings, dtype).sample
@@ -241,4 +243,3 @@ def _find_inputs(rows: Tree) -> Tree:
 
 def _narrow(leaf: Any, dtype: np.dtype[Any]) -> Any:
     return leaf.astype(dtype, copy=False) if leaf.dtype.kind == "f" else leaf
-

@@ -83,7 +83,8 @@ class Pace:
     def lower(self, factor: float) -> bool:
         """Multiply all learning rates by a factor; False if one of the framework's own stays."""
         self._rescued.factor *= factor
-        return all([self._framework.scale_rate(one, factor) for one in self._own])
+        scaled = [self._framework.scale_rate(one, factor) for one in self._own]
+        return all(scaled)
 
     def get_state(self) -> dict[str, Any]:
         """Give it as JSON data; the rates of the framework's own optimizers are in the state of the step."""

@@ -1,8 +1,8 @@
-"""Batches that would ruin a run: a loss that is not finite, or rises out of nowhere. The run goes back to where it was before,
-leaves the batch out, and goes on with a lower rate.
+"""Batches that would ruin a run, as their loss is not finite or rises out of nowhere.
 
-A state is kept in memory at the beginning of each epoch and every `KEPT_STEPS` steps of it. From there the steps are taken again
-up to the batch, which gives the very state before it, wherever the kept one stood: a resumed run ends as an undisturbed one.
+The run goes back to where it was before such a batch, leaves it out, and goes on with a lower rate. A state is kept in memory at
+the beginning of each epoch and every `KEPT_STEPS` steps of it. From there the steps are taken again up to the batch, which gives
+the very state before it, wherever the kept one stood: a resumed run ends as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ _LOG = logging.getLogger(__name__)
 KEPT_STEPS: Final = 100
 _HUGE: Final = 20.0
 """A loss so many times the largest that the run had rises out of nowhere: bad rows of clean data stay far below."""
-_SEEN_STEPS: Final = 10
+_SEEN_STEPS: Final = 3
 """So many steps must have been taken before that is said."""
+_SMALL: Final = 1.0
+"""The largest loss counts as this at least: one that begins at nothing, as some do, may grow."""
 _FACTOR: Final = 0.5
 """By which rates are multiplied at each batch that is left out."""
 _IN_A_ROW: Final = 3
@@ -81,7 +83,7 @@ class Rescue:
             largest: magnitude of the losses before.
             num_steps: taken before.
         """
-        return not math.isfinite(loss) or (num_steps >= _SEEN_STEPS and loss > _HUGE * largest)
+        return not math.isfinite(loss) or (num_steps >= _SEEN_STEPS and loss > _HUGE * max(largest, _SMALL))
 
     def blame(self, epoch: int, batch: int, step: int, loss: float, error: ModelError | None) -> None:
         """Leave a batch out from now on.

@@ -13,7 +13,16 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 
 from argosy.errors import ConflictError, InputError, list_choices
-from argosy.frameworks.base import FitOptions, Framework, Precision, Step, count_weights, framework_of, loader_framework, name_kind
+from argosy.frameworks.base import (
+    FitOptions,
+    Framework,
+    Precision,
+    Step,
+    count_weights,
+    framework_of,
+    loader_framework,
+    name_kind,
+)
 from argosy.frameworks.fitting import Journal, fail_not_finite
 from argosy.frameworks.own_training import check_training
 from argosy.frameworks.trees import map_tree
@@ -145,8 +154,8 @@ def train(
         The model with its history; `publish` takes it into the store.
 
     Raises:
-        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says itself
-            how it is trained; the model is as it was.
+        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says
+            itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
         StoreError: `disk_full`, `write_failed`, a checkpoint.
@@ -191,7 +200,6 @@ def train(
         precision=precision,
         micro_batch_size=micro_batch_size,
         num_threads=num_threads,
-        loss_weights=loss_weights if loss_weights is None else map_tree(float, objective.factors),
         class_weights=class_weights,
         own_metrics=objective.describe_metrics() or None,
         step=None if step is None else describe_function(framework, step),
@@ -201,9 +209,7 @@ def train(
         rescue=rescue,
     )
     with framework.session(seed, num_threads):
-        opened = open_data(
-            framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None
-        )
+        opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
         settings = _complete(settings, opened)
         measures = opened.objective.measures
         journal = Journal()
@@ -335,7 +341,8 @@ def _complete(settings: Settings, opened: Opened) -> Settings:
     objective = opened.objective
     labels = {".".join(map(str, place)): names for place, names in objective.labels.items()}
     metrics = tuple(measure.name for measure in objective.measures)
-    return replace(settings, loss=objective.describe(), metrics=metrics, labels=labels or None)
+    factors = list(objective.factors) if isinstance(objective.factors, tuple) else objective.factors
+    return replace(settings, loss=objective.describe(), loss_weights=factors, metrics=metrics, labels=labels or None)
 
 
 def _list_measured(opened: Opened) -> list[str]:

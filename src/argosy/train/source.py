@@ -1,4 +1,4 @@
-"""Where mini-batches come from: arrays, a framework's own loader, or a stream. An epoch can be begun anywhere, for a resumed run."""
+"""Where mini-batches come from: arrays, a loader of a framework, a stream. An epoch can be begun anywhere, for a resumed run."""
 
 from __future__ import annotations
 
@@ -224,4 +224,3 @@ class StreamSource:
 
 def _keep(batch: Batch) -> Batch:
     return batch
-

@@ -64,4 +64,3 @@ def _add(mean: float, rows: int, before: int, value: float) -> float:
 
 def _join(trees: tuple[Tree, ...]) -> Tree:
     return None if trees[0] is None else join_rows(trees)
-

@@ -47,7 +47,7 @@ class TorchFit:
 
     def log(self, **values: Any) -> None:
         """See `fitting.Fit`."""
-        self._journal.logged.update(read_scalars(values, float))
+        self._journal.logged.update(read_scalars(values, _to_float))
 
     def _find(self, name: str | None) -> Mover:
         if name not in self._movers:
@@ -55,6 +55,10 @@ class TorchFit:
             expected = f"one of {known}" if known != "none" else "None: there is one optimizer"
             raise InputError("bad_option", option="fit.minimize(optimizer)", got=name, expected=expected)
         return self._movers[name]
+
+
+def _to_float(value: Any) -> float:
+    return float(value.detach()) if torch.is_tensor(value) else float(value)
 
 
 def check_scalar(loss: Any) -> Any:

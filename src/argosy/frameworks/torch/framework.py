@@ -72,7 +72,9 @@ class TorchFramework:
         return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
-        given = (map_tree(lambda leaf: torch.from_numpy(np.array(leaf)), part) if part is not None else None for part in (outputs, y))
+        given = (
+            map_tree(lambda leaf: torch.from_numpy(np.array(leaf)), part) if part is not None else None for part in (outputs, y)
+        )
         rows = None if weights is None else torch.from_numpy(np.array(weights))
         compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
         with torch.no_grad():

@@ -208,7 +208,7 @@ def _read_loss(loss: Any) -> float:
     if torch.is_tensor(loss) and loss.numel() != 1:
         raise fail_loss(f"a tensor of shape {tuple(loss.shape)}")
     try:
-        return float(loss)
+        return float(loss.detach() if torch.is_tensor(loss) else loss)
     except (TypeError, ValueError) as error:
         raise fail_loss(type(loss).__qualname__) from error
 
