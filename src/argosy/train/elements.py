@@ -87,6 +87,8 @@ def read_element(element: Any, columns: Columns, *, source: str) -> Batch:
     Raises:
         InputError: `bad_data`, it is something else.
     """
+    if isinstance(element, tuple | list) and not columns.are_named and 1 <= len(parts := cast("Sequence[Any]", element)) <= 3:
+        return Batch(*parts)
     if isinstance(element, Mapping):
         named = {str(name): part for name, part in cast("Mapping[Any, Any]", element).items()}
         return columns.part(named) if columns.are_named else Batch(named)
@@ -97,7 +99,7 @@ def read_element(element: Any, columns: Columns, *, source: str) -> Batch:
         )
     if not isinstance(element, tuple | list):
         return Batch(element)
-    parts: tuple[Any, ...] = tuple(cast("Sequence[Any]", element))
+    parts = cast("Sequence[Any]", element)
     if 1 <= len(parts) <= 3:
         return Batch(*parts)
     raise InputError("bad_data", detail=f"{source} gives {len(parts)} parts, expected x, (x, y) or (x, y, weights)")
@@ -112,6 +114,10 @@ def to_arrays(tree: Tree, *, is_given: bool = False) -> Tree:
     """
     if isinstance(tree, np.ndarray):
         return cast("NDArray[Any]", tree)
+    for convert in ("numpy", "asnumpy"):
+        if callable(method := getattr(cast("Any", tree), convert, None)):
+            detach = getattr(cast("Any", tree), "detach", None)
+            return np.asarray(detach().numpy() if callable(detach) else method())
     if isinstance(tree, Mapping):
         items = cast("Mapping[Any, Any]", tree).items()
         return {str(name): to_arrays(item, is_given=is_given) for name, item in items}
@@ -120,10 +126,6 @@ def to_arrays(tree: Tree, *, is_given: bool = False) -> Tree:
         if _holds_parts(tree, parts, is_given):
             return tuple(to_arrays(item, is_given=is_given) for item in parts)
         return np.asarray(parts)
-    for convert in ("numpy", "asnumpy"):
-        if callable(method := getattr(cast("Any", tree), convert, None)) and not isinstance(tree, type):
-            detach = getattr(cast("Any", tree), "detach", None)
-            return np.asarray(detach().numpy() if callable(detach) else method())
     return np.asarray(tree)
 
 

@@ -20,6 +20,8 @@ __all__ = ["LOSSES", "METRICS", "Criterion", "Loss", "Metric", "get_loss", "get_
 
 Array = NDArray[Any]
 
+_LARGEST: Final = float(np.finfo(np.float32).max)
+
 
 class Loss(NamedTuple):
     """What training makes small: a mean over rows (and over outputs, where a row has several)."""
@@ -194,8 +196,7 @@ class Criterion:
             InputError: `bad_data`; as `prepare_targets` for one of ours.
         """
         if self.is_ours:
-            targets = prepare_targets(self.name, y, output_shape)
-            return targets.astype(dtype) if targets.dtype.kind == "f" else targets
+            return prepare_targets(self.name, y, output_shape, dtype)
         if y.ndim == 1 and output_shape[1:] == (1,):
             y = y[:, None]
         if y.dtype.kind not in "fiub":
@@ -246,7 +247,9 @@ def _resolve_metrics(metrics: Sequence[Any], framework: Framework) -> tuple[tupl
     return tuple(names), own
 
 
-def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array:
+def prepare_targets(
+    loss: str, y: Array, output_shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.floating[Any]] = np.float64
+) -> Array:
     """Bring targets into the form that a loss takes them in, and check them against the model's outputs.
 
     Args:
@@ -254,9 +257,10 @@ def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array
         y: targets, one a row. For `cross_entropy` class numbers, shape (rows,), of an integer type; otherwise
             numbers of the outputs' shape, where (rows,) does for outputs of shape (rows, 1).
         output_shape: what the model answers to any number of rows; its first axis is not looked at.
+        dtype: of targets that are numbers.
 
     Returns:
-        int64 of shape (rows,) for `cross_entropy`, else float64 of shape (rows, *output_shape[1:]).
+        int64 of shape (rows,) for `cross_entropy`, else `dtype` of shape (rows, *output_shape[1:]).
 
     Raises:
         InputError: `bad_data`, another shape or type, a label that is not a class of the model, a target
@@ -272,13 +276,13 @@ def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array
         raise InputError("bad_data", detail=f"y has shape {y.shape}, but for as many rows the model gives {shape}")
     if y.dtype.kind not in "fiub":
         raise InputError("bad_data", detail=f"y has type {y.dtype}, expected numbers for the loss {loss}")
-    targets = y.astype(np.float64)
-    if not (np.abs(targets) <= np.finfo(np.float32).max).all():
+    low, high = y.min(), y.max()  # Comparisons with NaN are false.
+    if not (low >= -_LARGEST and high <= _LARGEST):
         raise InputError("bad_data", detail="y holds NaN, infinity or a value beyond float32")
-    if loss == "binary_cross_entropy" and (targets.min() < 0 or targets.max() > 1):
-        detail = f"binary_cross_entropy needs targets from 0 to 1, y has {targets.min()} to {targets.max()}"
+    if loss == "binary_cross_entropy" and not (low >= 0 and high <= 1):
+        detail = f"binary_cross_entropy needs targets from 0 to 1, y has {float(low)} to {float(high)}"
         raise InputError("bad_data", detail=detail)
-    return targets
+    return y.astype(dtype, copy=False)
 
 
 def _prepare_labels(y: Array, output_shape: tuple[int, ...]) -> Array:

@@ -33,8 +33,7 @@ class TorchFit:
     def minimize(self, loss: Any, optimizer: str | None = None) -> float:
         """See `fitting.Fit`."""
         mover = self._find(optimizer)
-        for weight in mover.weights:
-            weight.grad = None
+        mover.clear()
         scalar = loss if torch.is_tensor(loss) or not callable(loss) else loss(self._model)
         value = backpropagate(check_scalar(scalar), mover, self.number, is_alone=False)
         norm = mover.measure_norm()

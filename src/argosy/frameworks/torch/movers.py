@@ -30,6 +30,11 @@ class Mover:
         self.rule = optimizer if isinstance(optimizer, GradientOptimizer) else None
         self.optimizer: Any = RuleOptimizer(self.weights, self.rule, [*named]) if self.rule else _check_owner(optimizer, named)
 
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for weight in self.weights:
+            weight.grad = None
+
     def measure_norm(self) -> float:
         """Give the Euclidean norm of all its gradients together."""
         if self.rule:
@@ -40,7 +45,7 @@ class Mover:
     def step(self, norm: float) -> None:
         """Move the weights; `norm` is that of the gradients."""
         if self.rule:
-            self.optimizer.step(norm=norm)
+            self.optimizer.move(norm)
         else:
             self.optimizer.step()
 

@@ -99,6 +99,10 @@ class RuleOptimizer(torch.optim.Optimizer):
             closure: torch's rules that evaluate the loss themselves; none of ours do.
             norm: of all gradients together, where it is known already.
         """
+        self.move(norm)
+
+    def move(self, norm: float | None = None) -> None:
+        """Do what `step` does, without the hooks that torch wraps it in, which take longer than the step of a small model."""
         rule, scale = self.rule, 1.0
         if rule.clip_norm is not None:
             scale = rule.clip_scale(self.measure_norm() if norm is None else norm)

@@ -59,13 +59,14 @@ class TorchStep:
     def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
         seed = derive_seed(self._options.seed, number)
         self._generator.manual_seed(seed)
-        self._model.train()
+        if not self._model.training or self._still:
+            self._model.train()
         for layer in self._still:
             layer.eval()
         if self._options.step is not None:
             return self._take_own(self._options.step, batch, number, seed), None
         mover = self._mover
-        mover.optimizer.zero_grad()
+        mover.clear()
         batch = Batch(*(_to_tensors(part) for part in batch))
         num_rows = batch.num_rows
         size = self._options.micro_batch_size or num_rows
@@ -129,13 +130,13 @@ class TorchStep:
         if len(self._movers) > 1:
             expected = "a step that calls fit.minimize with the name of an optimizer"
             raise InputError("bad_option", option="step", got="no call of fit.minimize", expected=expected)
-        self._mover.optimizer.zero_grad()
+        self._mover.clear()
         value = backpropagate(scalar, self._mover, number, is_alone=self._is_alone)
         self._move(self._mover, number)
         return value
 
     def _move(self, mover: Mover, number: int) -> None:
-        if all(weight.grad is None for weight in mover.weights):
+        if mover.weights[0].grad is None and all(weight.grad is None for weight in mover.weights):
             raise fail_loss("one that depends on no weight which is trained")
         norm = mover.measure_norm()
         if not math.isfinite(norm):
