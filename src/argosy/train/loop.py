@@ -193,10 +193,13 @@ class Loop:
 
         Raises:
             InputError: `bad_data`, `bad_loss`; if in the first step, the model is as it was.
+            StoreError: `disk_full`, before the first step if that can be said; `write_failed`.
             ModelError: `not_finite`, `loss_rose`; the last good state is kept as a checkpoint.
         """
         if not self._is_over() and self._standing.step == 0:
             self._initial = self._step.get_state()
+            if self._keeper:
+                self._keeper.check_space(self._get_state())
         while not self._is_over():
             self._fit_epoch(source)
             self._end_epoch(validation)

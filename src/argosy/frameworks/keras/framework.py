@@ -51,7 +51,7 @@ class KerasFramework:
 
     name = "keras"
     abilities: frozenset[Ability] = frozenset()
-    draws_eagerly = True
+    draws_eagerly = False
     training_methods = (
         "compute_loss",
         "compute_metrics",

@@ -57,7 +57,6 @@ class TensorFlowFramework:
     packages = ("tensorflow", "tensorflow-cpu")
     abilities: frozenset[Ability] = frozenset()
     draws_eagerly = False
-    """A dataset's seeds are set when an epoch begins; to seed anew empties caches, which made small steps five times as long."""
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
@@ -115,7 +114,10 @@ class TensorFlowFramework:
             yield
 
     def seed(self, seed: int) -> None:
-        tf.random.set_seed(derive_seed(seed))
+        """Do nothing: the seeds of a dataset's operations are set when it is made.
+
+        To set the global one anew changes none of them, and empties caches: an epoch of a small model took ten times as long.
+        """
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return _scale_rate(optimizer, factor)
