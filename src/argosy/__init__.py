@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from argosy.signature import Signature, TensorSpec
     from argosy.store.local import Store
     from argosy.store.manifest import Version
+    from argosy.train.average import Ema
     from argosy.train.checkpoint import Checkpoints
     from argosy.train.publish import publish
     from argosy.train.run import TrainResult, train
@@ -33,6 +34,7 @@ __all__ = [
     "Client",
     "CompressResult",
     "DeploymentSpec",
+    "Ema",
     "Guard",
     "Prediction",
     "Server",
@@ -61,6 +63,7 @@ _HOMES: Final = {
     "Client": "argosy.client",
     "CompressResult": "argosy.compress.result",
     "DeploymentSpec": "argosy.deploy.spec",
+    "Ema": "argosy.train.average",
     "Guard": "argosy.compress.judge",
     "Prediction": "argosy.client",
     "Server": "argosy.server",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
+from argosy.frameworks.base import Ability, FitOptions, Framework, LossPart, MetricPart, Step, name_kind
 from argosy.frameworks.jax.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.network import build_network
@@ -44,6 +44,7 @@ class JaxFramework:
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
+    abilities: frozenset[Ability] = frozenset()
     draws_eagerly = False
     training_methods = ("train_step", "training_step")
 
@@ -53,7 +54,7 @@ class JaxFramework:
     def is_loader(self, data: object) -> bool:
         return False
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
@@ -74,7 +75,7 @@ class JaxFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         with open_precision(is_double=outputs.dtype == np.float64):
             return float(jnp.mean(loss(prepare(outputs, "outputs"), prepare(y, "y"))))
 
@@ -95,6 +96,9 @@ class JaxFramework:
 
     def seed(self, seed: int) -> None:
         """Do nothing: JAX has no random numbers but those that a model or a program asks of a key of its own."""
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return False  # Its rate is within compiled functions.
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)

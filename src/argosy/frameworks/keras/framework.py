@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
@@ -49,7 +50,8 @@ class KerasFramework:
     """
 
     name = "keras"
-    draws_eagerly = True
+    abilities: frozenset[Ability] = frozenset()
+    draws_eagerly = False
     training_methods = (
         "compute_loss",
         "compute_metrics",
@@ -72,7 +74,7 @@ class KerasFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, keras.utils.PyDataset)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         num_batches = data.num_batches
         if num_batches is None:
             raise InputError(
@@ -117,7 +119,7 @@ class KerasFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)
         return float(keras.ops.mean(loss(*tensors)))
 
@@ -139,6 +141,9 @@ class KerasFramework:
     def seed(self, seed: int) -> None:
         random.seed(seed)
         np.random.seed(derive_seed(seed))
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return _scale_rate(optimizer, factor)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return KerasStep(model, loss, optimizer, options)
@@ -187,6 +192,14 @@ class KerasFramework:
 
     def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
         return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
+
+
+def _scale_rate(optimizer: Any, factor: float) -> bool:
+    try:
+        optimizer.learning_rate = float(optimizer.learning_rate) * factor
+    except TypeError:
+        return False  # A schedule of its own.
+    return True
 
 
 FRAMEWORK: Final[Framework] = KerasFramework()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
@@ -42,6 +43,7 @@ class MxnetFramework:
 
     name = "mxnet"
     packages = ("mxnet",)
+    abilities: frozenset[Ability] = frozenset()
     draws_eagerly = True
     training_methods = ("train_step", "training_step")
 
@@ -55,7 +57,7 @@ class MxnetFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, mx.io.DataIter | mx.gluon.data.DataLoader)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         batch: Any
         if isinstance(data, mx.io.DataIter):
             self._rewind(data)
@@ -85,7 +87,7 @@ class MxnetFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         return float(loss(to_tensor(outputs), to_tensor(y)).mean().asscalar())
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
@@ -116,6 +118,13 @@ class MxnetFramework:
         random.seed(drawn)
         np.random.seed(drawn)
         mx.random.seed(drawn)
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        own = optimizer.optimizer if isinstance(optimizer, mx.gluon.Trainer) else optimizer
+        if own.lr_scheduler is not None:
+            return False
+        own.set_learning_rate(own.learning_rate * factor)
+        return True
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return MxnetStep(model, loss, optimizer, options)

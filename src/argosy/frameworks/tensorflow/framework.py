@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.agreement import Saved, check_saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
@@ -54,8 +55,8 @@ class TensorFlowFramework:
 
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
+    abilities: frozenset[Ability] = frozenset()
     draws_eagerly = False
-    """A dataset's seeds are set when an epoch begins; to seed anew empties caches, which made small steps five times as long."""
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
@@ -64,7 +65,7 @@ class TensorFlowFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, tf.data.Dataset)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         if int(data.cardinality()) == int(tf.data.INFINITE_CARDINALITY):
             raise InputError("bad_data", detail="the Dataset never ends; give one epoch of it, such as .take(100)")
         spec: Any = data.element_spec
@@ -98,7 +99,7 @@ class TensorFlowFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         return float(tf.reduce_mean(loss(tf.convert_to_tensor(y), tf.convert_to_tensor(outputs))))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
@@ -113,7 +114,13 @@ class TensorFlowFramework:
             yield
 
     def seed(self, seed: int) -> None:
-        tf.random.set_seed(derive_seed(seed))
+        """Do nothing: the seeds of a dataset's operations are set when it is made.
+
+        To set the global one anew changes none of them, and empties caches: an epoch of a small model took ten times as long.
+        """
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return _scale_rate(optimizer, factor)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
@@ -213,6 +220,14 @@ def seed_graphs(seed: int) -> Generator[None]:
         yield
     finally:
         tf.random.set_seed(after)
+
+
+def _scale_rate(optimizer: Any, factor: float) -> bool:
+    try:
+        optimizer.learning_rate = float(optimizer.learning_rate) * factor
+    except TypeError:
+        return False  # A schedule of its own.
+    return True
 
 
 FRAMEWORK: Final[Framework] = TensorFlowFramework()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite, name_kind
 from argosy.frameworks.tensorflow.graph import Graph
 from argosy.frameworks.tensorflow.optimizer import RuleOptimizer
 from argosy.frameworks.trees import Tree, spread
@@ -82,7 +82,8 @@ class ModuleStep:
         self._optimizer: Any = RuleOptimizer(weights, self._rule) if self._rule else _take_over(optimizer, weights)
         self._graph = Graph(weights, self._forward, self._update, is_dense=self._rule is not None, scale_loss=self._scale_loss)
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
+    def __call__(self, batch: Batch, number: int) -> tuple[float, NDArray[Any]]:
+        x, y = batch.inputs, batch.targets
         scalars = np.array(self._rule.scalars_at(number)) if self._rule else _NO_SCALARS
         size = self._options.micro_batch_size or len(x)
         if size >= len(x):

@@ -14,12 +14,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step
+from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
 from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.torch.files import export_onnx, save_native
+from argosy.frameworks.torch.losses import open_loss
+from argosy.frameworks.torch.movers import scale_rate
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
 from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows, spread
 from argosy.signature import Arrays
@@ -34,6 +36,7 @@ class TorchFramework:
 
     name = "torch"
     packages = ("torch",)
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = True
     training_methods = ("training_step", "train_step")
     """Of Lightning's modules, and of others'."""
@@ -44,13 +47,11 @@ class TorchFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, torch.utils.data.DataLoader)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        batch: Any
-        for batch in data:
-            parts: list[Any] = [*batch] if isinstance(batch, list | tuple) else []
-            if [torch.is_tensor(part) for part in parts] != [True, True]:
-                raise InputError("bad_data", detail=f"the DataLoader gives {_describe(batch)}, expected pairs of tensors (x, y)")
-            yield parts[0].numpy(), parts[1].numpy()
+    def read_loader(self, data: Any) -> Iterator[Any]:
+        return iter(data)
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return scale_rate(optimizer, factor)
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
@@ -70,9 +71,14 @@ class TorchFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
+        given = (
+            map_tree(lambda leaf: torch.from_numpy(np.array(leaf)), part) if part is not None else None for part in (outputs, y)
+        )
+        rows = None if weights is None else torch.from_numpy(np.array(weights))
+        compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
         with torch.no_grad():
-            return float(loss(torch.from_numpy(np.array(outputs)), torch.from_numpy(np.array(y))))
+            return float(compute(*given, rows))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         model = torch.nn.Sequential()
@@ -101,7 +107,7 @@ class TorchFramework:
             torch.set_num_threads(num_before)
 
     def seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # That of the processor alone: to seed all devices takes ten times as long.
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return TorchStep(model, loss, optimizer, options)
@@ -145,12 +151,6 @@ class TorchFramework:
         self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
     ) -> None:
         export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
-
-
-def _describe(value: Any) -> str:
-    if torch.is_tensor(value):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return type(value).__qualname__
 
 
 def _build_layer(layer: Layer, shape: tuple[int, ...]) -> Any:
