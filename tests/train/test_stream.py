@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import argosy
 from argosy.errors import InputError
@@ -130,3 +131,37 @@ def test_bad_use_of_a_stream_is_refused(options, given, words, tmp_path, blobs, 
     stream = argosy.data.open(tmp_path / "rows.parquet", **{"inputs": "x", "targets": "y", **options})
     with pytest.raises(InputError, match=words):
         train(make_model(), stream, progress=False, **given)
+
+
+class TwoInputs(torch.nn.Module):
+    """Takes a matrix and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = torch.nn.Linear(4, 3), torch.nn.Linear(1, 3)
+
+    def forward(self, x, a):
+        return self.wide(x) + self.narrow(a)
+
+
+def test_columns_are_inputs_targets_and_weights_of_any_model(tmp_path, blobs):
+    x, y = blobs
+    weights = np.linspace(0.5, 1.5, len(x))
+    names = np.array(["red", "green", "blue"])[y]
+    write_parquet(tmp_path / "rows.parquet", {"x": x, "a": x[:, 0], "y": names, "w": weights})
+    stream = argosy.data.open(tmp_path, inputs=("x", ["a"]), targets="y", weights="w", classes=["red", "green", "blue"])
+    trained = []
+    for data in (stream, ((x, x[:, :1]), y, weights)):
+        torch.manual_seed(1)
+        trained.append(TwoInputs())
+        train(trained[-1], data, epochs=2, shuffle=False, progress=False)
+    np.testing.assert_allclose(weights_of(trained[0]), weights_of(trained[1]), rtol=1e-6)
+
+
+def test_step_of_ones_own_takes_rows_of_a_stream(path, make_model):
+    def step(model, rows, fit):
+        x, y = rows
+        return torch.nn.functional.cross_entropy(model(x.float()), y)
+
+    result = train(make_model(), open_stream(path), step=step, epochs=2, progress=False)
+    assert result.num_steps == 8

@@ -210,7 +210,7 @@ class StreamSource:
 
     def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
         for batch in self._source.iterate(epoch, start):
-            yield batch if self._is_raw else self.convert(batch, start)
+            yield _make_element(batch) if self._is_raw else self.convert(batch, start)
 
     def convert(self, batch: Batch, number: int) -> Batch:
         """As of a loader; the form of batches is the stream's to keep."""
@@ -220,6 +220,14 @@ class StreamSource:
 
     def describe(self) -> dict[str, Any]:
         return self._source.describe()
+
+
+def _make_element(batch: Batch) -> Batch:
+    """Give the rows as a loader would: `x`, `(x, y)` or `(x, y, w)`."""
+    inputs, targets, weights = batch
+    if targets is None and weights is None:
+        return Batch(inputs)
+    return Batch((inputs, targets) if weights is None else (inputs, targets, weights))
 
 
 def _keep(batch: Batch) -> Batch:
