@@ -139,7 +139,8 @@ def _check_classes(classes: Any, targets: Any) -> None:
         raise InputError("bad_option", option="classes", got=classes, expected="None, where targets are not one column")
     is_number = type(classes) is int and classes > 0
     names = list(cast("Sequence[Any]", classes)) if isinstance(classes, list | tuple) else []
-    if not is_number and (not names or len(set(names)) != len(names) or not all(isinstance(name, str) for name in names)):
+    is_list = bool(names) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    if not is_number and not is_list:
         raise InputError(
             "bad_option", option="classes", got=cast("object", classes), expected="how many there are, or their names, each once"
         )

@@ -76,6 +76,8 @@ class Stream:
         self.classes: int | list[str] | None = classes if isinstance(classes, int) else list(classes or ()) or None
         self.classes = getattr(reader, "classes", None) or self.classes
         self._blocks = list(reader.list_blocks())
+        counts = [block.num_rows for block in self._blocks]
+        self._total = None if None in counts else sum(count or 0 for count in counts)
         self.columns: dict[str, Column] = {}
         self._text_row_bytes = 1.0
         chunk = self._read_sample()
@@ -89,8 +91,7 @@ class Stream:
         """All rows; None where only reading tells: of text, of a part, or where bad rows may be left out."""
         if self._finish.part is not None or self.max_bad_rows:
             return None
-        counts = [block.num_rows for block in self._blocks]
-        return None if None in counts else sum(count or 0 for count in counts)
+        return self._total
 
     @property
     def schema(self) -> dict[str, str]:
