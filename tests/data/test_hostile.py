@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -293,3 +294,30 @@ def test_folders_are_classes_in_a_stated_order(tmp_path):
     with pytest.raises(InputError, match="stands in no folder"):
         read(tmp_path, size=[4, 4])
     assert read(tmp_path / "0.png", size=[4, 4])[0].targets is None
+
+
+def test_string_that_all_rows_have_is_in_memory_once(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), ["x" * (1 << 17)])
+    pq.write_table(pa.table({"a": text}), tmp_path / "a.parquet")
+    (said,), peak = read_apart(tmp_path / "a.parquet")
+    assert said == "read" or said.startswith("bad_option Option `buffer_rows`")
+    assert peak < 500
+
+
+def test_interrupted_program_ends_at_once(tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"a": np.arange(200_000.0)}, group=100)
+    program = """
+import sys, argosy
+for number, rows in enumerate(argosy.data.open(sys.argv[1], buffer_rows=500).iterate(1)):
+    if number == 10:
+        print("reading", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a.parquet")], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "Exception ignored" not in said

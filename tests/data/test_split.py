@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import argosy
-from argosy.data.split import hash_rows
+from argosy.data.split import hash_rows, split
 from argosy.errors import InputError
 from tests.data.conftest import write_csv, write_feather, write_jsonl, write_parquet
 
@@ -53,6 +53,19 @@ def test_rows_of_one_key_stay_together_and_the_key_need_be_no_input(tmp_path):
     assert train.describe()["part"]["key"] == "customer" and train.num_rows is None
     order = [rows.inputs.tolist() for rows in train.iterate(16, seed=3)]
     assert [rows.inputs.tolist() for rows in train.iterate(16, seed=3, start=2)] == order[2:]
+
+
+def test_row_stays_in_its_part_however_it_is_used(tmp_path, columns):
+    write_parquet(tmp_path / "a.parquet", {**columns, "s": np.array(["a", "b", "c"])[columns["y"]]})
+
+    def list_keys(part):
+        return [row for rows in part.select(["key"]).iterate(64) for row in rows.inputs["key"].tolist()]
+
+    expected = None
+    for options in ({}, {"classes": ["c", "b", "a"]}, {"schema": {"a": "float32"}}):
+        stream = argosy.data.open(tmp_path, inputs=["a"], targets="s", **options)
+        found = list_keys(split(stream, (0.5,))[0])
+        assert found == (expected := expected or found) and 0 < len(found) < 500
 
 
 def test_equal_numbers_of_any_type_have_one_hash():

@@ -157,8 +157,8 @@ def test_reading_ahead_is_bounded(tmp_path, monkeypatch):
     write_parquet(tmp_path / "rows.parquet", {"x": np.arange(100_000.0)}, group=100)
     stream = argosy.data.open(tmp_path, buffer_rows=1000, num_threads=2)
     read = []
-    own = stream._finish
-    monkeypatch.setattr(stream, "_finish", lambda chunk: read.append(len(chunk.rows)) or own(chunk))
+    own = type(stream._finish).apply
+    monkeypatch.setattr(type(stream._finish), "apply", lambda self, chunk: read.append(len(chunk.rows)) or own(self, chunk))
     batches = stream.iterate(100)
     next(batches)
     time.sleep(0.2)
@@ -177,6 +177,9 @@ def test_reading_ahead_is_bounded(tmp_path, monkeypatch):
         pytest.param({"schema": {"b": "float32"}}, "`schema` is 'b'", id="schema"),
         pytest.param({"schema": {"a": "complex64"}}, "a type of numbers", id="type"),
         pytest.param({"schema": {"key": "float32"}}, "key holds no numbers", id="cast"),
+        pytest.param({"classes": 3}, "where targets are not one column", id="classes-of-nothing"),
+        pytest.param({"targets": "y", "classes": ["a", "a"]}, "each once", id="classes"),
+        pytest.param({"targets": ["y", "a"], "classes": 3}, "not one column", id="classes-of-two"),
         pytest.param({"buffer_rows": 0}, "`buffer_rows` is 0", id="buffer"),
         pytest.param({"max_bad_rows": -1}, "at least 0", id="max-bad-rows"),
         pytest.param({"format": "xlsx"}, "Unknown format 'xlsx'; known: arrow, csv", id="format"),

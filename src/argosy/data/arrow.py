@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from argosy.data.block import BadRow, Chunk, Column, make_zeros
 
-__all__ = ["convert_batch", "is_taken", "make_chunk", "mark_infinite"]
+__all__ = ["convert_batch", "is_string", "is_taken", "make_chunk", "mark_infinite"]
 
 Marked = tuple[NDArray[Any], NDArray[np.bool_], str]
 """The array, which rows of it are bad, and what they are then."""
@@ -22,11 +22,12 @@ def is_taken(kind: Any, pa: Any) -> bool:
     if types.is_dictionary(kind):
         return is_taken(kind.value_type, pa)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return is_taken(kind.value_type, pa) and not _is_string(kind.value_type, pa)
-    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or _is_string(kind, pa)
+        return is_taken(kind.value_type, pa) and not is_string(kind.value_type, pa)
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or is_string(kind, pa)
 
 
-def _is_string(kind: Any, pa: Any) -> bool:
+def is_string(kind: Any, pa: Any) -> bool:
+    """Tell whether a type of Arrow's has strings or bytes."""
     types = pa.types
     return (
         types.is_string(kind)
@@ -73,13 +74,15 @@ def make_chunk(marked: Mapping[str, Marked], num_rows: int, first: int) -> Chunk
 
 def _convert(array: Any, shape: Sequence[int] | None, pa: Any) -> Marked:
     kind = array.type
+    if pa.types.is_dictionary(kind) and is_string(kind.value_type, pa):
+        return _convert_words(array)
     if pa.types.is_dictionary(kind):
         array, kind = array.dictionary_decode(), kind.value_type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _convert_lists(array, shape, pa)
     marks = _mark_nulls(array)
     has_nulls = bool(marks.any())
-    if _is_string(kind, pa):
+    if is_string(kind, pa):
         return array.to_numpy(zero_copy_only=False), marks, "is null"
     if has_nulls:
         array = array.fill_null(False if pa.types.is_boolean(kind) else 0)
@@ -89,6 +92,17 @@ def _convert(array: Any, shape: Sequence[int] | None, pa: Any) -> Marked:
         if infinite is not None:
             return values, marks | infinite, "is null, NaN or infinite"
     return values, marks, "is null"
+
+
+def _convert_words(array: Any) -> Marked:
+    """Strings of a dictionary, each of which is made once, however many rows have it."""
+    words: NDArray[Any] = array.dictionary.to_numpy(zero_copy_only=False)
+    marks = _mark_nulls(array)
+    if not len(words):
+        return np.full(len(array), None, object), marks, "is null"
+    places: NDArray[np.int64] = array.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    nulls = np.array([word is None for word in words.tolist()], bool)
+    return words[places], marks | nulls[places], "is null"
 
 
 def mark_infinite(values: NDArray[Any]) -> NDArray[np.bool_] | None:

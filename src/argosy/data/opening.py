@@ -108,6 +108,7 @@ def open_stream(
     if name == "pictures":
         inputs, targets = inputs or "image", targets or ("label" if "label" in found else None)
         classes = None  # which the reader holds the folders against
+    _check_classes(classes, targets)
     there = {column: found[column] for column in columns} if columns is not None and inputs is None else found
     named = [part for part in (targets, weights) if isinstance(part, str) and part in found]
     choice = Choice(inputs, targets, weights, there | {part: found[part] for part in named})
@@ -129,6 +130,20 @@ def _check_numbers(**numbers: int | None) -> None:
         least = 0 if option == "max_bad_rows" else 1
         if value is not None and (type(value) is not int or value < least):
             raise InputError("bad_option", option=option, got=value, expected=f"a whole number, at least {least}")
+
+
+def _check_classes(classes: Any, targets: Any) -> None:
+    if classes is None:
+        return
+    if not isinstance(targets, str):
+        raise InputError("bad_option", option="classes", got=classes, expected="None, where targets are not one column")
+    is_number = type(classes) is int and classes > 0
+    names = list(cast("Sequence[Any]", classes)) if isinstance(classes, list | tuple) else []
+    is_list = bool(names) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    if not is_number and not is_list:
+        raise InputError(
+            "bad_option", option="classes", got=cast("object", classes), expected="how many there are, or their names, each once"
+        )
 
 
 def _read_types(schema: Mapping[str, str]) -> dict[str, np.dtype[Any]]:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from argosy.data.arrow import convert_batch, is_taken
+from argosy.data.arrow import convert_batch, is_string, is_taken
 from argosy.data.block import Block, Chunk, Column, load_module
 from argosy.data.files import File, open_file
 from argosy.data.schema import check_same_schema
@@ -30,12 +30,16 @@ class ParquetReader:
         self._heads: dict[int, Any] = {}
         self._firsts: dict[tuple[int, int], int] = {}
         self._blocks: list[Block] = []
+        self._words: list[str] = []
+        """Columns of strings: read as dictionaries, of which a string that many rows have is one."""
 
     def read_schema(self) -> dict[str, str]:
         schema: dict[str, str] = {}
+        words: list[str] = []
         for number, file in enumerate(self.files):
             with self._open(number) as parquet:
                 found = {field.name: self._name_type(field.type) for field in parquet.schema_arrow}
+                words = [field.name for field in parquet.schema_arrow if is_string(field.type, self._pa)]
                 head, first = parquet.metadata, 0
                 for place in range(head.num_row_groups):
                     group = head.row_group(place)
@@ -49,9 +53,12 @@ class ParquetReader:
                         self._blocks.append(Block(number, place, group.num_rows, max(group.total_byte_size, 0)))
             schema = schema or found
             check_same_schema(schema, found, self.files[0], file)
+        self._words = words
         return schema
 
     def _name_type(self, kind: Any) -> str:
+        if self._pa.types.is_dictionary(kind):
+            kind = kind.value_type
         return str(kind) if is_taken(kind, self._pa) else f"{kind} (not taken)"
 
     def list_blocks(self) -> Sequence[Block]:
@@ -108,7 +115,11 @@ class ParquetReader:
             with self._guard(file):
                 source = self._pa.OSFile(f"/proc/self/fd/{descriptor}")
                 parquet = self._pq.ParquetFile(
-                    source, metadata=self._heads.get(number), buffer_size=_BUFFER_BYTES, pre_buffer=False
+                    source,
+                    metadata=self._heads.get(number),
+                    buffer_size=_BUFFER_BYTES,
+                    pre_buffer=False,
+                    read_dictionary=self._words,
                 )
             if len(self._heads) < _MAX_HEADS:
                 self._heads[number] = parquet.metadata

@@ -42,7 +42,8 @@ class PictureReader:
         folders = [str(Path(file.name).parent) for file in files]
         given: Any = options.get("classes")
         self.classes: list[str] = list(given) if given is not None else sorted(set(folders) - {"."})
-        self._labels = [self.classes.index(folder) if folder in self.classes else -1 for folder in folders]
+        places = {name: place for place, name in enumerate(self.classes)}
+        self._labels = [places.get(folder, -1) for folder in folders]
         if given is None and self.classes and "." in folders:
             name = files[folders.index(".")].path
             raise InputError("bad_file", path=repr(str(name)), detail="it stands in no folder, which would be its label")

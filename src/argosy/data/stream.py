@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from argosy.data.ahead import run_ahead
 from argosy.data.bad import BadRows
-from argosy.data.block import CHUNK_BYTES, BadRow, Block, Chunk, Column, Reader
+from argosy.data.block import CHUNK_BYTES, Block, Chunk, Column, Reader
 from argosy.data.choice import Choice, Rows
 from argosy.data.files import digest_files
+from argosy.data.finish import Finish
 from argosy.data.order import LANES, Piece, draw_rows, list_pieces, list_windows
 from argosy.data.prepare import Encoder, check_names
 from argosy.data.reading import read_pieces
@@ -26,8 +28,8 @@ __all__ = ["Source", "Stream"]
 
 BUFFER_BYTES: Final = 64 << 20
 """Of the rows among which order is drawn, if none is said."""
-MAX_WINDOW_BYTES: Final = 1 << 30
-"""Of a buffer that turns out to be larger than its rows promised."""
+MAX_WINDOW_BYTES: Final = 256 << 20
+"""Of a buffer that turns out to be larger than its rows promised; or four times what they did."""
 _SAMPLE_ROWS: Final = 256
 _OBJECT_BYTES: Final = 64
 """Of a string, beside its characters."""
@@ -44,6 +46,7 @@ class Stream:
         columns: what each column has in a row; those alone that are used.
         sample: the first rows, at most 256.
         buffer_rows: among so many rows a random order is drawn.
+        classes: of the targets, where they are known: how many there are, or their names; of pictures, their folders.
         max_bad_rows: so many rows may be left out.
         preprocess: the steps that make the inputs, for `argosy.publish`; none where columns are taken as they are.
     """
@@ -66,19 +69,15 @@ class Stream:
         self.max_bad_rows = max_bad_rows
         self._reader = reader
         self._schema = dict(schema)
-        self._choice = choice
-        self._casts = dict(casts)
-        self._classes = classes
-        self._labels = {name: place for place, name in enumerate(classes)} if isinstance(classes, Sequence) else {}
+        self._finish = Finish(choice, tuple(choice.names), tuple(choice.names), casts, classes)
         self._num_threads = num_threads
-        self._part: Part | None = None
-        self._encoder: Encoder | None = None
-        self._raw_names = choice.names
-        self._part_names: list[str] = []
-        """The columns that were there when others were chosen: a row's content, by which it falls to a part."""
         step = getattr(reader, "step", None)
         self.preprocess: list[dict[str, Any]] = [] if step is None else [step]
+        self.classes: int | list[str] | None = classes if isinstance(classes, int) else list(classes or ()) or None
+        self.classes = getattr(reader, "classes", None) or self.classes
         self._blocks = list(reader.list_blocks())
+        counts = [block.num_rows for block in self._blocks]
+        self._total = None if None in counts else sum(count or 0 for count in counts)
         self.columns: dict[str, Column] = {}
         self._text_row_bytes = 1.0
         chunk = self._read_sample()
@@ -90,10 +89,9 @@ class Stream:
     @property
     def num_rows(self) -> int | None:
         """All rows; None where only reading tells: of text, of a part, or where bad rows may be left out."""
-        if self._part is not None or self.max_bad_rows:
+        if self._finish.part is not None or self.max_bad_rows:
             return None
-        counts = [block.num_rows for block in self._blocks]
-        return None if None in counts else sum(count or 0 for count in counts)
+        return self._total
 
     @property
     def schema(self) -> dict[str, str]:
@@ -112,7 +110,7 @@ class Stream:
 
     def __repr__(self) -> str:
         rows = "an unknown number of" if self.num_rows is None else self.num_rows
-        return f"<Stream of {rows} rows in {self.num_files} files ({self.format}): {', '.join(self._choice.names)}>"
+        return f"<Stream of {rows} rows in {self.num_files} files ({self.format}): {', '.join(self._finish.choice.names)}>"
 
     def describe(self) -> dict[str, Any]:
         """Say what the data is, as JSON data for a lineage."""
@@ -125,23 +123,19 @@ class Stream:
             "buffer_rows": self.buffer_rows,
             "max_bad_rows": self.max_bad_rows,
         }
-        if self._part is not None:
-            described["part"] = self._part.describe()
-        if self._classes is not None:
-            described["classes"] = self._classes if isinstance(self._classes, int) else list(self._classes)
+        if self._finish.part is not None:
+            described["part"] = self._finish.part.describe()
+        if self.classes is not None:
+            described["classes"] = self.classes
         if self.preprocess:
             described["preprocess"] = self.preprocess
         return described
 
     def select(self, names: Sequence[str]) -> Stream:
         """Give the stream of the same rows with other columns as inputs, by their names, and no targets."""
-        selected = copy.copy(self)
-        selected._choice = Choice({name: name for name in names}, None, None, self._schema)
-        selected._raw_names, selected._encoder, selected.preprocess = selected._choice.names, None, []
-        # Which rows a part has, the columns say that it was taken by.
-        selected._part_names = self._part_names or self._raw_names
-        selected._read_sample()
-        return selected
+        choice = Choice({name: name for name in names}, None, None, self._schema)
+        finish = dataclasses.replace(self._finish, choice=choice, names=tuple(choice.names), encoder=None)
+        return self._change(finish, [])
 
     def prepare(self, step: Mapping[str, Any]) -> Stream:
         """Give the stream whose inputs a step of preprocessing makes of columns; a worker makes the same of raw requests.
@@ -157,22 +151,25 @@ class Stream:
         """
         encoder = Encoder(step)
         check_names(encoder.names, self._schema)
-        _, targets, weights = self._choice.parts
+        _, targets, weights = self._finish.choice.parts
         names = list(encoder.tensors)
         others = [
             name for part in (targets, weights) if part is not None for name in Choice(part, None, None, self._schema).names
         ]
         if both := set(names) & set(others):
             raise InputError("bad_option", option="inputs", got=sorted(both), expected="tensors with names that no target has")
-        prepared = copy.copy(self)
         schema = {**self._schema, **encoder.tensors}
-        prepared._choice = Choice(names[0] if len(names) == 1 else {name: name for name in names}, targets, weights, schema)
-        prepared._part_names = self._part_names or self._raw_names
-        prepared._raw_names = list(dict.fromkeys([*encoder.names, *others]))
-        prepared._encoder, prepared.preprocess = encoder, [encoder.step]
-        chunk = prepared._read_sample()
-        prepared.sample = prepared._choice.build([leaf[:_SAMPLE_ROWS] for leaf in prepared._choice.join(chunk.columns)])
-        return prepared
+        choice = Choice(names[0] if len(names) == 1 else {name: name for name in names}, targets, weights, schema)
+        taken = tuple(dict.fromkeys([*encoder.names, *others]))
+        return self._change(dataclasses.replace(self._finish, choice=choice, names=taken, encoder=encoder), [encoder.step])
+
+    def _change(self, finish: Finish, preprocess: list[dict[str, Any]]) -> Stream:
+        """Give the same rows, otherwise finished; in the same order."""
+        changed = copy.copy(self)
+        changed._finish, changed.preprocess = finish, preprocess
+        chunk = changed._read_sample()
+        changed.sample = finish.choice.build([leaf[:_SAMPLE_ROWS] for leaf in finish.choice.join(chunk.columns)])
+        return changed
 
     def take_part(self, part: Part) -> Stream:
         """Give the stream of the rows of a part; of one that is a part already, the rows that are in both.
@@ -182,10 +179,10 @@ class Stream:
         """
         if part.key is not None and part.key not in self._schema:
             raise InputError("bad_option", option="key", got=part.key, expected=f"columns: {list_choices(self._schema)}")
-        if self._part is not None:
+        if self._finish.part is not None:
             raise InputError("bad_option", option="parts", got="a part", expected="a whole stream: split it once, into all parts")
         taken = copy.copy(self)
-        taken._part = part
+        taken._finish = dataclasses.replace(self._finish, part=part)
         return taken
 
     def iterate(
@@ -229,9 +226,9 @@ class Stream:
                     if len(batch[0]) < batch_size:
                         rest = batch
                     else:
-                        yield self._choice.build(_share(batch, index, count))
+                        yield self._finish.choice.build(_share(batch, index, count))
             if rest is not None and len(rest[0]):
-                yield self._choice.build(_share(rest, index, count))
+                yield self._finish.choice.build(_share(rest, index, count))
         finally:
             windows.close()
 
@@ -260,7 +257,7 @@ class Stream:
             windows = itertools.chain([(number, window)], windows)
             break
         pieces, groups = _tee(windows)
-        chunks = read_pieces(self._reader, pieces, self._list_names(), self.columns, self._finish, self._num_threads)
+        chunks = read_pieces(self._reader, pieces, self._finish.list_names(), self.columns, self._finish.apply, self._num_threads)
         try:
             for number, size in groups:
                 leaves = self._gather(itertools.islice(chunks, size), bad)
@@ -282,10 +279,10 @@ class Stream:
             bad.add(self._reader, piece.block, piece.first, chunk.bad)
             if not len(chunk.rows):
                 continue
-            parts.append(self._choice.join(chunk.columns))
+            parts.append(self._finish.choice.join(chunk.columns))
             size += sum(_count_bytes(array) for array in parts[-1])
-            if size > MAX_WINDOW_BYTES:
-                detail = f"{sum(len(part[0]) for part in parts)} rows have more than {MAX_WINDOW_BYTES >> 20} MiB"
+            if size > max(MAX_WINDOW_BYTES, 4 * self.buffer_rows * self._row_bytes):
+                detail = f"{sum(len(part[0]) for part in parts)} rows have {size >> 20} MiB"
                 expected = f"fewer: {detail}, about {self._reader.locate(piece.block, piece.first)}"
                 raise InputError("bad_option", option="buffer_rows", got=self.buffer_rows, expected=expected)
         if len(parts) <= 1:
@@ -296,19 +293,15 @@ class Stream:
         """Count the rows of a window that are in no batch to come, reading as little as tells."""
         if self.num_rows is not None:
             return sum(piece.num_rows for piece in window)
-        names = self._list_names()
-        if self._part is not None and self._part.key is not None and not self.max_bad_rows:
-            names = [self._part.key]
+        names = self._finish.list_names()
+        part = self._finish.part
+        if part is not None and part.key is not None and not self.max_bad_rows:
+            names = [part.key]
         num_rows = 0
-        for piece, chunk in read_pieces(self._reader, iter(window), names, self.columns, self._finish, self._num_threads):
+        for piece, chunk in read_pieces(self._reader, iter(window), names, self.columns, self._finish.apply, self._num_threads):
             bad.add(self._reader, piece.block, piece.first, chunk.bad)
             num_rows += len(chunk.rows)
         return num_rows
-
-    def _list_names(self) -> list[str]:
-        key = self._part.key if self._part is not None else None
-        by = [] if self._part is None else self._part_names or self._raw_names if key is None else [key]
-        return list(dict.fromkeys([*self._raw_names, *by]))
 
     def _count_about(self, block: Block) -> int:
         return max(1, round(block.size / self._text_row_bytes))
@@ -322,58 +315,19 @@ class Stream:
         """Read the first rows, by which the columns are known."""
         bad = BadRows(self.max_bad_rows)
         for block in self._blocks:
-            chunks = self._reader.read(block, self._list_names(), columns={}, first=0, limit=_SAMPLE_ROWS)
+            chunks = self._reader.read(block, self._finish.list_names(), columns={}, first=0, limit=_SAMPLE_ROWS)
             # Closed here: what is open of the block is closed with it.
             with contextlib.closing(chunks):
-                for number, chunk in enumerate(map(self._finish, chunks)):
+                for number, chunk in enumerate(map(self._finish.apply, chunks)):
                     bad.add(self._reader, block, number, chunk.bad)
                     if not len(chunk.rows):
                         continue
                     self._text_row_bytes = max(1.0, block.size / (len(chunk.rows) + len(chunk.bad)))
                     self.columns = {name: _describe(array) for name, array in chunk.columns.items()}
-                    self._choice.check(self.columns)
+                    self._finish.choice.check(self.columns)
                     return chunk
         detail = f"there is no row in {self.num_files} files, the first of which is {str(self._reader.files[0].path)!r}"
         raise InputError("bad_data", detail=detail)
-
-    def _finish(self, chunk: Chunk) -> Chunk:
-        """Bring what a reader gives to the types that are asked for, and to the part."""
-        if not len(chunk.rows):
-            return chunk
-        for name, dtype in self._casts.items():
-            if name in chunk.columns:
-                chunk = _cast(chunk, name, dtype)
-        targets = self._choice.parts[1]
-        if self._classes is not None and targets in chunk.columns:
-            chunk = self._number_labels(chunk, targets)
-        if self._part is not None and len(chunk.rows):
-            names = self._part_names or self._raw_names
-            chosen = self._part.choose(chunk.columns if self._part.key is not None else {n: chunk.columns[n] for n in names})
-            kept = {name: array[chosen] for name, array in chunk.columns.items() if name in self._raw_names}
-            chunk = Chunk(kept, chunk.rows[chosen], chunk.bad)
-        # Where rows are only counted, the columns to encode are not read.
-        if self._encoder is not None and len(chunk.rows) and chunk.columns.keys() >= set(self._encoder.names):
-            chunk = self._encoder.encode(chunk)
-        return chunk
-
-    def _number_labels(self, chunk: Chunk, name: str) -> Chunk:
-        """Hold labels against the classes that there are."""
-        labels = chunk.columns[name]
-        if self._labels:
-            numbers = np.array([self._labels.get(label, -1) for label in labels.tolist()], np.int64)
-            good = numbers >= 0
-        elif labels.dtype.kind not in "iubf" or labels.ndim != 1:
-            raise InputError(
-                "bad_option", option="classes", got=self._classes, expected=f"names of classes: {name} holds no numbers"
-            )
-        else:
-            assert isinstance(self._classes, int)
-            good = (labels >= 0) & (labels < self._classes) & (labels == np.trunc(labels))
-            numbers = labels
-        whole = Chunk({**chunk.columns, name: numbers}, chunk.rows, chunk.bad)
-        return _leave_out(
-            whole, good, [f"{name} is {label!r:.80}, which is none of the classes" for label in labels[~good].tolist()]
-        )
 
 
 class Source:
@@ -398,27 +352,6 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """Say what the data is, and which rows were left out so far, as JSON data for a lineage."""
         return self._stream.describe() | self._bad.describe()
-
-
-def _leave_out(chunk: Chunk, good: NDArray[np.bool_], details: Sequence[str]) -> Chunk:
-    if good.all():
-        return chunk
-    bad = [BadRow(row, detail) for row, detail in zip(chunk.rows[~good].tolist(), details, strict=True)]
-    return Chunk({name: array[good] for name, array in chunk.columns.items()}, chunk.rows[good], sorted([*chunk.bad, *bad]))
-
-
-def _cast(chunk: Chunk, name: str, dtype: np.dtype[Any]) -> Chunk:
-    array = chunk.columns[name]
-    if array.dtype == dtype:
-        return chunk
-    if array.dtype.kind == "O":
-        raise InputError("bad_option", option="schema", got=str(dtype), expected=f"string: {name} holds no numbers")
-    with np.errstate(over="ignore", invalid="ignore"):
-        made = array.astype(dtype)
-        kept: Any = np.isfinite(made) if dtype.kind == "f" else made == array
-    good: NDArray[np.bool_] = kept.reshape(len(array), -1).all(axis=1)
-    whole = Chunk({**chunk.columns, name: made}, chunk.rows, chunk.bad)
-    return _leave_out(whole, good, [f"{name} holds a number that {dtype} has not"] * int((~good).sum()))
 
 
 def _describe(array: NDArray[Any]) -> Column:
