@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from argosy.frameworks.base import FitOptions
+from argosy.frameworks.base import Batch, FitOptions
 from argosy.frameworks.mxnet.library import mx
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.optim import Adam
@@ -118,7 +118,7 @@ def symbol_block_trains_on() -> Any:
         loaded = mx.gluon.SymbolBlock.imports(str(folder / "model-symbol.json"), ["data"], str(folder / "model-0000.params"))
     difference = float(np.abs(FRAMEWORK.predict(loaded, x) - FRAMEWORK.predict(model, x)).max())
     steps = [FRAMEWORK.build_step(part, "cross_entropy", Adam(), FitOptions(seed=2)) for part in (model, loaded)]
-    return difference, abs(steps[0](x, y, 1)[0] - steps[1](x, y, 1)[0])
+    return difference, abs(steps[0](Batch(x, y), 1)[0] - steps[1](Batch(x, y), 1)[0])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from argosy.frameworks.base import FitOptions, loader_framework
+from argosy.frameworks.base import Batch, FitOptions, loader_framework
 from argosy.frameworks.mxnet.library import count_threads, mx
 from argosy.optim import Adam, LinearDecay, Momentum
 from tests.frameworks.mxnet_models import (
@@ -48,7 +48,7 @@ def make_run(kind: str) -> tuple[Any, Any]:
 def take_steps(step: Any, kind: str, first: int, last: int) -> None:
     x, y = make_rows(12, ROW, "float64" if kind == "double" else "float32")
     for number in range(first, last + 1):
-        step(x, y, number)
+        step(Batch(x, y), number)
 
 
 KINDS = ("rule", "double", "own", "noisy")

@@ -23,7 +23,7 @@ import keras
 
 import argosy
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, count_weights, framework_of, get_framework, loader_framework
+from argosy.frameworks.base import Batch, FitOptions, count_weights, framework_of, get_framework, loader_framework
 from argosy.frameworks.keras import FRAMEWORK, RuleOptimizer
 from argosy.frameworks.layers import Conv, Dense, Relu, draw_weights
 from argosy.frameworks.onnx import OnnxModel, check_export
@@ -301,7 +301,7 @@ def test_rule_of_a_compiled_model_takes_the_number_of_the_step():
     model.compile(RuleOptimizer(rule), "mse")
     before = FRAMEWORK.get_weights(model)["last/bias"]
     step = FRAMEWORK.build_step(model, "mse", model.optimizer, FitOptions())
-    _, outputs = step(make_rows(8, 4), np.zeros((8, 1), np.float32), 3)
+    _, outputs = step(Batch(make_rows(8, 4), np.zeros((8, 1), np.float32)), 3)
     step.sync()
     moved = FRAMEWORK.get_weights(model)["last/bias"] - before
     np.testing.assert_allclose(moved, [-0.01 * 2 * outputs.mean()], rtol=1e-5)
@@ -401,9 +401,9 @@ def test_state_of_an_own_optimizer_goes_on_too():
     x, y = make_rows(8, 4), make_rows(8, 1)
     steps = [FRAMEWORK.build_step(make_mlp(), "mse", keras.optimizers.Adam(0.1), FitOptions()) for _ in range(2)]
     for number in (1, 2, 3):
-        steps[0](x, y, number)
+        steps[0](Batch(x, y), number)
     steps[1].set_state(steps[0].get_state())
-    assert steps[0](x, y, 4)[0] == steps[1](x, y, 4)[0]
+    assert steps[0](Batch(x, y), 4)[0] == steps[1](Batch(x, y), 4)[0]
     one, other = (step.get_state() for step in steps)
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -426,7 +426,7 @@ def test_layer_whose_output_is_not_finite_is_named_and_no_weight_moves(micro_bat
     step = FRAMEWORK.build_step(model, "cross_entropy", Adam(learning_rate=0.5), FitOptions(micro_batch_size=micro_batch_size))
     before = step.get_state()
     with pytest.raises(ModelError, match="step 7: the loss is not finite in layer hidden") as caught:
-        step(make_rows(8, 4), make_labels(8), 7)
+        step(Batch(make_rows(8, 4), make_labels(8)), 7)
     assert "now 0.5" in caught.value.hint
     after = step.get_state()
     assert all(np.array_equal(after[name], before[name], equal_nan=True) for name in before)
@@ -729,7 +729,7 @@ def test_integers_that_would_be_cut_are_refused():
     x = make_labels(12, 30).reshape(2, 6)
     step = FRAMEWORK.build_step(make_embedding(), "mse", SGD(), FitOptions())
     x[1, 2] = 2**32
-    for use in (lambda: FRAMEWORK.predict(make_embedding(), x), lambda: step(x, make_rows(2, 3), 1)):
+    for use in (lambda: FRAMEWORK.predict(make_embedding(), x), lambda: step(Batch(x, make_rows(2, 3)), 1)):
         with pytest.raises(InputError, match="integers beyond"):
             use()
 

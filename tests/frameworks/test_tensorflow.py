@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, count_weights, framework_of, get_framework, loader_framework
+from argosy.frameworks.base import Batch, FitOptions, count_weights, framework_of, get_framework, loader_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Relu, draw_weights
 from argosy.frameworks.onnx import OnnxModel, check_export
 from argosy.frameworks.tensorflow import FRAMEWORK, RuleOptimizer
@@ -238,7 +238,7 @@ def test_step_is_traced_once_for_all_numbers_of_rows():
 
     step = FRAMEWORK.build_step(Counted(4, 1), "mse", Adam(), FitOptions())
     for number, num_rows in enumerate((8, 8, 3, 8, 5), start=1):
-        step(make_rows(num_rows, 4), make_rows(num_rows, 1), number)
+        step(Batch(make_rows(num_rows, 4), make_rows(num_rows, 1)), number)
     assert calls == [False]
 
 
@@ -246,7 +246,7 @@ def test_rows_of_changing_length_are_taken():
     model = Recurrent()
     step = FRAMEWORK.build_step(model, "mse", Adam(), FitOptions())
     for number, length in enumerate((3, 7, 5, 3), start=1):
-        _, outputs = step(make_rows(4, length, 5), make_rows(4, 2), number)
+        _, outputs = step(Batch(make_rows(4, length, 5), make_rows(4, 2)), number)
         assert outputs.shape == (4, 2)
 
 
@@ -278,9 +278,9 @@ def test_state_of_an_own_optimizer_goes_on_too():
     x, y = make_rows(8, 4), make_rows(8, 1)
     steps = [FRAMEWORK.build_step(Mlp(), "mse", keras.optimizers.Adam(0.1), FitOptions()) for _ in range(2)]
     for number in (1, 2, 3):
-        steps[0](x, y, number)
+        steps[0](Batch(x, y), number)
     steps[1].set_state(steps[0].get_state())
-    assert steps[0](x, y, 4)[0] == steps[1](x, y, 4)[0]
+    assert steps[0](Batch(x, y), 4)[0] == steps[1](Batch(x, y), 4)[0]
     one, other = (step.get_state() for step in steps)
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -302,7 +302,7 @@ def test_layer_whose_output_is_not_finite_is_named_and_no_weight_moves(micro_bat
     step = FRAMEWORK.build_step(model, "cross_entropy", Adam(learning_rate=0.5), FitOptions(micro_batch_size=micro_batch_size))
     before = step.get_state()
     with pytest.raises(ModelError, match="step 7: the loss is not finite in layer dense2") as caught:
-        step(make_rows(8, 4), make_labels(8), 7)
+        step(Batch(make_rows(8, 4), make_labels(8)), 7)
     assert "now 0.5" in caught.value.hint
     after = step.get_state()
     assert all(np.array_equal(after[name], before[name], equal_nan=True) for name in before)

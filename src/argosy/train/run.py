@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from argosy.errors import ConflictError, InputError, list_choices
 from argosy.frameworks.base import (
@@ -19,22 +19,30 @@ from argosy.frameworks.base import (
     Precision,
     Step,
     count_weights,
-    fail_not_finite,
     framework_of,
     loader_framework,
     name_kind,
 )
+from argosy.frameworks.fitting import Journal, fail_not_finite
 from argosy.frameworks.own_training import check_training
-from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, Optimizer, get_optimizer
+from argosy.frameworks.trees import map_tree
+from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, GradientOptimizer, Optimizer, get_optimizer
+from argosy.optim.groups import match_names
+from argosy.train.average import Average, Ema
 from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
-from argosy.train.data import Dataset, check_dataset, count_taken, split_rows
+from argosy.train.data import count_taken
+from argosy.train.elements import Columns
 from argosy.train.free import FreeStep
-from argosy.train.loop import Loop
-from argosy.train.losses import Criterion, resolve_loss
+from argosy.train.lineage import describe_weights
+from argosy.train.loop import Hooks, Loop, Program, Taken
+from argosy.train.objective import Objective, describe_function, open_objective
+from argosy.train.opening import Opened, check_ability, open_data
+from argosy.train.pace import Pace
 from argosy.train.progress import open_progress
 from argosy.train.publish import pick_sample
+from argosy.train.rescue import Rescue
 from argosy.train.result import Epoch, Settings, TrainResult
-from argosy.train.source import ArraySource, LoaderSource, Source
+from argosy.train.source import Source
 from argosy.train.tensorboard import open_tensorboard
 
 __all__ = ["count_steps", "train"]
@@ -47,7 +55,14 @@ def train(
     data: Any,
     *,
     loss: Any = None,
+    loss_weights: Any = None,
+    class_weights: Mapping[Any, float] | None = None,
+    labels: Any = None,
+    step: Callable[[Any, Any, Any], Any] | None = None,
     optimizer: Any = None,
+    freeze: Sequence[str] | str = (),
+    targets: str | Sequence[str] | None = None,
+    weights: str | None = None,
     batch_size: int | None = None,
     epochs: int | None = 10,
     tolerance: float | None = None,
@@ -56,7 +71,9 @@ def train(
     seed: int = 0,
     validation_split: float = 0.0,
     validation_data: Any = None,
-    metrics: Sequence[Any] | None = None,
+    metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+    average: Ema | None = None,
+    rescue: bool = True,
     micro_batch_size: int | None = None,
     precision: Precision | None = None,
     checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
@@ -65,7 +82,9 @@ def train(
     workers: int = 1,
     num_threads: int | None = None,
     progress: bool | None = None,
+    on_step: Callable[[Taken], bool | None] | None = None,
     on_epoch: Callable[[Epoch], bool | None] | None = None,
+    on_end: Callable[[TrainResult], object] | None = None,
 ) -> TrainResult:
     """Fit a model to data by mini-batch descent.
 
@@ -73,15 +92,32 @@ def train(
     with one version of the framework and one number of threads; also when the run is killed and resumed.
 
     Args:
-        model: of a framework of `frameworks.FRAMEWORKS`, with one input and one output; fitted in place.
-        data: a pair of arrays (x, y), one row each; or a loader that gives such pairs: a torch DataLoader, a
-            tf.data.Dataset, a keras PyDataset, an mx.io.NDArrayIter or a Gluon DataLoader. Numbers with a fraction are
+        model: of a framework of `frameworks.FRAMEWORKS`; fitted in place. Inputs and outputs are one tensor, several in a tuple,
+            or by name in a dict (a *tree*; a model takes a dict as keywords).
+        data: a pair (x, y) of arrays, one row each, or (x, y, w) with weights of the rows; x and y may be trees of arrays; a
+            dict by column, see `targets`; a loader that gives such: a torch DataLoader, a tf.data.Dataset, a keras
+            PyDataset, an mx.io.NDArrayIter or a Gluon DataLoader; or a stream of `argosy.data`. Numbers with a fraction are
             taken in the type of the model's weights.
-        loss: `cross_entropy` (y: class numbers; the model gives logits), `binary_cross_entropy` (y: 0..1; the
-            model gives logits), `mse` or `half_mse`; a mean over the rows. Or a loss of the framework's own, which runs as
-            it is. Default: that which a Keras model was compiled with, else `cross_entropy`.
-        optimizer: a name of `optim.OPTIMIZERS`, an optimizer with its parameters set, or one of the framework's own. Default:
+        loss: `cross_entropy` (y: class numbers or names; the model gives logits), `binary_cross_entropy` (y: 0..1; the
+            model gives logits), `mse` or `half_mse`; a mean over the rows. Or a loss of the framework's own; or any function
+            `loss(outputs, targets)` of its tensors that gives a scalar or a number for each row, and takes `weights` third if it
+            wants those of the rows. Of several outputs: one of ours for all of them, a tree of losses in the outputs' form (a
+            dict may leave some out), or a function of all. Default: that which a Keras model was compiled with, else
+            `cross_entropy`; with a `step`, None.
+        loss_weights: a number for each loss, in their form; the loss is the weighted sum.
+        class_weights: a number for each class, by which the loss of its rows is multiplied; classes not named have 1. The loss is
+            the mean over rows, not over weights.
+        labels: names of the classes in their order, where y holds names; of several outputs a dict by output. Default: those
+            in y, sorted; a loader needs them. `TrainResult.publish` names the outputs by them.
+        step: a step of your own, `step(model, batch, fit) -> loss`, with batches as the loader gives them (of arrays: tensors in
+            the form of `data`); see `frameworks.fitting.Fit`.
+        optimizer: a name of `optim.OPTIMIZERS`, an optimizer with its parameters set, or one of the framework's own; with a
+            `step` also a dict of several, each by the part of the model or the pattern of names whose weights it moves. Default:
             that which a Keras model was compiled with, else `adam`.
+        freeze: patterns of names of weights, or parts of the model, that stay as they are; layers of which all weights do run
+            as they are served.
+        targets: of data by column, the name of the column, or names, that is the target; the rest are inputs.
+        weights: of data by column, the name of the column of weights.
         batch_size: rows of a step, default 32; the last batch of an epoch has the rows that are left. A loader has its own.
         epochs: passes over the data; None: until `tolerance` or `patience` ends the run.
         tolerance: the run has converged, and ends, when the training loss changed by at most this part of itself in each
@@ -91,10 +127,14 @@ def train(
         shuffle: take the rows in a new order every epoch. A loader has its own.
         seed: of the order, of the validation split and of the framework's own random numbers, such as dropout's.
         validation_split: part of the rows, in [0, 1), that is kept from training and measured after each epoch.
-        validation_data: a pair of arrays to measure after each epoch; not together with `validation_split`.
-        metrics: names of `losses.METRICS`, or the framework's own. Default: those which a Keras model was compiled with, else
-            what suits our loss (`accuracy`, `mae`), none for the framework's own. One that is no mean over the rows, such as
-            the area under a curve, is measured on validation rows alone.
+        validation_data: what is measured after each epoch, in any form of `data`; not together with `validation_split`.
+        metrics: names of `losses.METRICS`, or the framework's own; or a dict of functions by name, each of outputs and targets
+            (arrays, in their forms) and giving a number; or of lists by output. Default: those which a Keras model was compiled
+            with, else what suits our loss (`accuracy`, `mae`), none for the framework's own. One that is no mean over the rows,
+            such as the area under a curve or a function, is measured on validation rows alone.
+        average: `Ema(decay=0.999)`: validate and end with averaged weights.
+        rescue: where the loss is not finite, or 20 times the largest so far, go back to the state before that batch, leave it
+            out, and go on with half the learning rate. False: end the run at what is not finite.
         micro_batch_size: rows of one forward and backward pass: a larger batch goes in pieces whose gradients are
             averaged, and needs less memory. Batch normalisation then sees the pieces.
         precision: `bfloat16` for mixed precision where the framework has it.
@@ -106,32 +146,50 @@ def train(
         num_threads: of the framework; default: its own choice. Small models train best with one: with more,
             each step waits for the slowest core (7 s became 37 s on two cores with other work on them).
         progress: False shows nothing; else a bar on a terminal and a line an epoch elsewhere, on stderr.
+        on_step: is called with each `Taken` step; where it gives True, the run ends there.
         on_epoch: is called with each `Epoch` once it is measured; where it gives True, the run ends there.
+        on_end: is called with the result.
 
     Returns:
         The model with its history; `publish` takes it into the store.
 
     Raises:
-        InputError: `bad_data`, `bad_option`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says itself how it
-            is trained; the model is as it was.
+        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says
+            itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
-        ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer.
+        ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
+        StoreError: `disk_full`, `write_failed`, a checkpoint.
     """
     if workers != 1:
         raise InputError("bad_option", option="workers", got=workers, expected="1")
     framework = framework_of(model)
     check_training(framework, model)
     own_loss, own_optimizer = framework.get_compiled(model)
-    measured = framework.list_compiled_metrics(model) or None if metrics is None else metrics
-    criterion = resolve_loss(_choose(loss, own_loss, "cross_entropy"), framework, metrics=() if measured is None else measured)
-    rule = _resolve_optimizer(_choose(optimizer, own_optimizer, "adam"), framework)
+    measured = framework.list_compiled_metrics(model) or None if metrics is None and step is None else metrics
+    objective = open_objective(
+        framework,
+        loss if step is not None else _choose(loss, own_loss, "cross_entropy"),
+        loss_weights=loss_weights,
+        class_weights=class_weights,
+        labels=labels,
+        metrics=measured,
+        is_own_step=step is not None,
+    )
+    rule = _resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
+    for option, function in (("step", step), ("on_step", on_step), ("on_epoch", on_epoch), ("on_end", on_end)):
+        if function is not None and not callable(function):
+            raise InputError("bad_option", option=option, got=name_kind(function), expected="a function")
+    if average is not None and not isinstance(average, Ema):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError("bad_option", option="average", got=name_kind(average), expected="argosy.Ema(decay=0.999), or None")
+    columns = Columns(tuple(targets) if isinstance(targets, list | tuple) else cast("Any", targets), weights)
+    frozen = _find_frozen(framework, model, freeze)
     is_loader = loader_framework(data) is not None
     if is_loader and batch_size is not None:
         raise InputError("bad_option", option="batch_size", got=batch_size, expected="None with a loader, which has its own")
     settings = Settings(
-        loss=criterion.describe(),
-        metrics=_choose_metrics(criterion, is_default=measured is None),
-        optimizer=rule.describe() if isinstance(rule, Optimizer) else framework.describe_optimizer(rule) or {},
+        loss=objective.describe(),
+        metrics=(),
+        optimizer=_describe_optimizers(rule, framework),
         batch_size=None if is_loader else _choose(batch_size, None, _BATCH_SIZE),
         epochs=epochs,
         tolerance=tolerance,
@@ -142,31 +200,71 @@ def train(
         precision=precision,
         micro_batch_size=micro_batch_size,
         num_threads=num_threads,
+        class_weights=class_weights,
+        own_metrics=objective.describe_metrics() or None,
+        step=None if step is None else describe_function(framework, step),
+        columns={"targets": columns.targets, "weights": columns.weights} if columns.are_named else None,
+        frozen=((freeze,) if isinstance(freeze, str) else tuple(freeze)) or None,
+        average=None if average is None else average.describe(),
+        rescue=rescue,
     )
-    if on_epoch is not None and not callable(on_epoch):
-        raise InputError("bad_option", option="on_epoch", got=name_kind(on_epoch), expected="a function of an epoch")
     with framework.session(seed, num_threads):
-        source, validation, sample = _open_data(framework, model, data, validation_data, criterion, settings)
+        opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
+        settings = _complete(settings, opened)
+        measures = opened.objective.measures
+        journal = Journal()
+        pace = Pace(framework, rule)
+        pace.check(_list_measured(opened))
         plan = checkpoints if isinstance(checkpoints, Checkpoints) or checkpoints is None else Checkpoints(folder=checkpoints)
+        options = FitOptions(
+            seed=seed,
+            precision=precision,
+            micro_batch_size=micro_batch_size,
+            loss_weights=opened.objective.factors,
+            is_weighted=opened.is_weighted,
+            step=step,
+            journal=journal,
+            frozen=frozen,
+        )
         with contextlib.ExitStack() as stack:
-            run = _describe_run(framework, model, source, settings) if plan is not None else {}
+            run = _describe_run(framework, model, opened.source, settings) if plan is not None else {}
             keeper = stack.enter_context(open_checkpoints(plan, run))
             _check_folder(keeper, plan, resume)
-            step = _build_step(framework, model, criterion, rule, settings)
-            num_steps = None if source.num_batches is None or epochs is None else source.num_batches * epochs
+            taker = _build_step(framework, model, opened.objective, pace.optimizer, options)
+            num_batches = opened.source.num_batches
+            num_steps = None if num_batches is None or epochs is None else num_batches * epochs
             shown = stack.enter_context(open_progress(progress is not False, epochs, num_steps))
             logged = stack.enter_context(open_tensorboard(Path(tensorboard) if tensorboard is not None else None))
-            watchers = [shown, logged] if logged else [shown]
-            is_own_rule = not isinstance(rule, Optimizer)
-            loop = Loop(framework, model, step, criterion, settings, keeper, watchers, on_epoch, is_own_rule=is_own_rule)
+            loop = Loop(
+                Program(framework, model, taker, opened.objective, measures, journal, _is_own(rule)),
+                settings,
+                keeper,
+                [shown, logged] if logged else [shown],
+                pace,
+                hooks=Hooks(on_step, on_epoch),
+                average=None if average is None else Average(average, framework, model),
+                rescue=Rescue() if rescue and not isinstance(rule, GradientFreeOptimizer) else None,
+            )
             if resume is True or (plan is not None and plan.parent is not None):
                 loop.resume()
-            history = loop.run(source, validation)
+            history = loop.run(opened.source, opened.validation)
     _check_weights(framework, model, loop.num_steps, rule)
-    checkpoint = keeper.latest if keeper else None
-    return TrainResult(
-        model, framework, criterion, settings, history, loop.num_steps, source.describe(), pick_sample(sample), checkpoint
+    result = TrainResult(
+        model,
+        framework,
+        opened.objective,
+        settings,
+        history,
+        loop.num_steps,
+        opened.source.describe(),
+        None if opened.sample is None else map_tree(pick_sample, opened.sample),
+        keeper.latest if keeper else None,
+        loop.skipped,
+        describe_weights(framework, model, frozen),
     )
+    if on_end is not None:
+        on_end(result)
+    return result
 
 
 def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split: float = 0.0) -> int:
@@ -180,63 +278,88 @@ def _choose(given: Any, own: Any, default: Any) -> Any:
     return default if own is None else own
 
 
+def _resolve_optimizers(optimizer: Any, framework: Framework) -> Any:
+    """Give one optimizer, or several by name: ours, or the framework's own as they are."""
+    if not isinstance(optimizer, Mapping):
+        return _resolve_optimizer(optimizer, framework)
+    check_ability(framework, "optimizers", "optimizer", "a dict")
+    given = cast("Mapping[Any, Any]", optimizer).items()
+    named = {str(name): _resolve_optimizer(one, framework) for name, one in given}
+    if not named or any(isinstance(one, GradientFreeOptimizer) for one in named.values()):
+        raise InputError("bad_option", option="optimizer", got=[*named], expected="optimizers that follow a gradient, by name")
+    return named
+
+
 def _resolve_optimizer(optimizer: Any, framework: Framework) -> Any:
-    """Give one of ours, or the framework's own as it is."""
     if isinstance(optimizer, str | Optimizer):
-        return get_optimizer(optimizer)
+        rule = get_optimizer(optimizer)
+        if isinstance(rule, GradientOptimizer) and rule.groups:
+            check_ability(framework, "groups", "optimizer", "one with groups")
+        return rule
     if framework.describe_optimizer(optimizer) is None:
         expected = f"a name ({list_choices(OPTIMIZERS)}), one of argosy.optim, or an optimizer of {framework.name}"
         raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
     return optimizer
 
 
-def _choose_metrics(criterion: Criterion, *, is_default: bool) -> tuple[str, ...]:
-    if is_default:
-        return criterion.metrics[:1] if criterion.is_ours else ()
-    for metric in criterion.chosen:
-        if metric not in criterion.metrics and metric not in criterion.own_metrics:
-            expected = f"metrics that suit the loss {criterion.name}: {', '.join(criterion.metrics)}"
-            raise InputError("bad_option", option="metrics", got=metric, expected=expected)
-    return criterion.chosen
+def _describe_optimizers(rule: Any, framework: Framework) -> dict[str, Any]:
+    if isinstance(rule, Mapping):
+        named = cast("Mapping[str, Any]", rule).items()
+        return {name: _describe_optimizers(one, framework) for name, one in named}
+    return rule.describe() if isinstance(rule, Optimizer) else framework.describe_optimizer(rule) or {}
 
 
-def _open_data(
-    framework: Framework, model: Any, data: Any, validation_data: Any, criterion: Criterion, settings: Settings
-) -> tuple[Source, Dataset | None, NDArray[Any]]:
-    """Give the mini-batches, the rows to validate on, and some rows as a sample."""
-    dtype = framework.float_dtype(model)
-    owner = loader_framework(data)
-    if settings.validation_split and (validation_data is not None or owner is not None):
-        expected = "0 when validation_data is given" if owner is None else "0 with a loader; give validation_data"
-        raise InputError("bad_option", option="validation_split", got=settings.validation_split, expected=expected)
-    if owner is not None:
-        loader = LoaderSource(data, owner, dtype, settings.seed)
-        output_shape = framework.predict(model, loader.sample[:1]).shape
-        loader.prepare(criterion, output_shape)
-        validation = check_dataset(validation_data, dtype) if validation_data is not None else None
-        return loader, _prepare(validation, criterion, output_shape, dtype), loader.sample
-    given = check_dataset(data, dtype)
-    training, validation = given, None
-    if validation_data is not None:
-        validation = check_dataset(validation_data, dtype)
-    elif settings.validation_split:
-        training, validation = split_rows(given, settings.validation_split, settings.seed)
-    output_shape = framework.predict(model, given.x[:1]).shape
-    prepared = Dataset(training.x, criterion.prepare(training.y, output_shape, dtype))
-    assert settings.batch_size is not None
-    source = ArraySource(given, prepared, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
-    return source, _prepare(validation, criterion, output_shape, dtype), given.x
+def _is_own(rule: Any) -> bool:
+    """Whether an optimizer is the framework's own."""
+    if isinstance(rule, Mapping):
+        return any(_is_own(one) for one in cast("Mapping[str, Any]", rule).values())
+    return not isinstance(rule, Optimizer)
 
 
-def _prepare(data: Dataset | None, criterion: Criterion, output_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Dataset | None:
-    return None if data is None else Dataset(data.x, criterion.prepare(data.y, output_shape, dtype))
+def _find_frozen(framework: Framework, model: Any, freeze: Sequence[str] | str) -> frozenset[str]:
+    """Give the names of the weights that stay as they are.
+
+    Raises:
+        InputError: `bad_option`, a pattern means none.
+    """
+    patterns = (freeze,) if isinstance(freeze, str) else tuple(freeze)
+    if not patterns:
+        return frozenset()
+    check_ability(framework, "freeze", "freeze", patterns)
+    names = framework.list_trainable(model)
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = match_names(str(pattern), names)
+        if not matched:
+            raise InputError("bad_option", option="freeze", got=pattern, expected=f"names of weights: {list_choices(names)}")
+        found.update(matched)
+    return frozenset(found)
+
+
+def _complete(settings: Settings, opened: Opened) -> Settings:
+    """Give the settings with what the data said."""
+    objective = opened.objective
+    labels = {".".join(map(str, place)): names for place, names in objective.labels.items()}
+    metrics = tuple(measure.name for measure in objective.measures)
+    factors = list(objective.factors) if isinstance(objective.factors, tuple) else objective.factors
+    return replace(settings, loss=objective.describe(), loss_weights=factors, metrics=metrics, labels=labels or None)
+
+
+def _list_measured(opened: Opened) -> list[str]:
+    """Name what an epoch measures."""
+    measures = opened.objective.measures
+    names = ["loss", *(measure.name for measure in measures if measure.is_mean)]
+    if opened.validation is None:
+        return names
+    validated = [f"validation_{measure.name}" for measure in measures]
+    return [*names, *(["validation_loss"] if opened.objective.criteria is not None else []), *validated]
 
 
 def _describe_run(framework: Framework, model: Any, source: Source, settings: Settings) -> dict[str, Any]:
     """Say what a run must have in common with the one whose checkpoint it goes on from; it may be longer."""
     described = settings.describe()
-    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics"):
-        del described[free]
+    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue"):
+        described.pop(free, None)
     identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": source.describe(), **described}
     return identity | {"program": framework.describe_program(model)}
 
@@ -254,14 +377,17 @@ def _check_folder(keeper: Keeper | None, plan: Checkpoints | None, resume: bool 
         raise ConflictError("checkpoints_exist", folder=plan.folder)
 
 
-def _build_step(framework: Framework, model: Any, criterion: Criterion, rule: Any, settings: Settings) -> Step:
-    options = FitOptions(seed=settings.seed, precision=settings.precision, micro_batch_size=settings.micro_batch_size)
+def _build_step(framework: Framework, model: Any, objective: Objective, rule: Any, options: FitOptions) -> Step:
+    if options.step is not None:
+        check_ability(framework, "step", "step", "a function")
     if not isinstance(rule, GradientFreeOptimizer):
-        return framework.build_step(model, criterion.loss, rule, options)
-    for option in ("precision", "micro_batch_size"):
+        return framework.build_step(model, objective.loss, rule, options)
+    for option in ("precision", "micro_batch_size", "step"):
         if getattr(options, option) is not None:
             raise InputError("bad_option", option=option, got=getattr(options, option), expected=f"None with {rule.name}")
-    return FreeStep(framework, model, criterion, rule, settings.seed)
+    if options.frozen:
+        raise InputError("bad_option", option="freeze", got=[*options.frozen], expected=f"nothing with {rule.name}")
+    return FreeStep(framework, model, objective, rule, options.seed)
 
 
 def _check_weights(framework: Framework, model: Any, num_steps: int, rule: Any) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
+from argosy.frameworks.base import Ability, FitOptions, Framework, LossPart, MetricPart, Step, name_kind
 from argosy.frameworks.jax.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.network import build_network
@@ -24,6 +24,7 @@ from argosy.frameworks.jax.predict import predict
 from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
 from argosy.frameworks.jax.step import JaxStep
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.trees import Tree
 from argosy.runtimes.jax import begin, count_threads
 from argosy.signature import Arrays
 
@@ -43,6 +44,7 @@ class JaxFramework:
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
+    abilities: frozenset[Ability] = frozenset()
     draws_eagerly = False
     training_methods = ("train_step", "training_step")
 
@@ -52,7 +54,7 @@ class JaxFramework:
     def is_loader(self, data: object) -> bool:
         return False
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
@@ -73,7 +75,7 @@ class JaxFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         with open_precision(is_double=outputs.dtype == np.float64):
             return float(jnp.mean(loss(prepare(outputs, "outputs"), prepare(y, "y"))))
 
@@ -95,11 +97,14 @@ class JaxFramework:
     def seed(self, seed: int) -> None:
         """Do nothing: JAX has no random numbers but those that a model or a program asks of a key of its own."""
 
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return False  # Its rate is within compiled functions.
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        return predict(model, x)
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict(model, inputs)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         return np.dtype(np.float64 if take_apart(model, is_training=False).is_double else np.float32)

@@ -88,6 +88,8 @@ def _update(
         norm = measure_norm(given) if norm is None else norm
         scale = jnp.where(norm > rule.clip_norm, rule.clip_norm / norm, 1.0)
         given = [gradient * scale.astype(gradient.dtype) for gradient in given]
+    if rule.clip_value is not None:
+        given = [jnp.clip(gradient, -rule.clip_value, rule.clip_value) for gradient in given]
     shared: Any = _read_scalars(rule, state.count) if scalars is None else scalars
     slots = {slot: tree.flatten_up_to(values) for slot, values in state.slots.items()}
     updates: list[Any] = []

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
+from argosy.frameworks.trees import Tree, map_tree, spread
 from argosy.runtimes.jax import narrow
 from argosy.signature import Arrays
 
@@ -59,17 +60,21 @@ class Structure(NamedTuple):
         groups = zip(self.trees, (trained, random, rest), strict=True)
         return nnx.merge(self.graph, *(jax.tree.unflatten(tree, leaves) for tree, leaves in groups))
 
-    def run(self, trained: Leaves, random: Leaves, rest: Leaves, x: Any) -> tuple[Any, Leaves]:
+    def run(self, trained: Leaves, random: Leaves, rest: Leaves, inputs: Tree) -> tuple[Tree, Leaves]:
         """Answer rows; give the outputs, and the arrays of `rest` as the forward pass leaves them."""
         model = self.build(trained, random, rest)
-        outputs = model(x)
+        given, named = spread(inputs)
+        outputs = model(*given, **named)
         # What the pass adds to the model, such as values that a layer sows, is dropped: the next step finds what this one found.
         after = dict(_flatten_with_path(nnx.split(model, *_GROUPS)[3]))
         before = _flatten_with_path(jax.tree.unflatten(self.trees[2], rest))
         moved = [jnp.asarray(after[path]).astype(leaf.dtype) for path, leaf in before]
-        if getattr(outputs, "dtype", None) == jnp.bfloat16:
-            outputs = outputs.astype(jnp.float32)  # NumPy has no bfloat16, and no client takes it.
-        return outputs, moved
+        return map_tree(_widen, outputs), moved
+
+
+def _widen(leaf: Any) -> Any:
+    """Give float32 for bfloat16, which NumPy has not and no client takes."""
+    return leaf.astype(jnp.float32) if getattr(leaf, "dtype", None) == jnp.bfloat16 else leaf
 
 
 class Parts(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError, list_choices
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite, name_kind
 from argosy.frameworks.jax.optimizer import RuleOptimizer, measure_norm, sum_squares
 from argosy.frameworks.jax.state import Leaves, is_key, list_trained, open_precision, pack, prepare, take_apart, unpack
 from argosy.optim import GradientOptimizer
@@ -80,7 +80,8 @@ class JaxStep:
         self._take_gradient = jax.jit(self._differentiate)
         self._take_move = jax.jit(self._move)
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
+    def __call__(self, batch: Batch, number: int) -> tuple[float, NDArray[Any]]:
+        x, y = batch.inputs, batch.targets
         with self._open_precision():
             rows = prepare(x, "x"), prepare(y, "y"), np.uint32(derive_seed(self._options.seed, number))
             scalars = self._read_scalars(number)

@@ -18,41 +18,40 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
     MetricPart,
     Step,
     derive_seed,
-    fail_answer,
-    fail_rows,
 )
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
+from argosy.frameworks.keras.calling import call_model, predict_batch
 from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.network import build_network, check_precision
 from argosy.frameworks.keras.session import bind_backend
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "KerasFramework"]
 
 keras: Any = importlib.import_module("keras")
 
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
-
 
 class KerasFramework:
-    """See `base.Framework`. Models are `keras.Model`s with one input and one output tensor, on the CPU.
+    """See `base.Framework`. Models are `keras.Model`s on the CPU.
 
     Random numbers of layers follow from a step's number if they are drawn with a `keras.random.SeedGenerator` of the
     layer's, as all of Keras' own do; those of `keras.random` without one follow from the session's seed at best.
     """
 
     name = "keras"
-    draws_eagerly = True
+    abilities: frozenset[Ability] = frozenset()
+    draws_eagerly = False
     training_methods = (
         "compute_loss",
         "compute_metrics",
@@ -75,7 +74,7 @@ class KerasFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, keras.utils.PyDataset)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         num_batches = data.num_batches
         if num_batches is None:
             raise InputError(
@@ -120,7 +119,7 @@ class KerasFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)
         return float(keras.ops.mean(loss(*tensors)))
 
@@ -143,24 +142,24 @@ class KerasFramework:
         random.seed(seed)
         np.random.seed(derive_seed(seed))
 
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return _scale_rate(optimizer, factor)
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return KerasStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = []
-        for start in range(0, len(x), _PREDICT_ROWS):
-            rows = narrow_integers(x[start : start + _PREDICT_ROWS])
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        def answer(rows: Tree) -> Tree:
+            given = map_tree(narrow_integers, rows)
             try:
                 if not model.built:
-                    model(keras.ops.convert_to_tensor(rows[:1]), training=False)
-                outputs = model.predict_on_batch(rows)
+                    call_model(model, map_tree(lambda array: keras.ops.convert_to_tensor(array[:1]), given), training=False)
+                outputs = predict_batch(model, given)
             except Exception as error:  # Those of the backends share no base but this one.
                 raise fail_rows(rows, error) from error
-            if np.ndim(outputs) == 0 or not hasattr(outputs, "shape") or len(outputs) != len(rows):
-                got = f"a tensor of shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__qualname__
-                raise fail_answer(len(rows), got)
-            parts.append(to_numpy(outputs))
-        return np.concatenate(parts)
+            return map_tree(lambda leaf: to_numpy(leaf) if hasattr(leaf, "shape") else leaf, outputs)
+
+        return predict_rows(inputs, answer)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         kinds = [variable.dtype for variable in model.weights] or [layer.variable_dtype for layer in model.layers]
@@ -193,6 +192,14 @@ class KerasFramework:
 
     def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
         return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
+
+
+def _scale_rate(optimizer: Any, factor: float) -> bool:
+    try:
+        optimizer.learning_rate = float(optimizer.learning_rate) * factor
+    except TypeError:
+        return False  # A schedule of its own.
+    return True
 
 
 FRAMEWORK: Final[Framework] = KerasFramework()

@@ -57,6 +57,8 @@ class RuleOptimizer(keras.optimizers.Optimizer):
             norm = measure_norm(grads) if is_alone else self._norm
             scale = keras.ops.where(norm > self.rule.clip_norm, self.rule.clip_norm / norm, keras.ops.ones_like(norm))
             grads = [g if g is None else keras.ops.cast(scale, g.dtype) * keras.ops.convert_to_tensor(g) for g in grads]
+        if (limit := self.rule.clip_value) is not None:
+            grads = [g if g is None else keras.ops.clip(keras.ops.convert_to_tensor(g), -limit, limit) for g in grads]
         try:
             super().apply(grads, trainable_variables)  # pyright: ignore[reportUnknownMemberType]
         finally:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite, name_kind
 from argosy.frameworks.keras.arrays import name_weights, to_numpy
 from argosy.frameworks.keras.faults import find_bad_layer, name_layer
 from argosy.frameworks.keras.losses import take_loss
@@ -122,7 +122,8 @@ class KerasStep:
         backend = keras.backend.backend()
         self._engine: Engine = importlib.import_module(f"argosy.frameworks.keras.step_{backend}").ENGINE(fit)
 
-    def __call__(self, x: Array, y: Array, number: int) -> tuple[float, Array]:
+    def __call__(self, batch: Batch, number: int) -> tuple[float, Array]:
+        x, y = batch.inputs, batch.targets
         size = self._options.micro_batch_size or len(x)
         if size >= len(x):
             value, outputs, is_finite = self._engine.fit(x, y, self._make_seed(number, 0), number)

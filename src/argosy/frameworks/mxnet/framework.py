@@ -16,28 +16,26 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
     MetricPart,
     Step,
     derive_seed,
-    fail_answer,
-    fail_rows,
 )
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.mxnet.describe import describe_loss, describe_optimizer, describe_program
+from argosy.frameworks.mxnet.graph import call_block
 from argosy.frameworks.mxnet.library import FAILURES, count_threads, explain, mx, set_threads, to_tensor
 from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
 from argosy.frameworks.mxnet.step import MxnetStep
 from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
+from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "MxnetFramework"]
-
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
 
 
 class MxnetFramework:
@@ -45,6 +43,7 @@ class MxnetFramework:
 
     name = "mxnet"
     packages = ("mxnet",)
+    abilities: frozenset[Ability] = frozenset()
     draws_eagerly = True
     training_methods = ("train_step", "training_step")
 
@@ -58,7 +57,7 @@ class MxnetFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, mx.io.DataIter | mx.gluon.data.DataLoader)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         batch: Any
         if isinstance(data, mx.io.DataIter):
             self._rewind(data)
@@ -88,7 +87,7 @@ class MxnetFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         return float(loss(to_tensor(outputs), to_tensor(y)).mean().asscalar())
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
@@ -120,26 +119,28 @@ class MxnetFramework:
         np.random.seed(drawn)
         mx.random.seed(drawn)
 
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        own = optimizer.optimizer if isinstance(optimizer, mx.gluon.Trainer) else optimizer
+        if own.lr_scheduler is not None:
+            return False
+        own.set_learning_rate(own.learning_rate * factor)
+        return True
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return MxnetStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = []
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        def answer(rows: Tree) -> Tree:
+            tensors = map_tree(to_tensor, rows)
+            try:
+                outputs = call_block(model, tensors)
+                # Computed in the background: what fails there is raised where the result is asked for.
+                return map_tree(lambda leaf: leaf.asnumpy() if isinstance(leaf, mx.nd.NDArray) else leaf, outputs)
+            except FAILURES as error:
+                raise fail_rows(rows, explain(error)) from error
+
         with mx.autograd.pause(train_mode=False):
-            for start in range(0, len(x), _PREDICT_ROWS):
-                rows = x[start : start + _PREDICT_ROWS]
-                outputs: Any = None
-                tensor = to_tensor(rows)
-                try:
-                    outputs = model(tensor)
-                    # Computed in the background: what fails there is raised where the result is asked for.
-                    answers = outputs.asnumpy() if isinstance(outputs, mx.nd.NDArray) else None
-                except FAILURES as error:
-                    raise fail_rows(rows, explain(error)) from error
-                if answers is None or answers.ndim < 1 or len(answers) != len(rows):
-                    raise fail_answer(len(rows), _describe(outputs))
-                parts.append(answers)
-        return np.concatenate(parts)
+            return predict_rows(inputs, answer)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(np.dtype(own.dtype) == np.float64 for own in list_parameters(model).values())

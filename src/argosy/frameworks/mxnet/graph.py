@@ -13,8 +13,9 @@ import numpy as np
 
 from argosy.errors import InputError
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx
+from argosy.frameworks.trees import Tree, spread
 
-__all__ = ["INPUT", "collect_parameters", "draws_random", "mix_precision", "trace"]
+__all__ = ["INPUT", "call_block", "collect_parameters", "draws_random", "mix_precision", "trace"]
 
 INPUT: Final = "data"
 """Name of a traced model's input, as Gluon has it."""
@@ -27,6 +28,12 @@ _RANDOM: Final = re.compile(
 
 _CPU_FLAG: Final = "avx512bw"
 """What MXNet's bfloat16 kernels need."""
+
+
+def call_block(model: Any, inputs: Tree) -> Tree:
+    """Call a block with inputs; those by name in their order, for Gluon knows arguments by place alone."""
+    given, named = spread(inputs)
+    return model(*given, *named.values())
 
 
 def trace(model: Any) -> Any:

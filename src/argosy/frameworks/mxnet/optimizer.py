@@ -169,6 +169,9 @@ class RuleOptimizer(mx.optimizer.Optimizer):
         scalars = rule.scalars_at(step)
         scalars = scalars._replace(rate=scalars.rate * multiplier)
         dense = _fill(gradient)
+        if rule.clip_value is not None:
+            limit = rule.clip_value / abs(scale)  # The gradient is scaled later.
+            dense = mx.nd.clip(dense, -limit, limit)
         if self._has_kernel(weight):
             before = rule.rate_at(max(step - 1, 1)) * multiplier
             scratch = self._get_scratch(weight) if type(rule) is RMSprop and rule.form == "common" else None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
 from argosy.frameworks.mxnet.graph import draws_random, mix_precision
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx, to_tensor
 from argosy.frameworks.mxnet.optimizer import RuleOptimizer, measure_norm
@@ -74,7 +74,8 @@ class MxnetStep:
         self._trainer = KeptTrainer(optimizer, self._trained)
         self._is_random = draws_random(model) or _may_draw(loss) or _may_draw(self._trainer.optimizer)
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
+    def __call__(self, batch: Batch, number: int) -> tuple[float, NDArray[Any]]:
+        x, y = batch.inputs, batch.targets
         self._seed(number)
         try:
             value, outputs = self._differentiate(to_tensor(x), to_tensor(y))

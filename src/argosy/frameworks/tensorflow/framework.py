@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.agreement import Saved, check_saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
     MetricPart,
     Step,
     derive_seed,
-    fail_answer,
-    fail_rows,
 )
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.network import Network
 from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables
+from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
 from argosy.frameworks.trials import draw_trials
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
@@ -39,9 +39,6 @@ from argosy.signature import Arrays
 __all__ = ["FRAMEWORK", "TensorFlowFramework", "bound_threads", "seed_graphs"]
 
 tf: Any = importlib.import_module("tensorflow")
-
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
 
 _SAVED_TOLERANCE: Final = 1e-4
 """Largest difference of a saved model's answers, relative to their largest magnitude; rounding is 1e-7 to 1e-6."""
@@ -58,8 +55,8 @@ class TensorFlowFramework:
 
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
+    abilities: frozenset[Ability] = frozenset()
     draws_eagerly = False
-    """A dataset's seeds are set when an epoch begins; to seed anew empties caches, which made small steps five times as long."""
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
@@ -68,7 +65,7 @@ class TensorFlowFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, tf.data.Dataset)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         if int(data.cardinality()) == int(tf.data.INFINITE_CARDINALITY):
             raise InputError("bad_data", detail="the Dataset never ends; give one epoch of it, such as .take(100)")
         spec: Any = data.element_spec
@@ -102,7 +99,7 @@ class TensorFlowFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         return float(tf.reduce_mean(loss(tf.convert_to_tensor(y), tf.convert_to_tensor(outputs))))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
@@ -117,17 +114,21 @@ class TensorFlowFramework:
             yield
 
     def seed(self, seed: int) -> None:
-        tf.random.set_seed(derive_seed(seed))
+        """Do nothing: the seeds of a dataset's operations are set when it is made.
+
+        To set the global one anew changes none of them, and empties caches: an epoch of a small model took ten times as long.
+        """
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return _scale_rate(optimizer, factor)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = []
-        for start in range(0, len(x), _PREDICT_ROWS):
-            rows = x[start : start + _PREDICT_ROWS]
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        def answer(rows: Tree) -> Tree:
             try:
-                outputs = call_module(model, tf.convert_to_tensor(rows), training=False)
+                outputs = call_module(model, map_tree(tf.convert_to_tensor, rows), training=False)
             except (
                 tf.errors.OpError,
                 TypeError,
@@ -138,11 +139,9 @@ class TensorFlowFramework:
                 ArithmeticError,
             ) as error:
                 raise fail_rows(rows, error) from error
-            if not tf.is_tensor(outputs) or outputs.shape.rank == 0 or len(outputs) != len(rows):
-                got = f"a tensor of shape {tuple(outputs.shape)}" if tf.is_tensor(outputs) else type(outputs).__qualname__
-                raise fail_answer(len(rows), got)
-            parts.append(outputs.numpy())
-        return np.concatenate(parts)
+            return map_tree(lambda leaf: leaf.numpy() if tf.is_tensor(leaf) else leaf, outputs)
+
+        return predict_rows(inputs, answer)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(variable.dtype == tf.float64 for variable in model.variables)
@@ -221,6 +220,14 @@ def seed_graphs(seed: int) -> Generator[None]:
         yield
     finally:
         tf.random.set_seed(after)
+
+
+def _scale_rate(optimizer: Any, factor: float) -> bool:
+    try:
+        optimizer.learning_rate = float(optimizer.learning_rate) * factor
+    except TypeError:
+        return False  # A schedule of its own.
+    return True
 
 
 FRAMEWORK: Final[Framework] = TensorFlowFramework()

@@ -73,6 +73,8 @@ class RuleOptimizer(tf.Module):
                 continue
             if scale is not None:
                 gradient = gradient * tf.cast(scale, weight.dtype)
+            if self.rule.clip_value is not None:
+                gradient = tf.clip_by_value(gradient, -self.rule.clip_value, self.rule.clip_value)
             slots = dict(zip(self.rule.slots, memory, strict=True))
             own = Scalars(*(tf.cast(scalars[i], weight.dtype) for i in range(len(Scalars._fields))))
             moved, after = self.rule.move(weight, gradient, slots, own, tf.sqrt)

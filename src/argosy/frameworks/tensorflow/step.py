@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite, name_kind
 from argosy.frameworks.tensorflow.graph import Graph
 from argosy.frameworks.tensorflow.optimizer import RuleOptimizer
+from argosy.frameworks.trees import Tree, spread
 from argosy.optim import GradientOptimizer
 from argosy.signature import Arrays
 
@@ -32,11 +33,12 @@ def name_variables(model: Any) -> dict[str, Any]:
     return {_join(path): variable for path, variable in _flatten(model, tf.Variable)}
 
 
-def call_module(model: Any, x: Any, *, training: bool, seed: Any = None) -> Any:
-    """Call a module with what of `training` and `seed` its `__call__` takes."""
+def call_module(model: Any, inputs: Tree, *, training: bool, seed: Any = None) -> Any:
+    """Call a module with its inputs, and with what of `training` and `seed` its `__call__` takes."""
     known = inspect.signature(model.__call__).parameters
-    given = {"training": training} if "training" in known else {}
-    return model(x, **given, **({"seed": seed} if "seed" in known and seed is not None else {}))
+    options = {"training": training} if "training" in known else {}
+    given, named = spread(inputs)
+    return model(*given, **named, **options, **({"seed": seed} if "seed" in known and seed is not None else {}))
 
 
 def is_optimizer(optimizer: object) -> bool:
@@ -80,7 +82,8 @@ class ModuleStep:
         self._optimizer: Any = RuleOptimizer(weights, self._rule) if self._rule else _take_over(optimizer, weights)
         self._graph = Graph(weights, self._forward, self._update, is_dense=self._rule is not None, scale_loss=self._scale_loss)
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
+    def __call__(self, batch: Batch, number: int) -> tuple[float, NDArray[Any]]:
+        x, y = batch.inputs, batch.targets
         scalars = np.array(self._rule.scalars_at(number)) if self._rule else _NO_SCALARS
         size = self._options.micro_batch_size or len(x)
         if size >= len(x):
