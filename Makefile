@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small bench-minilm clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -208,6 +208,10 @@ bench-int8: setup
 ## An MNIST network made small by pruning and by distillation, served beside its teacher.
 bench-small: setup
 	$(BIN)/python benchmarks/compress_small.py
+
+## MiniLM compressed by one command, beside NNCF, Neural Compressor and Olive by hand; the last two in environments of their own.
+bench-minilm: setup
+	$(BIN)/python benchmarks/compress_minilm.py --rivals
 
 clean:
 	rm -rf .venv .bench .ruff_cache .pytest_cache .hypothesis

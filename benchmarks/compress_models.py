@@ -30,7 +30,8 @@ from argosy.bench.probe import Probe
 from argosy.bench.rows import write_rows
 from argosy.importers.onnx import import_onnx
 from machine import describe_machine
-from public_models import MODELS, PublicModel, Rows, download, run_frames
+from public_models import MODELS, PublicModel, download
+from public_rows import Rows, run_frames
 from tables import format_table
 
 FOLDER = Path(os.environ.get("ARGOSY_BENCH", ".bench")) / "models"

@@ -2,8 +2,8 @@
 
     python benchmarks/search_methods.py [SEEDS]
 
-Three tables: an objective and a size under a guard; curves of 27 steps, with and without early stopping; precision by layer,
-where scores of each choice are known.
+Four tables: an objective and a size under a guard; curves of 27 steps, with and without early stopping; a rate that has to fall
+while it trains; precision by layer, where scores of each choice are known.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ SPACE = {"lr": "1e-4:1.0:log", "units": "8:256", "depth": "1:4", "act": ["relu",
 STEPS = 27
 LAYERS = {f"layer{place}": ["int4", "int8", "float"] for place in range(12)}
 MAX_LOSS = 1.0
+START, DESCENT = 100.0, 96
+"""Squared error before, and steps of noisy descent."""
 
 
 def measure_accuracy(point: Mapping[str, Any]) -> float:
@@ -90,6 +92,48 @@ def run_curve(study: Study, stops: bool) -> int:
     return STEPS
 
 
+def compare_schedules(seeds: range) -> None:
+    """What is left of a squared error of 100 after 96 steps of noisy descent, at as many steps in all as 8 whole trials take."""
+    print("\n| method | squared error left: median (lowest to highest) |\n|---|---|")
+    best = START
+    for _ in range(DESCENT):
+        best = descend(best, best / (best + 1.0), 1)
+    constant = min(descend(START, 10 ** (-3 + place / 200), DESCENT) for place in range(601))
+    print(f"| the best schedule there is | {best:.4f} |\n| the best constant rate | {constant:.4f} |")
+    for method in ("random", "tpe", "hyperband", "pbt"):
+        print(f"| {method} | {describe([search_rate(method, seed) for seed in seeds], 4)} |")
+
+
+def search_rate(method: str, seed: int) -> float:
+    """The best of as many steps as 8 whole trials take; a trial of `pbt` is an interval of 8 steps."""
+    kept: dict[int, float] = {}
+    left = 8 * DESCENT
+    with Study({"rate": "1e-3:1.0:log"}, method=method, seed=seed) as study:
+        while left > 0:
+            trial = study.ask()
+            error = START if trial.parent is None else kept[trial.parent]
+            for step in range(1, (8 if method == "pbt" else DESCENT) + 1):
+                error = descend(error, trial.parameters["rate"], 1)
+                left -= 1
+                trial.report(step, error)
+                if method != "pbt" and trial.should_stop():
+                    study.stop(trial)
+                    break
+            else:
+                kept[trial.number] = error
+                study.tell(trial, error)
+        best = study.best()
+        assert best is not None
+        return best.values["value"]
+
+
+def descend(error: float, rate: float, steps: int) -> float:
+    """The expected squared error on a parabola whose gradients have noise of variance 1."""
+    for _ in range(steps):
+        error = (1 - rate) ** 2 * error + rate**2
+    return error
+
+
 def compare_layers(seeds: range) -> None:
     """Cost within the guard, of 12 layers in one of three precisions each, after 10 and 60 trials."""
     print("\n| method | cost within the guard after 10 trials | after 60 |\n|---|---|---|")
@@ -136,6 +180,7 @@ def main() -> None:
     print(f"{describe_machine()}; {len(seeds)} seeds\n")
     compare_fronts(seeds)
     compare_stopping(seeds)
+    compare_schedules(seeds)
     compare_layers(seeds)
 
 

@@ -22,7 +22,7 @@ from argosy.store.local import Store
 from tests.home import Home
 
 # The files that take longest begin, so that workers end together.
-LONGEST = ("frameworks/", "importers/", "demo/", "test_readme.py", "train/", "test_environment.py", "confine/")
+LONGEST = ("frameworks/", "importers/", "demo/", "test_classic.py", "test_readme.py", "train/", "test_environment.py", "confine/")
 COMPILED = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 

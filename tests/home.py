@@ -64,14 +64,16 @@ class Home:
         body: str,
         name: str = "code",
         *,
+        load: str = "",
         repeatable: bool = True,
         golden: Golden | None = None,
         signature: Signature = SIGNATURE,
     ) -> argosy.Version:
-        """Publish a Python model whose `infer` has this body; `x` is its input."""
-        lines = "\n        ".join(body.strip().splitlines())
+        """Publish a Python model whose `infer` has this body, and whose `load` does this as well; `x` is its input."""
+        lines, more = ("\n        ".join(text.strip().splitlines()) for text in (body, load))
         source = (
-            "import os, time\nimport numpy as np\n\n\nclass Model:\n    def load(self, folder):\n        self.count = 0\n\n"
+            "import os, time\nimport numpy as np\n\n\nclass Model:\n    def load(self, folder):\n        self.count = 0\n"
+            f"        {more}\n\n"
             f"    def infer(self, inputs):\n        x = inputs['x']\n        {lines}\n"
         )
         path = self.files / "model.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,9 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-SLOW = pytest.mark.slow
-
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = [
@@ -35,22 +31,6 @@ def test_first_model_answers_and_is_replaced(tmp_path: Path) -> None:
     digit, version = run(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0], tmp_path).stdout.split()
     assert digit in "0123456789"
     assert version == "2"
-
-
-@pytest.mark.parametrize("framework", ["torch", *(pytest.param(name, marks=SLOW) for name in ("keras", "tensorflow")), "mxnet"])
-def test_classic_program_learns_what_can_be_learnt_and_is_served(framework: str, tmp_path: Path) -> None:
-    program = str(ROOT / "examples" / f"classic_{framework}.py")
-    words = ["-m", "argosy", "environment", "run", "mxnet", program] if framework == "mxnet" else [program]
-    variables = os.environ | {"ARGOSY_HOME": str(tmp_path / "home"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=variables, timeout=110)
-    assert done.returncode == 0, done.stderr
-    chance, learnt = (float(found) for found in re.findall(r"accuracy ([\d.]+) on rows", done.stdout))
-    assert chance < 0.65 and learnt > 0.9
-    served = re.findall(r"served \[(.*?)\], in \w+ \[(.*?)\]", done.stdout)
-    assert len(served) == 2
-    for ours, theirs in served:
-        numbers = [[float(number) for number in part.split()] for part in (ours, theirs)]
-        assert numbers[0] == pytest.approx(numbers[1], abs=1.1e-3)  # printed to three digits
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

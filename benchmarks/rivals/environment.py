@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rivals.catalogue import Rival
@@ -28,14 +29,23 @@ def make_environment(rival: Rival) -> Path:
     Raises:
         EntrantError: the packages do not install here; the end of pip's words.
     """
-    digest = hashlib.sha256("\n".join([sys.version, *rival.packages]).encode()).hexdigest()[:8]
-    folder = VENVS / f"serve-{rival.environment}-{digest}"
+    return install(f"serve-{rival.environment}", rival.packages)
+
+
+def install(name: str, packages: Sequence[str]) -> Path:
+    """The Python of an environment that has packages.
+
+    Raises:
+        EntrantError: the packages do not install here; the end of pip's words.
+    """
+    digest = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:8]
+    folder = VENVS / f"{name}-{digest}"
     python, mark = folder / "bin" / "python", folder / "installed.txt"
     if mark.exists():
         return python
     # A folder without the mark is one whose making was cut short.
     shutil.rmtree(folder, ignore_errors=True)
-    for command in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *rival.packages]):
+    for command in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *packages]):
         try:
             done = subprocess.run(["nice", *command], capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:

@@ -144,6 +144,10 @@ MESSAGES: dict[str, Message] = {
     "missing_blob": Message("Blob {digest} of {what} is missing from the store"),
     "disk_full": Message("The store could not write {what}: {detail}"),
     "write_failed": Message("The store could not write {what}: {detail}", "check the disk and the permissions of ARGOSY_HOME"),
+    "unpack_failed": Message(
+        "The files of {what} can be unpacked neither in the store nor, as copies, among temporary files: {fault}; {detail}",
+        "make the store writable, or {place}; TMPDIR names another folder for copies",
+    ),
     "no_hard_links": Message(
         "The file system of {path} has no hard links, which the store needs: {detail}",
         "set ARGOSY_HOME to a folder on a local disk",
@@ -296,6 +300,9 @@ MESSAGES: dict[str, Message] = {
     "search_active": Message("Another process searches {name!r} now", "wait for it, or name another search"),
     "search_closed": Message("Search {name!r} was closed: nothing is asked or told any more", "stay in its `with` block"),
     "search_over": Message("Search {name!r} has nothing left to try: {detail}"),
+    "search_waits": Message(
+        "Trial {number} depends on the generation before it, of which these still run: {running}", "tell what came of them first"
+    ),
     "bad_journal": Message(
         "The journal of search {name!r} cannot be read: {detail}", "begin it anew (restart), or name another search"
     ),
@@ -335,7 +342,7 @@ MESSAGES: dict[str, Message] = {
         "Model {name!r} version {version} is of the runtime {runtime}, and compression works on files of ONNX, OpenVINO, Keras "
         "and torch",
         "publish the network as ONNX (argosy.publish, or argosy import of a file that becomes it), and compress that version; "
-        "argosy tune finds faster settings for this one",
+        "teach a student of yours (--student FILE.py:FUNCTION); or see what argosy tune finds for this one",
     ),
     "already_compressed": Message(
         "Model {name!r} version {version} is the result of {method} already, and is not compressed again",
@@ -351,8 +358,9 @@ MESSAGES: dict[str, Message] = {
         "nothing was published; try calibration rows that are more like what will be asked, or another method",
     ),
     "nothing_found": Message(
-        "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}",
-        "nothing was published; allow a larger loss, give more rows, or another objective",
+        "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}{left}",
+        "nothing was published; allow a larger loss, or where not all was tried more time and recipes, give more rows, or "
+        "another objective",
     ),
     "too_few_rows": Message(
         "{metric} on {got} rows says nothing finer than one row in {got}; a loss of {max_loss:g} takes {needed} rows at least",
@@ -529,7 +537,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "restart_refused": Message(
         "The server (process {pid}) cannot be restarted, and goes on as it was: {detail}",
-        "see that the interpreter and the package are in their places, and try again",
+        "mend what it says, and try again",
     ),
     "no_rollback": Message("Deployment {name!r} never held another version, so there is nothing to roll back to"),
     "signature_changes": Message(

@@ -14,6 +14,9 @@ SUCCESSOR_FILE: Final = "restart.json"
 """In `run`: the job of a server's successor, which `argosy restart` writes."""
 
 _SUPERVISOR: Final = b"argosy.serve.node.supervisor"
+_PORTS: Final = ("http_port", "grpc_port", "metrics_port", "admin_port")
+_STATE: Final = {"pid", "host", "token", "started_s", "num_restarts", "num_fronts", "given", "stop_with_stdin", *_PORTS}
+"""What the file of a server says at least."""
 
 
 def find_home(home: Path | str | None = None, environment: Mapping[str, str] | None = None) -> Path:
@@ -24,12 +27,12 @@ def find_home(home: Path | str | None = None, environment: Mapping[str, str] | N
 
 
 def find_server(home: Path) -> dict[str, Any] | None:
-    """The state of the server that runs for an ARGOSY_HOME: pid, ports, token; None when none does."""
+    """The state of the server that runs for an ARGOSY_HOME: pid, ports, token; None when none does, or its file is damaged."""
     try:
         state = json.loads((home / "run" / "serve.json").read_text())
         # A server that was killed leaves its file, and its number may be another process' by now.
-        return state if _is_supervisor(state["pid"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return state if state.keys() >= _STATE and _is_supervisor(state["pid"]) else None
+    except (OSError, ValueError, AttributeError):
         return None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgspec
 
 from argosy.config import ServeConfig, load_serve_config
-from argosy.errors import ConflictError, FaultError, UnavailableError
+from argosy.errors import ArgosyError, ConflictError, FaultError, UnavailableError
 from argosy.home import SUCCESSOR_FILE, find_holder, find_server
+from argosy.serve.node.children import MODULES
 from argosy.serve.wire.counters import MEMORY_BYTES
 
 if TYPE_CHECKING:
@@ -29,10 +32,15 @@ __all__ = ["Server", "exec_server", "restart_server", "serve", "stop_server"]
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.01
+_LOOK_S: Final = 0.5
+"""A trial is asked for so long before it is looked at again whether its processes live."""
 _RESTART_TIMEOUT_S: Final = 60.0
 """Beyond `drain_s`: for requests that are under way, and for the successor to answer."""
 _MAX_DETAIL: Final = 1000
-_KEPT: Final = ("host", "http_port", "grpc_port", "metrics_port", "admin_port", "num_fronts")
+_TRIAL_TIMEOUT_S: Final = 75.0
+"""For a trial, in which a server starts and stops."""
+_PORTS: Final = ("http_port", "grpc_port", "metrics_port", "admin_port")
+_KEPT: Final = ("host", *_PORTS, "num_fronts")
 """What a successor has as its predecessor had it."""
 
 
@@ -117,11 +125,11 @@ def restart_server(home: Path) -> dict[str, Any]:
     once it answers; and where the server was ready before, once it is again.
 
     Raises:
-        UnavailableError: none runs.
+        UnavailableError: none runs; `server_hidden`, one does, but the file that says where is damaged.
         InputError: the settings on disk cannot be used.
         ConflictError: they are of another server: address, ports or number of fronts differ.
-        FaultError: `restart_refused`, the program cannot be run any more, and the server goes on as it was; `restart_failed`,
-            the successor did not come up.
+        FaultError: `restart_refused`, a successor could not be started, and the server goes on as it was; `unwritable`, as well;
+            `restart_failed`, the successor did not come up.
     """
     try:
         return _restart(home)
@@ -132,6 +140,8 @@ def restart_server(home: Path) -> dict[str, Any]:
 def _restart(home: Path) -> dict[str, Any]:
     old = find_server(home)
     if old is None:
+        if (holder := find_holder(home)) is not None:
+            raise UnavailableError("server_hidden", pid=holder, home=home, path=home / "run" / "serve.json")
         raise UnavailableError("no_server", home=home)
     pid: int = old["pid"]
     with _open_pidfd(pid) as pidfd:
@@ -165,13 +175,13 @@ def _restart(home: Path) -> dict[str, Any]:
 
 
 def _try_program(pid: int, job: str) -> None:
-    """See that the program of a server can be run anew as it is on disk, before the server begins to end.
+    """See that a successor can be started, by the server's own interpreter and in its environment, before the server gives way.
 
     Raises:
         FaultError: `restart_refused`.
     """
     python = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0", 1)[0])
-    command = [python, "-P", "-c", "import argosy.serve.node.supervisor", job]
+    command = [python, "-P", "-m", "argosy.server", job]
     try:
         done = subprocess.run(
             command,
@@ -179,13 +189,35 @@ def _try_program(pid: int, job: str) -> None:
             cwd=f"/proc/{pid}/cwd",
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_START_TIMEOUT_S,
+            timeout=_TRIAL_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FaultError("restart_refused", pid=pid, detail=f"{python} cannot be run: {error}") from error
     if done.returncode:
         detail = done.stderr.decode(errors="replace").strip()[-_MAX_DETAIL:] or f"exit code {done.returncode}"
-        raise FaultError("restart_refused", pid=pid, detail=f"{python} cannot run this Argosy: {detail}")
+        raise FaultError("restart_refused", pid=pid, detail=f"a trial of its successor failed: {detail}")
+
+
+def _rehearse(job: dict[str, Any]) -> None:
+    """Start a server as a successor would be, beside the one that runs: with its settings, but with a home and ports of its own.
+
+    Raises:
+        ArgosyError: the home's store cannot be opened, or the server does not start.
+    """
+    from argosy.deploy.ledger import Ledger
+    from argosy.store.local import Store
+
+    config: dict[str, Any] = job["config"]
+    home = Path(config.pop("home"))
+    for module in MODULES:
+        importlib.import_module(module)
+    # What its control process begins with: fronts answer nothing before that.
+    Ledger(Store(home)).list_deployments()
+    own = {**config, "host": "127.0.0.1", **dict.fromkeys(_PORTS, 0), "drain_s": 0.0}
+    with _explain_write(home / "run"):
+        scratch = tempfile.TemporaryDirectory(prefix="trial-", dir=home / "run")
+    with scratch as folder, _run(load_serve_config(own, home=folder)[0], own, is_trial=True):
+        pass
 
 
 @contextmanager
@@ -233,13 +265,13 @@ def _explain_write(path: Path) -> Generator[None, None, None]:
         raise FaultError("unwritable", path=path, detail=error.strerror or error) from error
 
 
-def _asks(server: Server, path: str) -> bool:
+def _asks(server: Server, path: str, timeout_s: float = _START_TIMEOUT_S) -> bool:
     """Say whether the server answers 200 there; a front that has not begun to accept is waited for."""
     import httpx
 
     try:
         # Not through a proxy that the environment may name.
-        with httpx.Client(trust_env=False, timeout=_START_TIMEOUT_S) as client:
+        with httpx.Client(trust_env=False, timeout=timeout_s) as client:
             return client.get(f"{server.url}{path}").status_code == 200
     except httpx.TransportError:
         return False
@@ -324,8 +356,17 @@ def serve(*references: str, home: Path | str | None = None, **settings: Any) -> 
         FaultError: the server did not start, or a version could not be deployed.
     """
     # Who else knows of these ports? At the end of the block nobody need be given time to find another server.
-    own = {**dict.fromkeys(("http_port", "grpc_port", "metrics_port", "admin_port"), 0), "drain_s": 0.0, **settings}
+    own = {**dict.fromkeys(_PORTS, 0), "drain_s": 0.0, **settings}
     config, _ = load_serve_config(own, home=home)
+    with _run(config, own) as server:
+        for reference in references:
+            server.deploy(reference)
+        yield server
+
+
+@contextmanager
+def _run(config: ServeConfig, given: Mapping[str, object], *, is_trial: bool = False) -> Generator[Server, None, None]:
+    """Run a server in a process of its own; of a trial, no process of it may die while it starts."""
     _refuse_second(config)
     folder = Path(config.home)
     log = folder / "serve.log"
@@ -334,29 +375,29 @@ def serve(*references: str, home: Path | str | None = None, **settings: Any) -> 
         output = log.open("ab")
     with output:
         # The server stops when this process is gone, however it ends: its standard input closes then.
-        command = _build_command(_build_job(config, own, stop_with_stdin=True))
+        command = _build_command(_build_job(config, given, stop_with_stdin=True))
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
     try:
-        server = _await_start(process, folder, log)
-        for reference in references:
-            server.deploy(reference)
-        yield server
+        yield _await_start(process, folder, log, is_trial=is_trial)
     finally:
         _stop(process, config.drain_s)
 
 
-def _await_start(process: subprocess.Popen[bytes], home: Path, log: Path) -> Server:
+def _await_start(process: subprocess.Popen[bytes], home: Path, log: Path, *, is_trial: bool) -> Server:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
+        if process.poll() is not None or (is_trial and b" died: " in log.read_bytes()):
             break
         state = find_server(home)
         if state is not None and state["pid"] == process.pid:
             server = Server(home, state)
-            if _asks(server, "/v2/health/live"):
+            if _asks(server, "/v2/health/live", _LOOK_S if is_trial else _START_TIMEOUT_S):
                 return server
         time.sleep(_POLL_S)
-    raise FaultError("server_failed", detail=log.read_text(errors="replace")[-1000:].strip() or "no output")
+    # Of a trial nothing can be looked up later.
+    logs = [log, *(sorted((home / "run" / "logs").glob("*.log")) if is_trial else ())]
+    detail = "\n".join(text[-_MAX_DETAIL:] for path in logs if (text := path.read_text(errors="replace").strip()))
+    raise FaultError("server_failed", detail=detail or "no output")
 
 
 def _stop(process: subprocess.Popen[bytes], drain_s: float) -> None:
@@ -369,3 +410,15 @@ def _stop(process: subprocess.Popen[bytes], drain_s: float) -> None:
             process.wait()
     if process.stdin is not None:
         process.stdin.close()
+
+
+def _main() -> None:
+    """Run as `python -m argosy.server JOB`: end with code 0 if a successor with this job can be started, else say why not."""
+    try:
+        _rehearse(json.loads(sys.argv[1]))
+    except ArgosyError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    _main()

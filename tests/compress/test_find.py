@@ -136,7 +136,32 @@ def test_budget_ends_the_search_with_what_was_found(search: Any, monkeypatch: py
     said: list[str] = []
     result = search(Made(size=0.5), Made(size=0.1), budget=Budget(max_s=10.0), publish=False, say=said.append)
     assert result.recipe == (Made(size=0.5),) and len(result.tried) == 1
-    assert "10 s are over: the rest is not tried" in said
+    assert "10 s are over: of 2 recipes 1 was tried" in said
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"),
+    [
+        pytest.param(Budget(max_s=10.0), "not all was tried: 10 s are over: of 3 recipes 1 was tried", id="time"),
+        pytest.param(
+            Budget(trials=2), "not all was tried: the budget of 2 recipes is spent: of 3 recipes 2 were tried", id="trials"
+        ),
+    ],
+)
+def test_nothing_found_says_which_budget_ended_before_all_was_tried(
+    budget: Budget, left: str, search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, *[100.0 if budget.max_s == 10.0 else 1.0] * 50])
+    monkeypatch.setattr(find, "time", type("Clock", (), {"monotonic": staticmethod(lambda: next(clock))}))
+    page = tmp_path / "page.html"
+    steps = [Made(size=1.2), Made(size=1.3), Made(size=0.1)]
+    with pytest.raises(ConflictError) as caught:
+        search(*steps, budget=budget, report=page)
+    assert caught.value.key == "nothing_found" and left in caught.value.message
+    assert "Not all was tried, as " in page.read_text()
+    with pytest.raises(ConflictError) as caught:
+        search(Made(size=1.2), budget=Budget(trials=1))
+    assert "not all" not in caught.value.message
 
 
 def test_guard_and_objective_are_checked_before_anything_is_made(search: Any) -> None:

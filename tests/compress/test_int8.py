@@ -116,3 +116,25 @@ def test_what_stays_float_gets_numbers_that_were_not_rounded(tmp_path):
     assert list_makers("product") == ["Reshape", "MatMul"]
     assert sorted(list_makers("residual")) == ["MatMul", "Relu"]
     assert list_makers("third") == ["Add"]
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "entropy", "percentile"])
+@pytest.mark.parametrize("num_rows", [1, 64, 100], ids=["one", "one-run", "a-run-and-a-part"])
+def test_ranges_are_found_of_any_number_of_rows(ranges, num_rows, dense, quantize):
+    w, b, x = dense
+    rows = np.concatenate([x, x])[:num_rows]
+    constants = read_constants(quantize(w, b, rows, ranges=ranges))
+    assert 0 < constants["x_scale"] <= (rows.max() - rows.min()) / 255 * 1.01 + 1e-6
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "entropy", "percentile"])
+def test_ranges_are_found_of_rows_of_different_shapes(ranges, tmp_path):
+    """A convolution over sequences of any length, each asked for alone or in a batch."""
+    random = np.random.default_rng(6)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1], name="conv")]
+    signature = [("x", "FP32", ("rows", 4, "steps"))], [("y", "FP32", ("rows", 8, "steps"))]
+    artifact = make_artifact(tmp_path / "steps", nodes, *signature, {"w": random.normal(size=(8, 4, 3)).astype(np.float32)})
+    rows = [{"x": random.normal(size=(1, 4, 5 + place % 7)).astype(np.float32)} for place in range(40)]
+    made = Int8(ranges=ranges).apply(artifact, Workshop(tmp_path / "made", rows))
+    got, want = (answer(one, **rows[0])["y"] for one in (made, artifact))
+    assert np.abs(got - want).max() < 0.1 * np.abs(want).max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,6 @@ def test_every_step_has_a_module_in_the_list_of_its_folder() -> None:
 def test_every_step_stands_on_the_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compressing.md").read_text()
     assert [name for name in STEPS if f"`{name}`" not in page] == []
+    for name in STEPS:
+        (row,) = [line for line in page.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
+        assert re.search(r"card\]\(\.\./src/argosy/compress/steps/[\w-]+\.md\)", row), f"{name} has no card"

@@ -30,9 +30,23 @@ PACKAGES = {"nncf-int8": "nncf", "nncf-weights": "nncf", "openvino": "openvino",
 ROWS = RANDOM.normal(size=(48, 16)).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One confined process for all of these tests, as for all steps of a search."""
+    workshop = Workshop(tmp_path_factory.mktemp("steps"), [{"x": row[None]} for row in ROWS])
+    yield workshop
+    workshop.process.close()
+
+
 @pytest.fixture
-def workshop(tmp_path):
-    return Workshop(tmp_path / "made", [{"x": row[None]} for row in ROWS])
+def tmp_path(shared):
+    """What that process reaches."""
+    return shared.make_folder()
+
+
+@pytest.fixture
+def workshop(shared):
+    return replace(shared, made={})
 
 
 @pytest.fixture
@@ -215,5 +229,21 @@ def test_what_a_library_raises_names_the_step(perceptron, workshop, monkeypatch)
 
     monkeypatch.setattr(converter, "convert_float_to_float16", fail)
     with pytest.raises(InputError, match="Compression method float16 cannot do this model: KeyError: 'a name") as caught:
-        run_recipe(get_recipe("float16"), perceptron, workshop)
+        get_recipe("float16")[0].apply(perceptron, workshop)
     assert len(caught.value.message) < 400 and "\n" not in caught.value.message
+
+
+def test_four_bits_take_a_group_that_does_not_divide_a_layer(tmp_path, workshop):
+    pytest.importorskip("nncf")
+    random = np.random.default_rng(5)
+    # 96 inputs are in groups of 32; for 16 and 36 there are none of 32 or more, so that they are in 8 bits.
+    w, v, u = (random.normal(size=shape).astype(np.float32) for shape in ((16, 96), (96, 36), (36, 256)))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="a"),
+        helper.make_node("MatMul", ["a", "v"], ["b"], name="b"),
+        helper.make_node("MatMul", ["b", "u"], ["y"], name="c"),
+    ]
+    rows = [("x", "FP32", ("rows", 16))], [("y", "FP32", ("rows", 256))]
+    original = make_artifact(tmp_path / "odd", nodes, *rows, {"w": w, "v": v, "u": u})
+    made = run_recipe((NncfWeights(bits=4, group_size=64),), original, workshop)
+    assert measure_error(run(made), ROWS @ w @ v @ u) < 0.2

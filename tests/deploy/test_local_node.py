@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
-from collections.abc import Awaitable, Callable
+import subprocess
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 
 import pytest
 
@@ -111,12 +115,12 @@ class Scene:
         self.loop = asyncio.get_running_loop()
         self.played: list[PlayedFront] = []
 
-    async def connect(self, name: str) -> PlayedFront:
+    async def connect(self, name: str, pid: int = PID) -> PlayedFront:
         """Have a front linked."""
         ours, theirs = socket.socketpair()
         front = PlayedFront(*await asyncio.open_connection(sock=theirs))
         self.played.append(front)
-        await self.node.add_front(name, PID, ours)
+        await self.node.add_front(name, pid, ours)
         return front
 
     async def take_errand(self, message: LoadModel | UnloadModel) -> ErrandDone:
@@ -273,6 +277,37 @@ def test_silent_front_is_named_and_finds_no_heap_of_questions(num_tables: int) -
         await settle()
         assert [type(message) for message in silent.taken[num_tables:]] == [AskBusy]
         assert (await scene.node.ask_busy([], ["w"])).answers == {"front-0": False, "front-1": True}
+
+    play(scenario)
+
+
+@contextmanager
+def process() -> Generator[int, None, None]:
+    """A process that does nothing."""
+    found = subprocess.Popen(["sleep", "60"])
+    try:
+        yield found.pid
+    finally:
+        found.kill()
+        found.wait()
+
+
+def test_front_whose_process_is_stopped_is_silent_at_once_and_until_it_goes_on() -> None:
+    async def scenario(scene: Scene) -> None:
+        with process() as pid:
+            front = await scene.connect("front-0", pid)
+            assert (await scene.node.ask_busy([], ["w"])).answers == {"front-0": False}
+            front.stop()
+            os.kill(pid, signal.SIGSTOP)
+            began_s = scene.loop.time()
+            for number in range(5):
+                scene.update(f"m{number}")
+                assert await scene.node.wait_told() == ("front-0",)
+            assert scene.loop.time() - began_s < 1.0
+            os.kill(pid, signal.SIGCONT)
+            front.go_on()
+            assert await scene.node.wait_told() == ()
+            assert front.epoch == scene.log.epoch
 
     play(scenario)
 

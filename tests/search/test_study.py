@@ -147,6 +147,33 @@ def test_bad_trials_stop_early_and_the_best_is_as_good(method, part, every):
     assert best[0] < best[1] + 0.05
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_tpe_goes_on_with_trials_among_the_best_third_of_those_that_came_as_far(direction):
+    sign = 1.0 if direction == "minimize" else -1.0
+    with Study(SPACE, {"value": direction}, method="tpe") as study:
+
+        def try_out(*values):
+            """Report values step by step; returns after which the study would stop it."""
+            trial = study.ask()
+            stops = []
+            for step, value in enumerate(values, 1):
+                trial.report(step, sign * value)
+                stops.append(trial.should_stop())
+            study.tell(trial, sign * values[-1])
+            return stops
+
+        # Of three others nothing can be told, and nothing of a first step.
+        assert [try_out(10.0 * place, 10.0 * place)[-1] for place in (1, 2, 3, 4)] == [False] * 4
+        for place in (5, 6, 7, 8, 9):
+            assert try_out(10.0 * place, 10.0 * place) == [False, True]
+        # The third best of nine is 30, and what counts is the best so far.
+        assert try_out(99.0, 30.0) == [False, False]
+        assert try_out(99.0, 30.5) == [False, True]
+        assert try_out(5.0, 99.0) == [False, False]
+        # No other has come to a third step.
+        assert try_out(99.0, 98.0, 97.0) == [False, True, False]
+
+
 def test_of_several_objectives_only_what_breaks_the_guard_stops_early():
     def run_bad(guard):
         with Study({"k": "1:9"}, {"accuracy": "maximize", "size": "minimize"}, method="grid", guard=guard) as study:

@@ -125,7 +125,36 @@ def test_escape_of_a_row_is_found_ends_joining_and_is_remembered(home: Home) -> 
         wait_until(lambda: home.store.get_version("code@1").measurements.get("joined_row_difference"))
     with home.serve() as server, server.client() as client:
         wait_until(lambda: client.is_ready("code"))
-        assert "has moved by" in describe_joining(server, "code")["join_refusal"]
+        # Joined before its worker's word on that has come, it never is.
+        assert not describe_joining(server, "code")["can_join"]
+        wait_until(lambda: "has moved by" in describe_joining(server, "code")["join_refusal"])
+        assert not describe_joining(server, "code")["can_join"]
+
+
+HARM = {"takes too long": "time.sleep(1.5)", "ends the process": "os._exit(1)"}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_model_whose_code_a_made_up_row_harms_answers_clients_as_if_there_had_been_none(home: Home, harm: str) -> None:
+    # Whoever cuts it off leaves it at its work.
+    body = f"self.count += 1\nif (x < 0).any(): {HARM[harm]}\nself.count -= 1\nreturn {{'y': x * 2 if not self.count else x * 0}}"
+    home.publish_code(body, golden=golden_scale())
+    with home.serve() as server, server.client() as client:
+        server.deploy("code", allow_code=True)
+        np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
+        # It was left so in the copy in which rows were tried.
+        assert not describe_joining(server, "code")["can_join"]
+
+
+def test_model_that_has_threads_of_its_own_is_tried_where_they_are(home: Home) -> None:
+    # As a library's pool has: a copy of the process would have none, and wait for ever.
+    body = "return {'y': self.pool.submit(lambda: x * 2).result()}"
+    load = "from concurrent.futures import ThreadPoolExecutor\nself.pool = ThreadPoolExecutor(1)\nself.pool.submit(int).result()"
+    home.publish_code(body, load=load, golden=golden_scale())
+    with home.serve() as server, server.client() as client:
+        server.deploy("code", allow_code=True)
+        assert describe_joining(server, "code")["can_join"]
+        np.testing.assert_array_equal(client.predict("code", {"x": row(3)})["y"], row(6))
 
 
 def test_ids_that_not_every_number_is_are_deployed(home: Home) -> None:

@@ -271,3 +271,48 @@ def test_folder_of_checkpoints_is_any_path(given, blobs, make_model, tmp_path):
     result = train(make_model(), blobs, checkpoints=Checkpoints(folder=given(tmp_path / "run")), epochs=1, progress=False)
     assert result.checkpoint.parent == tmp_path / "run"
     assert read_checkpoint(given(result.checkpoint))[1]["progress"]["epoch"] == 2
+
+
+def test_run_goes_on_from_another_ones_weights_with_options_of_its_own(blobs, make_model, tmp_path):
+    whole = make_model()
+    fit(whole, blobs, tmp_path / "whole", optimizer=Adam(learning_rate=0.02))
+    fit(make_model(), blobs, tmp_path / "parent", optimizer=Adam(learning_rate=0.02), epochs=2)
+    again, other = make_model(), make_model()
+    for name, model, rate in (("again", again, 0.02), ("other", other, 0.0)):
+        plan = Checkpoints(folder=tmp_path / name, parent=tmp_path / "parent")
+        options = {"optimizer": Adam(learning_rate=rate or 1e-9), "batch_size": 30, "epochs": 4, "progress": False}
+        result = train(model, blobs, checkpoints=plan, **options)
+        assert len(result.history) == 4  # With those of the parent.
+    assert (weights_of(again) == weights_of(whole)).all()
+    kept, _ = read_checkpoint(max((tmp_path / "parent").glob("step-*")))
+    before = np.concatenate([kept[f"weights/{name}"].ravel() for name in other.state_dict()])
+    assert np.allclose(weights_of(other), before, atol=1e-6)  # By the rate of its own.
+    worse = make_model()  # Every epoch of its own is worse than those before: the parent's best is given.
+    plan = Checkpoints(folder=tmp_path / "worse", parent=tmp_path / "parent")
+    train(worse, blobs, checkpoints=plan, **{**options, "optimizer": Adam(learning_rate=5.0), "epochs": 9, "patience": 2})
+    assert (weights_of(worse) == before).all()
+    longer = Checkpoints(folder=tmp_path / "again", parent=tmp_path / "nowhere")  # What it has itself goes before.
+    train(again, blobs, checkpoints=longer, resume=True, **{**options, "optimizer": Adam(learning_rate=0.02), "epochs": 5})
+    with pytest.raises(InputError, match="nowhere holds none to go on from"):
+        train(again, blobs, checkpoints=Checkpoints(folder=tmp_path / "new", parent=tmp_path / "nowhere"), **options)
+    with pytest.raises(InputError, match="does not fit"):
+        wider = torch.nn.Linear(blobs[0].shape[1], 3)
+        train(wider, blobs, checkpoints=Checkpoints(folder=tmp_path / "wide", parent=tmp_path / "parent"), **options)
+
+
+@pytest.mark.slow
+def test_own_optimizer_keeps_its_settings_when_it_goes_on_from_another_ones_weights(tmp_path):
+    keras = pytest.importorskip("keras")
+    x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    data = x, (x[:, 0] > 0).astype(np.int64)
+
+    def fit_keras(name, rate, epochs, parent=None):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        plan = Checkpoints(folder=tmp_path / name, parent=parent)
+        train(model, data, optimizer=keras.optimizers.SGD(rate), epochs=epochs, checkpoints=plan, progress=False)
+        return model.get_weights()[0]
+
+    before = fit_keras("parent", 0.1, 1)
+    assert np.array_equal(fit_keras("still", 0.0, 2, tmp_path / "parent"), before)
+    assert not np.allclose(fit_keras("moved", 0.1, 2, tmp_path / "parent"), before)

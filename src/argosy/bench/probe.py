@@ -6,15 +6,10 @@ that it is given, as `confine/` has it. What does not work so, the user's own co
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
-import selectors
 import shutil
-import site
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,31 +18,17 @@ from typing import IO, Any, Final
 import msgspec
 
 from argosy.bench.artifact import Artifact
+from argosy.bench.dialogue import Dialogue, list_module_folders, list_settings
 from argosy.bench.rows import RowFiles, read_answers
 from argosy.confine.confine import hostile_folder, open_confined
 from argosy.environment import find_interpreter, is_importable
-from argosy.errors import FaultError, InputError
+from argosy.errors import InputError
 from argosy.runtimes.base import PACKAGES
 from argosy.signature import Arrays
 
 __all__ = ["Probe"]
 
 _CHILD: Final = "argosy.bench.child"
-_SETTINGS: Final = (
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "OPENBLAS_",
-    "DNNL_",
-    "ONEDNN_",
-    "KERAS_",
-    "TF_",
-    "XLA_",
-    "JAX_",
-    "MXNET_",
-    "LD_LIBRARY_",
-)
-"""Variables that libraries are set by, as names begin; a graph has no use for the others."""
 _CONFINED: Final = ("mxnet", "onnx", "openvino", "torch")
 """Runtimes that work confined. JAX tells threads by names, and TensorFlow wants links, which a confined process may not give;
 Keras runs on either. Python artifacts are the user's own code."""
@@ -55,8 +36,6 @@ _LIBRARIES: Final = {"onnx": "onnxruntime"}
 """Runtime -> the package that it imports, where this has another name."""
 
 _TIMEOUT_S: Final = 300.0
-_MAX_LINE_BYTES: Final = 16 << 20
-_TAIL_BYTES: Final = 400
 
 
 class Probe:
@@ -84,7 +63,7 @@ class Probe:
         title: object = "the model",
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
-        self.artifact, self._title, self._timeout_s = artifact, title, timeout_s
+        self.artifact, self._timeout_s = artifact, timeout_s
         runtime = runtime or artifact.runtime
         self._stack = ExitStack()
         folder = self._stack.enter_context(hostile_folder("argosy-bench-"))
@@ -93,11 +72,10 @@ class Probe:
         for part in (self.work, self._given, self._made):
             part.mkdir()
         self._num_files = 0
-        self._rest = b""
-        self._log = folder / "log"
         try:
-            with self._log.open("wb") as log:
+            with (folder / "log").open("wb") as log:
                 self._process = self._start(runtime, log)
+            self._dialogue = Dialogue(self._process, folder / "log", title)
         except BaseException:
             self._stack.close()
             raise
@@ -126,8 +104,7 @@ class Probe:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.communicate()
+        self._dialogue.close()
         self._stack.close()
 
     def _start(self, runtime: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -144,8 +121,8 @@ class Probe:
             home=self._made,
             log=log,
             python=python,
-            env={name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)},
-            module_folders=_list_module_folders(_LIBRARIES.get(runtime, runtime)) if is_here else (),
+            env=list_settings(),
+            module_folders=list_module_folders(_LIBRARIES.get(runtime, runtime)) if is_here else (),
             # A graph is data: a machine that cannot confine takes what the limits of `child.py` leave.
             is_required=False,
         )
@@ -175,7 +152,7 @@ class Probe:
         try:
             answers = read_answers(rows, paths)
         except (InputError, KeyError, IndexError) as error:
-            raise self._fail(f"what it answered cannot be read: {error}") from error
+            raise self._dialogue.fail(f"what it answered cannot be read: {error}") from error
         for path in paths:
             path.unlink()
         return answers
@@ -212,48 +189,4 @@ class Probe:
         self._ask("hold_trials", path=self._give(path), own=own, precision=precision)
 
     def _ask(self, op: str, **arguments: object) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._fail(self._describe_end()) from None
-        line = self._read_line()
-        try:
-            found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError:
-            raise self._fail(f"it said {line[:_TAIL_BYTES].decode(errors='replace')!r}") from None
-        if "error" in found:
-            raise self._fail(str(found["error"]))
-        return found
-
-    def _read_line(self) -> bytes:
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + self._timeout_s
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._rest:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise self._fail(f"it took more than {self._timeout_s:.0f} s")
-                data = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not data or len(self._rest) > _MAX_LINE_BYTES:
-                    raise self._fail(self._describe_end())
-                self._rest += data
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
-
-    def _describe_end(self) -> str:
-        code = self._process.wait(timeout=10.0)
-        last = self._log.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()[-1:]
-        return (last[0] if last else f"its process ended with code {code}")[:_TAIL_BYTES]
-
-    def _fail(self, detail: str) -> FaultError:
-        return FaultError("engine_failed", engine=self._title, detail=detail)
-
-
-def _list_module_folders(library: str) -> list[Path]:
-    """Give the folders that PYTHONPATH, which a confined process does not get, leads to for what it imports."""
-    own = {os.path.realpath(folder) for folder in site.getsitepackages()}
-    specs = [importlib.util.find_spec(package) for package in ("numpy", "ml_dtypes", library)]
-    places = [place for spec in specs if spec is not None for place in spec.submodule_search_locations or ()]
-    return [Path(folder) for folder in sorted({os.path.realpath(Path(place).parent) for place in places} - own)]
+        return self._dialogue.ask({"op": op, **arguments}, self._timeout_s)

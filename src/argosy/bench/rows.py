@@ -11,7 +11,7 @@ import numpy as np
 from argosy.signature import Arrays
 from argosy.store.golden import Golden, decode_golden, encode_golden
 
-__all__ = ["RowFiles", "Rows", "read_answers", "stack_answers", "write_rows"]
+__all__ = ["RowFiles", "Rows", "read_answers", "read_rows", "stack_answers", "write_rows"]
 
 Rows = Sequence[Arrays]
 """Requests: of each its inputs by name, as a client sends them; where the signature has rows, of one row each."""
@@ -49,6 +49,20 @@ def write_rows(rows: Rows, folder: Path) -> RowFiles:
         path.write_bytes(encode_golden(Golden(stacked, {})))
         paths.append(path)
     return RowFiles(tuple(paths), tuple(map(tuple, groups.values())))
+
+
+def read_rows(files: RowFiles) -> list[Arrays]:
+    """Read the requests that were written, in their order.
+
+    Raises:
+        InputError: `bad_golden`, a file is no such one.
+    """
+    rows: dict[int, Arrays] = {}
+    for path, places in zip(files.paths, files.places, strict=True):
+        stacked = decode_golden(path.read_bytes(), "the rows").inputs
+        # With the ellipsis what has no axes stays an array.
+        rows |= {place: {name: array[at, ...] for name, array in stacked.items()} for at, place in enumerate(places)}
+    return [rows[place] for place in sorted(rows)]
 
 
 def read_answers(files: RowFiles, paths: Sequence[Path]) -> list[Arrays]:

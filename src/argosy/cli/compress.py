@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -80,9 +81,11 @@ def compress(
     A version trained for classes is judged by accuracy, one trained for values by R2, one of which nothing is known by how
     far its answers are from the original's. A search that was ended goes on when it is called again. Files are .npz, .npy or
     .json, as for argosy predict, with `targets` (or targets by output name) beside the inputs, or `x` and `y`; for versions that
-    take text, .txt with a text a line. Without targets, the original's answers stand for them.
+    take text, .txt with a text a line. Without targets, the original's answers stand for them. With a student of a framework that
+    lives in an environment of its own, all of it is run there.
     """
     from argosy.compress import Budget, Guard
+    from argosy.environment import lives_apart, run_in
     from argosy.output_file import OutputFile
     from argosy.tune.trace import read_trace
 
@@ -94,22 +97,24 @@ def compress(
     store = shell.open_store()
     version = store.get_version(reference)
     arrivals = () if trace is None else read_trace(trace)
-    with shell.hold_stdout():
-        result = compress_version(
-            store,
-            version,
-            method,
-            Guard(metric, max_loss),
-            objective=objective,
-            search=search,
-            budget=Budget(max_seconds, trials),
-            report=report_file,
-            served=True if served is None and report is not None else served,
-            trace=arrivals,
-            allow_code=allow_code,
-            say=shell.say,
-            **options,
-        )
+    given: dict[str, Any] = options | {
+        "objective": objective,
+        "search": search,
+        "budget": Budget(max_seconds, trials),
+        "report": report_file,
+        "served": True if served is None and report is not None else served,
+        "trace": arrivals,
+        "allow_code": allow_code,
+        "say": shell.say,
+    }
+    try:
+        with shell.hold_stdout():
+            result = compress_version(store, version, method, Guard(metric, max_loss), **given)
+    except ModuleNotFoundError as error:
+        # Of a student's program, which is the first thing that is looked at.
+        if not error.name or not lives_apart(error.name):
+            raise
+        run_in(error.name, ["-m", "argosy", *sys.argv[1:]])
     if report is not None:
         shell.say(f"report: {report}")
     if deployment is not None:

@@ -26,12 +26,14 @@ __all__ = ["search"]
     metavar="NAME=VALUES|FILE.toml",
     help="A parameter: LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP, or options with commas between. May be given again.",
 )
-@click.option("--trials", type=int, default=20, show_default=True, help="That the search has when it ends.")
-@click.option("--method", default="tpe", show_default=True, help="random, grid, tpe, genetic, hyperband.")
+@click.option("--trials", type=int, help="That the search has when it ends.  [default: 20; of pbt ten for each member]")
+@click.option("--method", default="tpe", show_default=True, help="random, grid, tpe, genetic, hyperband, pbt.")
 @click.option("--metric", default="accuracy", show_default=True, help="Of the validation rows, after each epoch; or loss.")
 @click.option("--objective", "objectives", help="More than the metric: size, latency, throughput, memory; with commas between.")
 @click.option("--guard", "guards", multiple=True, metavar="NAME=BOUND", help="What an objective must reach. May be given again.")
 @click.option("--epochs", type=int, help="Of each trial.  [default: the program's]")
+@click.option("--population", type=int, help="Members of pbt: so many trials are a generation.  [default: 8]")
+@click.option("--interval", type=int, help="Epochs of a trial of pbt.  [default: 1]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the method.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Trials at a time.")
 @click.option("--max-seconds", type=float, help="After which no new trial is begun.")
@@ -114,7 +116,7 @@ def _read_guards(texts: tuple[str, ...]) -> dict[str, float]:
 
 
 def _show(shell: Shell, result: SearchResult) -> None:
-    from argosy.search.report import format_objective, tabulate_trials
+    from argosy.search.report import format_objective, format_schedule, tabulate_trials
 
     made = {} if result.version is None else describe_version(result.version)
     header, *rows = tabulate_trials(result)
@@ -126,6 +128,8 @@ def _show(shell: Shell, result: SearchResult) -> None:
         parts.append(f"best: trial {result.best.number} ({point}): {values}")
     else:
         parts.append("best: none, no trial holds the guard")
+    if len(result.schedule) > 1:
+        parts.append(f"its schedule: {format_schedule(result)}")
     parts.append(Table(header, rows))
     if result.importance:
         decided = ", ".join(f"{name} {part:.0%}" for name, part in result.importance.items())

@@ -3,7 +3,8 @@
 run.py         the whole of it; the place to start
 find.py        which recipe serves an objective best; catalogue.py: which suit a model; space.py: with which layers in float
 trials.py      what a search asks for, made and judged; gradient.py, layers.py: which layers suffer
-recipe.py      recipes as data; steps/: what they are made of
+recipe.py      recipes as data, carried out; steps/: what they are made of
+step_process.py    the confined process in which steps work; step_child.py: the process itself
 retrain.py     what steps that train share; student.py: models that the user gives; channels/: of an ONNX graph
 sample.py      rows to calibrate with and rows to judge on, never the same
 jury.py        candidates beside their original, each in a process of its own

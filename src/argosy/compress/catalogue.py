@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections import Counter
-from typing import Any
+
+import msgspec
 
 from argosy.bench.artifact import Artifact
 from argosy.compress.recipe import Recipe
@@ -15,7 +15,7 @@ from argosy.compress.steps.distill import Distill, take_student
 from argosy.compress.steps.dynamic import DynamicInt8
 from argosy.compress.steps.half import Float16
 from argosy.compress.steps.int8 import Int8
-from argosy.compress.steps.merge_lora import MergeLora, has_adapters
+from argosy.compress.steps.merge_lora import MergeLora
 from argosy.compress.steps.native import KerasInt8, TorchInt8
 from argosy.compress.steps.nncf import NncfInt8, NncfWeights
 from argosy.compress.steps.openvino import Bfloat16, OpenVino
@@ -27,6 +27,14 @@ from argosy.compress.student import Student
 
 __all__ = ["list_recipes"]
 
+
+class _Looked(msgspec.Struct, frozen=True):
+    """What the process in which files are read says of one."""
+
+    kinds: dict[str, int]
+    has_adapters: bool
+
+
 _NATIVE = {"keras": KerasInt8, "torch": TorchInt8}
 """Runtime -> what its framework has for versions that have no ONNX form."""
 
@@ -37,13 +45,16 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
     Args:
         artifact: the original.
         workshop: has the rows to calibrate with.
+
+    Raises:
+        InputError: `step_failed`, its file cannot be read.
     """
-    if artifact.runtime in _NATIVE:
-        return [(_NATIVE[artifact.runtime](),)]
     if artifact.path.suffix != ".onnx":
-        found = _list_for_openvino(is_transformer=False) if artifact.runtime == "openvino" else []
+        found: list[Recipe] = [(_NATIVE[artifact.runtime](),)] if artifact.runtime in _NATIVE else []
+        if artifact.runtime == "openvino":
+            found = _list_for_openvino(is_transformer=False)
         return found + _list_with_training(Counter(), workshop)
-    kinds = _count_operators(artifact)
+    kinds, has_adapters = _look(artifact, workshop)
     if kinds["TreeEnsembleClassifier"] or kinds["TreeEnsembleRegressor"]:
         return _list_for_trees()
     if artifact.options.get("device", "cpu") != "cpu":
@@ -63,7 +74,7 @@ def list_recipes(artifact: Artifact, workshop: Workshop) -> list[Recipe]:
         recipes += [(Weights(),), (Weights(bits=4, block_size=32),)]
     recipes += _list_with_training(kinds, workshop)
     # What was trained beside a matrix is computed beside it, too, whatever else is done.
-    return [(MergeLora(), *recipe) for recipe in recipes] if has_adapters(artifact) else recipes
+    return [(MergeLora(), *recipe) for recipe in recipes] if has_adapters else recipes
 
 
 def _list_with_training(kinds: Counter[str], workshop: Workshop) -> list[Recipe]:
@@ -104,7 +115,7 @@ def _is_here(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _count_operators(artifact: Artifact) -> Counter[str]:
-    onnx: Any = importlib.import_module("onnx")
-    model = onnx.load(str(artifact.path), load_external_data=False)
-    return Counter(node.op_type for node in model.graph.node)
+def _look(artifact: Artifact, workshop: Workshop) -> tuple[Counter[str], bool]:
+    """Count the operators of an ONNX file by kind, and say whether it has adapters to merge."""
+    looked = workshop.process.ask("look", artifact, workshop.folder, _Looked, method="search", limit_s=workshop.step_s)
+    return Counter(looked.kinds), looked.has_adapters

@@ -38,6 +38,9 @@ _ALIKE: Final = 0.03
 """Part by which two candidates may differ in the objective, and count as equally good."""
 _LEAST_GAIN: Final = 0.03
 """Part of the objective by which a candidate must be better than the original."""
+_LEAST_STEP_S: Final = 60.0
+_STEP_PART: Final = 0.25
+"""A step may take so long, or so much of the budget."""
 _MAX_ASKED: Final = 5
 """Points asked for each recipe that may be tried: many points stand for one recipe, and a small space has no more."""
 
@@ -77,6 +80,8 @@ class Found(NamedTuple):
     """Of the recipe that was looked at layer by layer first, the most sensitive group first; empty where none was."""
     explanation: str = ""
     """How near each came, in words."""
+    left: str = ""
+    """Why not all was tried, and how much was; empty where all was, or what was left is not worth it."""
 
 
 def find(
@@ -109,13 +114,17 @@ def find(
         raise InputError("unknown_choice", kind="search", got=search, known=list_choices(SEARCHES))
     deadline = time.monotonic() + budget.max_s
     workshop.deadline = deadline
+    # One that hangs costs its recipe, and leaves time for the others.
+    workshop.step_s = min(workshop.step_s, max(_LEAST_STEP_S, _STEP_PART * budget.max_s))
     value = OBJECTIVES[objective]
     recipes = list_recipes(jury.parent, workshop)
     if not recipes:
         return Found(None, None, (), (), "no method suits its file")
     space = RecipeSpace(recipes, _count_layers(recipes, jury, workshop))
     trials = Trials(space, jury, workshop, (objective, value), budget_s=_QUICK_S, deadline=deadline, say=say)
-    _search(space, trials, objective, budget, deadline, search, keeping, jury.guard.max_loss, say)
+    left = _search(space, trials, objective, budget, deadline, search, keeping, jury.guard.max_loss)
+    if left:
+        say(left)
     tried = trials.tried
     valid = [recipe for recipe, one in tried.items() if not one.problem]
     finalists = sorted(valid, key=lambda recipe: find_ratio(tried[recipe], value))[:_NUM_FINALISTS]
@@ -129,7 +138,7 @@ def find(
     ranked = sorted(next(iter(trials.sensitivity.values()), ()), key=lambda one: one.distance, reverse=True)
     explanation = "; ".join(describe_tried(one, value) for one in outcome)
     artifact = None if best is None else trials.open(best.recipe)
-    return Found(artifact, best, tuple(outcome), tuple(ranked), explanation)
+    return Found(artifact, best, tuple(outcome), tuple(ranked), explanation, left)
 
 
 def _search(
@@ -141,10 +150,9 @@ def _search(
     search: str,
     keeping: Keeping | None,
     max_loss: float,
-    say: Callable[[str], None],
-) -> None:
-    """Try recipes until there is nothing left to try, or the budget is spent."""
-    plan = GradientPlan(space, objective, trials.measure_layers, say) if search == "gradient" else None
+) -> str:
+    """Try recipes until there is nothing left to try, or the budget is spent; returns what was spent, and what is left."""
+    plan = GradientPlan(space, objective, trials.measure_layers, trials.say) if search == "gradient" else None
     objectives = {LOSS: "minimize", objective: "minimize"}
     kept: dict[str, Any] = {} if keeping is None else keeping._asdict()
     with Study(space.space, objectives, method=search, guard={LOSS: max_loss}, plan=plan, **kept) as study:
@@ -155,21 +163,31 @@ def _search(
                 study.enqueue(space.make_plain(title))
         while len(trials.tried) < budget.trials and len(study.trials) < _MAX_ASKED * budget.trials:
             if time.monotonic() > deadline:
-                say(f"{budget.max_s:g} s are over: the rest is not tried")
-                return
+                return _tell_left(f"{budget.max_s:g} s are over", space, trials)
             try:
                 trial = study.ask()
             except ConflictError as error:
                 if error.key != "search_over":
                     raise
-                return
+                return ""
             trials.carry_out(trial)
+    return _tell_left(f"the budget of {budget.trials} recipes is spent", space, trials)
+
+
+def _tell_left(spent: str, space: RecipeSpace, trials: Trials) -> str:
+    """Say how much was tried, if that is not all."""
+    tried = trials.tried
+    if len(tried) >= space.count():
+        return ""
+    num_plain = sum(recipe in tried for recipe in space.recipes.values())
+    layers = f", and {len(tried) - num_plain} with layers in float" if len(tried) > num_plain else ""
+    return f"{spent}: of {len(space.recipes)} recipes {num_plain} {'was' if num_plain == 1 else 'were'} tried{layers}"
 
 
 def _count_layers(recipes: list[Recipe], jury: Jury, workshop: Workshop) -> int:
     """Count the layers of the network that recipes may leave out, by the first recipe that can tell."""
     for recipe in recipes:
-        if can_refine(recipe):
+        if can_refine(recipe) and time.monotonic() < workshop.deadline:
             try:
                 return len(list_layers(recipe, jury.parent, workshop))
             except (InputError, FaultError):  # It is told when the recipe itself is tried.

@@ -14,7 +14,7 @@ from argosy.compress.recipe import Recipe, retrains
 from argosy.compress.result import CompressResult, name_recipe
 from argosy.compress.sample import take_golden
 from argosy.errors import FaultError
-from argosy.rows.axis import judge_file
+from argosy.importers.onnx import check_graphs
 from argosy.signature import JoinVerdict
 from argosy.store.golden import Golden
 from argosy.store.local import Store
@@ -109,9 +109,21 @@ def answer_golden(artifact: Artifact, golden: Golden) -> Golden:
 
 
 def judge_joining(parent: Version, artifact: Artifact, recipe: Recipe) -> JoinVerdict:
-    """Say whether rows may be joined, by the graph that was made; of a graph that is not read, by the parent's and the steps."""
-    if artifact.path.suffix == ".onnx" and artifact.signature.is_batched:
-        return judge_file(artifact.path, artifact.signature)
+    """Say whether rows may be joined, by the graph that was made; of a graph that is not read, by the parent's and the steps.
+
+    The graph is read in a confined process, as one that is imported is.
+
+    Raises:
+        InputError: `bad_onnx`, `bad_external_data`, its weights would be read from a file that is none of its own.
+        ModelError: `confined_timeout`.
+        TooLargeError: `confined_memory`.
+    """
+    if artifact.path.suffix == ".onnx":
+        judged = artifact.path if artifact.signature.is_batched else None
+        names = artifact.files
+        verdict = check_graphs([artifact.path], artifact.folder, names, judged=judged, signature=artifact.signature)
+        if judged is not None:
+            return verdict
     if all(step.keeps_rows for step in recipe):
         return parent.manifest.joining
     return JoinVerdict("unknown", f"made by {name_recipe(recipe)}, whose graph is not read")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from argosy.bench.artifact import Artifact
-from argosy.compress.steps.base import Step, Workshop
+from argosy.bench.rows import Rows
+from argosy.compress.retrain import RetrainingStep, check_rows, run_original
+from argosy.compress.step_process import Made
+from argosy.compress.steps.base import LayerStep, Step, Workshop
 from argosy.errors import InputError, list_choices
 
-__all__ = ["STEPS", "Recipe", "describe_recipe", "get_recipe", "read_recipe", "retrains", "run_recipe"]
+__all__ = ["STEPS", "Recipe", "describe_recipe", "get_recipe", "list_step_layers", "read_recipe", "retrains", "run_recipe"]
+
+_BYTES_PER_S: Final = 5 << 20
+"""Steps on large files may take longer, by so much."""
 
 STEPS: Final[Mapping[str, str]] = {
     "simplify": "argosy.compress.steps.simplify:Simplify",
@@ -101,7 +109,51 @@ def run_recipe(
         if key in workshop.made:
             artifact = workshop.made[key]
             continue
-        artifact = step.apply(artifact, workshop)
+        artifact = _apply(step, artifact, workshop)
         if step.retrains:
             workshop.made[key] = artifact
     return artifact
+
+
+def list_step_layers(step: LayerStep, artifact: Artifact, workshop: Workshop) -> list[str]:
+    """Name the layers of an artifact that a step would change.
+
+    Raises:
+        InputError: as `Step.apply`.
+    """
+    if _reads_here(step):
+        return step.list_layers(artifact, workshop)
+    limit_s = _limit(step, artifact, workshop)
+    job = {"step": describe_recipe((step,))[0]}
+    return workshop.process.ask("list_layers", artifact, workshop.folder, list[str], method=step.name, limit_s=limit_s, job=job)
+
+
+def _apply(step: Step, artifact: Artifact, workshop: Workshop) -> Artifact:
+    """Carry out a step where it can do no harm: the only place in which files that may be a stranger's are read and rewritten."""
+    if _reads_here(step):
+        return step.apply(artifact, workshop)
+    rows: dict[str, Rows] = {"calibration": workshop.calibration} if step.needs_calibration else {}
+    job: dict[str, object] = {"step": describe_recipe((step,))[0]}
+    if step.retrains:
+        check_rows(workshop, step.name)
+        rows |= {"training": workshop.training, "answers": run_original(artifact, workshop)}
+        if workshop.targets:
+            rows["targets"] = (workshop.targets,)
+        # The clock is the machine's, the same for all processes.
+        job |= {"meaning": workshop.meaning, "deadline": workshop.deadline if math.isfinite(workshop.deadline) else None}
+    limit_s = _limit(step, artifact, workshop)
+    process, name = workshop.process, step.name
+    made = process.ask(
+        "apply", artifact, workshop.folder, Made, method=name, limit_s=limit_s, rows=rows, job=job, say=workshop.say
+    )
+    return process.take(made, artifact, workshop.make_folder(), name)
+
+
+def _reads_here(step: Step) -> bool:
+    """Say whether a step is called in this process: one that has others read, and the caller's own code."""
+    return step.is_apart or step.name not in STEPS or type(step) is not _import_step(step.name)
+
+
+def _limit(step: Step, artifact: Artifact, workshop: Workshop) -> float:
+    training_s = max(0.0, step.find_deadline(workshop) - time.monotonic()) if isinstance(step, RetrainingStep) else 0.0
+    return workshop.step_s + artifact.size_bytes / _BYTES_PER_S + training_s

@@ -101,7 +101,7 @@ def write_report(file: OutputFile | Path | str, result: CompressResult) -> None:
 
 
 def write_nothing_found(
-    file: OutputFile | Path | str, parent: Version, tried: Sequence[Tried], guard: Guard, objective: str
+    file: OutputFile | Path | str, parent: Version, tried: Sequence[Tried], guard: Guard, objective: str, left: str = ""
 ) -> None:
     """Write the page of a search that has found nothing: how near each recipe came.
 
@@ -111,11 +111,13 @@ def write_nothing_found(
         tried: all recipes.
         guard: what might have been lost.
         objective: what was looked for.
+        left: why not all was tried, and how much was.
 
     Raises:
         InputError: `missing_extra`, matplotlib is not installed; `file_exists`, `unwritable`.
     """
     lead = f"None of {len(tried)} recipes improves its {objective} within a loss of {guard.max_loss:g}: nothing was published."
+    lead += f" Not all was tried, as {left}." if left else ""
     scores = [one.score for one in tried if one.score is not None]
     metric = scores[0].metric if scores else guard.metric or ""
     sections = [_tabulate_tried(tried, None)]

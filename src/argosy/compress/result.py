@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from argosy.compress.examples import Example
 from argosy.compress.judge import Guard, Score
@@ -13,6 +13,9 @@ from argosy.compress.recipe import Recipe, describe_recipe
 from argosy.store.manifest import Version
 
 __all__ = ["CompressResult", "Sensitivity", "Tried", "name_recipe"]
+
+_DIGEST: Final = len("sha256:") + 8
+"""Characters of a digest that tell one from another."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def name_recipe(recipe: Recipe) -> str:
 
 
 def _shorten(value: object) -> str:
-    return f"{len(value)} nodes" if isinstance(value, list | tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, list | tuple):
+        return f"{len(value)} nodes"  # pyright: ignore[reportUnknownArgumentType]
+    return str(value)[:_DIGEST] if str(value).startswith("sha256:") else str(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
-from argosy.bench.rows import write_rows
+from argosy.bench.rows import Rows, write_rows
 from argosy.compress.kind import Meaning
 from argosy.compress.steps.base import FEW_WEIGHTS, Step, Workshop, blame_library, read_model
 from argosy.errors import InputError
@@ -88,9 +88,20 @@ def ask_original(artifact: Artifact, workshop: Workshop, step: str) -> list[Arra
         FaultError: `engine_failed`.
     """
     check_rows(workshop, step)
-    with Probe(artifact, threads=count_cores(), title="the original") as probe:
-        answers = probe.answer(write_rows(workshop.training, probe.work / "training"))
+    answers = workshop.answers or run_original(artifact, workshop)
     return make_answers(answers, workshop.targets, workshop.meaning)
+
+
+def run_original(artifact: Artifact, workshop: Workshop) -> Rows:
+    """Give what an artifact answers to the training rows; it is run once.
+
+    Raises:
+        FaultError: `engine_failed`.
+    """
+    if artifact.folder not in workshop.answered:
+        with Probe(artifact, threads=count_cores(), title="the original") as probe:
+            workshop.answered[artifact.folder] = probe.answer(write_rows(workshop.training, probe.work / "training"))
+    return workshop.answered[artifact.folder]
 
 
 def make_answers(answers: Sequence[Arrays], targets: Arrays, meaning: Meaning) -> list[Arrays]:

@@ -7,7 +7,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -129,7 +129,7 @@ def compress(
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     page = OutputFile(report) if isinstance(report, Path | str) else report
     parent = store.get_version(reference) if isinstance(reference, str) else reference
-    _check_parent(parent, allow_code=allow_code)
+    _check_parent(parent, allow_code=allow_code, has_student=taught is not None)
     if publish:
         store.check_writable()
     with tempfile.TemporaryDirectory(prefix="argosy-compress-") as name:
@@ -140,7 +140,11 @@ def compress(
         workshop = Workshop(work / "made", rows, training.rows, training.targets, meaning, taught, say=say)
         is_served = (recipe is None or bool(trace)) if served is None else served
         stage = open_stage(artifact, parent, sample.rows, work / "stage", trace) if is_served else None
-        with stage or nullcontext(), Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury:
+        with (
+            closing(workshop.process),
+            stage or nullcontext(),
+            Jury(artifact, meaning, guard, sample, work / "jury", golden=golden, stage=stage) as jury,
+        ):
             keeping = None
             if recipe is not None:
                 found = _try_one(recipe, jury, workshop, say)
@@ -151,8 +155,9 @@ def compress(
             if found.best is None:
                 forget(keeping)
                 if page is not None:
-                    _import_report().write_nothing_found(page, parent, found.tried, guard, objective)
-                raise ConflictError("nothing_found", objective=objective, tried=found.explanation, max_loss=guard.max_loss)
+                    _import_report().write_nothing_found(page, parent, found.tried, guard, objective, found.left)
+                fields: dict[str, Any] = {"objective": objective, "max_loss": guard.max_loss, "tried": found.explanation}
+                raise ConflictError("nothing_found", left=f"; not all was tried: {found.left}" if found.left else "", **fields)
             result = _tell(
                 found, found.best, parent, guard, objective="" if recipe else objective, search="" if recipe else search
             )
@@ -214,8 +219,8 @@ def _open_parent(store: Store, parent: Version, folder: Path, target: str) -> Ar
     return dataclasses.replace(artifact, folder=folder)
 
 
-def _check_parent(parent: Version, *, allow_code: bool) -> None:
-    """Refuse what was compressed already, what no step reads, and code that nobody has allowed."""
+def _check_parent(parent: Version, *, allow_code: bool, has_student: bool) -> None:
+    """Refuse what was compressed already, what no step reads and no student learns from, and code that nobody has allowed."""
     lineage: dict[str, Any] = parent.manifest.lineage
     if "compression" in lineage:
         steps = lineage["compression"].get("recipe") or [lineage["compression"]["method"]]
@@ -223,7 +228,7 @@ def _check_parent(parent: Version, *, allow_code: bool) -> None:
         origin = f"{lineage['parent']['name']}@{lineage['parent']['number']}"
         raise InputError("already_compressed", name=parent.name, version=parent.number, method=made_by, parent=origin)
     runtime = parent.manifest.runtime
-    if runtime not in _RUNTIMES:
+    if runtime not in _RUNTIMES and not has_student:
         raise InputError("not_compressible", name=parent.name, version=parent.number, runtime=runtime)
     if runtime in CODE_RUNTIMES and not allow_code:
         raise NotAllowedError("code_not_allowed", name=parent.name, version=parent.number, runtime=runtime)

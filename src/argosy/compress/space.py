@@ -40,6 +40,11 @@ class RecipeSpace:
         choice = Choice((COMPRESSED, FLOAT))
         self.space = Space({RECIPE: Choice(tuple(self.recipes)), **dict.fromkeys(self.groups, choice)})
 
+    def count(self) -> int:
+        """Count the recipes that there are; where layers are left out, more than anyone can try."""
+        choices = 2 ** len(self.groups)
+        return sum(choices if can_refine(recipe) else 1 for recipe in self.recipes.values())
+
     def make_plain(self, title: str) -> dict[str, Value]:
         """Give the point of a recipe of which nothing is left out."""
         return {RECIPE: title, **dict.fromkeys(self.groups, COMPRESSED)}

@@ -55,7 +55,7 @@ class Trials:
         deadline: float,
         say: Callable[[str], None],
     ) -> None:
-        self._space, self._jury, self._workshop, self._say = space, jury, workshop, say
+        self._space, self._jury, self._workshop, self.say = space, jury, workshop, say
         self._objective, self._value = objective
         self._budget_s, self._deadline = budget_s, deadline
         self.tried: dict[Recipe, Tried] = {}
@@ -73,7 +73,7 @@ class Trials:
                 one = _read_tried(record)
                 self.tried.setdefault(one.recipe, one)
         if self.tried:
-            self._say(f"{len(self.tried)} recipes were tried before this search was ended: it goes on")
+            self.say(f"{len(self.tried)} recipes were tried before this search was ended: it goes on")
 
     def carry_out(self, trial: Trial) -> None:
         """Make and judge what a trial asks for, and tell it; what was tried already is told again."""
@@ -98,7 +98,7 @@ class Trials:
             is_ruined = bool(one.problem) and one.score.loss <= self._jury.guard.max_loss
             study.tell(trial, values, constraint=float(is_ruined), notes=notes)
         if is_new:
-            self._say(describe_tried(one, self._value))
+            self.say(describe_tried(one, self._value))
 
     def open(self, recipe: Recipe) -> Artifact:
         """Give what a recipe makes; it is made again if an earlier process has made it.
@@ -130,12 +130,12 @@ class Trials:
         groups = self._space.split(layers)
         known = self._read_sensitivity(title)
         if [one.layers for one in known] != groups:
-            self._say(f"looking at {len(groups)} groups of layers of {title}")
+            self.say(f"looking at {len(groups)} groups of layers of {title}")
             half = time.monotonic() + (self._deadline - time.monotonic()) / 2
             known = measure_sensitivity(self._space.recipes[title], groups, self._jury, self._workshop, half)
         self.sensitivity[title] = known
         self._write_sensitivity()
-        weights = iter(weigh_layers(self._jury.parent, len(layers), self._say))
+        weights = iter(weigh_layers(self._jury.parent, self._workshop, len(layers)))
         place = 0 if self._objective in ("size", "memory") else 1
         costs = [sum(next(weights)[place] for _ in group) for group in groups]
         return [(one.distance, cost) for one, cost in zip(known, costs, strict=True)]

@@ -25,20 +25,18 @@ import json
 import math
 import os
 import secrets
-import selectors
-import signal
 import site
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from argosy.confine.ending import Completed, finish, kill_group
 from argosy.confine.landlock import read_landlock_abi
 from argosy.confine.seccomp import can_filter_calls
-from argosy.errors import InputError, ModelError, NotAllowedError
+from argosy.errors import InputError, NotAllowedError
 
 __all__ = [
     "Completed",
@@ -54,9 +52,6 @@ __all__ = [
 
 _CHILD: Final = Path(__file__).with_name("child.py")
 _ARGOSY: Final = Path(__file__).parent.parent
-_MAX_STDOUT_BYTES: Final = 16 << 20
-_STDERR_TAIL_BYTES: Final = 8000
-_READ_BYTES: Final = 1 << 16
 
 _ENVIRONMENT: Final = {
     "PATH": "/usr/bin:/bin",
@@ -91,18 +86,6 @@ class Confinement:
         return not self.missing
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Completed:
-    """A confined process that ended by itself."""
-
-    stdout: bytes
-    """All of its standard output, as hostile as the file that it read."""
-    stderr: str
-    """The end of its standard error, without characters that move a terminal's cursor."""
-    returncode: int
-    """0, its exit code, or minus the signal that killed it."""
-
-
 class Waiting:
     """A process that has not been told yet what it may reach and what to do. It ends with its caller, or by `close`."""
 
@@ -113,7 +96,7 @@ class Waiting:
         """End it."""
         with self.process:
             if self.process.poll() is None:
-                _kill_group(self.process)
+                kill_group(self.process)
 
 
 def describe_confinement() -> Confinement:
@@ -181,7 +164,7 @@ def run_confined(
             memory_bytes=memory_bytes,
         )
         process = (waiting or start_ahead((), python=python, env=environment)).process
-        return _finish(process, plan, title or arguments[0], timeout_s)
+        return finish(process, plan, title or arguments[0], timeout_s)
 
 
 def open_confined(
@@ -348,55 +331,3 @@ def _start(command: list[str], environment: dict[str, str], log: IO[bytes] | int
         )
     except (OSError, ValueError) as error:
         raise InputError("not_started", python=command[0], detail=error) from error
-
-
-def _finish(process: subprocess.Popen[bytes], plan: Mapping[str, object], title: str, timeout_s: float) -> Completed:
-    """Tell a process what to do, and read what it says until it ends; whatever happens, it is gone afterwards."""
-    assert process.stdin is not None
-    with process:
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it has died, and says why
-                process.stdin.write(json.dumps(plan).encode() + b"\n")
-                process.stdin.close()
-            stdout, stderr = _read_output(process, title, timeout_s)
-        finally:
-            _kill_group(process)
-    text = stderr.decode(errors="replace")
-    clean = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return Completed(stdout, clean, process.returncode)
-
-
-def _read_output(process: subprocess.Popen[bytes], title: str, timeout_s: float) -> tuple[bytes, bytes]:
-    assert process.stdout is not None and process.stderr is not None
-    stdout, stderr = bytearray(), bytearray()
-    deadline_s = time.monotonic() + timeout_s
-    with contextlib.ExitStack() as stack:
-        pidfd = os.pidfd_open(process.pid)
-        stack.callback(os.close, pidfd)
-        selector = stack.enter_context(selectors.DefaultSelector())
-        selector.register(process.stdout, selectors.EVENT_READ, stdout)
-        selector.register(process.stderr, selectors.EVENT_READ, stderr)
-        selector.register(pidfd, selectors.EVENT_READ)
-        while selector.get_map():
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                raise ModelError("confined_timeout", what=title, timeout_s=timeout_s)
-            for key, _ in selector.select(left_s):
-                if key.fd == pidfd:
-                    # Where processes cannot be confined, one that it left behind would hold the pipes open.
-                    _kill_group(process)
-                    selector.unregister(pidfd)
-                elif chunk := os.read(key.fd, _READ_BYTES):
-                    key.data.extend(chunk)
-                else:
-                    selector.unregister(key.fileobj)
-            if len(stdout) > _MAX_STDOUT_BYTES:
-                raise ModelError("confined_output", what=title, limit=_MAX_STDOUT_BYTES)
-            del stderr[:-_STDERR_TAIL_BYTES]
-    return bytes(stdout), bytes(stderr)
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and whatever it started. It has not been waited for, so its number is still its own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

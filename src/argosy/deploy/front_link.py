@@ -14,7 +14,7 @@ from argosy.serve.wire.channel import write_message
 from argosy.serve.wire.checked import refuse
 from argosy.serve.wire.control_messages import MAX_ERRANDS, Answer, Ask, PutTable, TableTaken
 
-__all__ = ["FrontLink"]
+__all__ = ["SILENT_S", "FrontLink"]
 
 SILENT_S: Final = 5.0
 """A front that leaves a question open for so long is silent. None of its callbacks takes more than 5 ms of processor time."""

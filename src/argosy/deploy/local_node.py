@@ -12,14 +12,15 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from argosy.deploy.front_link import FrontLink
+from argosy.deploy.front_link import SILENT_S, FrontLink
 from argosy.deploy.node import Asked, WorkerHandle, Workers
 from argosy.deploy.table_log import TableLog
 from argosy.environment import find_interpreter, get_environment, is_importable, lives_apart
 from argosy.errors import FaultError, InputError, MessageError
 from argosy.runtimes.base import PACKAGES
+from argosy.serve.node.pulse import is_stopped
 from argosy.serve.wire.channel import Channel, read_message, write_message
 from argosy.serve.wire.control_messages import (
     Accuse,
@@ -49,6 +50,8 @@ from argosy.serve.wire.control_messages import Message as WireMessage
 
 __all__ = ["LocalNode"]
 
+_LOOK_S: Final = 0.1
+"""How often it is looked at whether a process that does not answer is stopped."""
 Message = dict[str, Any]
 Found = TypeVar("Found")
 
@@ -279,19 +282,30 @@ class LocalNode:
         silent: list[str] = []
 
         async def hear(front: FrontLink) -> None:
-            try:
-                # One that has been silent for long is not waited for, and finds no further questions when it comes back.
-                if not (patience_s := front.patience_s):
-                    raise TimeoutError
-                async with asyncio.timeout(patience_s):
-                    answers[front.name] = await ask(front)
-            except TimeoutError:
+            # One that is known to be silent is not waited for, and finds no further questions when it comes back.
+            if _is_silent(front):
                 silent.append(front.name)
+                return
+            asked = asyncio.ensure_future(ask(front))
+            try:
+                while not (await asyncio.wait({asked}, timeout=min(_LOOK_S, front.patience_s)))[0]:
+                    if _is_silent(front):
+                        silent.append(front.name)
+                        return
+                answers[front.name] = asked.result()
             except ConnectionError:
                 pass
+            finally:
+                asked.cancel()
 
         await asyncio.gather(*(hear(front) for front in list(self.fronts.values())))
         return Asked(answers, tuple(sorted(silent)))
+
+
+def _is_silent(front: FrontLink) -> bool:
+    """Say whether a front has not answered, and need not be waited for: for long, or as its process is stopped."""
+    left_s = front.patience_s
+    return not left_s or (left_s < SILENT_S and is_stopped(front.pid))
 
 
 def _describe(report: Report | None) -> Message | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -84,16 +84,17 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in plain)
 
 
-def find_refusal(refusal: Refusal, **known: str) -> ArgosyError | None:
+def find_refusal(refusal: Refusal, errors: Mapping[str, type[ArgosyError]] = _ERRORS, /, **known: str) -> ArgosyError | None:
     """Give the error that a refusal names; None if it names none that a confined process may.
 
     Args:
         refusal: of the process.
+        errors: that it may name, by key.
         known: fields of the text that are known here, such as `path`.
     """
     fields: dict[str, Any] = {key: clean(value) if isinstance(value, str) else value for key, value in refusal.fields.items()}
     try:
-        return _ERRORS[refusal.key](refusal.key, **(fields | dict[str, Any](known)))
+        return errors[refusal.key](refusal.key, **(fields | dict[str, Any](known)))
     except (LookupError, ValueError, TypeError):
         # What a library raised; or fields that do not fit their text, which only a hostile process says.
         return None

@@ -104,11 +104,13 @@ def _scan(node: Node) -> list[Value]:
     values = [node.take(index) for index in range(len(node.inputs))]
     scanned = values[num_states:]
     given = node.get("scan_input_axes", [0] * num_scanned)
-    axes = [axis % value.rank for axis, value in zip(given, scanned, strict=True)]
+    axes: list[int] = [axis % value.rank for axis, value in zip(given, scanned, strict=True)]
     slices: list[Value] = []
     for value, axis in zip(scanned, axes, strict=True):
         if value.axis == axis:
             mixed("it goes through the rows one after the other", is_ordered=True)
+        if value.known_shape[axis].is_tainted or value.depends_on_count:
+            unknown("how often it runs depends on the number of rows")
         shape = (*value.known_shape[:axis], *value.known_shape[axis + 1 :])
         slices.append(value._replace(shape=shape, axis=value.axis - (value.axis > axis), content=None))
     states = values[:num_states]

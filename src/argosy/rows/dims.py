@@ -57,6 +57,11 @@ class Dim(NamedTuple):
         names = (name.removeprefix(_TAINT) for name in self.names)
         return self.number >= 0 and self.number.denominator == 1 and not any(name.startswith(_NUMBER) for name in names)
 
+    @property
+    def is_own(self) -> bool:
+        """True for a product of axes' own lengths, which are 1 at least but of an empty tensor."""
+        return self.number >= 1 and self.number.denominator == 1 and not any("(" in name for name in self.names)
+
     def times(self, other: Dim) -> Dim:
         """The product of both."""
         if not (self.number and other.number):

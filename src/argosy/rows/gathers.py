@@ -63,7 +63,7 @@ def _gather_elements(node: Node) -> Value:
     if width is None:
         unknown("it is not known what it picks")
     shape = (*indices.known_shape[:-1], *data.known_shape[depth + width :])
-    if not data.is_rows and indices.axis < indices.rank - 1:
+    if not data.is_rows and depth <= 0 and indices.axis < indices.rank - 1:
         return rows_of(indices, shape, indices.axis)
     if data.is_rows and indices.is_rows and data.axis == indices.axis < depth:
         return rows_of(indices, shape, indices.axis)
@@ -89,7 +89,7 @@ def _one_hot(node: Node) -> Value:
     rank = indices.rank + 1
     axis = place_axis(node.get("axis", -1), rank)
     depth = node.take(1).content
-    dim = depth[0] if depth else node.fresh(0, axis)
+    dim = depth[0] if depth and depth[0].is_length else node.fresh(0, axis)
     shape = (*indices.known_shape[:axis], dim, *indices.known_shape[axis:])
     return rows_of(indices, shape, indices.axis + (axis <= indices.axis))
 

@@ -44,8 +44,10 @@ def _classify(node: Node) -> list[Value]:
     if value.rank < 2:
         return [Value(None), Value(None)]
     labels = next((len(found) for name, found in node.attributes.items() if name.startswith("class") and "labels" in name), 0)
-    # Scores of a support vector machine may be one for each pair of classes.
-    width = fixed(max(2, labels)) if labels and node.op != "SVMClassifier" else node.fresh(1, 1)
+    # Scores of a support vector machine may be one for each pair of classes, those of a line one for each of its own.
+    lines = len(node.get("intercepts", ())) if node.op == "LinearClassifier" else labels
+    is_known = node.op != "SVMClassifier" and labels > 1 and (lines == labels or (lines, labels) == (1, 2))
+    width = fixed(labels) if is_known else node.fresh(1, 1)
     return [rows_of(value, value.known_shape[:1], 0), rows_of(value, (value.known_shape[0], width), 0)]
 
 

@@ -6,18 +6,25 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
+from argosy.rows.arithmetic import is_exact
 from argosy.rows.dims import ONE, ROWS, Dim, combine, fixed, named, product
 from argosy.rows.elementwise import content_of, spread_to
 from argosy.rows.values import MAX_CONTENT, Node, Shape, Value, handles, mixed, rows_of, unknown
 
 __all__ = ["holds_rows", "place_axis", "reshape"]
 
-_BEYOND: Final = 1 << 24
-"""A bound that stands for the end of an axis: no batch has as many rows."""
+_BEYOND: Final = (1 << 31) - 1
+"""A bound that stands for the end of an axis, as exporters write it: none is as long."""
 
 
 def place_axis(axis: int, rank: int) -> int:
-    """An axis that may be counted from the end."""
+    """An axis that may be counted from the end.
+
+    Raises:
+        Fault: there is none.
+    """
+    if not -rank <= axis <= rank and rank > 0:
+        unknown("it names an axis that its input is not known to have")
     return axis + rank if axis < 0 else axis
 
 
@@ -54,8 +61,9 @@ def _reshape(node: Node) -> Value:
     if value.shape is None:
         return Value(wanted if all((dim.value or 0) > 0 for dim in wanted) else None, is_counted=value.is_counted)
     old = value.shape
+    is_copied = not node.get("allowzero", 0)
     shape = [
-        old[index] if dim.value == 0 and not node.get("allowzero", 0) and index < len(old) else dim
+        old[index] if dim.value == 0 and is_copied and index < len(old) else _take_length(dim, old[index : index + 1])
         for index, dim in enumerate(wanted)
     ]
     if (open_axes := [index for index, dim in enumerate(shape) if dim.value == -1]) and len(open_axes) == 1:
@@ -63,6 +71,11 @@ def _reshape(node: Node) -> Value:
         total = product(old)
         shape[open_axes[0]] = total.over(rest) or combine("div", total, rest)
     return reshape(value, tuple(shape))
+
+
+def _take_length(dim: Dim, old: Shape) -> Dim:
+    """The length that a number of a shape asks for, which may turn out to be 0 (as it was) or -1 (what is left)."""
+    return dim if not dim.names or dim.is_own else combine("asked", dim, *old)
 
 
 @handles("Flatten")
@@ -205,6 +218,10 @@ def _slice(node: Node) -> Value:
                 shape[place] = combine("slice", fresh, named(ROWS)) if is_by_count else fresh
             content = None
             continue
+        if step < 0 and (start < -length or end >= length):
+            # Runtimes differ from one another in what they take then.
+            shape[place], content = node.fresh(0, place), None
+            continue
         taken = range(length)[slice(start, end, step)]
         shape[place] = fixed(len(taken))
         content = tuple(content[item] for item in taken) if content is not None and value.rank == 1 else None
@@ -310,6 +327,8 @@ def _resize(node: Node) -> Value:
     is_framed = node.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
     if value.axis in axes and (is_framed or node.get("keep_aspect_ratio_policy", b"stretch") != b"stretch"):
         unknown("it may resize the batch")
+    if node.get("mode", b"nearest") != b"nearest" and (value.rank < 4 or value.axis > 0):
+        unknown("it weighs neighbours along the axis of the rows, if only by 0: of infinity, that is no number")
     lengths = _list_lengths(node, [shape[axis] for axis in axes])
     for index, axis in enumerate(axes):
         length = lengths[index] if lengths is not None else None
@@ -322,19 +341,20 @@ def _resize(node: Node) -> Value:
 def _list_lengths(node: Node, old: list[Dim]) -> list[Dim | None] | None:
     """Lengths after a resize, each None where it is not known; None where none is."""
     is_old = node.op == "Upsample" or node.opset < 11
+    if node.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return None
     sizes = None if is_old else node.find(3)
     if sizes is not None:
         return [*content_of(sizes, "sizes")]
     given = node.find(1 if is_old else 2)
     scales = [fixed(Fraction(scale)) for scale in node.get("scales", ())] or list((given.content if given else None) or ())
-    return (
-        [
-            dim if scale == ONE else None if dim.value is None or scale.names else fixed(int(dim.value * scale.number))
-            for dim, scale in zip(old, scales, strict=True)
-        ]
-        if scales
-        else None
-    )
+    return [dim if scale == ONE else _scale(dim, scale) for dim, scale in zip(old, scales, strict=True)] if scales else None
+
+
+def _scale(length: Dim, scale: Dim) -> Dim | None:
+    """A length times a scale, where no float is rounded on the way."""
+    found = None if length.value is None or scale.names else length.value * scale.number
+    return fixed(int(found)) if found is not None and is_exact(found) else None
 
 
 @handles("GridSample")

@@ -70,7 +70,8 @@ def _matmul_quantised(node: Node) -> Value:
 @handles("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft")
 def _matmul_packed(node: Node) -> Value:
     value = node.only(0)
-    return _multiply(value, Value((value.known_shape[-1], fixed(node.get("N", 1)))))
+    width = fixed(node.get("N")) if node.get("N") else node.fresh(0, value.rank - 1)
+    return _multiply(value, Value((value.known_shape[-1], width)))
 
 
 def _turn(value: Value, is_turned: int) -> Value:
@@ -108,13 +109,16 @@ def _slide(node: Node, value: Value, sides: Sequence[Dim | int | None]) -> tuple
             found.append(node.fresh(0, 2 + index))
             continue
         reach = (side - 1) * dilations[index] + 1
-        if kind in (b"SAME_UPPER", b"SAME_LOWER"):
-            found.append(fixed(-(-length // strides[index])))
-            continue
+        is_same = kind in (b"SAME_UPPER", b"SAME_LOWER")
         around = 0 if kind == b"VALID" else pads[index] + pads[index + count]
-        room = length + around - reach
-        steps = -(-room // strides[index]) if node.get("ceil_mode", 0) else room // strides[index]
-        found.append(fixed(steps + 1))
+        steps, rest = divmod(length + around - reach, strides[index])
+        if is_same and dilations[index] == 1:
+            found.append(fixed(-(-length // strides[index])))
+        elif is_same or steps < 0 or (rest and node.get("ceil_mode", 0)):
+            # Operators differ in what they make of windows that reach beyond the end.
+            found.append(node.fresh(0, 2 + index))
+        else:
+            found.append(fixed(steps + 1))
     return tuple(found)
 
 
@@ -143,11 +147,16 @@ def _convolve_by(node: Node, value: Value, weights: Value) -> Value:
     _check_first(value, _SUMMED, is_ordered=value.axis > 1)
     if not value.is_rows:
         return Value(None, is_counted=value.is_counted)
-    if weights.shape is None or node.get("channels_last"):
-        shape = (value.known_shape[0], *[node.fresh(0, axis) for axis in range(1, value.rank)])
+    if weights.shape is None or node.get("channels_last") or node.op == "NhwcFusedConv":
+        shape = _make_fresh(node, value)
     else:
         shape = (value.known_shape[0], weights.shape[0], *_slide(node, value, weights.shape[2:]))
     return rows_of(value, shape, value.axis)
+
+
+def _make_fresh(node: Node, value: Value) -> tuple[Dim, ...]:
+    """The shape of what has as many axes, of which the first is the same."""
+    return (value.known_shape[0], *[node.fresh(0, axis) for axis in range(1, value.rank)])
 
 
 @handles("ConvTranspose", "DeformConv", "Col2Im")
@@ -159,7 +168,10 @@ def _spread(node: Node) -> Value:
     _check_first(value, _SUMMED)
     if not value.is_rows:
         return Value(None, is_counted=value.is_counted)
-    rank = 2 + len(node.get("strides", node.get("kernel_shape", [1] * (value.rank - 2))))
+    rank = value.rank
+    if node.op == "Col2Im":
+        sides = node.take(1).known_shape[0].value
+        rank = 2 + sides if sides is not None else unknown("its number of axes is not known")
     return rows_of(value, (value.known_shape[0], *[node.fresh(0, axis) for axis in range(1, rank)]), 0)
 
 
@@ -180,7 +192,12 @@ def _pool(node: Node) -> list[Value]:
     if len([name for name in node.outputs if name]) > 1:
         # The places that it gives count from the first row of the batch.
         unknown("it gives places in the whole batch")
-    return [rows_of(value, (*value.known_shape[:2], *_slide(node, value, node.get("kernel_shape"))), 0)]
+    shape = (
+        _make_fresh(node, value)
+        if node.get("channels_last")
+        else (*value.known_shape[:2], *_slide(node, value, node.get("kernel_shape")))
+    )
+    return [rows_of(value, shape, 0)]
 
 
 @handles("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
@@ -188,7 +205,8 @@ def _pool(node: Node) -> list[Value]:
 def _pool_all(node: Node) -> Value:
     value = node.only(0)
     _check_first(value, "it takes all rows together")
-    return rows_of(value, (*value.known_shape[:2], *[ONE] * (value.rank - 2)), value.axis)
+    shape = _make_fresh(node, value) if node.get("channels_last") else (*value.known_shape[:2], *[ONE] * (value.rank - 2))
+    return rows_of(value, shape, value.axis)
 
 
 @handles("QLinearAdd", "QLinearMul", domain="com.microsoft")

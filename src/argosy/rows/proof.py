@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from argosy.rows import control, elementwise, gathers, learned, moves, products, reductions
+from argosy.rows import arithmetic, control, elementwise, gathers, learned, moves, products, reductions
 from argosy.rows.dims import ROWS, Dim, fixed, named
 from argosy.rows.values import HANDLERS, MAX_CONTENT, Fault, Node, Value, unknown
 from argosy.signature import JoinVerdict, Signature
@@ -96,7 +96,7 @@ class _Walk:
         self._own_ops = {(domain, name) for domain, name, _ in self._functions}
         self._calls = 0
         self._path = ""
-        """Before the names of what a call of a function makes: each call makes tensors of its own."""
+        """Before the names of what an inner graph makes: each call, branch and turn makes tensors of its own."""
 
     def read_weights(self, graph: Any, scope: dict[str, Value]) -> None:
         """Know the weights of a graph."""
@@ -108,11 +108,11 @@ class _Walk:
     def _read_tensor(self, tensor: Any) -> Value:
         shape = tuple(fixed(dim) for dim in tensor.dims)
         is_small = math.prod(tensor.dims) <= MAX_CONTENT and tensor.data_location != _EXTERNAL
-        if not is_small or tensor.data_type not in elementwise.NUMBERS:
+        if not is_small or tensor.data_type not in arithmetic.NUMBERS:
             return Value(shape)
         try:
             numbers = self._numpy.to_array(tensor).ravel().tolist()
-            content = [elementwise.dim_of(float(number)) for number in numbers]
+            content = [arithmetic.dim_of(number) for number in numbers]
         except (TypeError, ValueError):
             return Value(shape)
         return Value(shape, content=tuple(dim for dim in content if dim is not None) if None not in content else None)
@@ -160,7 +160,7 @@ class _Walk:
             inner = dict(scope)
             self.read_weights(graph, inner)
             inner.update(zip([info.name for info in graph.input], values, strict=True))
-            self.run_nodes(graph.node, inner, depth + 1)
+            self._run_apart(graph.node, inner, depth)
             return [self._look_up(inner, info.name) for info in graph.output]
 
         if "value" in attributes and proto.op_type == "ConstantOfShape":
@@ -194,7 +194,7 @@ class _Walk:
         if "string" in attribute.name:
             return Value((fixed(len(value)),) if attribute.name.endswith("s") else ())
         numbers = list(value) if attribute.name.endswith("s") else [value]
-        content = [elementwise.dim_of(number) for number in numbers]
+        content = [arithmetic.dim_of(number) for number in numbers]
         shape = (fixed(len(numbers)),) if attribute.name.endswith("s") else ()
         return Value(shape, content=tuple(dim for dim in content if dim is not None) if None not in content else None)
 
@@ -208,11 +208,15 @@ class _Walk:
         if any(attribute.ref_attr_name for node in function.node for attribute in node.attribute) and len(proto.attribute):
             unknown("a function with attributes is not looked into")
         inner = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
+        self._run_apart(function.node, inner, depth)
+        return [self._look_up(inner, name) for name in function.output]
+
+    def _run_apart(self, nodes: Iterable[Any], scope: dict[str, Value], depth: int) -> None:
+        """Follow the operators of an inner graph: what it names has other lengths in another graph, call or turn."""
         self._calls += 1
         before, self._path = self._path, f"{self._calls}:"
-        self.run_nodes(function.node, inner, depth + 1)
+        self.run_nodes(nodes, scope, depth + 1)
         self._path = before
-        return [self._look_up(inner, name) for name in function.output]
 
 
 def _check_meeting(inputs: Sequence[Value | None]) -> None:
@@ -250,7 +254,15 @@ def _count(values: Sequence[Value], op: str, inputs: Sequence[Value | None]) -> 
         for index, value in enumerate(inputs)
         if value is not None and (index != shape or value.content is None)
     )
-    return [value._replace(is_counted=True) if is_counted and value.content is None else value for value in values]
+    return [
+        value._replace(is_counted=True) if value.content is None and (is_counted or _is_long(value)) else value
+        for value in values
+    ]
+
+
+def _is_long(value: Value) -> bool:
+    """True for what is the same for each row, but as long as there are rows: a sum of it is not."""
+    return not value.is_rows and any(dim.is_tainted for dim in value.shape or ())
 
 
 def _domain(name: str) -> str:

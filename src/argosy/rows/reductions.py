@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from argosy.rows.arithmetic import compute_all
 from argosy.rows.dims import ONE, Dim, fixed, product
 from argosy.rows.moves import place_axis
 from argosy.rows.values import Node, Value, broadcast, handles, mixed, rows_of, unknown
@@ -33,8 +34,8 @@ def _reduce(node: Node) -> Value:
     gone = {place_axis(axis, value.rank) for axis in axes}
     _refuse_rows(value, axes, "it takes all rows together")
     content: tuple[Dim, ...] | None = None
-    if node.op == "ReduceProd" and value.rank == 1 and value.content is not None:
-        content = (product(value.content),)
+    if node.op == "ReduceProd" and value.rank == 1 and value.content:
+        content = compute_all("Mul", value.content)
     if node.get("keepdims", 1):
         shape = tuple(ONE if axis in gone else dim for axis, dim in enumerate(value.shape))
         return rows_of(value, shape, value.axis)._replace(content=content)

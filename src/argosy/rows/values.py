@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from argosy.rows.dims import ONE, Dim, combine, fixed, named
+from argosy.rows.dims import ONE, ROWS, Dim, combine, fixed, named
 
 __all__ = [
     "HANDLERS",
@@ -164,8 +164,11 @@ class Node:
         return value.integers
 
     def fresh(self, output: int, axis: int) -> Dim:
-        """A name for the length of an axis that is not computed."""
-        return named(f"{self.outputs[output] if output < len(self.outputs) else output}.{axis}")
+        """A name for the length of an axis that is not computed: it may depend on whatever an input depends on."""
+        name = self.outputs[output] if output < len(self.outputs) and self.outputs[output] else f"{self.outputs[:1]}{output}"
+        found = named(f"{name}.{axis}")
+        is_counted = any(value is not None and value.depends_on_count for value in self.inputs)
+        return combine("fresh", found, named(ROWS)) if is_counted else found
 
     def the_rows(self, *indexes: int) -> Value | None:
         """The one input of these that depends on rows; None where none does.

@@ -3,6 +3,7 @@
 run.py         a program of the user's; the place to start
 study.py       ask and tell; space.py: what may be chosen
 methods.py     how the next trial is chosen; linear.py: by a linear programme; stopping.py: when one is stopped
+population.py  how a population goes on, from the weights of its best
 record.py      what is known of trials: front, best, hypervolume; importance.py
 journal.py     where a study is kept; book.py: its trials, as Optuna has them
 runner.py      trials of a program; crew.py: in processes of their own; child.py: such a process

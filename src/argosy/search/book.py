@@ -85,6 +85,10 @@ class Book:
         if not any(dict(point) == known for known in (*queued, *(record.parameters for record in self.list_records()))):
             self.study.enqueue_trial(dict(point))
 
+    def enqueue_child(self, point: Mapping[str, Value], parent: int) -> None:
+        """Have a point asked next that goes on from the weights of a trial, whatever was asked before."""
+        self.study.enqueue_trial(dict(point), user_attrs={"parent": parent})
+
     def begin(self) -> Record:
         """Begin the trial that waits longest, or a new one."""
         waiting = self.list_waiting()
@@ -151,9 +155,10 @@ class Book:
         return self._note_double(number)
 
     def _note_double(self, number: int) -> Record:
-        """Keep which earlier trial has the same parameters, if one has."""
+        """Keep which earlier trial has the same parameters, from the same weights on, if one has."""
         own = self.get(number)
-        same = [one.number for one in self.list_records() if one.number < number and one.parameters == own.parameters]
+        earlier = [one for one in self.list_records() if one.number < number]
+        same = [one.number for one in earlier if (one.parameters, one.parent) == (own.parameters, own.parent)]
         if same and own.same_as is None:
             self._storage.set_trial_user_attr(self._find_id(number), "same_as", same[0])
         return self.get(number)
@@ -172,6 +177,7 @@ class Book:
             reason=told.get("reason", ""),
             attempts=attrs.get("attempts", 1),
             same_as=attrs.get("same_as"),
+            parent=attrs.get("parent"),
             notes=told.get("notes", {}),
             seconds=(end - start).total_seconds() if _is_over(trial) and start and end else None,
         )

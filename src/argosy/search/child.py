@@ -21,6 +21,7 @@ from typing import Any, Final, TextIO, cast
 
 from argosy.errors import ArgosyError, InputError
 from argosy.store.local import Store
+from argosy.train.checkpoint import Checkpoints
 from argosy.train.program import call_program, check_parameters, find_function
 from argosy.train.result import Epoch, TrainResult
 from argosy.train.run import train
@@ -91,7 +92,7 @@ def _run(pipe: _Pipe, target: str, function: Callable[..., Any], trial: dict[str
         is_stopped = bool(pipe.listen()["stop"])
         return is_stopped or is_ended
 
-    result = train(arguments.pop("model"), arguments.pop("data"), on_epoch=tell, **arguments)
+    result = _train({**arguments, "on_epoch": tell}, trial["interval"], trial["parameters"])
     if is_stopped:
         pipe.say("stopped", epochs=len(result.history), steps=result.num_steps)
         return
@@ -99,6 +100,27 @@ def _run(pipe: _Pipe, target: str, function: Callable[..., Any], trial: dict[str
     result.publish(CANDIDATE, Store(trial["home"]))
     seconds = sum(epoch.duration_s for epoch in result.history)
     pipe.say("done", score=score, epochs=len(result.history), steps=result.num_steps, train_s=seconds)
+
+
+def _train(arguments: dict[str, Any], interval: dict[str, Any] | None, parameters: dict[str, Any]) -> TrainResult:
+    """Train to the end, or an interval of a population: then the search says how long, and keeps the state.
+
+    Raises:
+        InputError: `trial_refused`, the weights that it is to go on from are not there, or are those of another model.
+    """
+    if interval is None:
+        return train(arguments.pop("model"), arguments.pop("data"), **arguments)
+    arguments |= {"epochs": interval["epochs"], "tolerance": None, "patience": None, "resume": False}
+    arguments["checkpoints"] = Checkpoints(folder=interval["folder"], every_s=None, keep=1, parent=interval["parent_folder"])
+    try:
+        return train(arguments.pop("model"), arguments.pop("data"), **arguments)
+    except InputError as error:
+        if error.key != "bad_checkpoint":
+            raise
+        shown = ", ".join(f"{name}={value}" for name, value in parameters.items())
+        detail = f"trial {interval['parent']} left no weights that go on with {shown}: {error.message}"
+        detail += "; population-based training is for parameters that leave a model's layers as they are"
+        raise InputError("trial_refused", detail=detail) from error
 
 
 def _read_metric(epoch: Epoch, metric: str) -> float:

@@ -12,7 +12,7 @@ from argosy.frameworks.base import import_extra
 from argosy.search.linear import LinearPlan, Scores
 from argosy.search.record import Record
 from argosy.search.space import Space, Value
-from argosy.search.stopping import Rule, is_below_median, is_below_third, is_out_of_rung
+from argosy.search.stopping import Rule, is_below_median, is_below_third, is_never, is_out_of_rung
 
 __all__ = ["METHODS", "Plan", "get_rule", "make_plan", "make_sampler"]
 
@@ -23,6 +23,7 @@ METHODS: Final = {
     "genetic": "NSGA-II: the fittest are crossed and changed, generation by generation",
     "hyperband": "tpe, and most trials are stopped at steps 1, 3, 9, ...",
     "gradient": "a linear programme over scores that are given",
+    "pbt": "population-based training: in each generation the worst go on from the weights of the best, with other parameters",
 }
 """With what each is."""
 
@@ -101,4 +102,4 @@ def make_sampler(method: str, seed: int, number: int, name: str = "") -> Any:
 
 def get_rule(method: str) -> Rule:
     """Give when a trial of a method is stopped early."""
-    return {"hyperband": is_out_of_rung, "tpe": is_below_third}.get(method, is_below_median)
+    return {"hyperband": is_out_of_rung, "tpe": is_below_third, "pbt": is_never}.get(method, is_below_median)

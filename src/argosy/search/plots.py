@@ -46,16 +46,24 @@ def draw_history(result: SearchResult) -> str:
 def draw_curves(result: SearchResult) -> str:
     """Draw what each trial reported step by step; "" where none reported twice."""
     label, scale = _name_axis(result.metric)
-    records = [record for record in result.trials if len(record.steps) > 1 or (record.steps and record.state == "stopped")]
-    if not any(len(record.steps) > 1 for record in records):
+    curves = {record.number: record.steps for record in result.trials}
+    # What goes on from another's weights begins where that was.
+    curves |= {
+        record.number: dict(list(curves[record.parent].items())[-1:]) | record.steps
+        for record in result.trials
+        if record.parent is not None and record.steps
+    }
+    records = [one for one in result.trials if len(curves[one.number]) > 1 or (one.steps and one.state == "stopped")]
+    if not any(len(curves[record.number]) > 1 for record in records):
         return ""
+    way = {record.number for record in result.schedule}
     with open_style():
         figure = new_figure(9.0, 3.4)
         axes = figure.add_subplot()
         for record in records:
-            is_best = result.best is not None and record.number == result.best.number
+            is_best = record.number in way
             color, alpha = (SECOND, 1.0) if is_best else (FIRST, 0.45)
-            points = list(record.steps), [value * scale for value in record.steps.values()]
+            points = list(curves[record.number]), [value * scale for value in curves[record.number].values()]
             axes.plot(*points, color=color, alpha=alpha, linewidth=2.0 if is_best else 1.2, zorder=3 if is_best else 2)
             if record.state == "stopped":
                 axes.plot(points[0][-1:], points[1][-1:], marker="x", color=color, alpha=0.8)

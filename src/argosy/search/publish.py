@@ -7,7 +7,7 @@ from typing import Any
 
 from argosy.bench.artifact import open_version
 from argosy.search.child import CANDIDATE
-from argosy.search.record import Record
+from argosy.search.record import Record, list_ancestry
 from argosy.search.runner import find_home_of
 from argosy.search.study import Study
 from argosy.store.local import Store
@@ -34,7 +34,10 @@ def publish_best(study: Study, best: Record, store: Store, about: Mapping[str, A
     kept = Store(find_home_of(study, best.number))
     candidate = kept.get_version(CANDIDATE)
     manifest, artifact = candidate.manifest, open_version(kept, candidate)
-    found = {"num_trials": len(study.trials), "journal": study.digest}
+    found: dict[str, Any] = {"num_trials": len(study.trials), "journal": study.digest}
+    way = list_ancestry(study.trials, best)
+    if len(way) > 1:
+        found["schedule"] = [{"epochs": max(one.steps, default=0), "parameters": one.parameters} for one in way]
     units = {"latency": "latency_s", "throughput": "rows_per_s", "memory": "memory_bytes", "size": "size_bytes"}
     measured = {units.get(name, f"validation_{name}"): value for name, value in best.values.items()}
     return store.publish(

@@ -9,7 +9,16 @@ from typing import Any, Literal
 from argosy.errors import InputError, list_choices
 from argosy.search.space import Value
 
-__all__ = ["Direction", "Record", "check_objectives", "choose_best", "find_front", "measure_hypervolume", "measure_violation"]
+__all__ = [
+    "Direction",
+    "Record",
+    "check_objectives",
+    "choose_best",
+    "find_front",
+    "list_ancestry",
+    "measure_hypervolume",
+    "measure_violation",
+]
 
 Direction = Literal["minimize", "maximize"]
 State = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -36,7 +45,9 @@ class Record:
     attempts: int = 1
     """More than 1: so often a process began it that was killed before it was told."""
     same_as: int | None = None
-    """An earlier trial that has the same parameters."""
+    """An earlier trial that has the same parameters, and goes on from the same weights."""
+    parent: int | None = None
+    """The trial of a population from whose weights it goes on; None: it begins anew."""
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
     """Whatever else was told of it."""
     seconds: float | None = None
@@ -60,6 +71,7 @@ class Record:
             "reason": self.reason,
             "attempts": self.attempts,
             "same_as": self.same_as,
+            "parent": self.parent,
             "notes": self.notes,
             "seconds": self.seconds,
         }
@@ -94,7 +106,7 @@ def measure_violation(values: Mapping[str, float], guard: Mapping[str, float], o
 def find_front(records: Sequence[Record], objectives: Mapping[str, Direction]) -> list[Record]:
     """Give those that hold the guard and that no other is as good as in everything and better in something.
 
-    Of trials with the same parameters the first that holds it; by the first objective, the best first.
+    Of trials that are the same the first that holds it; by the first objective, the best first.
     """
     valid = _list_distinct([record for record in records if record.is_valid])
     costs = {record.number: _cost(record, objectives) for record in valid}
@@ -147,11 +159,20 @@ def measure_hypervolume(records: Sequence[Record], objectives: Mapping[str, Dire
     return _measure_volume(inside, point)
 
 
+def list_ancestry(records: Sequence[Record], record: Record) -> list[Record]:
+    """Give the trials that led to one, itself the last: each goes on from the weights of the one before it."""
+    known = {one.number: one for one in records}
+    way = [record]
+    while way[0].parent is not None:
+        way.insert(0, known[way[0].parent])
+    return way
+
+
 def _list_distinct(records: Sequence[Record]) -> list[Record]:
-    """Give of the same parameters the first."""
-    found: dict[tuple[Value, ...], Record] = {}
+    """Give of those with the same parameters, from the same weights on, the first."""
+    found: dict[tuple[Value | None, ...], Record] = {}
     for record in records:
-        found.setdefault(tuple(record.parameters.values()), record)
+        found.setdefault((record.parent, *record.parameters.values()), record)
     return list(found.values())
 
 

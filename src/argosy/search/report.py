@@ -11,7 +11,7 @@ from argosy.search.record import Record
 from argosy.search.result import SearchResult
 from argosy.train.report import Section, write_page
 
-__all__ = ["format_objective", "tabulate_trials", "write_report"]
+__all__ = ["format_objective", "format_schedule", "tabulate_trials", "write_report"]
 
 _SCALES: Final = {"size": ("kB", 1e-3), "latency": ("us", 1e6), "throughput": ("rows/s", 1.0), "memory": ("MB", 1e-6)}
 _MAX_REASON: Final = 80
@@ -20,14 +20,17 @@ _MAX_REASON: Final = 80
 def tabulate_trials(result: SearchResult) -> list[tuple[str, ...]]:
     """Give a row for each trial, the header first: its parameters, its values, and what became of it."""
     heads = [f"{name} ({_SCALES[name][0]})" if name in _SCALES else name for name in result.objectives]
-    rows: list[tuple[str, ...]] = [("trial", *result.space, *heads, "epochs", "")]
+    is_population = result.method == "pbt"
+    rows: list[tuple[str, ...]] = [("trial", *(["from"] if is_population else []), *result.space, *heads, "epochs", "")]
     front = {record.number for record in result.front}
     for record in result.trials:
         parameters = [_format_value(record.parameters.get(name, "")) for name in result.space]
         values = [
             format_objective(name, record.values[name], with_unit=False) if record.values else "" for name in result.objectives
         ]
-        rows.append((str(record.number), *parameters, *values, str(len(record.steps) or ""), _tell(record, result, front)))
+        origin = ["" if record.parent is None else str(record.parent)] if is_population else []
+        epochs = str(len(record.steps) or "")
+        rows.append((str(record.number), *origin, *parameters, *values, epochs, _tell(record, result, front)))
     return rows
 
 
@@ -35,6 +38,19 @@ def format_objective(name: str, value: float, *, with_unit: bool = True) -> str:
     """Give a value for a reader."""
     unit, scale = _SCALES.get(name, ("", 1.0))
     return f"{value * scale:.4g}{f' {unit}' if unit and with_unit else ''}"
+
+
+def format_schedule(result: SearchResult) -> str:
+    """Give the parameters of the best trial and of those that led to it, by epochs, in one line."""
+    parts: list[tuple[int, int, str]] = []
+    for record in result.schedule:
+        text = ", ".join(f"{name} {_format_value(value)}" for name, value in record.parameters.items())
+        first, last = min(record.steps, default=0), max(record.steps, default=0)
+        if parts and parts[-1][2] == text:
+            first = parts.pop()[0]
+        parts.append((first, last, text))
+    words = [f"epoch {first}" if first == last else f"epochs {first} to {last}" for first, last, _ in parts]
+    return "; ".join(f"{when}: {text}" for when, (_, _, text) in zip(words, parts, strict=True))
 
 
 def write_report(file: OutputFile | Path | str, result: SearchResult) -> None:
@@ -71,9 +87,11 @@ def write_report(file: OutputFile | Path | str, result: SearchResult) -> None:
             draw_importance(result),
         ),
     ]
+    if len(result.schedule) > 1:
+        lead += f" Its schedule: {format_schedule(result)}."
     sections = [Section(title=title, text=text, drawing=drawing) for title, text, drawing in figures if drawing]
     table = tabulate_trials(result)
-    sections.append(Section(title="Trials", table=table, num_text_columns=1 + len(result.space)))
+    sections.append(Section(title="Trials", table=table, num_text_columns=len(table[0]) - len(result.objectives) - 2))
     write_page(file, title=f"Search of {result.name}", lead=lead, sections=sections)
 
 

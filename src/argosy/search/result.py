@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from argosy.search.record import Direction, Record
+from argosy.search.record import Direction, Record, list_ancestry
 from argosy.search.space import Space
 from argosy.store.manifest import Version
 
@@ -45,6 +45,11 @@ class SearchResult:
         """What is measured after each epoch."""
         return next(iter(self.objectives))
 
+    @property
+    def schedule(self) -> tuple[Record, ...]:
+        """The trials that led to the best one, each going on from the one before: more than one of a population alone."""
+        return () if self.best is None else tuple(list_ancestry(self.trials, self.best))
+
     def count(self, state: str) -> int:
         """Give how many trials are in a state: `done`, `stopped`, `failed`."""
         return sum(1 for record in self.trials if record.state == state)
@@ -58,6 +63,7 @@ class SearchResult:
             "method": self.method,
             "guard": self.guard,
             "best": None if self.best is None else self.best.describe(),
+            "schedule": [record.number for record in self.schedule],
             "front": [record.number for record in self.front],
             "importance": self.importance,
             "trials": [record.describe() for record in self.trials],

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from argosy.errors import ConflictError, InputError
 from argosy.optim.schedules import check_count, check_number
@@ -17,6 +17,7 @@ from argosy.output_file import OutputFile
 from argosy.search.crew import Crew
 from argosy.search.journal import digest_file, empty_folder
 from argosy.search.measure import COSTS, TIMED
+from argosy.search.population import make_population
 from argosy.search.publish import publish_best
 from argosy.search.record import Direction, Record
 from argosy.search.result import SearchResult
@@ -29,18 +30,24 @@ from argosy.train.program import is_program
 
 __all__ = ["choose_objectives", "search"]
 
+_TRIALS: Final = 20
+_GENERATIONS: Final = 10
+"""Of a population."""
+
 
 def search(
     program: str | Callable[..., Any],
     space: Space | Mapping[str, object],
     *,
-    trials: int = 20,
+    trials: int | None = None,
     method: str = "tpe",
     metric: str = "accuracy",
     objectives: Sequence[str] | Mapping[str, str] = (),
     guard: Mapping[str, float] = {},
     name: str | None = None,
     epochs: int | None = None,
+    population: int | None = None,
+    interval: int | None = None,
     seed: int = 0,
     jobs: int = 1,
     max_s: float | None = None,
@@ -61,7 +68,7 @@ def search(
             gives what `argosy train FILE.py:FUNCTION` takes: `model`, `data` with validation rows, and any other argument of
             `argosy.train`.
         space: what may be chosen, as `Space` takes it.
-        trials: that the search has when it ends, with those of earlier calls.
+        trials: that the search has when it ends, with those of earlier calls; default: 20, and of `pbt` ten for each member.
         method: a name of `METHODS`, but not `gradient`.
         metric: what is measured on the validation rows after each epoch: `loss`, or a metric of the program. By it bad trials are
             stopped early; it is the first objective.
@@ -69,7 +76,9 @@ def search(
             mapping says `minimize` or `maximize`, which a metric of the program's own needs.
         guard: bounds by objective: at least, of one to maximize, at most, of one to minimize. Only what holds them is published.
         name: of the model, and of the search; default: the function's.
-        epochs: of each trial, instead of the program's own.
+        epochs: of each trial, instead of the program's own. Not for `pbt`.
+        population: members of `pbt`, default 8: so many trials are a generation.
+        interval: epochs of a trial of `pbt`, default 1: it goes on from the weights of an earlier one.
         seed: of the method. The program has its own.
         jobs: trials at a time. Timings are measured alone, once all that run have ended.
         max_s: seconds after which no new trial is begun; None: no limit.
@@ -87,7 +96,7 @@ def search(
         StoreError: `disk_full`, `write_failed`.
     """
     started = time.monotonic()
-    check_count("trials", trials)
+    interval = _check_interval(method, epochs, interval)
     check_count("jobs", jobs)
     for option, limit in (("max_s", max_s), ("max_trial_s", max_trial_s)):
         if limit is not None:
@@ -99,18 +108,23 @@ def search(
         raise InputError("method_unfit", method=method, detail=detail)
     given = space if isinstance(space, Space) else Space(space)
     directions = choose_objectives(metric, objectives)
+    members = make_population(method, given, population, seed, metric, is_minimized=directions[metric] == "minimize")
+    if trials is None:
+        trials = _TRIALS if members is None else _GENERATIONS * members.size
+    check_count("trials", trials)
     store = store or Store()
     target = _find_target(program)
     page = OutputFile(report) if isinstance(report, Path | str) else report
-    plan = Plan(target, metric, {} if epochs is None else {"epochs": epochs}, trials, jobs, max_s, max_trial_s)
+    plan = Plan(target, metric, {} if epochs is None else {"epochs": epochs}, trials, jobs, max_s, max_trial_s, interval)
     about = {"program": _describe_program(target), "options": plan.options}
+    about |= {} if interval is None else {"interval": interval}
     with tempfile.TemporaryDirectory(prefix="argosy-search-") as logs:
         first = check_program(target, list(given), Path(logs))
         with Crew() as crew:
             crew.add(first)
             study = Study(
                 given, directions, method=method, guard=guard, name=name or target.rpartition(":")[2], home=store.home, seed=seed,
-                about=about, restart=restart,
+                population=population, about=about, restart=restart,
             )  # fmt: skip
             with study:
                 assert study.folder is not None
@@ -159,6 +173,18 @@ def choose_objectives(metric: str, objectives: Sequence[str] | Mapping[str, str]
     if metric in COSTS:
         raise InputError("bad_option", option="metric", got=metric, expected="loss, or a metric that the program measures")
     return found
+
+
+def _check_interval(method: str, epochs: int | None, interval: int | None) -> int | None:
+    """Give the epochs of a trial of a population, None for other methods."""
+    if method != "pbt":
+        if interval is not None:
+            raise InputError("bad_option", option="interval", got=interval, expected=f"None with the method {method}")
+        return None
+    if epochs is not None:
+        raise InputError("bad_option", option="epochs", got=epochs, expected="None with the method pbt: `interval` says how many")
+    check_count("interval", interval := 1 if interval is None else interval)
+    return interval
 
 
 def _describe(study: Study, seconds: float) -> SearchResult:

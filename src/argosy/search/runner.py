@@ -37,6 +37,8 @@ class Plan:
     jobs: int
     max_s: float | None
     max_trial_s: float | None
+    interval: int | None = None
+    """Epochs after which a trial of a population ends; None: trials end by themselves."""
 
 
 def check_program(target: str, names: list[str], logs: Path) -> Worker:
@@ -112,6 +114,8 @@ class Runner:
             try:
                 trial = self._study.ask()
             except ConflictError as error:
+                if error.key == "search_waits":
+                    return
                 self._is_over = True
                 self._say(error.message)
                 return
@@ -146,7 +150,21 @@ class Runner:
 
     def _send(self, worker: Worker, trial: Trial) -> None:
         home = find_home_of(self._study, trial.number)
-        worker.say(parameters=trial.parameters, options=self._plan.options, metric=self._plan.metric, home=str(home))
+        told = {"parameters": trial.parameters, "options": self._plan.options, "metric": self._plan.metric, "home": str(home)}
+        worker.say(**told, interval=self._plan.interval and self._describe_interval(trial, self._plan.interval))
+
+    def _describe_interval(self, trial: Trial, interval: int) -> dict[str, Any]:
+        """Say where a trial of a population goes on, and how far."""
+        record = next((one for one in self._study.trials if one.number == trial.parent), None)
+        return {
+            "folder": str(self._find_checkpoint(trial.number)),
+            "parent": trial.parent,
+            "parent_folder": None if record is None else str(self._find_checkpoint(record.number)),
+            "epochs": interval + max(() if record is None else record.steps, default=0),
+        }
+
+    def _find_checkpoint(self, number: int) -> Path:
+        return self._folder / f"{number:05d}" / "checkpoint"
 
     def _take(self, worker: Worker, said: dict[str, Any]) -> None:
         if worker not in self._trials:  # The first one, which nobody needed.
@@ -229,11 +247,15 @@ class Runner:
         self._show(self._study.fail(trial, reason))
 
     def _sweep(self) -> None:
-        """Remove the models of trials that are not on the front any more."""
-        front = {record.number for record in self._study.front()}
+        """Remove the models of trials that are not on the front any more, and weights from which no other will go on."""
+        front, parents = {record.number for record in self._study.front()}, self._study.list_parents()
         for record in self._study.trials:
             if record.state == "done" and record.number not in front:
-                shutil.rmtree(self._folder / f"{record.number:05d}", ignore_errors=True)
+                shutil.rmtree(find_home_of(self._study, record.number), ignore_errors=True)
+            if record.state == "done" and record.number not in parents:
+                shutil.rmtree(self._find_checkpoint(record.number), ignore_errors=True)
+                if record.number not in front:
+                    shutil.rmtree(self._folder / f"{record.number:05d}", ignore_errors=True)
 
     def _show(self, record: Record) -> None:
         if record.state == "done":

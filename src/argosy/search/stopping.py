@@ -8,7 +8,7 @@ from typing import Final
 
 from argosy.search.record import Record
 
-__all__ = ["Rule", "is_below_median", "is_below_third", "is_out_of_rung"]
+__all__ = ["Rule", "is_below_median", "is_below_third", "is_never", "is_out_of_rung"]
 
 Rule = Callable[[int, Mapping[int, float], Sequence[Record]], str]
 """From a trial's number, its reports by step (the less the better) and the other trials to the reason to stop it, "" for none."""
@@ -21,6 +21,11 @@ _REDUCTION: Final = 3
 """Of trials that reach a rung, one in so many goes on; rungs are so many times farther apart each."""
 _BRACKETS: Final = (0, 0, 1, 0, 0, 2)
 """Of trials in turn: two thirds may be stopped from the first step on, a sixth from the third, a sixth from the ninth."""
+
+
+def is_never(number: int, steps: Mapping[int, float], others: Sequence[Record]) -> str:
+    """Stop none: of a population the bad ones are replaced."""
+    return ""
 
 
 def is_below_median(number: int, steps: Mapping[int, float], others: Sequence[Record]) -> str:

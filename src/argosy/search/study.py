@@ -19,6 +19,7 @@ from argosy.search.importance import measure_importance
 from argosy.search.journal import JOURNAL_FILE, digest_file, find_folder, hold_folder
 from argosy.search.linear import Scores
 from argosy.search.methods import Plan, get_rule, make_plan
+from argosy.search.population import make_population
 from argosy.search.record import (
     Record,
     check_objectives,
@@ -47,7 +48,9 @@ class Trial:
     attempt: int = 1
     """More than 1: an earlier process was killed before it told what came of it."""
     same_as: int | None = None
-    """An earlier trial with the same parameters, whose values may be told again."""
+    """An earlier trial with the same parameters (and parent), whose values may be told again."""
+    parent: int | None = None
+    """The trial from whose weights it is to go on, by the method `pbt`; None: it begins anew."""
 
     def report(self, step: int, value: float) -> None:
         """Say how far it has come: the watched objective after a step, which grows from report to report."""
@@ -72,6 +75,7 @@ class Study:
         watch: the objective that is reported step by step; default: the first.
         scores: of each option, for the method `gradient`.
         plan: chooses the points of the method `gradient` by itself, instead of a linear programme over scores.
+        population: members of the method `pbt`, default 8.
         about: what else must be the same to go on with a search; JSON data.
         restart: forget the search of this name.
 
@@ -95,6 +99,7 @@ class Study:
         watch: str | None = None,
         scores: Scores | None = None,
         plan: Plan | None = None,
+        population: int | None = None,
         about: Mapping[str, object] = {},
         restart: bool = False,
     ) -> None:
@@ -107,6 +112,8 @@ class Study:
         if self.watch not in self.objectives:
             raise InputError("bad_option", option="watch", got=watch, expected="one of the objectives")
         self._plan = make_plan(method, self.space, scores, plan)
+        is_minimized = self.objectives[self.watch] == "minimize"
+        self._population = make_population(method, self.space, population, seed, self.watch, is_minimized=is_minimized)
         if name is not None and not _NAME.fullmatch(name):
             raise InputError("bad_name", kind="search", got=name)
         self.name = name or "in memory"
@@ -154,20 +161,17 @@ class Study:
         """Give what to try next: first what an earlier process had begun when it was killed, then what was enqueued.
 
         Raises:
-            ConflictError: `search_over`, a grid or a linear programme has nothing left; `search_closed`.
+            ConflictError: `search_over`, a grid or a linear programme has nothing left, or no member of a population is;
+                `search_waits`, trials of a population must be told first; `search_closed`.
         """
         with self._lock:
             self._check_open()
             begun = [number for number in self._book.list_running() if number not in self._asked]
-            if not begun and self._plan is not None and not self._book.list_waiting():
-                point = self._plan.choose(self.trials)
-                if point is None:
-                    detail = f"{self.method} gives no more than {len(self.trials)} points"
-                    raise ConflictError("search_over", name=self.name, detail=detail)
-                self._book.enqueue(point)
+            if not begun and not self._book.list_waiting():
+                self._plan_next()
             record = self._book.begin_again(begun[0]) if begun else self._book.begin()
             self._asked[record.number] = -1
-            return Trial(self, record.number, record.parameters, record.attempts, record.same_as)
+            return Trial(self, record.number, record.parameters, record.attempts, record.same_as, record.parent)
 
     def enqueue(self, parameters: Mapping[str, Value]) -> None:
         """Have a point tried next, such as what is used today; not a second time.
@@ -308,7 +312,28 @@ class Study:
             "guard": self.guard,
             "seed": self.seed,
             "watch": self.watch,
+            **({} if self._population is None else {"population": self._population.size}),
         }
+
+    def list_parents(self) -> set[int]:
+        """Give the numbers of the trials from whose weights others may go on; none but by the method `pbt`."""
+        with self._lock:
+            return set() if self._population is None else set(self._population.list_parents(len(self._book)))
+
+    def _plan_next(self) -> None:
+        """Enqueue the next point, where no sampler gives it."""
+        if self._plan is not None:
+            point = self._plan.choose(self.trials)
+            if point is None:
+                detail = f"{self.method} gives no more than {len(self.trials)} points"
+                raise ConflictError("search_over", name=self.name, detail=detail)
+            self._book.enqueue(point)
+        elif self._population is not None and len(self._book) >= self._population.size:
+            child = self._population.choose(self.trials, len(self._book))
+            if child is None:
+                detail = f"all {self._population.size} members of the last generation failed"
+                raise ConflictError("search_over", name=self.name, detail=detail)
+            self._book.enqueue_child(*child)
 
     def _may_stop(self, record: Record, last: int) -> bool:
         """Say whether what was watched can tell that a trial is bad.

@@ -22,7 +22,17 @@ from typing import BinaryIO, Final
 from argosy.errors import InputError, StoreError
 from argosy.store.manifest import FILE_PATH, Descriptor, ImageManifest
 from argosy.store.staging import Staged, StagedBlob, check_file_name, copy_hashed, digest_of_temp
-from argosy.store.temporary import explain_write, fsync_folder, hold_lock, link_file, list_dead, remove, temp_folder
+from argosy.store.temporary import (
+    WRITE_KEYS,
+    explain_write,
+    find_private_folder,
+    fsync_folder,
+    hold_lock,
+    link_file,
+    list_dead,
+    remove,
+    temp_folder,
+)
 
 __all__ = ["Blobs", "list_files"]
 
@@ -187,13 +197,24 @@ class Blobs:
     def unpack(self, digest: str, image: ImageManifest, what: str) -> Path:
         """Give a folder with the version's files under their own names, each just verified.
 
+        Where the layout cannot be written, as on a disk that is read-only, they are copies among this user's temporary files.
+
         Raises:
-            StoreError: `missing_blob`, `corrupt_blob`, `bad_manifest`, `no_hard_links`, `disk_full`.
+            StoreError: `missing_blob`, `corrupt_blob`, `bad_manifest`, `no_hard_links`, `unpack_failed`.
         """
         inodes = self.verify(image, what)
         folder = self._unpacked / self._path(digest).name
         if _holds(folder, inodes):
             return folder
+        try:
+            return self._link_out(digest, image, inodes, what)
+        except StoreError as error:
+            if error.key not in WRITE_KEYS:
+                raise
+            return self._copy_elsewhere(digest, image, what, error)
+
+    def _link_out(self, digest: str, image: ImageManifest, inodes: Mapping[str, _Inode], what: str) -> Path:
+        folder = self._unpacked / self._path(digest).name
         with self.lock(), temp_folder(self._unpacked) as temp, temp_folder(self._unpacked) as trash:
             if _holds(folder, inodes):
                 return folder  # another process was faster
@@ -204,12 +225,29 @@ class Blobs:
                     link_file(self._path(layer.digest), target)
                 if not _holds(temp, inodes):
                     raise StoreError("corrupt_blob", digest=digest, what=what, got="another one, a moment after it was checked")
-                if folder.exists():
-                    # Not what it should be, or of a blob that was replaced since. Who has its files open keeps them.
-                    folder.rename(trash / "old")
-                temp.rename(folder)
+                _replace_folder(folder, temp, trash)
             except OSError as error:
                 raise explain_write(folder, error) from error
+        return folder
+
+    def _copy_elsewhere(self, digest: str, image: ImageManifest, what: str, fault: StoreError) -> Path:
+        """Have copies where the layout takes nothing. They stay, for workers that start later, and are checked each time."""
+        place = "the folder of temporary files"
+        try:
+            place = find_private_folder()
+            folder = place / self._path(digest).name
+            with hold_lock(place / "lock"):
+                for path in list_dead(place):
+                    remove(path)
+                if not _has_copies(folder, list_files(image, what)):
+                    with temp_folder(place) as temp, temp_folder(place) as trash:
+                        self.copy_out(image, temp, what)
+                        _replace_folder(folder, temp, trash)
+        except (StoreError, OSError) as error:
+            if isinstance(error, StoreError) and error.key not in WRITE_KEYS:
+                raise
+            detail = error.message if isinstance(error, StoreError) else error.strerror or error
+            raise StoreError("unpack_failed", what=what, fault=fault.message, place=place, detail=detail) from error
         return folder
 
     def copy_out(self, image: ImageManifest, folder: Path, what: str) -> None:
@@ -295,6 +333,26 @@ def list_files(image: ImageManifest, what: str) -> dict[str, Descriptor]:
             raise StoreError("bad_manifest", what=what, detail=f"two layers are called {name!r}")
         files[name] = layer
     return files
+
+
+def _replace_folder(folder: Path, new: Path, trash: Path) -> None:
+    """Give a folder its name. Who has files of the old one open keeps them."""
+    if folder.exists():
+        # Not what it should be, or of a blob that was replaced since.
+        folder.rename(trash / "old")
+    new.rename(folder)
+
+
+def _has_copies(folder: Path, files: Mapping[str, Descriptor]) -> bool:
+    """Say whether each file in the folder has the content that it should have."""
+    for name, layer in files.items():
+        try:
+            with (folder / name).open("rb", buffering=0) as file:
+                if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != layer.digest:
+                    return False
+        except OSError:
+            return False
+    return True
 
 
 def _holds(folder: Path, inodes: Mapping[str, _Inode]) -> bool:

@@ -344,9 +344,10 @@ class Store:
 
         The files are hard links to the store's blobs: read-only, and the same for everybody. `copy_artifact`
         gives files to change, or for programs that refuse files with several names (`onnx.load` does).
+        Where the store cannot be written and has not unpacked the version, they are copies in a folder of temporary files.
 
         Raises:
-            StoreError: `corrupt_blob`, `missing_blob`, `bad_manifest`; `disk_full`, `no_hard_links`.
+            StoreError: `corrupt_blob`, `missing_blob`, `bad_manifest`; `unpack_failed`, `no_hard_links`.
         """
         what = _describe(version)
         return self._blobs.unpack(version.digest, self._read_image(version), what)

@@ -11,6 +11,8 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ __all__ = [
     "PREFIX",
     "WRITE_KEYS",
     "explain_write",
+    "find_private_folder",
     "fsync_folder",
     "hold_lock",
     "link_file",
@@ -144,6 +147,24 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def find_private_folder() -> Path:
+    """The folder of this user's files where temporary files are (TMPDIR), made if need be; nobody else can write to it.
+
+    Raises:
+        StoreError: `disk_full`, `write_failed`; also where it is another user's.
+    """
+    user = os.geteuid()
+    folder = Path(tempfile.gettempdir()) / f"argosy-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+    except OSError as error:
+        raise explain_write(folder, error) from error
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != user or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StoreError("write_failed", what=folder, detail="other users may change what is there")
+    return folder
 
 
 @contextmanager

@@ -52,6 +52,9 @@ class Checkpoints:
     """Whichever is due first; None: only the other one, and the end of the run."""
     keep: int = 3
     """How many of the last ones stay, beside the best."""
+    parent: str | os.PathLike[str] | None = None
+    """The folder of another run of the same model, from whose newest checkpoint this one goes on, with options of its own; once
+    it has checkpoints itself, it goes on from these."""
 
     def __post_init__(self) -> None:
         _check_path("checkpoints.folder", self.folder)
@@ -60,6 +63,8 @@ class Checkpoints:
         if self.every_s is not None:
             check_number("checkpoints.every_s", self.every_s, "a number of seconds above 0, or None", lowest=0.0, is_open=True)
         check_count("checkpoints.keep", self.keep)
+        if self.parent is not None:
+            _check_path("checkpoints.parent", self.parent)
 
 
 class Keeper:
@@ -74,6 +79,8 @@ class Keeper:
         self._saved_step = 0
         self.latest: Path | None = None
         """What was written or read last."""
+        self.is_inherited = False
+        """Whether what was read is the parent's."""
 
     def is_due(self, step: int) -> bool:
         """Say whether the state after this step is to be kept."""
@@ -90,7 +97,7 @@ class Keeper:
         """
         self.latest = self._write(f"step-{step:09d}.npz", state, progress)
         self._saved_s, self._saved_step = time.monotonic(), step
-        for path in self._list()[: -self._plan.keep]:
+        for path in _list_steps(self._folder)[: -self._plan.keep]:
             path.unlink(missing_ok=True)
 
     def save_best(self, state: Arrays, progress: dict[str, Any]) -> None:
@@ -101,10 +108,10 @@ class Keeper:
         """Give the newest state that is whole, and its progress; None if there is none.
 
         Raises:
-            InputError: `bad_checkpoint`, it was made by another run, or all of them are damaged.
+            InputError: `bad_checkpoint`, it was made by another run, or all of them are damaged; or the parent has none.
         """
         damaged: InputError | None = None
-        for path in reversed(self._list()):
+        for path in reversed(_list_steps(self._folder)):
             try:
                 state, meta = read_checkpoint(path)
             except InputError as error:
@@ -117,26 +124,34 @@ class Keeper:
             return state, meta["progress"]
         if damaged is not None:
             raise damaged
-        return None
+        return None if self._plan.parent is None else self._load_parent(Path(self._plan.parent))
 
     def load_best(self) -> Arrays | None:
-        """Give the best state that was kept."""
+        """Give the best state that was kept, here or by the parent that was gone on from."""
         path = self._folder / _BEST
+        if self.is_inherited and not path.exists():
+            path = Path(self._plan.parent or self._folder) / _BEST
         return read_checkpoint(path)[0] if path.exists() else None
 
     @property
     def is_empty(self) -> bool:
         """Whether no run has left a checkpoint here."""
-        return not self._list()
+        return not _list_steps(self._folder)
 
     def clear(self) -> None:
         """Remove every checkpoint."""
-        for path in [*self._list(), self._folder / _BEST]:
+        for path in [*_list_steps(self._folder), self._folder / _BEST]:
             path.unlink(missing_ok=True)
 
-    def _list(self) -> list[Path]:
-        found = [(int(match[1]), path) for path in self._folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+    def _load_parent(self, folder: Path) -> tuple[Arrays, dict[str, Any]]:
+        """Give another run's newest state; whether it fits is for the step to say, as options may differ."""
+        found = _list_steps(folder) if folder.is_dir() else []
+        if not found:
+            raise InputError("bad_checkpoint", detail=f"{folder} holds none to go on from")
+        state, meta = read_checkpoint(found[-1])
+        self.is_inherited = True
+        self._saved_step = meta["progress"]["step"]
+        return state, meta["progress"]
 
     def _write(self, name: str, state: Arrays, progress: dict[str, Any]) -> Path:
         path = self._folder / name
@@ -198,6 +213,12 @@ def remove_checkpoints(folder: Path) -> None:
             path.unlink()
     with suppress(OSError):
         folder.rmdir()
+
+
+def _list_steps(folder: Path) -> list[Path]:
+    """Give the checkpoints of a folder, the oldest first."""
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def _is_checkpoint(name: str) -> bool:

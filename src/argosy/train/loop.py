@@ -23,6 +23,8 @@ from argosy.train.source import Source
 
 __all__ = ["Loop"]
 
+_WEIGHTS: Final = "weights/"
+"""Before the names of a model's arrays in the state of a step."""
 _CALM_EPOCHS: Final = 3
 """Epochs in a row whose loss must hardly change before a run counts as converged: one may be luck."""
 
@@ -67,6 +69,8 @@ class Loop:
         keeper: Keeper | None,
         watchers: Sequence[Progress],
         on_epoch: Callable[[Epoch], bool | None] | None = None,
+        *,
+        is_own_rule: bool = False,
     ) -> None:
         self._framework = framework
         self._model = model
@@ -76,6 +80,8 @@ class Loop:
         self._keeper = keeper
         self._watchers = watchers
         self._on_epoch = on_epoch
+        self._is_own_rule = is_own_rule
+        """The optimizer is the framework's own."""
         self._is_ended = False
         self._standing = _Standing()
         self._best: Arrays | None = None
@@ -95,11 +101,19 @@ class Loop:
         if kept is None:
             return False
         state, values = kept
-        self._step.set_state(state)
+        best = self._keeper.load_best() if self._keeper and self._settings.patience is not None else None
+        self._best = best and self._adopt(best)
+        self._step.set_state(self._adopt(state))
         self._standing = _Standing.restore(values)
-        if self._keeper and self._settings.patience is not None:
-            self._best = self._keeper.load_best()
         return True
+
+    def _adopt(self, state: Arrays) -> Arrays:
+        """Leave of a parent's state what this run takes over."""
+        if not (self._keeper and self._keeper.is_inherited and self._is_own_rule):
+            return state
+        # Frameworks keep settings, such as the learning rate, in what their optimizers remember: those of another run.
+        fresh = {name: array for name, array in self._step.get_state().items() if not name.startswith(_WEIGHTS)}
+        return fresh | {name: array for name, array in state.items() if name.startswith(_WEIGHTS)}
 
     def run(self, source: Source, validation: Dataset | None) -> tuple[Epoch, ...]:
         """Train until the epochs are over, or nothing gets better any more.

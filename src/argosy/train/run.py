@@ -98,7 +98,8 @@ def train(
         micro_batch_size: rows of one forward and backward pass: a larger batch goes in pieces whose gradients are
             averaged, and needs less memory. Batch normalisation then sees the pieces.
         precision: `bfloat16` for mixed precision where the framework has it.
-        checkpoints: a folder, or `Checkpoints(folder=...)` with how often: all that is needed to go on after a kill.
+        checkpoints: a folder, or `Checkpoints(folder=...)` with how often: all that is needed to go on after a kill; or with
+            another run as its parent.
         resume: go on from the newest checkpoint of the folder, if it has one. `"restart"`: begin anew, and remove them.
         tensorboard: a folder for TensorBoard's event files.
         workers: training processes; one, here.
@@ -155,8 +156,10 @@ def train(
             num_steps = None if source.num_batches is None or epochs is None else source.num_batches * epochs
             shown = stack.enter_context(open_progress(progress is not False, epochs, num_steps))
             logged = stack.enter_context(open_tensorboard(Path(tensorboard) if tensorboard is not None else None))
-            loop = Loop(framework, model, step, criterion, settings, keeper, [shown, logged] if logged else [shown], on_epoch)
-            if resume is True:
+            watchers = [shown, logged] if logged else [shown]
+            is_own_rule = not isinstance(rule, Optimizer)
+            loop = Loop(framework, model, step, criterion, settings, keeper, watchers, on_epoch, is_own_rule=is_own_rule)
+            if resume is True or (plan is not None and plan.parent is not None):
                 loop.resume()
             history = loop.run(source, validation)
     _check_weights(framework, model, loop.num_steps, rule)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from argosy.datatypes import OBJECT
 from argosy.errors import FaultError, ModelError, PoisonError, UnavailableError
-from argosy.serve.wire.frames import HEADER, NANOSECONDS, NO_ROOM, Kind
+from argosy.serve.wire.frames import HEADER, NANOSECONDS, NO_ROOM, NO_ROOM_FOR_ANSWER, Kind
 from tests.serve.dispatch.played import Batch, Front, Played
 from tests.serve.wire.hostile import GROW, SEAL, SHRINK, U64, make_file
 
@@ -174,6 +174,56 @@ def test_worker_without_room_for_an_arena_gets_it_anew_with_the_next_batch(front
     assert front.lane.num_open == 0
 
 
+NO_ROOMS = {"not run": NO_ROOM, "run": NO_ROOM_FOR_ANSWER}
+
+
+@pytest.mark.parametrize("how", NO_ROOMS)
+@pytest.mark.parametrize("is_repeatable", [True, False], ids=["repeatable", "not repeatable"])
+def test_batch_without_room_goes_to_another_worker_unless_it_ran_and_may_not_again(how: str, is_repeatable: bool) -> None:
+    front = Front(is_repeatable=is_repeatable)
+    narrow, other = Played(front, "w0"), Played(front, "w1")
+    asked = front.ask(1, 2)
+    batch = narrow.take()
+    narrow.say(HEADER.pack(Kind.ERROR, NO_ROOMS[how], batch.slot, 0, batch.sequence) + b"no memory")
+    if is_repeatable or how == "not run":
+        batch = other.take()
+        other.reply(batch, batch.x * 2)
+        assert [call.answers[0][0].tolist() for call in asked] == [[[2.0] * 4], [[4.0] * 4]]
+    else:
+        assert [str(error) for call in asked for error in call.errors] == [str(asked[0].errors[0])] * 2
+        assert "worker w0 has none (no memory)" in str(asked[0].errors[0])
+    assert front.lane.num_open == 0
+    front.close()
+
+
+def test_batch_that_no_worker_has_room_for_is_refused_with_the_reason_of_the_last(front: Front) -> None:
+    workers = [Played(front, name) for name in ("w0", "w1")]
+    (call,) = front.ask(1)
+    for worker in workers:
+        batch = worker.take()
+        worker.say(HEADER.pack(Kind.ERROR, NO_ROOM, batch.slot, 0, batch.sequence) + b"no memory")
+    assert [error.status for error in call.errors] == [503]
+    assert "worker w1 has none (no memory)" in str(call.errors[0])
+    assert front.lane.num_open == 0
+
+
+def test_batch_without_room_waits_for_another_worker_that_works_and_not_for_one_that_has_gone(front: Front) -> None:
+    narrow, other = Played(front, "w0"), Played(front, "w1", num_credits=1)
+    (first,) = front.ask(1)
+    front.clock.now_s += 1.0
+    (second,) = front.ask(2)
+    refused, batch = narrow.take(), other.take()
+    narrow.say(HEADER.pack(Kind.ERROR, NO_ROOM, refused.slot, 0, refused.sequence) + b"no memory")
+    other.reply(batch, batch.x * 2)
+    assert second.answers and not first.answers
+    # It holds the first by now, and dies.
+    other.sock.close()
+    front.spin()
+    batch = narrow.take()
+    narrow.reply(batch, batch.x * 2)
+    assert first.answers[0][0].tolist() == [[2.0] * 4]
+
+
 @contextlib.contextmanager
 def no_descriptors() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -263,6 +313,34 @@ def test_request_that_two_workers_lied_about_is_refused(front: Front) -> None:
     assert [type(error) for error in call.errors] == [PoisonError]
     assert front.lost == ["w0", "w1"]
     assert front.lane.num_open == 0
+
+
+@pytest.mark.parametrize("is_repeatable", [True, False], ids=["repeatable", "not repeatable"])
+def test_request_that_dying_workers_have_not_looked_at_is_no_suspect(is_repeatable: bool) -> None:
+    front = Front(is_repeatable=is_repeatable)
+    first = Played(front, "w0")
+    (call,) = front.ask(7)
+    workers = [Played(front, f"w{number}") for number in range(1, 4)]
+    for dying in (first, *workers[:2]):
+        # It is there for the kernel, and does nothing any more.
+        dying.sock.close()
+        front.spin()
+    assert front.lost == ["w0", "w1", "w2"]
+    batch = workers[2].take()
+    workers[2].reply(batch, batch.x * 2)
+    assert (call.errors, call.answers[0][0].tolist()) == ([], [[14.0] * 4])
+    assert front.lane.num_open == 0
+    front.close()
+
+
+def test_request_that_two_dying_workers_have_read_is_refused(front: Front) -> None:
+    (call,) = front.ask(7)
+    for name in ("w0", "w1"):
+        dying = Played(front, name)
+        dying.take()
+        dying.sock.close()
+        front.spin()
+    assert [type(error) for error in call.errors] == [PoisonError]
 
 
 def test_request_that_may_not_run_twice_is_refused_at_once() -> None:

@@ -184,6 +184,23 @@ def test_front_that_dies_while_a_server_ends_loses_nobody_who_waits_to_be_accept
         wait_until(lambda: not is_alive(server.pid), 10)
 
 
+def test_who_connects_while_the_supervisor_of_a_server_that_ends_is_stopped_is_answered_or_refused(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale", drain_s=DRAIN_S) as server:
+        front = find_child(server, FRONT)
+        with Clients(address(server), 6, 1) as clients:
+            os.kill(server.pid, signal.SIGTERM)
+            wait_until(lambda: read_ready(address(server))[0] == 503)
+            os.kill(server.pid, signal.SIGSTOP)
+            wait_until(lambda: not is_alive(front))
+            # They are connected by the kernel, and wait.
+            time.sleep(0.2)
+            os.kill(server.pid, signal.SIGCONT)
+            wait_until(lambda: clients.counts["refused"])
+            wait_until(lambda: not is_alive(server.pid))
+        assert clients.counts.keys() <= {"200", "refused"}, clients.counts
+
+
 def test_server_that_is_to_end_while_it_restarts_serves_those_who_connect_until_it_does(home: Home) -> None:
     home.publish_scale()
     with home.serve("scale", drain_s=1.5) as server:

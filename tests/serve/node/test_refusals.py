@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,81 @@ def test_raw_requests_reach_a_new_version_once_every_front_has_a_stream_to_it(ho
         assert client.post(url, content=b"3").content == b"3"
 
 
+def test_requests_to_a_worker_without_descriptors_are_answered_by_another(home: Home) -> None:
+    home.publish_scale()
+    with home.serve() as server:
+        server.deploy("scale", replicas=2)
+        narrow, _ = find_workers(server, "scale")
+        # A front that starts now is linked with it, and then there is no room for arenas.
+        with leave_descriptors(narrow, 0):
+            os.kill(find_child(server, FRONT), signal.SIGKILL)
+            wait_until(lambda: can_answer(server))
+            with Load(server, "scale", is_double) as load:
+                load.wait_for(200)
+            assert load.failures == []
+        assert find_workers(server, "scale")[0] == narrow
+
+
+def test_request_that_no_worker_has_descriptors_for_says_so_and_the_next_one_is_answered(home: Home) -> None:
+    home.publish_scale()
+    with home.serve("scale") as server, server.client() as client:
+        (worker,) = find_workers(server, "scale")
+        with leave_descriptors(worker, 0):
+            os.kill(front := find_child(server, FRONT), signal.SIGKILL)
+            wait_until(lambda: find_child(server, FRONT) not in (0, front))
+            reason = r"no room to hand this request .*: it shares no memory with worker w-scale-1-\w+ yet"
+            with pytest.raises(UnavailableError, match=reason):
+                client.predict("scale", {"x": row(1)})
+            assert not client.is_ready("scale")
+        wait_until(lambda: client.is_ready("scale"))
+        np.testing.assert_array_equal(client.predict("scale", {"x": row(1)})["y"], row(2))
+
+
+HOARD = "import os, resource\nclass Model:\n    def load(self, folder):\n        self.taken = []\n        {load}\n"
+HOARD += "    def infer(self, inputs): return {{'y': inputs['x'] * 2}}\n"
+TAKE_ALL = "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+TAKE_ALL += "        try:\n            while True: self.taken.append(os.dup(0))\n"
+TAKE_ALL += "        except OSError: [os.close(self.taken.pop()) for _ in range(2)]  # what a worker needs to end its load"
+
+
+def test_version_that_takes_all_descriptors_for_itself_takes_no_traffic(home: Home) -> None:
+    path = home.files / "model.py"
+    for load in ("pass", TAKE_ALL):
+        path.write_text(HOARD.format(load=load))
+        publish_python(home.store, path, "scale", signature=SIGNATURE, repeatable=True)
+    with home.serve() as server, server.admin() as admin:
+        server.deploy("scale@1", allow_code=True)
+        with Load(server, "scale", is_double) as load:
+            rollout = admin.deploy(argosy.DeploymentSpec(name="scale", model="scale", version=2, allow_code=True)).id
+            wait_until(lambda: "no memory is shared yet by front-" in list_steps(server, rollout))
+            load.wait_for(100)
+            # What takes its place ends it.
+            server.deploy("scale@1", allow_code=True)
+        assert load.failures == []
+
+
+def test_raw_requests_that_a_worker_has_no_descriptor_for_do_not_end_the_stream_of_others(home: Home) -> None:
+    path = home.files / "model.py"
+    path.write_text(
+        "import time\nclass Model:\n    def load(self, folder): ...\n"
+        "    def raw(self, request):\n        time.sleep(float(request.body))\n        return request.body\n"
+    )
+    publish_python(home.store, path, "raw", repeatable=True)
+    with home.serve() as server, httpx.Client(trust_env=False, timeout=10.0) as client, ThreadPoolExecutor() as pool:
+        server.deploy("raw", allow_code=True, replicas=1)
+        url = f"{server.url}/v2/models/raw/raw"
+        (worker,) = find_workers(server, "raw")
+        slow = pool.submit(client.post, url, content=b"1.5")
+        wait_until(lambda: not slow.done() and client.get(f"{server.url}/v2/models/raw/ready").status_code == 200)
+        with leave_descriptors(worker, 0):
+            assert client.post(url, content=b"0").status_code != 200
+        slow = pool.submit(client.post, url, content=b"1")
+        assert client.post(url, content=b"0.1").content == b"0.1"
+        assert not slow.done()
+        assert slow.result().content == b"1"
+        assert find_workers(server, "raw") == [worker]
+
+
 # what it prints
 
 
@@ -303,7 +379,7 @@ def is_served(server: Server) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["", "[]"])
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "cut"])
 def test_file_that_says_where_a_server_is_comes_back_and_commands_say_what_is_wrong_meanwhile(home: Home, damage: str) -> None:
     home.publish_scale()
     with home.serve("scale") as server:
@@ -311,10 +387,11 @@ def test_file_that_says_where_a_server_is_comes_back_and_commands_say_what_is_wr
         said = state.read_text()
         with server.admin() as known:
             if damage:
-                state.write_text(damage)
+                # Or whole, but for what another version of the package knows nothing of.
+                state.write_text(json.dumps({"pid": server.pid, "token": ""}) if damage == "cut" else damage)
             else:
                 state.unlink()
-            for command in (["status"], ["deploy", "scale"], ["serve"]):
+            for command in (["status"], ["deploy", "scale"], ["serve"], ["restart"]):
                 found = subprocess.run(
                     [sys.executable, "-m", "argosy", *command, "--home", str(server.home)], capture_output=True, text=True
                 )

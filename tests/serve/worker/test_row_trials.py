@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from argosy.serve.worker.agreement import choose_measure
+from argosy.serve.worker.cores import run_apart
 from argosy.serve.worker.row_trials import find_influence, make_rows
 
 RANDOM = np.random.default_rng(0)
@@ -36,8 +38,8 @@ def soften_by_range(x: np.ndarray) -> np.ndarray:
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def try_out(function: Function, examples: np.ndarray) -> str:
-    return find_influence(lambda inputs: {"y": function(inputs["x"])}, {"x": examples}, choose_measure(""), is_brief=False)
+def try_out(function: Function, examples: np.ndarray, *, is_brief: bool = False) -> str:
+    return find_influence(lambda inputs: {"y": function(inputs["x"])}, {"x": examples}, choose_measure(""), is_brief=is_brief)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,24 @@ def test_rows_that_influence_one_another_are_found_out(function: Function, examp
     assert "rows" in found
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: x + np.where(np.isnan(x).any(), 1, 0), id="where one is NaN"),
+        pytest.param(lambda x: x + np.isinf(x).any(), id="where one is infinite"),
+        pytest.param(lambda x: x + (x == 0).all(1).any(), id="where one is zero"),
+        pytest.param(lambda x: x + 0 * x.max(), id="by what is no number"),
+    ],
+)
+def test_one_batch_beside_a_proof_finds_out_what_numbers_of_other_rows_do(function: Function) -> None:
+    assert try_out(function, FLOATS, is_brief=True)
+
+
+def test_one_batch_beside_a_proof_takes_rows_that_are_their_own() -> None:
+    assert try_out(lambda x: x - x.mean(1, keepdims=True), FLOATS, is_brief=True) == ""
+    assert try_out(look_up, IDS, is_brief=True) == ""
+
+
 def test_model_that_takes_no_batch_is_not_joined() -> None:
     def infer(x: np.ndarray) -> np.ndarray:
         if len(x) != 1:
@@ -101,7 +121,23 @@ def test_row_that_asks_for_endless_work_or_memory_takes_no_part() -> None:
 
     for function in (reserve, leave):
         assert try_out(function, IDS) == ""
-    assert "fails that it takes alone" not in try_out(count_up, IDS)
+    # Code is interrupted in copies of a process alone.
+    found = run_apart(lambda: b"found: " + try_out(count_up, IDS).encode())
+    assert found and b"fails that it takes alone" not in found
+
+
+def test_row_that_takes_long_ends_by_itself_in_a_process_that_is_no_copy_and_takes_no_part() -> None:
+    begun: list[float] = []
+    ended: list[float] = []
+
+    def wait(x: np.ndarray) -> np.ndarray:
+        begun.append(1.0)
+        time.sleep(1.2 if (x == 0).all() else 0.0)
+        ended.append(1.0)
+        return x / x.max() if (x == 0).all() else x * 2
+
+    assert try_out(wait, FLOATS) == ""
+    assert begun == ended
 
 
 def test_version_without_examples_is_not_joined() -> None:

@@ -1,6 +1,7 @@
 """Ways to compress, one file each, with its card beside it. They know nothing of the store, of accuracy or of guards.
 
 base.py       ONNX files: read, named, written (no step of its own)
+facts.py      what is asked of an ONNX file before a step is chosen (no step either)
 simplify.py   the same graph with fewer operators
 half.py       float16 weights
 dynamic.py    int8 weights, activations quantised as they come

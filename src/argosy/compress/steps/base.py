@@ -17,6 +17,7 @@ import msgspec
 from argosy.bench.artifact import Artifact
 from argosy.bench.rows import Rows, stack_answers
 from argosy.compress.kind import Meaning
+from argosy.compress.step_process import StepProcess
 from argosy.errors import InputError, list_choices
 from argosy.signature import Arrays
 
@@ -68,6 +69,14 @@ class Workshop:
     """Of `time.monotonic`, after which steps that train end with what they have."""
     say: Callable[[str], None] = lambda text: None
     """Is told how long work goes on."""
+    step_s: float = 300.0
+    """That a step may take which does not train; one that trains takes that beside its training."""
+    process: StepProcess = field(default_factory=StepProcess)
+    """Where files are read; copies of a workshop share it."""
+    answers: Rows = ()
+    """To the training rows, of the artifact that a step is given; empty where that is asked by the step."""
+    answered: dict[Path, Rows] = field(default_factory=dict[Path, Rows])
+    """The same, by the artifact's folder: several steps learn from one original."""
     made: dict[tuple[Path, Step], Artifact] = field(default_factory=dict[Any, Any])
     """What steps that train have made, by the artifact's folder and the step: several recipes may begin alike."""
 
@@ -89,6 +98,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """It fits weights to training rows."""
     keeps_rows: ClassVar[bool] = True
     """Rows that do not influence one another do not do so afterwards either."""
+
+    @property
+    def is_apart(self) -> bool:
+        """It reads nothing of an artifact's files itself, but has confined processes do so."""
+        return False
 
     @property
     def precision(self) -> str:

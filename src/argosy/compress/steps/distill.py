@@ -31,6 +31,11 @@ class Distill(RetrainingStep, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "distill"
 
+    @property
+    def is_apart(self) -> bool:
+        """A given student is a live model of this process, and learns from what the original answers in another one."""
+        return bool(self.student)
+
     def __post_init__(self) -> None:
         self.check_numbers()
         if not 0.0 < self.keep < 1.0:

@@ -56,7 +56,7 @@ class Int8(LayerStep, frozen=True, kw_only=True):
     """One scale for each output channel of a weight, else one for the whole weight."""
     ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
     """How the range of an activation is found: the smallest and the largest value; or with outliers cut off, where that
-    changes the distribution least (`entropy`), or at the 99.999th percentile. The latter two need rows of one shape."""
+    changes the distribution least (`entropy`), or at the 99.999th percentile."""
     max_calibration_rows: int = 512
     """More are not looked at: the ranges hardly grow, the time does."""
 
@@ -104,7 +104,12 @@ class Int8(LayerStep, frozen=True, kw_only=True):
                     for node in model.graph.node
                     if node.op_type in (*HEAVY, *_PASSING) and node.name not in plan.integer
                 ],
-                extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_WIDE_OUTPUTS)},
+                extra_options={
+                    "MatMulConstBOnly": True,
+                    "OpTypesToExcludeOutputQuantization": list(_WIDE_OUTPUTS),
+                    # A chunk at a time: what collects histograms takes no two of different shapes, and would hold them all.
+                    "CalibStridedMinMax": 1,
+                },
             )
         made = replace(prepared, folder=folder)
         whole = read_model(made, self.name)
@@ -192,11 +197,18 @@ def _take_unrounded(model: Any, floats: set[str], rounded: set[str]) -> None:
 
 
 class _CalibrationReader:
-    """Hands calibration rows to the quantizer, a chunk of rows of one shape at a time."""
+    """Hands calibration rows to the quantizer, a chunk of rows of one shape at a time; its methods are what that calls."""
 
     def __init__(self, rows: Rows, max_rows: int, *, is_batched: bool) -> None:
         picked = thin_rows(rows, max_rows)
-        self._chunks: Iterator[Arrays] = iter(join_alike(picked) if is_batched else picked)
+        self._chunks: list[Arrays] = join_alike(picked) if is_batched else list(picked)
+        self._left: Iterator[Arrays] = iter(self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._chunks[start_index:end_index])
 
     def get_next(self) -> Arrays | None:
-        return next(self._chunks, None)
+        return next(self._left, None)

@@ -37,9 +37,9 @@ class MergeLora(Step, frozen=True, kw_only=True):
         return write_model(graph.model, artifact, workshop)
 
 
-def has_adapters(artifact: Artifact) -> bool:
-    """Say whether there is anything to merge."""
-    return _Graph(read_model(artifact, MergeLora.name)).has_any
+def has_adapters(model: Any) -> bool:
+    """Say whether there is anything to merge in an ONNX file, as `read_model` gives it."""
+    return _Graph(model).has_any
 
 
 class _Product(NamedTuple):

@@ -27,7 +27,21 @@ _MEMORY_TIMES: Final = 6
 _MAX_DETAIL: Final = 300
 
 
-class KerasInt8(Step, frozen=True, kw_only=True):
+class _NativeStep(Step, frozen=True, kw_only=True):
+    """A step that a framework does in a confined process of its own."""
+
+    @property
+    def is_apart(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def precision(self) -> str:
+        """Of the weights."""
+        return "int8"
+
+
+class KerasInt8(_NativeStep, frozen=True, kw_only=True):
     """Matrices of a Keras model in int8, one scale an output; what is multiplied with them is rounded to 8 bits row by row.
 
     Keras' own `Model.quantize`: layers Dense, EinsumDense and Embedding; convolutions stay. No calibration.
@@ -35,17 +49,12 @@ class KerasInt8(Step, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "keras-int8"
 
-    @property
-    def precision(self) -> str:
-        """Of the weights."""
-        return "int8"
-
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `Step`."""
         return _ask(self, "keras", artifact, workshop, "a layer Dense, EinsumDense or Embedding")
 
 
-class TorchInt8(Step, frozen=True, kw_only=True):
+class TorchInt8(_NativeStep, frozen=True, kw_only=True):
     """Matrices of a torch program in int8, one scale an output; what is multiplied with them stays float32. No calibration.
 
     Of programs of torch.export: every linear layer of at least `least_weights`. TorchScript has its weights in its code.
@@ -59,11 +68,6 @@ class TorchInt8(Step, frozen=True, kw_only=True):
             raise InputError("bad_option", option="torch-int8.least_weights", got=self.least_weights, expected="at least 1")
 
     name: ClassVar[str] = "torch-int8"
-
-    @property
-    def precision(self) -> str:
-        """Of the weights."""
-        return "int8"
 
     def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
         """See `Step`."""

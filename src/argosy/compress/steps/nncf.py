@@ -115,7 +115,9 @@ class NncfWeights(LayerStep, frozen=True, kw_only=True):
         check_excluded(self.exclude, _list_layers(model), self.name)
         options: dict[str, Any] = {}
         if self.bits == 4:
-            options = {"ratio": self.ratio, "group_size": self.group_size}
+            # Where the group does not divide a layer's inputs it is halved until it does; what no group divides gets 8 bits.
+            fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+            options = {"ratio": self.ratio, "group_size": self.group_size, "advanced_parameters": fallback}
         mode = nncf.CompressWeightsMode.INT8_ASYM if self.bits == 8 else nncf.CompressWeightsMode.INT4_ASYM
         if self.exclude:
             options["ignored_scope"] = nncf.IgnoredScope(names=list(self.exclude), validate=False)

@@ -76,7 +76,7 @@ class Admit:
         lane = queue.lane
         if lane.is_down and not lane.links:
             lane.series.add_failure(UnavailableError.status)
-            raise UnavailableError("no_replica", model=lane.name, retry_after_s=1.0)
+            raise lane.refuse()
         waiting = lane.queued_rows + queue.num_waiting
         if self._has_others:
             lane.series.set_queued(waiting + 1)
@@ -96,7 +96,7 @@ class Admit:
         rows = call.num_rows
         waiting = lane.queued_rows
         if lane.is_down and not lane.links:
-            raise UnavailableError("no_replica", model=lane.name, retry_after_s=1.0)
+            raise lane.refuse()
         if self._has_others:
             lane.series.set_queued(waiting + rows)
             waiting += int(self._counters.queued_elsewhere(lane.series.index))

@@ -4,6 +4,9 @@ No timer: an idle replica gets what waits at once; while all replicas work, requ
 made it, but no larger than pays by the measured times, and than the deadlines in it allow. Rows are counted, not requests.
 Rows of one shape are joined only when warm-up showed that a joined row answers as it does alone; rows of different
 lengths, padded, only when it showed that the padding moves no answer.
+
+A request that a replica could not be given, for lack of descriptors or memory, is sent to another one before it is refused; one
+that has run already, only if it may run twice.
 """
 
 from __future__ import annotations
@@ -203,6 +206,9 @@ class Batcher(Lane):
 
     def _pick_link(self) -> Replica | None:
         """An idle replica; or, when a full batch waits, one that can hold it ready."""
+        if self._resends and (worker := self._resends[0].calls[0].refused_by):
+            others = [link for link in self.links if link.worker != worker] or self.links
+            return min((link for link in others if link.can_send), key=lambda link: link.num_in_flight, default=None)
         if len(self.links) > 1 and self.plan.limit_s < QUICK_S and self.queued_rows < self.plan.limit and not self._resends:
             home = self.links[self.place % len(self.links)]
             if not home.num_in_flight:
@@ -396,21 +402,41 @@ class Batcher(Lane):
                 self._resends.append(self._form_batch(half, ALONE))
         self.flush()
 
-    def take_refusal(self, batch: Batch, error: ArgosyError) -> None:
-        """Fail each request of a batch that could not be handed over, or whose answer could not be taken."""
-        for call in batch.calls:
-            if not self._close_if_done(call):
+    def take_refusal(self, batch: Batch, error: ArgosyError, worker: str, *, has_run: bool) -> None:
+        """A batch found no room: send it to another replica, once, unless it has run and may not run twice.
+
+        Args:
+            batch: what could not be handed over, or whose answer could not be taken.
+            error: that says why, for who cannot be answered.
+            worker: whose batch it was.
+            has_run: the worker has run it.
+        """
+        calls = [call for call in batch.calls if not self._close_if_done(call)]
+        can_repeat = self.is_repeatable or not has_run
+        if calls and can_repeat and not calls[0].refused_by and any(link.worker != worker for link in self.links):
+            for call in calls:
+                call.refused_by = worker
+            self._resends.append(self._form_batch(calls, batch.closed))
+        else:
+            for call in calls:
                 self._fail(call, error)
         self.flush()
 
-    def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:
-        """A worker died: send each request of its running batch again, alone, once."""
+    def take_loss(self, batches: list[Batch], worker: str, how: str, unread: Batch | None = None) -> None:
+        """A worker died: send each request of its running batch again, alone, once.
+
+        Args:
+            batches: what it held, the oldest first.
+            worker: that died.
+            how: it died.
+            unread: a batch that it had not looked at, as a process that was killed a moment ago does not: it is no suspect.
+        """
         for index, batch in enumerate(batches):
             for call in batch.calls:
                 if self._close_if_done(call):
                     continue
-                # A worker runs one batch at a time: only the oldest can have killed it.
-                if index > 0:
+                # A worker runs one batch at a time: only the oldest can have killed it, and only if it was read.
+                if index > 0 or batch is unread:
                     self._resend(call)
                 elif not self.is_repeatable:
                     self._fail(call, FaultError("not_repeatable", model=self.name, version=self.version, worker=worker))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError
+from argosy.errors import ArgosyError, UnavailableError
 from argosy.serve.dispatch.plan import Plan
 from argosy.serve.wire.counters import Series
 from argosy.serve.wire.frames import FORM_TENSORS, Tensor
@@ -80,6 +80,7 @@ class Lane:
         versions: of the deployment, those that take requests.
         repeats: what reads bodies that clients repeat; made by the protocol whose bodies they are.
         is_down: no replica is to be expected soon where there is none now: a request is refused, and does not wait.
+        lack: what there is no room for, where replicas cannot be had for that.
         cache: whatever else a protocol prepares once per lane.
     """
 
@@ -98,7 +99,7 @@ class Lane:
         self.max_batch_rows = 1
         self.can_join = self.is_down = False
         self.is_repeatable = False
-        self.join_refusal = self.joining = self.pad_refusal = ""
+        self.join_refusal = self.joining = self.pad_refusal = self.lack = ""
         self.timeout_s = 0.0
         self.max_queue_rows = self.max_queue_bytes = 0
         self.platform = ""
@@ -116,6 +117,12 @@ class Lane:
     def is_ready(self) -> bool:
         """True when a warm replica answers: one that may hang does not."""
         return any(not link.is_late for link in self.links)
+
+    def refuse(self) -> UnavailableError:
+        """The error for a request that no replica is to be expected for."""
+        if self.lack:
+            return UnavailableError("no_room", model=self.name, version=self.version, detail=self.lack, retry_after_s=1.0)
+        return UnavailableError("no_replica", model=self.name, retry_after_s=1.0)
 
     def put(self, call: Call) -> None:
         """Queue a request."""
@@ -149,12 +156,12 @@ class Lane:
         """The model raised an error on a batch."""
         raise NotImplementedError
 
-    def take_refusal(self, batch: Batch, error: ArgosyError) -> None:
-        """A batch could not be handed over, or its answer not be taken: nobody is at fault, and none of it is sent again."""
+    def take_refusal(self, batch: Batch, error: ArgosyError, worker: str, *, has_run: bool) -> None:
+        """A worker could not be given a batch, or its answer not be taken, for lack of room: nobody is at fault."""
         raise NotImplementedError
 
-    def take_loss(self, batches: list[Batch], worker: str, how: str) -> None:
-        """A worker died with these batches, the oldest first."""
+    def take_loss(self, batches: list[Batch], worker: str, how: str, unread: Batch | None = None) -> None:
+        """A worker died with these batches, the oldest first; one of them it may not have looked at."""
         raise NotImplementedError
 
 
@@ -173,10 +180,23 @@ class Call:
         started_s: moment when the request was complete.
         priority: 1 is taken first, then 2 and so on; 0 is the default's.
         attempts: how many workers died while they ran it.
+        refused_by: the worker that it could not be given to, or whose answer could not be taken, for lack of room.
         is_done: answered, failed, or its client went away.
     """
 
-    __slots__ = ("attempts", "deadline_s", "form", "inputs", "is_done", "lane", "num_rows", "priority", "size_bytes", "started_s")
+    __slots__ = (
+        "attempts",
+        "deadline_s",
+        "form",
+        "inputs",
+        "is_done",
+        "lane",
+        "num_rows",
+        "priority",
+        "refused_by",
+        "size_bytes",
+        "started_s",
+    )
 
     def __init__(
         self,
@@ -198,6 +218,7 @@ class Call:
         self.form = form
         self.priority = priority
         self.attempts = 0
+        self.refused_by = ""
         self.is_done = False
 
     def answer(self, outputs: list[NDArray[Any]]) -> None:

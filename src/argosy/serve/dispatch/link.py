@@ -14,6 +14,7 @@ import struct
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -25,10 +26,12 @@ from argosy.serve.dispatch.call import Batch, Clock, OutputsError
 from argosy.serve.dispatch.service import LATE_S
 from argosy.serve.dispatch.streams import StreamPool
 from argosy.serve.wire.frames import (
+    ASKED,
     HEADER,
     INPUT_FAULT,
     NANOSECONDS,
     NO_ROOM,
+    NO_ROOM_FOR_ANSWER,
     NUM_SLOTS,
     Arena,
     Kind,
@@ -64,7 +67,7 @@ class Held(NamedTuple):
 class _Slot:
     """Room for one batch in flight."""
 
-    __slots__ = ("batch", "index", "input_bytes", "inputs", "output_bytes", "outputs")
+    __slots__ = ("batch", "index", "input_bytes", "inputs", "num_asked", "output_bytes", "outputs")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -73,6 +76,13 @@ class _Slot:
         self.outputs: Arena | None = None
         self.input_bytes = 0
         self.output_bytes = 0
+        self.num_asked = 0
+        """How often the worker was asked whether it has arenas, and has not said so yet."""
+
+    def forget_arenas(self) -> None:
+        """The worker has none: the next batch makes new ones."""
+        self.inputs = self.outputs = None
+        self.input_bytes = self.output_bytes = 0
 
 
 class Link:
@@ -82,7 +92,7 @@ class Link:
         loop: the front's event loop.
         sock: the front's end of the pair.
         worker: the worker's id.
-        on_hello: called with this link once the worker can take batches.
+        on_hello: called with this link once the worker can take batches, and whenever it has all arenas that `make_room` made.
         on_down: called with this link once, when the worker is gone or broke the protocol.
         clock: tells when batches are sent.
         is_loaded: the worker has its model already, and takes batches as soon as it looks at this link.
@@ -107,6 +117,12 @@ class Link:
         """The worker has worked on a batch for so long that it may hang; as of the last `watch`."""
         self.fault = ""
         """Why the link is down, once it is; "" where the worker has ended."""
+        self.lacks_room = False
+        """There was no descriptor or memory for its arenas, here or there, when they were made last."""
+        self.unread: Batch | None = None
+        """A batch that the worker has not looked at, once the link is down; others it may have."""
+        self._last: Batch | None = None
+        """What was sent last, where that is a batch."""
         self._loop = loop
         self._now = clock
         self._sock = sock
@@ -148,15 +164,20 @@ class Link:
         """Have arenas at least so large in each slot that is free, before a batch needs them.
 
         Returns:
-            Whether that could be done: there may be no descriptor or memory left for it.
+            Whether the worker has them: it has yet to say so, or there is no descriptor or memory left, here or there.
         """
         self._oversize_bytes = max(self._oversize_bytes, output_bytes)
         try:
             for slot in self._free:
-                self._reserve(slot, input_bytes)
+                self._reserve(slot, input_bytes, ASKED)
         except (OSError, MemoryError):
+            self.lacks_room = True
             return False
-        return True
+        return self._has_room
+
+    @property
+    def _has_room(self) -> bool:
+        return all(slot.inputs is not None and not slot.num_asked for slot in self._free)
 
     def watch(self, now: float, unknown_s: float) -> Held | None:
         """Look whether the worker hangs; to be called every second.
@@ -196,6 +217,7 @@ class Link:
         """
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
         self._sock.sendmsg([HEADER.pack(Kind.STREAMS, 0, 0, 0, 0)], rights)
+        self._last = None
 
     def send(self, batch: Batch) -> None:
         """Write a batch's rows into a free slot and hand it to the worker."""
@@ -207,20 +229,23 @@ class Link:
         self.num_in_flight += 1
         try:
             self._send_frame(slot, batch)
+            self._last = batch
         except ConnectionError:
             # The batch stays in its slot: going down gives it back to its lane.
+            self.unread = batch
             self._loop.call_soon(self.close)
         except (OSError, LinkError, MemoryError) as error:
             # No descriptor or memory is left, here: the worker has done nothing wrong, and has not got the batch.
-            self._loop.call_soon(self._refuse, slot, batch, str(error))
+            self._loop.call_soon(partial(self._refuse, slot, batch, str(error), has_run=False))
 
-    def _refuse(self, slot: _Slot, batch: Batch, detail: str) -> None:
-        """Fail a batch for which there is no room; smaller ones may have it still."""
+    def _refuse(self, slot: _Slot, batch: Batch, detail: str, *, has_run: bool) -> None:
+        """Give a batch back for which there is no room; smaller ones may have it still."""
         if slot.batch is not batch:
             return  # the link went down meanwhile, and its lane has the batch again
         self._release(slot)
         lane = batch.lane
-        lane.take_refusal(batch, UnavailableError("no_room", model=lane.name, version=lane.version, detail=detail))
+        error = UnavailableError("no_room", model=lane.name, version=lane.version, detail=detail)
+        lane.take_refusal(batch, error, self.worker, has_run=has_run)
 
     def _send_frame(self, slot: _Slot, batch: Batch) -> None:
         calls = batch.calls
@@ -279,7 +304,7 @@ class Link:
             arena.keep(key, layout)
         return layout
 
-    def _reserve(self, slot: _Slot, input_bytes: int) -> Arena:
+    def _reserve(self, slot: _Slot, input_bytes: int, flags: int = 0) -> Arena:
         """Make the slot's arenas large enough, and give the worker their descriptors; returns that of the inputs.
 
         Raises:
@@ -289,7 +314,7 @@ class Link:
         if slot.inputs is not None and fits and self._oversize_bytes <= slot.output_bytes:
             return slot.inputs
         try:
-            self._make_arenas(slot, max(input_bytes, slot.input_bytes), max(self._oversize_bytes, slot.output_bytes))
+            self._make_arenas(slot, max(input_bytes, slot.input_bytes), max(self._oversize_bytes, slot.output_bytes), flags)
         except (OSError, MemoryError):
             # Larger outputs travel in descriptors of their own.
             if not fits:
@@ -297,21 +322,23 @@ class Link:
         assert slot.inputs is not None
         return slot.inputs
 
-    def _make_arenas(self, slot: _Slot, input_bytes: int, output_bytes: int) -> None:
+    def _make_arenas(self, slot: _Slot, input_bytes: int, output_bytes: int, flags: int) -> None:
         input_bytes, output_bytes = _round_up(input_bytes), _round_up(output_bytes)
         input_fd, inputs = make_arena(input_bytes)
         try:
             output_fd, outputs = make_arena(output_bytes)
             try:
-                frame = HEADER.pack(Kind.ARENA, 0, slot.index, 0, 0)
+                frame = HEADER.pack(Kind.ARENA, flags, slot.index, 0, 0)
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [input_fd, output_fd]))]
                 self._sock.sendmsg([frame], rights)
+                self._last = None
             finally:
                 os.close(output_fd)
         finally:
             os.close(input_fd)
         # Only now: had the worker not got them, it would read and write the old ones.
         slot.inputs, slot.outputs, slot.input_bytes, slot.output_bytes = inputs, outputs, input_bytes, output_bytes
+        slot.num_asked += flags == ASKED
 
     def _on_readable(self) -> None:
         try:
@@ -321,6 +348,7 @@ class Link:
         except ConnectionResetError:
             # The worker died with frames unread. The kernel tells that first, and the loop calls only once:
             # the replies that the worker sent before are still there, and then the end.
+            self.unread = self.unread or self._last
             self._read_rest()
         except Exception as error:  # the worker may say anything: whatever that leads to ends its link alone
             self._close_for(error)
@@ -363,15 +391,16 @@ class Link:
             raise LinkError("worker named an unknown slot")
         slot = self._slots[slot_index]
         batch = slot.batch
+        if kind == Kind.ARENA:
+            self._take_word(slot, has_arenas=flags != NO_ROOM)
+            return
         if batch is None or batch.sequence != sequence:
             raise LinkError("worker answered a batch that it does not have")
         if kind == Kind.ERROR:
             detail = frame[HEADER.size :].decode(errors="replace")
-            if flags == NO_ROOM:
-                # It has given its arenas up: the next batch in this slot makes new ones.
-                slot.inputs = slot.outputs = None
-                slot.input_bytes = slot.output_bytes = 0
-                self._refuse(slot, batch, f"its worker has none ({detail})")
+            if flags in (NO_ROOM, NO_ROOM_FOR_ANSWER):
+                slot.forget_arenas()
+                self._refuse(slot, batch, f"worker {self.worker} has none ({detail})", has_run=flags != NO_ROOM)
                 return
             self._release(slot)
             batch.lane.take_failure(batch, detail, is_input_fault=flags == INPUT_FAULT)
@@ -388,7 +417,7 @@ class Link:
             batch.lane.take_failure(batch, str(error))
             return
         except (OSError, MemoryError) as error:
-            self._refuse(slot, batch, str(error))
+            self._refuse(slot, batch, str(error), has_run=True)
             return
         self.num_in_flight -= 1
         # The other slot's batch starts before these answers are written out.
@@ -397,6 +426,22 @@ class Link:
         slot.batch = None
         self._free.append(slot)
         batch.lane.proceed()
+
+    def _take_word(self, slot: _Slot, *, has_arenas: bool) -> None:
+        """The worker says whether it has arenas.
+
+        Raises:
+            LinkError: it was not asked.
+        """
+        if not slot.num_asked:
+            raise LinkError("worker told of arenas that it was not asked for")
+        slot.num_asked -= 1
+        self.lacks_room = not has_arenas
+        if has_arenas:
+            if self._has_room:
+                self._on_hello(self)
+        elif slot.batch is None:
+            slot.forget_arenas()
 
     def _find_outputs(self, fds: list[int]) -> Arena:
         """Map outputs that did not fit their arena.

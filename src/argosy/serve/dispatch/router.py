@@ -212,6 +212,9 @@ class Router:
     def _note_lost(self, lane: Batcher) -> None:
         """Refuse what waits in a lane that no replica is to be expected for, and what comes."""
         is_lost = bool(lane.workers) and all(self._unlinked.get(worker, 0) >= MANY_LINKS for worker in lane.workers)
+        lane.lack = (
+            f"it shares no memory with worker {lane.workers[0]} yet (a descriptor is lacking, here or there)" if is_lost else ""
+        )
         lane.set_down(lane.is_given_up or is_lost)
         if lane.is_down and not lane.links:
             self._reroute(lane)
@@ -246,7 +249,7 @@ class Router:
         if target is None or target is lane or target.signature != lane.signature:
             call.is_done = True
             lane.series.add_failure(UnavailableError.status)
-            call.fail(UnavailableError("no_replica", model=lane.name, retry_after_s=1.0))
+            call.fail(lane.refuse())
             return
         call.lane = target
         target.put(call)
@@ -258,7 +261,7 @@ class Router:
         except (NotFoundError, UnavailableError):
             target = queue
         if target is queue or not target.max_streams:
-            call.fail(UnavailableError("no_replica", model=name, retry_after_s=1.0))
+            call.fail(queue.lane.refuse())
             return
         call.queue = target
         target.put(call)
@@ -323,7 +326,7 @@ class Router:
             lost.setdefault(batch.lane, []).append(batch)
         known: set[Lane] = set(self._lanes.values())
         for lane, batches in lost.items():
-            lane.take_loss(batches, link.worker, link.fault or "the worker's process died")
+            lane.take_loss(batches, link.worker, link.fault or "the worker's process died", link.unread)
             if lane not in known:
                 # Its deployment or version has left the table meanwhile.
                 self._reroute_calls(lane)

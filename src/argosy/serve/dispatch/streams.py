@@ -38,13 +38,13 @@ class RawCall:
         started_s: moment when the request was complete.
         sent_s: when it was handed to a worker.
         deadline_s: after which the answer, all of it, is not waited for.
-        attempts: how many workers died while they answered it.
+        lost_by: the worker that died while it answered it, or had no room to.
         has_begun: the head of the answer was written: it can only be ended or cut.
         is_done: answered, failed, or its client went away.
         stream: what carries it, while a worker has it.
     """
 
-    __slots__ = ("attempts", "body", "deadline_s", "has_begun", "head", "is_done", "queue", "sent_s", "started_s", "stream")
+    __slots__ = ("body", "deadline_s", "has_begun", "head", "is_done", "lost_by", "queue", "sent_s", "started_s", "stream")
 
     def __init__(self, queue: StreamQueue, head: bytes, body: bytes | memoryview, now: float) -> None:
         self.queue = queue
@@ -52,7 +52,7 @@ class RawCall:
         self.body = body
         self.started_s = self.sent_s = now
         self.deadline_s = now + queue.lane.timeout_s
-        self.attempts = 0
+        self.lost_by = ""
         self.has_begun = self.is_done = False
         self.stream: RawStream | None = None
 
@@ -158,14 +158,14 @@ class StreamQueue:
                 self._take()
                 self.release()
                 continue
-            stream = self._pick_stream()
+            stream = self._pick_stream(self._waiting[0].lost_by)
             if stream is None:
                 return
             stream.send(self._take())
 
-    def _pick_stream(self) -> RawStream | None:
-        """A stream of the replica that answers the fewest."""
-        for pool in sorted(self.pools, key=lambda pool: pool.num_busy):
+    def _pick_stream(self, lost_by: str) -> RawStream | None:
+        """A stream of the replica that answers the fewest; of the one that has lost the request only where there is no other."""
+        for pool in sorted(self.pools, key=lambda pool: (pool.worker == lost_by, pool.num_busy)):
             if (stream := pool.take(self.max_streams)) is not None:
                 return stream
         return None
@@ -203,11 +203,11 @@ class StreamQueue:
         elif call.has_begun or not lane.is_repeatable:
             self.release()
             call.fail(FaultError("not_repeatable", model=lane.name, version=lane.version, worker=worker))
-        elif call.attempts:
+        elif call.lost_by:
             self.release()
             call.fail(FaultError("lost_twice", model=lane.name, version=lane.version, worker=worker))
         else:
-            call.attempts = 1
+            call.lost_by = worker
             self._wait(call)
 
 
@@ -226,7 +226,7 @@ class StreamPool:
     ) -> None:
         self.loop = loop
         self.clock = clock
-        self._worker = worker
+        self.worker = worker
         self._pass_streams = pass_streams
         self._sock: socket.socket | None = None
         self._streams: set[RawStream] = set()
@@ -260,8 +260,12 @@ class StreamPool:
         with theirs:
             try:
                 socket.send_fds(self._sock, [b"s"], [theirs.fileno()])
-            except OSError:
+            except OSError as error:
                 ours.close()
+                if isinstance(error, ConnectionError):
+                    # The worker had no room for its end.
+                    self._sock.close()
+                    self._sock = None
                 raise
         stream = RawStream(self, ours)
         self._streams.add(stream)
@@ -318,7 +322,7 @@ class StreamPool:
         calls, self._lost = self._lost, []
         calls += [call for stream in streams if (call := stream.close()) is not None]
         for call in calls:
-            call.queue.lose(call, self._worker)
+            call.queue.lose(call, self.worker)
         return {call.queue for call in calls}
 
     def expire(self, now: float) -> None:

@@ -93,8 +93,8 @@ class Front:
         """With the process ids of their workers; also those whose worker has not said anything yet."""
         self._lost_links: set[str] = set()
         """Siblings to which a link came without its descriptor, as this process had too many."""
-        self._narrow_links: list[Link] = []
-        """Links to workers that take batches, and that there is no room to share arenas with."""
+        self._narrow_links: set[Link] = set()
+        """Links to workers that take batches, and with which no arenas are shared yet."""
         self._control: asyncio.StreamWriter | None = None
         self.done = asyncio.Event()
         """The server ends."""
@@ -122,17 +122,16 @@ class Front:
                 pass
 
     def _open_link(self, link: Link) -> None:
-        """A worker takes batches. It is given some once there are arenas for them: other replicas may have those already."""
+        """A worker takes batches. It is given some once it has arenas for them: other replicas may have those already."""
         if link.make_room():
+            self._narrow_links.discard(link)
             self.router.add_link(link)
         else:
-            self._narrow_links.append(link)
-            self.router.lose_link(link.worker)
+            self._narrow_links.add(link)
 
     def _lose_worker(self, link: Link) -> None:
         pid = self._links.pop(link)
-        if link in self._narrow_links:
-            self._narrow_links.remove(link)
+        self._narrow_links.discard(link)
         self.router.remove_link(link)
         if link.fault:
             self._accuse(link.worker, pid, link.fault)
@@ -306,8 +305,10 @@ class Front:
         lost, self._lost_links = self._lost_links, set()
         for peer in lost:
             self.channel.send(AskLink(peer))
-        narrow, self._narrow_links = self._narrow_links, []
-        for link in narrow:
+        for link in list(self._narrow_links):
+            # One that has only not said yet whether it has room, as it is busy or stopped, is waited for.
+            if link.lacks_room:
+                self.router.lose_link(link.worker)
             self._open_link(link)
 
     async def _drain(self) -> None:

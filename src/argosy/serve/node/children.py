@@ -16,7 +16,13 @@ from argosy.serve.node.pulse import Pulse
 from argosy.serve.wire.channel import CHANNEL_VARIABLE, RUNTIME_VARIABLE, SUPERVISOR_VARIABLE, Channel
 from argosy.serve.wire.control_messages import Message, Process, Report, encode
 
-__all__ = ["Child", "ChildChannel", "describe_template", "open_log", "read_tail", "spawn"]
+__all__ = ["CONTROL", "FRONT", "MODULES", "Child", "ChildChannel", "describe_template", "open_log", "read_tail", "spawn"]
+
+CONTROL: Final = "argosy.deploy.control"
+FRONT: Final = "argosy.serve.front.front"
+_TEMPLATE: Final = "argosy.serve.worker.template"
+MODULES: Final = (CONTROL, FRONT, _TEMPLATE)
+"""In which children begin."""
 
 STUCK_S: Final = 60.0
 """A child that takes nothing of what waits for it for so long is of no use any more."""
@@ -198,7 +204,7 @@ def describe_template(spec: dict[str, Any]) -> Child:
     path = {"PYTHONPATH": ""} if "python" in spec else {}
     environment = {RUNTIME_VARIABLE: runtime, **threads, **path}
     name = f"template-{runtime}-{abs(hash(python)) % 10**6}"
-    return Child(name, "template", {"module": "argosy.serve.worker.template", "python": python, "env": environment})
+    return Child(name, "template", {"module": _TEMPLATE, "python": python, "env": environment})
 
 
 def spawn(child: Child, theirs: int, log: int) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,9 @@ TOLD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _END_S: Final = 5.0
 """For killed processes to end."""
 _POLL_S: Final = 0.01
+_TRIAL_S: Final = 30.0
+"""For the program to be found to run."""
+_MAX_DETAIL: Final = 1000
 
 
 def read_job(run: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -46,11 +50,12 @@ def read_job(run: Path, config: dict[str, Any]) -> dict[str, Any]:
 def become(job: dict[str, Any], lock: int, listeners: dict[str, list[socket.socket]]) -> NoReturn:
     """Run the program anew in this process, as it is on disk by now, with the ports and the lock of this server.
 
-    The other processes of the server live until the program runs, and are ended by it (`end_children`): if it does not, they go
-    on, and so does this process.
+    A program that has taken this one's place and fails cannot be taken back, so it is tried first: in a process of its own, with
+    all that it is to go on with, as far as it gets without harm. The other processes of the server live until the program runs,
+    and are ended by it (`end_children`): if it does not, they go on, and so does this process.
 
     Raises:
-        OSError: the kernel does not run it.
+        OSError: the kernel does not run it, or the trial has failed.
     """
     numbers = {name: [sock.fileno() for sock in sockets] for name, sockets in listeners.items()}
     job["inherited"] |= {"lock": lock, "listeners": numbers}
@@ -59,10 +64,30 @@ def become(job: dict[str, Any], lock: int, listeners: dict[str, list[socket.sock
     # Kept by the kernel until the successor is ready to hear of them.
     signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
     try:
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "argosy.serve.node.supervisor", json.dumps(job)])  # noqa: S606
+        _try_program({**job, "is_trial": True}, fds)
+        os.execv(sys.executable, _build_command(job))  # noqa: S606
     finally:
         _set_inheritable(fds, False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+
+
+def _build_command(job: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-P", "-m", "argosy.serve.node.supervisor", json.dumps(job)]
+
+
+def _try_program(job: dict[str, Any], fds: list[int]) -> None:
+    """Have the program begin beside this one.
+
+    Raises:
+        OSError: it cannot.
+    """
+    try:
+        done = subprocess.run(_build_command(job), pass_fds=fds, capture_output=True, timeout=_TRIAL_S)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"it did not begin within {error.timeout:g} s") from error
+    if done.returncode:
+        detail = done.stderr.decode(errors="replace").strip()[-_MAX_DETAIL:]
+        raise ChildProcessError(detail or f"it ended with code {done.returncode}")
 
 
 def _set_inheritable(fds: list[int], is_inheritable: bool) -> None:

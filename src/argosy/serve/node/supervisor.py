@@ -15,7 +15,7 @@ SIGTERM ends the server: fronts serve new connections for `drain_s` more, then t
 SIGINT does the same at once, for who presses Ctrl-C waits.
 SIGUSR2 has it succeeded (`argosy restart`): once the fronts have ended in the same way, this process becomes the program anew
 by exec, with the listeners and the lock, and who has connected meanwhile is served by the successor. Until it runs, nothing but
-the fronts has ended: where the kernel does not run it, this process goes on with new ones.
+the fronts has ended: where it is not run, or a trial of it fails, this process goes on with new ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import resource
@@ -34,7 +35,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from argosy.serve.node.children import Child, read_tail
+from argosy.serve.node.children import CONTROL, FRONT, MODULES, Child, read_tail
 from argosy.serve.node.family import KILL_AFTER_S, Family
 from argosy.serve.node.listeners import LISTENERS, SETTLE_S, fail, inherit_listeners, open_listeners, refuse_connects
 from argosy.serve.node.state_file import StateFile
@@ -79,7 +80,8 @@ class Supervisor:
     Args:
         job: `config`, the server's settings as `argosy.config.ServeConfig` writes them; `counters_bytes`, the size of the
             counters' memory; `stop_with_stdin`, whether the end of standard input stops the server; `given`, the settings that
-            its starter gave, for successors. Of a successor `inherited` as well: the descriptors that it goes on with.
+            its starter gave, for successors. Of a successor `inherited` as well: the descriptors that it goes on with; and
+            `is_trial`, where it is only to be seen that it could.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -106,7 +108,7 @@ class Supervisor:
         self._started_s = time.time()
         self._state = StateFile(self.run, self.family.say)
         self._refused_restarts: list[str] = []
-        """Why the kernel did not run successors of this process."""
+        """Why this process was not succeeded when it should have been."""
 
     # start and end
 
@@ -115,6 +117,25 @@ class Supervisor:
 
         What can be had later is not needed for it: the file that tells commands of this server, and logs.
         """
+        self._take_place()
+        if self._inherited is not None:
+            end_children(self._inherited.get("children", []))
+            self.family.note_death()
+        self._keep_state()
+        self.family.start(Child("control", "control", {"module": CONTROL}))
+        for index in range(self.config["num_fronts"]):
+            self.family.start(Child(f"front-{index}", "front", {"module": FRONT, "index": index}))
+        addresses = ", ".join(f"{name} {self.config['host']}:{self._port(name)}" for name in LISTENERS)
+        self.family.say(f"serving: {addresses}; admin 127.0.0.1:{self._port('admin')}")
+
+    def rehearse(self) -> None:
+        """Do what `start` does as far as it can fail and changes nothing, beside the process that this one is to succeed."""
+        self._take_place()
+        for module in MODULES:
+            importlib.import_module(module)
+
+    def _take_place(self) -> None:
+        """Have all that a server cannot be without."""
         inherited = self._inherited
         try:
             self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,15 +157,6 @@ class Supervisor:
             self._watch_signals()
         except OSError as error:
             fail(f"The machine refuses what a server needs: {error}")
-        if inherited is not None:
-            end_children(inherited.get("children", []))
-            self.family.note_death()
-        self._keep_state()
-        self.family.start(Child("control", "control", {"module": "argosy.deploy.control"}))
-        for index in range(self.config["num_fronts"]):
-            self.family.start(Child(f"front-{index}", "front", {"module": "argosy.serve.front.front", "index": index}))
-        addresses = ", ".join(f"{name} {self.config['host']}:{self._port(name)}" for name in LISTENERS)
-        self.family.say(f"serving: {addresses}; admin 127.0.0.1:{self._port('admin')}")
 
     def _take_lock(self) -> None:
         """Be the one server of this home, or go on being it.
@@ -234,7 +246,7 @@ class Supervisor:
         try:
             self._successor = read_job(self.run, self.config)
         except (OSError, ValueError) as error:
-            self.family.say(f"no restart: the successor's job cannot be used ({error})")
+            self._refuse_restart(f"the successor's job cannot be used ({error})")
             return
         drain_s: float = self.config["drain_s"]
         self._drain("restarting", drain_s, time.monotonic() + drain_s, signal.SIGTERM)
@@ -245,13 +257,19 @@ class Supervisor:
         self.family.say(f"{what}; new connections are served for {drain_s:g} s more")
         self.family.drain(until_s, number)
 
-    def _refuse_connects(self) -> None:
+    def _refuse_connects(self, now: float) -> None:
         """Let nobody connect any more. Fronts take those that have, and close their copies of the listeners."""
-        self._close_s = None
+        assert self._close_s is not None
+        late_s, self._close_s = now - self._close_s, None
         for name in LISTENERS:
             for sock in self.listeners[name]:
                 with contextlib.suppress(OSError):  # without the filter one that connects now may be reset
                     refuse_connects(sock)
+        settle_s = min(SETTLE_S, self.config["drain_s"])
+        if settle_s and late_s > settle_s:
+            # This process was stopped, and fronts have ended while others could connect still: new ones take these.
+            self._shut_s, self.stop_s = now + settle_s, now + DRAIN_S
+            self.family.drain(self._shut_s, signal.SIGTERM)
 
     def _close_listeners(self) -> None:
         self._shut_s = None
@@ -279,12 +297,12 @@ class Supervisor:
             if self.stop_s is None and self._state.due_s <= now:
                 self._keep_state()
             if self._close_s is not None and self._close_s <= now:
-                self._refuse_connects()
+                self._refuse_connects(now)
             if self._shut_s is not None and self._shut_s <= now:
                 self._close_listeners()
 
     def _give_way(self, job: dict[str, Any]) -> None:
-        """Become the successor. Where the kernel does not run it, go on: the fronts alone have ended."""
+        """Become the successor. Where it cannot be run, go on: the fronts alone have ended."""
         assert self._lock is not None
         num_restarts = 1 if self._inherited is None else self._inherited["num_restarts"] + 1
         children = [child.pid for child in self.family.children.values() if child.pid]
@@ -293,10 +311,13 @@ class Supervisor:
             become(job, self._lock.fileno(), self.listeners)
         except OSError as error:
             fault = f"{sys.executable} cannot be run: {error.strerror or error}"
-        self.family.say(f"no restart, this server goes on: {fault}")
-        self._refused_restarts.append(fault)
         self.stop_s = self._successor = None
         self.family.revive()
+        self._refuse_restart(fault)
+
+    def _refuse_restart(self, fault: str) -> None:
+        self.family.say(f"no restart, this server goes on: {fault}")
+        self._refused_restarts.append(fault)
         self._keep_state()
 
     # what children are told
@@ -437,7 +458,11 @@ def _ignore(number: int, frame: object) -> None:
 def main() -> None:
     """Run as `python -m argosy.serve.node.supervisor CONFIG`, where CONFIG is one JSON object."""
     guard_output()
-    supervisor = Supervisor(json.loads(sys.argv[1]))
+    job = json.loads(sys.argv[1])
+    supervisor = Supervisor(job)
+    if job.get("is_trial"):
+        supervisor.rehearse()
+        return
     supervisor.start()
     sys.exit(supervisor.run_forever())
 

@@ -4,14 +4,15 @@ One SOCK_SEQPACKET pair per front and worker. Tensors stand in arenas: anonymous
 front makes, seals against resizing and passes as descriptors. A batch occupies one slot; a slot has one
 arena for inputs and one for outputs. An output that does not fit comes in a descriptor of its own.
 
-    front -> worker   ARENA  slot, two descriptors      (before the first batch of that size)
+    front -> worker   ARENA  flags, slot, two descriptors   (before the first batch of that size)
                       BATCH  slot, form (FORM_...), rows, sequence, input tensors
     worker -> front   HELLO  credits
+                      ARENA  flags, slot    (whether it has them, where it was asked)
                       REPLY  slot, rows, sequence, nanoseconds in the runtime, output tensors
                       ERROR  flags, slot, sequence, text    (the batch failed, the worker lives)
 
-Who has no descriptor or memory left for an arena fails that batch alone, and the next one brings arenas anew: of the link itself
-nothing depends on them.
+Who has no descriptor or memory left for an arena refuses that batch alone, and the next one brings arenas anew: of the link
+itself nothing depends on them.
 
 STREAMS passes one end of a socket pair, once: raw requests travel as `stream_frames.py` says.
 
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from argosy.datatypes import DTYPES, MAX_RANK, OBJECT
 
 __all__ = [
+    "ASKED",
     "FORM_COUNTED",
     "FORM_RAW",
     "FORM_TENSORS",
@@ -47,6 +49,7 @@ __all__ = [
     "MAX_TENSORS",
     "NANOSECONDS",
     "NO_ROOM",
+    "NO_ROOM_FOR_ANSWER",
     "NUM_SLOTS",
     "Arena",
     "Kind",
@@ -86,8 +89,13 @@ FORM_COUNTED: Final = 2
 """As FORM_RAW; the answer then ends with one more output, the tokens of each row, INT64."""
 INPUT_FAULT: Final = 1
 """Flag of ERROR: a row of the batch is not what the version takes, and its sender is at fault."""
+ASKED: Final = 1
+"""Flag of ARENA: the front waits to hear whether the worker has them, before it hands a batch over."""
 NO_ROOM: Final = 2
-"""Flag of ERROR: the worker has no descriptor or memory left for the batch's arenas, and keeps none for its slot."""
+"""Flag of ERROR, and of the worker's ARENA: it has no descriptor or memory left for arenas, and keeps none for the slot. A batch
+has not run."""
+NO_ROOM_FOR_ANSWER: Final = 4
+"""Flag of ERROR: the same, of a batch that has run."""
 
 
 class Kind:

@@ -1,8 +1,9 @@
 """Bound what a model may take: while it is loaded no more than is free, later no more than a node has, in a trial less.
 
 A graph of a few bytes can fold a constant of gigabytes, and a row of a trial may hold what a model takes for a number of steps,
-or for a size. Python code is interrupted; what a library does in one call of its own is not, and ends by itself or with the time
-that a load has. The standard library only.
+or for a size. What is cut off may leave anything half done, so code is interrupted in copies of a process alone
+(`cores.run_apart`): a process that is to answer clients runs a trial to its end, and then finds that it took too long.
+The standard library only.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import resource
 import signal
+import threading
+import time
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import ClassVar, Final
 
 __all__ = ["Bounds", "TrialTooLong", "end_first", "limit_memory"]
 
@@ -29,45 +32,52 @@ class TrialTooLong(BaseException):
 
 
 class Bounds:
-    """While it is entered, code that takes longer raises TrialTooLong, and memory beyond half of what is free is refused.
+    """What takes longer while it is entered raises TrialTooLong, and memory beyond half of what is free is refused.
 
-    In another thread than the main one, which alone can be interrupted, nothing is bounded.
+    In another thread than the main one nothing is bounded.
 
     Args:
         limit_s: seconds.
+
+    Attributes:
+        cuts: this process is a copy, in which code is interrupted when the time is over; elsewhere it ends first. A library is
+            not interrupted in a call of its own.
     """
+
+    cuts: ClassVar[bool] = False
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._is_over = False
 
     def __enter__(self) -> None:
-        try:
-            self._handler = signal.signal(signal.SIGALRM, self._stop)
-        except ValueError:  # not the main thread
+        if threading.current_thread() is not threading.main_thread():
             self._is_over = True
             return
         self._memory = resource.getrlimit(resource.RLIMIT_DATA)
         soft = _count_data_bytes() + _count_free_bytes() // 2
+        self._until_s = time.monotonic() + self._limit_s
         _lower(soft)
-        signal.setitimer(signal.ITIMER_REAL, self._limit_s)
+        if self.cuts:
+            signal.signal(signal.SIGALRM, self._stop)
+            signal.setitimer(signal.ITIMER_REAL, self._limit_s)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if not self._is_over:
             raise TrialTooLong
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._is_over:
             return
         try:
             # The alarm may come at any of these lines.
             self._is_over = True
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
         finally:
             self._is_over = True
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-            signal.signal(signal.SIGALRM, self._handler)
             resource.setrlimit(resource.RLIMIT_DATA, self._memory)
+        if kind is None and time.monotonic() > self._until_s:
+            raise TrialTooLong
 
 
 def limit_memory(num_bytes: int, *, must_be_free: bool) -> None:

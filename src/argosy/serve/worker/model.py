@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from functools import partial
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["MAX_REFUSAL", "LoadedModel", "own_memory_bytes"]
 
 MAX_REFUSAL: Final = 600
+_EXAMPLE_S: Final = 30.0
+"""For a copy of the process to answer an example: it may wait for threads that it has not."""
+_TRIALS_S: Final = 60.0
+_NUM_TRIALS: Final = 100
+"""Rows are tried for so long, and as long as so many examples take, before a copy is given up."""
 
 Arrays = dict[str, NDArray[Any]]
 Times = tuple[tuple[int, float], ...]
@@ -74,17 +80,21 @@ class LoadedModel:
         threads = self._open(folder, inputs)
         load_s = time.perf_counter() - started
         measure = choose_measure(self.spec["precision"])
+        # Before it has answered anything: threads and connections that a first answer makes would be none in a copy. Nor would
+        # those that its load has made, such as a library's pool: rows are tried in this process then, each to its end.
+        is_apart = self.spec["runtime"] == "python" and bool(inputs) and cores.count_threads() == 1 and not self._find_obstacle()
+        found = self._judge_apart(inputs, measure) if is_apart else None
         difference = None
         if inputs:
             difference = warmup.verify_golden(self.infer, inputs, outputs, is_batched=self.is_batched, measure=measure)
         takes_nan = runtime_trials.check_answers(self.infer, believed, self.spec["own_runtime"], measure)
         if takes_nan and self.spec["own_runtime"] != self.spec["runtime"] and self.runtime is not None:
             self.runtime = cast("Runtime", runtime_trials.RefusesNan(self.runtime))
-        join_refusal, pad_refusal = self._judge_joining(inputs, measure), None
+        join_refusal, pad_refusal = found or self._judge_rows(inputs, measure)
         by_rows: Times = ()
         by_length: LengthTimes = ()
+        self._open_preprocessor(can_pad=pad_refusal == "")
         if self.is_batched:
-            pad_refusal = self._try_lengths(inputs, measure, join_refusal)
             # No graph shows that padding, which is not refused, moves no answer.
             is_shown = self.spec["joining"]["kind"] == "independent" and pad_refusal != ""
             if not join_refusal and not is_shown and self.spec["repeatable"]:
@@ -115,16 +125,40 @@ class LoadedModel:
         is_code = self.spec["runtime"] == "python"
         return made_up.try_request(answer, self.inputs, is_apart=is_code) if self.outputs else ""
 
-    def _judge_joining(self, inputs: Arrays, measure: Measure) -> str:
-        """Say why rows of several requests are not joined; "" where they are."""
+    def _judge_rows(self, inputs: Arrays, measure: Measure) -> tuple[str, str | None]:
+        """Say why rows of several requests are not joined, and why not those of different lengths.
+
+        Returns:
+            Both "" where they are; for the lengths None, where all have one.
+        """
+        is_shown = self.spec["joining"]["kind"] == "independent"
+        refusal = self._find_obstacle() or row_trials.find_influence(self.infer, inputs, measure, is_brief=is_shown)
+        if not self.is_batched or not self.ragged:
+            return refusal, None
+        return refusal, refusal or padding_proof.prove_padding(self.infer, inputs, self.ragged, measure)
+
+    def _find_obstacle(self) -> str:
+        """Say why rows are not joined whatever trials would show; "" where it is for them to tell."""
         if not self.is_batched:
             return "the signature has no axis of rows"
-        kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]
         if self.spec["exact"]:
             return "answers are to be exact, and kernels for many rows round otherwise than those for one"
-        if kind == "dependent":
-            return f"rows depend on one another: {reason}"
-        return row_trials.find_influence(self.infer, inputs, measure, is_brief=kind == "independent")
+        if self.spec["joining"]["kind"] == "dependent":
+            return f"rows depend on one another: {self.spec['joining']['reason']}"
+        return ""
+
+    def _judge_apart(self, inputs: Arrays, measure: Measure) -> tuple[str, str | None]:
+        """The same of a model's own code, in copies of this process: what made-up rows do to the model, they do to those."""
+        example = warmup.pick(inputs, 0)
+        found = cores.run_apart(lambda: str(row_trials.time_row(self.infer, example)).encode(), _EXAMPLE_S)
+        limit_s = _TRIALS_S + _NUM_TRIALS * float(found or 0.0)
+        if found:
+            found = cores.run_apart(lambda: json.dumps(self._judge_rows(inputs, measure)).encode(), limit_s)
+        if found:
+            refusal, pad_refusal = json.loads(found)
+            return refusal, pad_refusal
+        refusal = "a copy of the process, in which rows are tried, ended or did not answer in time"
+        return refusal, refusal if self.ragged else None
 
     def _describe_joining(self) -> str:
         kind, reason = self.spec["joining"]["kind"], self.spec["joining"]["reason"]
@@ -132,20 +166,17 @@ class LoadedModel:
         watched = f", and one row in {PERIOD_ROWS} is run again alone" if self.watch is not None else ""
         return f"{kind}: {reason}{tried}{watched}"
 
-    def _try_lengths(self, inputs: Arrays, measure: Measure, join_refusal: str) -> str | None:
-        """Find out whether rows of different lengths may be joined; and load what makes tensors of texts and pictures."""
-        refusal = join_refusal
-        if self.ragged and not refusal:
-            refusal = padding_proof.prove_padding(self.infer, inputs, self.ragged, measure)
+    def _open_preprocessor(self, *, can_pad: bool) -> None:
+        """Load what makes tensors of texts and pictures, where the version has that."""
         signature = self.spec["signature"]
-        if signature.get("preprocess"):
-            from argosy.runtimes.preprocess import Preprocessor
+        if not self.is_batched or not signature.get("preprocess"):
+            return
+        from argosy.runtimes.preprocess import Preprocessor
 
-            # Threads of the package tokenizers would take the cores that the runtime and the fronts work on.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            self.preprocessor = Preprocessor(signature, Path(self.spec["folder"]))
-            self.preprocessor.can_pad = bool(self.ragged) and not refusal
-        return refusal if self.ragged else None
+        # Threads of the package tokenizers would take the cores that the runtime and the fronts work on.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.preprocessor = Preprocessor(signature, Path(self.spec["folder"]))
+        self.preprocessor.can_pad = can_pad
 
     def _measure(self, inputs: Arrays, *, is_joined: bool) -> tuple[Times, LengthTimes]:
         """Measure batches: seconds by rows, and by rows and length."""

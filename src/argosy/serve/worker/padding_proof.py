@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from argosy.datatypes import is_float, widen
 from argosy.serve.wire.padding import fill_padded
 from argosy.serve.worker.agreement import OUTLIER_FACTOR, describe_move, exceeds
+from argosy.serve.worker.row_trials import try_row
 
 __all__ = ["list_lengths", "measure_lengths", "prove_padding", "resize_rows"]
 
@@ -72,13 +73,13 @@ def prove_padding(infer: Infer, inputs: Arrays, ragged: Ragged, measure: Measure
     rows: list[tuple[int, Arrays, Arrays]] = []
     for index, length in enumerate(lengths):
         row = resize_rows({name: _pick(array, index) for name, array in inputs.items()}, ragged, length)
-        if (answer := _try(infer, row)) is not None:
+        if (answer := try_row(infer, row)) is not None:
             rows.append((length, row, answer))
     if len({length for length, *_ in rows}) < 2:
         return f"of the lengths {', '.join(map(str, lengths))} the model runs at one alone"
     longest = max(length for length, *_ in rows)
     outlier = {name: _exaggerate(array) for name, array in resize_rows(rows[0][1], ragged, longest).items()}
-    if (answer := _try(infer, outlier)) is not None:
+    if (answer := try_row(infer, outlier)) is not None:
         rows.append((longest, outlier, answer))
     return _compare(infer, rows, ragged, measure) or _try_other_rows(infer, inputs, ragged, measure, rows)
 
@@ -92,7 +93,7 @@ def measure_lengths(infer: Infer, inputs: Arrays, ragged: Ragged, budget_s: floa
         row = resize_rows(first, ragged, length)
         for _ in range(2):
             before = time.perf_counter()
-            if before - start > budget_s or _try(infer, row) is None:
+            if before - start > budget_s or try_row(infer, row) is None:
                 break
             took = time.perf_counter() - before
             times[length] = min(took, times.get(length, took))
@@ -100,7 +101,7 @@ def measure_lengths(infer: Infer, inputs: Arrays, ragged: Ragged, budget_s: floa
 
 
 def _compare(infer: Infer, rows: list[tuple[int, Arrays, Arrays]], ragged: Ragged, measure: Measure) -> str:
-    together = _try(infer, _join([row for _, row, _ in rows], ragged, max(length for length, *_ in rows)))
+    together = try_row(infer, _join([row for _, row, _ in rows], ragged, max(length for length, *_ in rows)))
     if together is None:
         return "the model fails on rows of different lengths, padded to the longest"
     for index, (length, _, alone) in enumerate(rows):
@@ -123,7 +124,7 @@ def _try_other_rows(
     for kind, change in _CHANGES.items() if data else ():
         changed = {name: _change(shortest[1][name], change, ragged["inputs"][name]["pad"]) for name in data}
         row = shortest[1] | {name: array for name, array in changed.items() if array is not None}
-        answer = _try(infer, row) if any(array is not None for array in changed.values()) else None
+        answer = try_row(infer, row) if any(array is not None for array in changed.values()) else None
         if answer is not None and (move := _compare(infer, [(shortest[0], row, answer), longest], ragged, measure)):
             return f"{move}, where its numbers are {kind}"
     return ""
@@ -176,11 +177,3 @@ def _join(rows: list[Arrays], ragged: Ragged, length: int) -> Arrays:
         joined[name] = np.empty((len(rows), *first.shape[1:axis], length, *first.shape[axis + 1 :]), first.dtype)
         fill_padded(joined[name], parts, axis, item["pad"])
     return joined
-
-
-def _try(infer: Infer, inputs: Arrays) -> Arrays | None:
-    try:
-        # What a runtime answers may be memory of its own, which the next call writes to.
-        return {name: np.array(array) for name, array in infer(inputs).items()}
-    except Exception:  # the model's own code: a length that it does not take is no fault
-        return None

@@ -78,10 +78,10 @@ def make_rows(example: Arrays, *, is_brief: bool = False) -> Iterator[tuple[str,
 
     Args:
         example: a row that the model takes.
-        is_brief: small and large ones only.
+        is_brief: of every input at once, and no extremes, which take a batch of their own to be of use.
     """
     for kind, change in _CHANGES.items():
-        if is_brief and kind not in ("small", "large"):
+        if is_brief and kind in ("extreme", "wide"):
             continue
         changed = {name: _change(array, change) for name, array in example.items()}
         found = {name: array for name, array in changed.items() if array is not None}

@@ -56,11 +56,13 @@ class StreamThreads:
         with sock:
             while True:
                 try:
-                    _, fds, _, _ = socket.recv_fds(sock, 1, 1, socket.MSG_CMSG_CLOEXEC)
+                    data, fds, _, _ = socket.recv_fds(sock, 1, 1, socket.MSG_CMSG_CLOEXEC)
                 except OSError:
                     return
-                if not fds:
+                if not data:
                     return
+                if not fds:
+                    continue  # this process had no room for it, and its other end is closed
                 stream = _StreamEnd(socket.socket(fileno=fds[0]))
                 threading.Thread(target=self._serve, args=(stream,), name="stream", daemon=True).start()
 

@@ -148,10 +148,15 @@ class Worker:
                 raise frames.LinkError("unknown slot")
             if kind == frames.Kind.ARENA:
                 front.take_arenas(slot, fds)
+                if flags == frames.ASKED:
+                    lack = frames.NO_ROOM if front.inputs[slot] is None else 0
+                    self._send(front, frames.HEADER.pack(frames.Kind.ARENA, lack, slot, 0, 0))
             elif kind == frames.Kind.BATCH:
                 self._run(front, frame, flags, slot, rows, sequence)
-            elif kind == frames.Kind.STREAMS and len(fds) == 1:
-                self._accept_streams(socket.socket(fileno=fds[0]))
+            elif kind == frames.Kind.STREAMS and len(fds) < 2:
+                # A descriptor that this process had no room for is closed by now, as the front finds out.
+                if fds:
+                    self._accept_streams(socket.socket(fileno=fds[0]))
             else:
                 raise frames.LinkError("unknown frame")
         except (OSError, frames.LinkError, struct.error, ValueError) as error:
@@ -189,7 +194,7 @@ class Worker:
     def _run(self, front: _LinkEnd, frame: bytes, form: int, slot: int, rows: int, sequence: int) -> None:
         arena, outputs = front.inputs[slot], front.outputs[slot]
         if arena is None or outputs is None:
-            self._send_no_room(front, "its arenas could not be mapped", slot, sequence)
+            self._send_no_room(front, frames.NO_ROOM, "its arenas could not be mapped", slot, sequence)
             return
         if form and (self.model.preprocessor is None or form > FORM_COUNTED):
             raise frames.LinkError("unknown form")
@@ -218,7 +223,7 @@ class Worker:
             try:
                 fd, layout = _place_outputs(outputs, arrays, key if arrays is given else None)
             except (OSError, MemoryError) as error:
-                self._send_no_room(front, str(error), slot, sequence)
+                self._send_no_room(front, frames.NO_ROOM_FOR_ANSWER, str(error), slot, sequence)
                 return
             except Exception as error:  # what the model gave cannot be sent, and that belongs to this batch alone
                 self._send_failure(front, error, slot, sequence)
@@ -245,11 +250,11 @@ class Worker:
         data = text.encode(errors="replace")[:MAX_ERROR_BYTES]
         self._send(front, frames.HEADER.pack(frames.Kind.ERROR, flags, slot, 0, sequence) + data)
 
-    def _send_no_room(self, front: _LinkEnd, text: str, slot: int, sequence: int) -> None:
-        """Fail a batch for which there is no descriptor or memory left; its slot begins anew."""
+    def _send_no_room(self, front: _LinkEnd, flag: int, text: str, slot: int, sequence: int) -> None:
+        """Refuse a batch for which there is no descriptor or memory left; its slot begins anew."""
         print(f"no room for a batch: {text}", file=sys.stderr, flush=True)
         front.inputs[slot] = front.outputs[slot] = None
-        head = frames.HEADER.pack(frames.Kind.ERROR, frames.NO_ROOM, slot, 0, sequence)
+        head = frames.HEADER.pack(frames.Kind.ERROR, flag, slot, 0, sequence)
         self._send(front, head + text.encode(errors="replace")[:MAX_ERROR_BYTES])
 
 
