@@ -32,7 +32,7 @@ class KerasRuntime:
     """One Keras model.
 
     Options: `threads` (of one operator; default 1), `inputs` and `outputs` (names of the version's tensors, in the order of
-    the model's own). On JAX, which compiles for each number of rows, these are filled up to a power of two with copies of
+    the model's own), `has_rows` (default true: the first axis of every tensor counts rows). On JAX, which compiles for each number of rows, these are filled up to a power of two with copies of
     the last.
     """
 
@@ -41,16 +41,16 @@ class KerasRuntime:
         backend = _read_backend(folder)
         os.environ["KERAS_BACKEND"] = backend
         _set_threads(backend, int(options.get("threads", 1)))
-        self.open(folder, entry, options["inputs"], options["outputs"])
+        self.open(folder, entry, options)
 
-    def open(self, folder: Path, entry: str, inputs: list[str], outputs: list[str]) -> None:
+    def open(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
         """Load the model with the threads that there are.
 
         Raises:
             RuntimeError: Keras runs on another backend in this process, or the model has layers that are not Keras' own.
             ValueError: Keras finds the file damaged, or code in it.
         """
-        model = read_model(folder, entry)
+        model, inputs, outputs = read_model(folder, entry), list(options["inputs"]), list(options["outputs"])
         keras: Any = importlib.import_module("keras")
         backend = keras.backend.backend()
         if (len(model.inputs), len(model.outputs)) != (len(inputs), len(outputs)):
@@ -60,7 +60,7 @@ class KerasRuntime:
         # With one input it is that; only a functional model has more, and then tells how it wants them.
         self._structure = model.input if len(inputs) > 1 else None
         self._tree: Any = keras.tree
-        self._call = _CALLS[backend](model)
+        self._call = _call_in_jax(model, bool(options.get("has_rows", True))) if backend == "jax" else _CALLS[backend](model)
         self._errors = (ValueError, *_list_errors(backend))
 
     @staticmethod
@@ -161,7 +161,7 @@ def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
     return tf.function(call, reduce_retracing=True, autograph=False)
 
 
-def _call_in_jax(model: Any) -> Callable[[Any], Any]:
+def _call_in_jax(model: Any, has_rows: bool = True) -> Callable[[Any], Any]:
     jax: Any = importlib.import_module("jax")
     narrow: Any = importlib.import_module("argosy.runtimes.jax").narrow
     weights, buffers = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
@@ -171,16 +171,16 @@ def _call_in_jax(model: Any) -> Callable[[Any], Any]:
         return model.stateless_call(weights, buffers, x, training=False)[0]
 
     def call(x: Any) -> Any:
-        num_rows = len(jax.tree.leaves(x)[0])
-        num_missing = (1 << (num_rows - 1).bit_length()) - num_rows
+        num_rows = len(jax.tree.leaves(x)[0]) if has_rows else 0
+        num_missing = (1 << (num_rows - 1).bit_length()) - num_rows if num_rows else 0
 
         def fill(part: NDArray[Any]) -> NDArray[Any]:
             if part.dtype.kind in "iu" and part.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
                 part = narrow(part, f"{part.dtype.kind}4")
-            return np.concatenate([part, np.repeat(part[-1:], num_missing, axis=0)])
+            return np.concatenate([part, np.repeat(part[-1:], num_missing, axis=0)]) if num_missing else part
 
         def cut(part: NDArray[Any]) -> NDArray[Any]:
-            return part[:num_rows]
+            return part[:num_rows] if num_missing else part
 
         return jax.tree.map(cut, run(weights, buffers, jax.tree.map(fill, x)))
 

@@ -18,7 +18,8 @@ from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.data import check_dataset, check_rows
 from argosy.train.losses import Criterion
-from argosy.train.publish import publish
+from argosy.train.ports import Names
+from argosy.train.publish import Labels, publish
 
 __all__ = ["Epoch", "Settings", "TrainResult"]
 
@@ -133,9 +134,9 @@ class TrainResult:
         sample: object = None,
         measurements: Mapping[str, float] = {},
         lineage: Mapping[str, object] = {},
-        input_name: str = "input",
-        output_name: str = "output",
-        labels: Sequence[str] | None = None,
+        input_name: Names = None,
+        output_name: Names = None,
+        labels: Labels = None,
         dynamic: Mapping[str, Sequence[int]] | None = None,
         ragged: Ragged | None = None,
     ) -> Version:
@@ -147,10 +148,10 @@ class TrainResult:
             sample: real rows; the first 8 become golden examples. Default: the first of the training data.
             measurements: what is known of it, such as the accuracy on test rows; added to those of the run.
             lineage: added to what the run knows of itself.
-            input_name: of the tensor that goes in.
-            output_name: of the tensor that comes out.
-            labels: names of the output's last axis, such as class names.
-            dynamic: axes of the input that may have any length, as for `publish`.
+            input_name: of the tensor that goes in, or the names of all, as for `publish`.
+            output_name: of the tensor that comes out, or the names of all, as for `publish`.
+            labels: names of the output's last axis, such as class names; of several outputs by output.
+            dynamic: axes of the inputs that may have any length, as for `publish`.
             ragged: which of them may differ between the requests of a batch, as for `publish`.
 
         Raises:
