@@ -110,7 +110,7 @@ class Ports:
             length = _NUM_TRACED if self.has_rows and axis == 0 else max(array.shape[axis], _NUM_TRACED)
             if array.shape[axis] != length:
                 array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
 
     def draw_trials(self, inputs: Arrays) -> Iterator[Trial]:
         """See `trials.draw_trials`."""

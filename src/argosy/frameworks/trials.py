@@ -116,7 +116,7 @@ def _stretch(array: NDArray[Any], axes: Sequence[int], step: Callable[[int], int
         if only is None or place % 2 == only:
             length = array.shape[axis]
             array = np.take(array, np.arange(step(length)) % length, axis=axis)
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
 
 
 _Change = Callable[[NDArray[Any], NDArray[Any], np.random.Generator, bool], NDArray[Any]]
@@ -144,7 +144,7 @@ def _permute(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Gener
     # The same order in each input, so that what belongs together stays so where inputs are as long.
     order = np.random.default_rng(1).permutation(flat.shape[1])
     order = order[::-1] if np.array_equal(order, np.arange(len(order))) else order
-    return np.ascontiguousarray(flat[:, order].reshape(first.shape))
+    return np.asarray(flat[:, order].reshape(first.shape), order="C")
 
 
 def _negate(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Generator, has_rows: bool) -> NDArray[Any]:

@@ -94,7 +94,7 @@ class JaxRuntime:
         with jax.enable_x64(self._is_wide):
             answers = [np.asarray(answer) for answer in jax.tree.leaves(self._answer(self._weights, *filled))]
         return {
-            name: np.ascontiguousarray(answer[:num_rows] if missing else answer)
+            name: np.asarray(answer[:num_rows] if missing else answer, order="C")
             for name, answer in zip(self._outputs, answers, strict=True)
         }
 

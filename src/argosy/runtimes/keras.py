@@ -199,7 +199,7 @@ def _call_in_torch(model: Any) -> Callable[[Any], Any]:
 
 def _make_plain(answer: Any) -> NDArray[Any]:
     keras: Any = sys.modules["keras"]
-    array: NDArray[Any] = np.ascontiguousarray(keras.ops.convert_to_numpy(answer))
+    array: NDArray[Any] = np.asarray(keras.ops.convert_to_numpy(answer), order="C")
     # V2 has no bfloat16.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 

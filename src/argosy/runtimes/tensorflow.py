@@ -74,7 +74,7 @@ class TensorFlowRuntime:
         """
         try:
             answer = self._call(**{own: tf.convert_to_tensor(inputs[name]) for name, own in self._inputs.items()})
-            return {name: np.ascontiguousarray(answer[own].numpy()) for name, own in self._outputs.items()}
+            return {name: np.asarray(answer[own].numpy(), order="C") for name, own in self._outputs.items()}
         except INPUT_ERRORS as error:
             raise blame_input(error) from error
 

@@ -77,7 +77,7 @@ class TorchRuntime:
         if len(answers) != len(self._outputs) or not all(map(torch.is_tensor, answers)):
             shown = ", ".join(type(answer).__name__ for answer in answers)
             raise ValueError(f"the model gives {shown}, expected {len(self._outputs)} tensors: {', '.join(self._outputs)}")
-        return {name: np.ascontiguousarray(answer.numpy()) for name, answer in zip(self._outputs, answers, strict=True)}
+        return {name: np.asarray(answer.numpy(), order="C") for name, answer in zip(self._outputs, answers, strict=True)}
 
 
 def _to_tensor(array: NDArray[Any]) -> Any:

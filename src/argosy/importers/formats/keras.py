@@ -52,7 +52,7 @@ class KerasFile(ForeignModel):
     def predict(self, inputs: Arrays) -> Arrays:
         try:
             answers = self._call(*(self._keras.ops.convert_to_tensor(array) for array in inputs.values()))
-            return {name: np.ascontiguousarray(self._keras.ops.convert_to_numpy(answer)) for name, answer in answers.items()}
+            return {name: np.asarray(self._keras.ops.convert_to_numpy(answer), order="C") for name, answer in answers.items()}
         except Exception as error:  # Those of the backends share no base but this one.
             raise InputError("bad_sample", detail=f"the model fails on them: {str(error).strip()[:400]}") from error
 
