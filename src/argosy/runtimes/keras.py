@@ -32,8 +32,8 @@ class KerasRuntime:
     """One Keras model.
 
     Options: `threads` (of one operator; default 1), `inputs` and `outputs` (names of the version's tensors, in the order of
-    the model's own), `has_rows` (default true: the first axis of every tensor counts rows). On JAX, which compiles for each number of rows, these are filled up to a power of two with copies of
-    the last.
+    the model's own), `has_rows` (default true: the first axis of every tensor counts rows). On JAX, which compiles for each
+    number of rows, these are filled up to a power of two with copies of the last.
     """
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:

@@ -35,8 +35,8 @@ class TensorFlowRuntime:
     """The signature `serving_default` of one SavedModel.
 
     Options: `threads` (of one operator; default 1), `inputs` and `outputs` (names of the version's tensors, in order). A
-    model with one tensor may call it as it likes; with more, the names must be its own, or the model's `argosy_input_0`, `argosy_input_1`
-    and so on, which are in order.
+    model with one tensor may call it as it likes; with more, the names must be its own, or its own must be `argosy_input_0`,
+    `argosy_input_1` and so on, which are in order.
     """
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:

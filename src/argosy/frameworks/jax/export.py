@@ -75,7 +75,6 @@ def convert(call: Callable[..., Any], inputs: Arrays, ports: Ports, *, is_double
                 opset=_OPSET,
                 enable_double_precision=is_double,
                 input_names=names,
-                output_names=[f"argosy_out_{number}" for number in range(len(ports.output_names))],
             ),
             inputs,
             ports,
