@@ -15,7 +15,7 @@ import numpy as np
 
 from argosy.errors import ModelError
 from argosy.frameworks.mxnet.graph import collect_parameters, name_inputs, trace
-from argosy.frameworks.mxnet.library import FAILURES, explain
+from argosy.frameworks.mxnet.library import FAILURES, explain, mx
 from argosy.frameworks.onnx import name_tensors
 from argosy.frameworks.ports import Ports
 from argosy.signature import Arrays
@@ -24,6 +24,8 @@ __all__ = ["export_onnx"]
 
 onnx: Any = importlib.import_module("onnx")
 exporter: Any = importlib.import_module("mxnet.onnx")
+
+_OUTPUT: Final = "argosy_out_{}"
 
 _OPSET: Final = 13
 """What MXNet's exporter writes nodes for."""
@@ -46,7 +48,7 @@ def export_onnx(model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
         used = [name for name in symbol.list_inputs() if name in arrays]
         with _mend():
             exporter.export_model(
-                symbol,
+                _mark_outputs(symbol),
                 collect_parameters(model, symbol),
                 in_shapes=[arrays[name].shape for name in used],
                 in_types=[arrays[name].dtype for name in used],
@@ -56,11 +58,28 @@ def export_onnx(model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
             )
         exported = onnx.load(str(path))
         _complete(exported)
+        _order_outputs(exported.graph)
         name_tensors(exported, inputs, names, ports)
         onnx.checker.check_model(exported)
     except (*FAILURES, onnx.checker.ValidationError) as error:
         raise ModelError("export_failed", detail=explain(error)) from error
     onnx.save(exported, str(path))
+
+
+def _mark_outputs(symbol: Any) -> Any:
+    """Give outputs names by which they are found again: the exporter writes them in the order in which they are computed."""
+    num_outputs = len(symbol.list_outputs())
+    if num_outputs == 1:
+        return symbol
+    return mx.sym.Group([mx.sym.identity(symbol[number], name=_OUTPUT.format(number)) for number in range(num_outputs)])
+
+
+def _order_outputs(graph: Any) -> None:
+    if len(graph.output) > 1:
+        items = {item.name: item.SerializeToString() for item in graph.output}
+        del graph.output[:]
+        for number in range(len(items)):
+            graph.output.append(onnx.ValueInfoProto.FromString(items[_OUTPUT.format(number)]))
 
 
 @contextmanager
