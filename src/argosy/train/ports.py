@@ -90,8 +90,7 @@ def find_ports(
 ) -> tuple[Ports, Arrays]:
     """Run a model on its sample, and say what its tensors are.
 
-    First axes count rows if all tensors have as many there, for every number of rows that is tried, and `dynamic` does not name
-    one of them.
+    First axes count rows if all tensors have as many there, for every number of rows that is tried.
 
     Returns:
         The ports, and the outputs for the sample, of its first rows if there are rows.
@@ -101,9 +100,8 @@ def find_ports(
     """
     inputs = _name_inputs(framework, model, sample, input_name)
     arrays = unpack(sample, inputs)
-    _check_dynamic(arrays, dynamic or {})
-    is_whole = any(0 in axes for axes in (dynamic or {}).values())
-    outputs, has_rows = _try_rows(framework, model, sample, may_have=not is_whole)
+    outputs, has_rows = _try_rows(framework, model, sample)
+    _check_dynamic(arrays, dynamic or {}, first=1 if has_rows else 0)
     names = name_tree(outputs, "output_name", *_choose(output_name, "output"))
     made = unpack(outputs, names)
     for name, array in made.items():
@@ -141,10 +139,10 @@ def _name_inputs(framework: Framework, model: Any, sample: Tree, input_name: Nam
     return name_tree(sample, "input_name", *_choose(input_name, "input"))
 
 
-def _try_rows(framework: Framework, model: Any, sample: Tree, *, may_have: bool) -> tuple[Tree, bool]:
+def _try_rows(framework: Framework, model: Any, sample: Tree) -> tuple[Tree, bool]:
     """Give the outputs, and whether the first axis of every tensor counts rows."""
     try:
-        num_rows = count_rows(sample) if may_have else 0
+        num_rows = count_rows(sample)
     except InputError:
         num_rows = 0
     if not num_rows:
@@ -183,7 +181,7 @@ def _try_first(framework: Framework, model: Any, arrays: Arrays, inputs: Tree, n
     return ()
 
 
-def _check_dynamic(arrays: Arrays, dynamic: Mapping[str, Sequence[int]]) -> None:
+def _check_dynamic(arrays: Arrays, dynamic: Mapping[str, Sequence[int]], *, first: int) -> None:
     """See that axes are named that there are.
 
     Raises:
@@ -191,9 +189,9 @@ def _check_dynamic(arrays: Arrays, dynamic: Mapping[str, Sequence[int]]) -> None
     """
     for name, axes in dynamic.items():
         rank = arrays[name].ndim if name in arrays else 0
-        known = isinstance(axes, list | tuple) and all(type(axis) is int and 0 <= axis < rank for axis in axes)
+        known = isinstance(axes, list | tuple) and all(type(axis) is int and first <= axis < rank for axis in axes)
         if not known or len(set(axes)) != len(axes):
-            raise _fail_axes("dynamic", {name: axes}, arrays, "0, which then counts no rows,")
+            raise _fail_axes("dynamic", {name: axes}, arrays, first)
 
 
 def _check_ragged(arrays: Arrays, outputs: Arrays, ragged: Ragged, *, has_rows: bool) -> None:
@@ -210,14 +208,13 @@ def _check_ragged(arrays: Arrays, outputs: Arrays, ragged: Ragged, *, has_rows: 
     for known, axes in ((arrays, {name: item.axis for name, item in ragged.inputs.items()}), (outputs, ragged.outputs)):
         for name, axis in axes.items():
             if name not in known or type(axis) is not int or not 0 < axis < known[name].ndim:
-                raise _fail_axes("ragged", {name: axis}, known, "1")
+                raise _fail_axes("ragged", {name: axis}, known, 1)
     lengths = {name: arrays[name].shape[item.axis] for name, item in ragged.inputs.items()}
     if len(set(lengths.values())) > 1:
         raise InputError("bad_option", option="ragged", got=lengths, expected="axes that are equally long in the sample")
 
 
-def _fail_axes(option: str, got: object, known: Arrays, first: str) -> InputError:
+def _fail_axes(option: str, got: object, known: Arrays, first: int) -> InputError:
     shown = ", ".join(f"{name!r} of shape {list(array.shape)}" for name, array in known.items())
-    return InputError(
-        "bad_option", option=option, got=got, expected=f"axes from {first} on by a tensor's name; there are {shown}"
-    )
+    expected = f"axes from {first} on by a tensor's name; there are {shown}"
+    return InputError("bad_option", option=option, got=got, expected=expected)

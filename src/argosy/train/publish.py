@@ -84,10 +84,9 @@ def publish(
         labels: names of the output's last axis, such as class names; of several outputs a dict of them by output.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         native: do not try ONNX; serve it by its framework.
-        dynamic: the axes that may have any length, by input: `{"input": [1]}`; the rows are free without it, and an axis 0 that
-            is named counts no rows. Other lengths are tried, of all inputs at once. None: those that the model itself leaves
-            open, as `keras.Input((None,))` does, and without rows the first axes along which it takes another length; `{}`
-            none.
+        dynamic: the axes that may have any length, by input: `{"input": [1]}`; the rows are free without it. Other lengths are
+            tried, of all inputs at once. None: those that the model itself leaves open, as `keras.Input((None,))` does, and
+            without rows the first axes along which it takes another length; `{}` none.
         ragged: which axis may differ between the requests of a batch, and what fills shorter rows up; see
             `argosy.signature.Ragged`. It is dynamic without being named there.
 
