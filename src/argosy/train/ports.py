@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -127,7 +127,7 @@ def _choose(names: Names, stem: str) -> tuple[str, Sequence[str] | None]:
     """Give what names begin with, and the names themselves, if there are several."""
     if names is None or isinstance(names, str):
         return stem if names is None else names, None
-    return stem, names
+    return stem, list(names) if isinstance(names, Iterable) else [names]
 
 
 def _name_inputs(framework: Framework, model: Any, sample: Tree, input_name: Names) -> Tree:
