@@ -108,7 +108,7 @@ def find_ports(
         try:
             datatype_of(array.dtype)
         except InputError as error:
-            raise InputError(error.key, **(error.fields | {"tensor": name})) from error
+            raise InputError("unsupported_type", tensor=name, got=array.dtype, known=error.fields["known"]) from error
     if ragged is not None:
         _check_ragged(arrays, made, ragged, has_rows=has_rows)
     if dynamic is None:
@@ -127,7 +127,8 @@ def _choose(names: Names, stem: str) -> tuple[str, Sequence[str] | None]:
     """Give what names begin with, and the names themselves, if there are several."""
     if names is None or isinstance(names, str):
         return stem if names is None else names, None
-    return stem, list(names) if isinstance(names, Iterable) else [names]
+    # A user may give anything, which is no name then.
+    return stem, list(cast("Iterable[str]", names)) if isinstance(cast("object", names), Iterable) else [cast("str", names)]
 
 
 def _name_inputs(framework: Framework, model: Any, sample: Tree, input_name: Names) -> Tree:

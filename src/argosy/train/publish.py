@@ -238,11 +238,9 @@ def _check_labels(labels: Labels, outputs: Arrays) -> dict[str, tuple[str, ...]]
         if name not in outputs:
             raise InputError("bad_option", option="labels", got=name, expected=f"outputs of {list_choices(outputs)}")
         length = outputs[name].shape[-1] if outputs[name].ndim else 0
-        if isinstance(words, str) or len(words) != length or not all(isinstance(word, str) for word in words):
+        if isinstance(words, str) or len(words) != length:
             expected = f"{length} names, one for each entry of the last axis of the output {name!r}"
-            raise InputError(
-                "bad_option", option="labels", got=words if isinstance(words, str) else list(words), expected=expected
-            )
+            raise InputError("bad_option", option="labels", got=words, expected=expected)
     return {name: tuple(words) for name, words in labels.items()}
 
 
@@ -273,7 +271,7 @@ def _check_ragged(ragged: Ragged, answer: Run, rows: Arrays) -> None:
         InputError: `bad_option`.
     """
     axes = {name: item.axis for name, item in ragged.inputs.items()}
-    size = next(rows[name].shape[axis] for name, axis in axes.items())
+    size: int = next(rows[name].shape[axis] for name, axis in axes.items())
     for length in (size, size + 1) if ragged.outputs else ():
         places = np.arange(length) % size
         found = answer(rows | {name: np.take(rows[name], places, axis=axis) for name, axis in axes.items()})

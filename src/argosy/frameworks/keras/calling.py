@@ -67,9 +67,9 @@ def order_outputs(names: Tree) -> list[str]:
 
 
 def _name_tensors(model: Any) -> dict[str, Any]:
-    known = model.input
-    names = sorted(known) if isinstance(known, dict) else [tensor.name for tensor in model.inputs]
-    return dict(zip(names, model.inputs, strict=True)) if len(names) == len(model.inputs) else {}
+    known, tensors = model.input, cast("list[Any]", model.inputs)
+    names = sorted(cast("dict[str, Any]", known)) if isinstance(known, dict) else [str(tensor.name) for tensor in tensors]
+    return dict(zip(names, tensors, strict=True)) if len(names) == len(tensors) else {}
 
 
 def _is_functional(model: Any) -> bool:
@@ -77,8 +77,8 @@ def _is_functional(model: Any) -> bool:
 
 
 def _has_gaps(inputs: Tree) -> bool:
-    items: Any = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else ()
-    return any(item is None or _has_gaps(item) for item in items)
+    given, named = spread(inputs) if isinstance(inputs, tuple | dict) else ((), {})
+    return any(item is None or _has_gaps(item) for item in (*given, *named.values()))
 
 
 def _arrange(inputs: Tree) -> Tree:

@@ -98,5 +98,6 @@ def save_native(model: Any, inputs: Arrays, folder: Path, ports: Ports, expect: 
 def _order_inputs(model: Any, ports: Ports) -> list[str]:
     """Give the names of the inputs in the order in which the model itself has them."""
     names = {id(tensor): name for tensor, name in zip(match_inputs(model, ports.inputs), ports.input_names, strict=False)}
-    own = [names[id(tensor)] for tensor in getattr(model, "inputs", None) or [] if id(tensor) in names]
+    tensors: list[Any] = getattr(model, "inputs", None) or []
+    own = [names[id(tensor)] for tensor in tensors if id(tensor) in names]
     return own if len(own) == len(ports.input_names) else ports.input_names

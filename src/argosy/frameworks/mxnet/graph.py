@@ -39,8 +39,8 @@ def call_block(model: Any, inputs: Tree) -> Tree:
 
 def list_arguments(model: Any) -> tuple[str, ...]:
     """Name the tensors that a block is called with, in order."""
-    own = getattr(type(model), "hybrid_forward", None)
-    if own is None or own is mx.gluon.HybridBlock.hybrid_forward:
+    written = getattr(model, "hybrid_forward", None)
+    if getattr(written, "__func__", None) in (None, mx.gluon.HybridBlock.hybrid_forward):
         return name_arguments(model.forward)
     # After the module of functions; parameters come behind them, by name.
     return name_arguments(model.hybrid_forward, but=tuple(model._reg_params))[1:]

@@ -103,8 +103,7 @@ def _describe_inputs(inputs: Arrays, ports: Ports) -> list[Any]:
 
 def _order_outputs(graph: Any) -> None:
     """Bring outputs, which the converter has by name, into their own order."""
-    outputs = {item.name.partition(":")[0]: item for item in graph.output}
-    ordered = [outputs[_OUTPUT.format(number)] for number in range(len(outputs))]
-    copies = [type(item).FromString(item.SerializeToString()) for item in ordered]
+    outputs = {item.name.partition(":")[0]: item.SerializeToString() for item in graph.output}
     del graph.output[:]
-    graph.output.extend(copies)
+    for number in range(len(outputs)):
+        graph.output.add().ParseFromString(outputs[_OUTPUT.format(number)])

@@ -190,7 +190,7 @@ def save_native(model: Any, inputs: Arrays, folder: Path, ports: Ports, expect: 
         ModelError: `save_failed`; says why each of the three did not do.
     """
     flat, example = _flatten(model, ports), _make_example(inputs, ports)
-    routes = {
+    routes: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
         "program": ("model.pt2", lambda path: _write_program(flat, example, path, ports)),
         "script": ("model.ts", lambda path: _write_script(model, path, ports)),
         "trace": ("model.ts", lambda path: _write_trace(flat, example, path, ports)),
