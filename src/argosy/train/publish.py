@@ -175,6 +175,9 @@ def write_files(framework: Framework, model: Any, inputs: Arrays, folder: Path, 
     try:
         if native:
             raise ModelError("export_failed", detail="it was not tried")
+        if both := {*ports.input_names} & {*ports.output_names}:
+            detail = f"ONNX has no room for an input and an output of one name, {list_choices(both)}; call the output otherwise"
+            raise ModelError("export_failed", detail=detail)
         return _make_onnx(framework, model, inputs, folder / _MODEL_FILE, ports)
     except ModelError as error:
         if error.key not in ("export_failed", "export_differs"):

@@ -46,13 +46,14 @@ def list_arguments(model: Any) -> tuple[str, ...]:
     """Name the inputs of a model in its order: those of a functional one have names of their own, unless Keras made them up."""
     if not _is_functional(model):
         return name_arguments(model.call, but=_OPTIONS)
+    # A Sequential of layers of one's own does not tell.
     names = [*_name_tensors(model)]
     return () if any(_MADE_UP.fullmatch(name) for name in names) else tuple(names)
 
 
 def match_inputs(model: Any, inputs: Tree) -> list[Any]:
     """Give the symbolic tensor of a functional model that each leaf of its inputs stands for; [] if it does not tell."""
-    if not _is_functional(model) or not model.inputs:
+    if not _is_functional(model) or not getattr(model, "inputs", None):
         return []
     if isinstance(inputs, Mapping):
         known, given = _name_tensors(model), cast("Mapping[str, Any]", inputs)
@@ -67,7 +68,7 @@ def order_outputs(names: Tree) -> list[str]:
 
 
 def _name_tensors(model: Any) -> dict[str, Any]:
-    known, tensors = model.input, cast("list[Any]", model.inputs)
+    known, tensors = getattr(model, "input", None), cast("list[Any]", getattr(model, "inputs", None) or [])
     names = sorted(cast("dict[str, Any]", known)) if isinstance(known, dict) else [str(tensor.name) for tensor in tensors]
     return dict(zip(names, tensors, strict=True)) if len(names) == len(tensors) else {}
 
