@@ -131,7 +131,7 @@ def build_keras() -> dict[str, Any]:
     return {
         "pair": mix(lambda one, other: (keras.ops.tanh(one + other), keras.ops.sum(one + other, 1))),
         "choice": mix(choose),
-        "states": mix(lambda one, other: (one + other, (keras.ops.sum(one + other), (one + other)[None]))),
+        "states": mix(lambda one, other: (one + other, (keras.ops.sum(one + other), keras.ops.expand_dims(one + other, 0)))),
     }
 
 
