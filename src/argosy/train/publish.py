@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.adapters import merge_adapters
-from argosy.frameworks.agreement import Run
+from argosy.frameworks.agreement import Fails, Run
 from argosy.frameworks.base import Framework, count_weights, framework_of
 from argosy.frameworks.onnx import OnnxModel, check_export, declare_shapes
 from argosy.frameworks.ports import Ports
@@ -117,7 +117,10 @@ def publish(
         if made.runtime == "onnx":
             settled, verdict = judge_file(Path(folder, _MODEL_FILE), signature)
             signature = signature if ragged is not None else settled
-        golden = _make_golden(made.answer, inputs, has_rows=signature.is_batched)
+        try:
+            golden = _make_golden(made.answer, inputs, has_rows=signature.is_batched)
+        except Fails as error:
+            raise ModelError("save_failed", detail=str(error)) from error
         signature, step_files = add_steps(signature, preprocess)
         return store.publish(
             name,
@@ -277,7 +280,11 @@ def _check_ragged(ragged: Ragged, answer: Run, rows: Arrays) -> None:
     size: int = next(rows[name].shape[axis] for name, axis in axes.items())
     for length in (size, size + 1) if ragged.outputs else ():
         places = np.arange(length) % size
-        found = answer(rows | {name: np.take(rows[name], places, axis=axis) for name, axis in axes.items()})
+        longer = {name: np.take(rows[name], places, axis=axis) for name, axis in axes.items()}
+        try:
+            found = answer(rows | longer)
+        except Fails as error:
+            raise InputError("bad_data", detail=str(error)) from error
         for name, axis in ragged.outputs.items():
             if found[name].shape[axis] != length:
                 expected = f"an axis {axis} as long as that of the inputs, {length}; the model gives {found[name].shape[axis]}"
