@@ -109,15 +109,14 @@ def find_ports(
             datatype_of(array.dtype)
         except InputError as error:
             raise InputError("unsupported_type", tensor=name, got=array.dtype, known=error.fields["known"]) from error
+    if dynamic is not None:
+        axes = {name: tuple(dynamic.get(name, ())) for name in arrays}
+    else:
+        axes = dict(zip(arrays, framework.list_free_axes(model, sample), strict=True))
+    if dynamic is None and not has_rows:
+        axes = {name: (*_try_first(framework, model, arrays, inputs, name), *own) for name, own in axes.items()}
     if ragged is not None:
         _check_ragged(arrays, made, ragged, has_rows=has_rows)
-    if dynamic is None:
-        axes = dict(zip(arrays, framework.list_free_axes(model, sample), strict=True))
-        if not has_rows:
-            axes = {name: (*_try_first(framework, model, arrays, inputs, name), *own) for name, own in axes.items()}
-    else:
-        axes = {name: tuple(dynamic.get(name, ())) for name in arrays}
-    if ragged is not None:
         axes |= {name: (*axes[name], item.axis) for name, item in ragged.inputs.items()}
     free = {name: tuple(sorted({*own})) for name, own in axes.items()}
     return Ports(inputs=inputs, outputs=names, free=free, has_rows=has_rows), made
