@@ -644,7 +644,7 @@ def test_runtime_refuses_a_file_that_asks_for_foreign_code(change, words, tmp_pa
         for name, data in (members | {"config.json": json.dumps(config).encode()}).items():
             archive.writestr(name, data)
     with pytest.raises(RuntimeError, match=words):
-        KerasRuntime().open(tmp_path, "model.keras", {"inputs": ["x"], "outputs": ["y"]})
+        KerasRuntime().open(tmp_path, "model.keras", ["x"], ["y"])
 
 
 @pytest.mark.backend
@@ -652,10 +652,10 @@ def test_runtime_refuses_another_backend(tmp_path):
     save_one(FRAMEWORK, make_mlp(), make_rows(2, 4), tmp_path)
     (tmp_path / BACKEND_FILE).write_text(json.dumps({"backend": "torch" if BACKEND == "jax" else "jax"}))
     with pytest.raises(RuntimeError, match=f"this process has started with {BACKEND}"):
-        KerasRuntime().open(tmp_path, "model.keras", {"inputs": ["x"], "outputs": ["y"]})
+        KerasRuntime().open(tmp_path, "model.keras", ["x"], ["y"])
     (tmp_path / BACKEND_FILE).write_text(json.dumps({"backend": "os"}))
     with pytest.raises(RuntimeError, match="known: jax, tensorflow, torch"):
-        KerasRuntime().open(tmp_path, "model.keras", {"inputs": ["x"], "outputs": ["y"]})
+        KerasRuntime().open(tmp_path, "model.keras", ["x"], ["y"])
 
 
 # What users have in hand.

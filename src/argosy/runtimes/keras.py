@@ -41,16 +41,17 @@ class KerasRuntime:
         backend = _read_backend(folder)
         os.environ["KERAS_BACKEND"] = backend
         _set_threads(backend, int(options.get("threads", 1)))
-        self.open(folder, entry, options)
+        has_rows = bool(options.get("has_rows", True))
+        self.open(folder, entry, options["inputs"], options["outputs"], has_rows=has_rows)
 
-    def open(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
+    def open(self, folder: Path, entry: str, inputs: list[str], outputs: list[str], *, has_rows: bool = True) -> None:
         """Load the model with the threads that there are.
 
         Raises:
             RuntimeError: Keras runs on another backend in this process, or the model has layers that are not Keras' own.
             ValueError: Keras finds the file damaged, or code in it.
         """
-        model, inputs, outputs = read_model(folder, entry), list(options["inputs"]), list(options["outputs"])
+        model = read_model(folder, entry)
         keras: Any = importlib.import_module("keras")
         backend = keras.backend.backend()
         if (len(model.inputs), len(model.outputs)) != (len(inputs), len(outputs)):
@@ -60,7 +61,7 @@ class KerasRuntime:
         # With one input it is that; only a functional model has more, and then tells how it wants them.
         self._structure = model.input if len(inputs) > 1 else None
         self._tree: Any = keras.tree
-        self._call = _call_in_jax(model, bool(options.get("has_rows", True))) if backend == "jax" else _CALLS[backend](model)
+        self._call = _CALLS[backend](model, has_rows)
         self._errors = (ValueError, *_list_errors(backend))
 
     @staticmethod
@@ -152,7 +153,8 @@ def _list_classes(value: Any) -> Iterator[tuple[str, str, str]]:
             yield from _list_classes(part)
 
 
-def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
+def _call_in_tensorflow(model: Any, has_rows: bool) -> Callable[[Any], Any]:
+    del has_rows  # It computes any shape.
     tf: Any = importlib.import_module("tensorflow")
 
     def call(x: Any) -> Any:
@@ -161,7 +163,7 @@ def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
     return tf.function(call, reduce_retracing=True, autograph=False)
 
 
-def _call_in_jax(model: Any, has_rows: bool = True) -> Callable[[Any], Any]:
+def _call_in_jax(model: Any, has_rows: bool) -> Callable[[Any], Any]:
     jax: Any = importlib.import_module("jax")
     narrow: Any = importlib.import_module("argosy.runtimes.jax").narrow
     weights, buffers = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
@@ -187,7 +189,8 @@ def _call_in_jax(model: Any, has_rows: bool = True) -> Callable[[Any], Any]:
     return call
 
 
-def _call_in_torch(model: Any) -> Callable[[Any], Any]:
+def _call_in_torch(model: Any, has_rows: bool) -> Callable[[Any], Any]:
+    del has_rows  # As above.
     torch: Any = importlib.import_module("torch")
 
     def call(x: Any) -> Any:

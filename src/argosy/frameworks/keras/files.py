@@ -77,8 +77,7 @@ def save_native(model: Any, inputs: Arrays, folder: Path, ports: Ports, expect: 
         ModelError: `save_failed`, it has code that is not Keras' own, which a runtime does not load; or it answers otherwise.
     """
     (folder / BACKEND_FILE).write_text(json.dumps({"backend": keras.backend.backend()}))
-    options: dict[str, Any] = {"inputs": _order_inputs(model, ports), "outputs": order_outputs(ports.outputs)}
-    options |= {} if ports.has_rows else {"has_rows": False}
+    inputs_in_order, outputs_in_order = _order_inputs(model, ports), order_outputs(ports.outputs)
     try:
         # A copy from the description alone has no optimizer, and shows that the description is enough.
         copy = keras.models.model_from_json(model.to_json())
@@ -88,9 +87,11 @@ def save_native(model: Any, inputs: Arrays, folder: Path, ports: Ports, expect: 
             warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
             copy.save(folder / _MODEL_FILE)
         saved = KerasRuntime()
-        saved.open(folder, _MODEL_FILE, options)
+        saved.open(folder, _MODEL_FILE, inputs_in_order, outputs_in_order, has_rows=ports.has_rows)
     except Exception as error:  # Layers may raise anything while they are described.
         raise ModelError("save_failed", detail=str(error).strip()) from error
+    options: dict[str, Any] = {"inputs": inputs_in_order, "outputs": outputs_in_order}
+    options |= {} if ports.has_rows else {"has_rows": False}
     trials = ports.draw_trials(inputs)
     return check_saved(_MODEL_FILE, options, saved.infer, expect, trials, _SAVED_TOLERANCE, has_rows=ports.has_rows)
 
