@@ -591,7 +591,6 @@ class Pair(Affine):
     ("model", "x", "words"),
     [
         pytest.param(Mlp(), make_rows(2, 5), "fails on rows of shape", id="shape"),
-        pytest.param(Pair(4, 1), make_rows(2, 4), "gives tuple", id="two outputs"),
         pytest.param(Unwritable(tf.reduce_sum), make_rows(2, 4), r"a tensor of shape \(\)", id="no rows"),
     ],
 )

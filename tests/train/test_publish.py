@@ -243,6 +243,18 @@ def test_result_of_training_is_published_under_names(blobs, make_model, store):
     assert version.manifest.signature.outputs[0].labels == ("a", "b", "c")
 
 
+def test_adapters_of_a_model_of_two_inputs_are_merged(store):
+    peft: Any = pytest.importorskip("peft")
+    model = peft.get_peft_model(Two(), peft.LoraConfig(r=2, target_modules=["a", "b"], init_lora_weights=False)).eval()
+    version = argosy.publish(model, "adapted", store, sample=(LEFT, RIGHT))
+    assert list_names(version) == (["left", "right"], ["output_0", "output_1"])
+    assert [adapter["kind"] for adapter in version.manifest.lineage["adapters"]] == ["LORA"]
+    with torch.no_grad():
+        expected = model(torch.from_numpy(LEFT), torch.from_numpy(RIGHT))
+    for got, want in zip(serve(store, version)({"left": LEFT, "right": RIGHT}).values(), expected, strict=True):
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
+
+
 PAIR = (LEFT, RIGHT)
 
 
