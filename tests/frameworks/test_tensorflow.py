@@ -582,11 +582,6 @@ def test_prediction_joins_pieces_and_leaves_the_rows_alone():
     np.testing.assert_allclose(FRAMEWORK.predict(model, x), pieces, **ROUNDING)
 
 
-class Pair(Affine):
-    def __call__(self, x):
-        return x, x
-
-
 @pytest.mark.parametrize(
     ("model", "x", "words"),
     [
