@@ -70,7 +70,7 @@ def predict_refusals() -> Any:
         "wrong-width": lambda: FRAMEWORK.predict(build(), x[:, :3]),
         "no-values": lambda: FRAMEWORK.predict(nn.Dense(3), x),
         "rows-lost": lambda: FRAMEWORK.predict(lost, x),
-        "rows-lost": lambda: FRAMEWORK.predict(nn.HybridLambda(lambda ops, x: [x, ops.slice(x, begin=(0,), end=(1,))]), x),
+        "two-outputs": lambda: FRAMEWORK.predict(nn.HybridLambda(lambda ops, x: [x, ops.slice(x, begin=(0,), end=(1,))]), x),
         "no-such-type": lambda: FRAMEWORK.predict(build(), x.astype(np.uint16)),
         "found-late": lambda: FRAMEWORK.predict(not_positive, x),
     }

@@ -73,7 +73,7 @@ def test_predict_takes_read_only_rows_and_joins_its_pieces(cases):
         ("wrong-width", "shape (12, 3) and type float32: Error in operator"),
         ("no-values", "has not been initialized"),
         ("rows-lost", "tensor of shape (48,)"),
-        ("rows-lost", "a tensor of shape (1,"),
+        ("two-outputs", "a tensor of shape (1,"),
         ("no-such-type", "uint16"),
         ("found-late", "potrf failed"),
     ],

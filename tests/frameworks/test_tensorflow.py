@@ -22,13 +22,14 @@ import tensorflow as tf
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Batch, FitOptions, count_weights, framework_of, get_framework, loader_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Relu, draw_weights
-from argosy.frameworks.onnx import OnnxModel, check_export
+from argosy.frameworks.onnx import OnnxModel
 from argosy.frameworks.tensorflow import FRAMEWORK, RuleOptimizer
 from argosy.optim import SGD, Adam, CosineDecay, Momentum, RMSprop, StepDecay
 from argosy.runtimes.base import BadInput
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.train.losses import LOSSES, get_loss
 from argosy.train.run import train
+from tests.frameworks.one_tensor import check_one, export_one, save_one
 from tests.frameworks.tensorflow_models import (
     LAYERS,
     ROW,
@@ -351,10 +352,10 @@ def test_exported_model_answers_as_the_model(kind, tmp_path):
     make, x = MODELS[kind]
     model, path = make(), tmp_path / "model.onnx"
     expected = FRAMEWORK.predict(model, x)
-    FRAMEWORK.export_onnx(model, x, path, input_name="pixels in", output_name="dense/out:0")
+    export_one(FRAMEWORK, model, x, path, input_name="pixels in", output_name="dense/out:0")
     exported = OnnxModel(path)
     assert (exported.input_names, exported.output_names) == (["pixels in"], ["dense/out:0"])
-    assert check_export(exported, partial(FRAMEWORK.predict, model), x).difference < 1e-5
+    assert check_one(exported, partial(FRAMEWORK.predict, model), x).difference < 1e-5
     assert exported.run({"pixels in": x})["dense/out:0"].dtype == expected.dtype
 
 
@@ -367,7 +368,7 @@ class Choice(tf.Module):
 
 def test_exported_model_answers_other_rows_as_itself(tmp_path):
     x = 0.3 * np.abs(make_rows(8, 4))
-    FRAMEWORK.export_onnx(Choice(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
+    export_one(FRAMEWORK, Choice(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
     exported = OnnxModel(tmp_path / "model.onnx")
     for rows in (x, x + 1, -x):
         np.testing.assert_allclose(exported.run({"x": rows})["y"], FRAMEWORK.predict(Choice(), rows), rtol=1e-6)
@@ -379,31 +380,31 @@ def test_graph_that_computes_otherwise_than_the_model_is_found(tmp_path):
             return tf.abs(x) if tf.executing_eagerly() else x
 
     x = np.abs(make_rows(8, 4))
-    FRAMEWORK.export_onnx(Other(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
+    export_one(FRAMEWORK, Other(), x, tmp_path / "model.onnx", input_name="x", output_name="y")
     with pytest.raises(ModelError, match="on sign rows"):
-        check_export(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, Other()), x)
+        check_one(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, Other()), x)
     with pytest.raises(ModelError, match="on sign rows"):
-        FRAMEWORK.save_native(Other(), x, tmp_path)
+        save_one(FRAMEWORK, Other(), x, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "embedding"])
 def test_length_that_is_free_is_taken_in_both_forms(kind, tmp_path):
     make, x = MODELS[kind]
     model = make()
-    FRAMEWORK.export_onnx(model, x, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
+    export_one(FRAMEWORK, model, x, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
     exported = OnnxModel(tmp_path / "model.onnx")
-    check_export(exported, partial(FRAMEWORK.predict, model), x, (1,))
-    saved = FRAMEWORK.save_native(model, x, tmp_path, (1,))
+    check_one(exported, partial(FRAMEWORK.predict, model), x, (1,))
+    saved = save_one(FRAMEWORK, model, x, tmp_path, (1,))
     assert {"lengths 1", "lengths 15"} <= set(saved.evidence.kinds)
 
 
 @pytest.mark.parametrize("names", [("x", "Identity:0"), ("Identity:0", "x"), ("same__0", "MatMul")])
 def test_names_may_be_those_of_other_tensors_of_the_graph(names, tmp_path):
     model, x = Affine(4, 2), make_rows(3, 4)
-    FRAMEWORK.export_onnx(model, x, tmp_path / "model.onnx", input_name=names[0], output_name=names[1])
+    export_one(FRAMEWORK, model, x, tmp_path / "model.onnx", input_name=names[0], output_name=names[1])
     exported = OnnxModel(tmp_path / "model.onnx")
     assert (exported.input_names, exported.output_names) == ([names[0]], [names[1]])
-    check_export(exported, partial(FRAMEWORK.predict, model), x)
+    check_one(exported, partial(FRAMEWORK.predict, model), x)
 
 
 @pytest.mark.parametrize("names", [("x", "y"), ("identity_mul_y:0", "mul/y")])
@@ -439,17 +440,17 @@ class Unwritable(tf.Module):
 
 def test_operator_that_onnx_has_not_is_named(tmp_path):
     with pytest.raises(ModelError, match="Bessel"):
-        FRAMEWORK.export_onnx(
-            Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path / "x.onnx", input_name="a", output_name="b"
+        export_one(
+            FRAMEWORK, Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path / "x.onnx", input_name="a", output_name="b"
         )
-    assert FRAMEWORK.save_native(Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path).entry == "saved_model.pb"
+    assert save_one(FRAMEWORK, Unwritable(tf.math.bessel_i0), make_rows(2, 4), tmp_path).entry == "saved_model.pb"
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_runtime_answers_as_the_model(kind, tmp_path):
     make, x = MODELS[kind]
     model = make()
-    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
+    entry = save_one(FRAMEWORK, model, x, tmp_path).entry
     assert all(path.is_file() for path in tmp_path.iterdir())
     runtime = TensorFlowRuntime()
     runtime.open(tmp_path, entry, ["rows"], ["answers"])
@@ -478,7 +479,7 @@ def test_runtime_says_whose_fault_an_index_out_of_range_is(tmp_path):
 
 def test_runtime_serves_from_a_forked_process_of_its_own(tmp_path):
     model, x = Mlp(), make_rows(3, 4)
-    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
+    entry = save_one(FRAMEWORK, model, x, tmp_path).entry
     np.save(tmp_path / "rows.npy", x)
     # As a worker does it: forked from a process that has only imported the runtime.
     code = f"""
@@ -536,7 +537,7 @@ def calls_python(x):
 @pytest.mark.parametrize(("change", "operator"), [(reads, "ReadFile"), (calls_python, "PyFunc")])
 def test_runtime_refuses_operators_that_reach_outside(change, operator, tmp_path):
     with pytest.raises(ModelError, match=operator):
-        FRAMEWORK.save_native(Unwritable(change), make_rows(2, 4), tmp_path)
+        save_one(FRAMEWORK, Unwritable(change), make_rows(2, 4), tmp_path)
 
 
 def test_runtime_finds_them_in_a_branch_of_a_function_too(tmp_path):
@@ -544,13 +545,13 @@ def test_runtime_finds_them_in_a_branch_of_a_function_too(tmp_path):
         return tf.cond(tf.reduce_sum(x) > 1e9, lambda: reads(x), lambda: x)
 
     with pytest.raises(ModelError, match="ReadFile"):
-        FRAMEWORK.save_native(Unwritable(lazy), make_rows(2, 4), tmp_path)
+        save_one(FRAMEWORK, Unwritable(lazy), make_rows(2, 4), tmp_path)
 
 
 def test_variable_that_the_module_does_not_hold_is_explained(tmp_path):
     outside = tf.Variable(2.0)
     with pytest.raises(ModelError, match="untracked"):
-        FRAMEWORK.save_native(Unwritable(lambda x: outside * x), make_rows(2, 4), tmp_path)
+        save_one(FRAMEWORK, Unwritable(lambda x: outside * x), make_rows(2, 4), tmp_path)
 
 
 # What users have in hand.
@@ -607,16 +608,10 @@ def test_prediction_joins_pieces_and_leaves_the_rows_alone():
     np.testing.assert_allclose(FRAMEWORK.predict(model, x), pieces, **ROUNDING)
 
 
-class Pair(Affine):
-    def __call__(self, x):
-        return x, x
-
-
 @pytest.mark.parametrize(
     ("model", "x", "words"),
     [
         pytest.param(Mlp(), make_rows(2, 5), "fails on rows of shape", id="shape"),
-        pytest.param(Pair(4, 1), make_rows(2, 4), "gives tuple", id="two outputs"),
         pytest.param(Unwritable(tf.reduce_sum), make_rows(2, 4), r"a tensor of shape \(\)", id="no rows"),
     ],
 )

@@ -30,6 +30,7 @@ from argosy.frameworks.fitting import (
     fail_not_finite,
 )
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.ports import Ports
 from argosy.frameworks.trees import Tree
 from argosy.signature import Arrays
 
@@ -203,8 +204,8 @@ class Framework(Protocol):
         """
         ...
 
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        """Run a model on rows as it would be served (no dropout), in bounded pieces.
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        """Run a model on one request as it would be served (no dropout), in one piece.
 
         Args:
             model: of any inputs and outputs.
@@ -214,7 +215,15 @@ class Framework(Protocol):
             Arrays, in the form in which the model gives them.
 
         Raises:
-            InputError: `bad_data`, the model fails on these rows, or gives anything but tensors of as many rows.
+            InputError: `bad_data`, the model fails on these inputs, or gives anything but tensors.
+        """
+        ...
+
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        """Run a model on rows, as `answer` does, in bounded pieces.
+
+        Raises:
+            InputError: `bad_data`, as for `answer`; or the outputs have not as many rows as the inputs.
         """
         ...
 
@@ -236,22 +245,22 @@ class Framework(Protocol):
 
     # Out of the framework.
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        """Name the axes of its input that a model itself says are of any length, beside that of the rows."""
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        """Name the inputs of a model in the order in which a call takes them, as far as it tells."""
         ...
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        """Write a model as an ONNX file whose first axis is any number of rows.
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        """List the axes that a model itself says are of any length, beside the first; for each leaf of its inputs."""
+        ...
+
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        """Write a model as an ONNX file, whose tensors have the names of the ports, and their open axes any length.
 
         Args:
-            model: with one input and one output.
-            rows: a few real ones, to trace.
+            model: of any inputs and outputs.
+            inputs: real ones, to trace; a few rows are enough.
             path: of the file to write.
-            input_name: of its input.
-            output_name: of its output.
-            free: axes of its input whose length is free, too.
+            ports: of the model.
 
         Raises:
             ModelError: `export_failed`, ONNX has no word for something in the model, or a tracer would write down one of
@@ -259,19 +268,19 @@ class Framework(Protocol):
         """
         ...
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
         """Write a model into an empty folder in the form that `runtimes/NAME.py` loads; no pickle.
 
         What was written is loaded, and held against the model on `trials.draw_trials`.
 
         Args:
             model: as for `export_onnx`.
-            rows: real ones.
+            inputs: real ones.
             folder: to write into.
-            free: as for `export_onnx`.
+            ports: of the model.
 
         Returns:
-            The file's name that the runtime is told to load, and how it was held against the model.
+            The file's name that the runtime is told to load, how it was held against the model, and the runtime's options.
 
         Raises:
             ModelError: `save_failed`.

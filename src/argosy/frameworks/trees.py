@@ -1,27 +1,30 @@
 """Tensors as a model takes and gives them: one, several in order, or by name; each may hold more of the same.
 
 A *tree* is an array or tensor, a tuple or list of trees, or a dict of trees by name. Functions here know no framework: a leaf
-is whatever is none of these.
+is whatever is none of these. None is a tree without leaves: an optional input that is not given.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError
+from argosy.errors import InputError, list_choices
 from argosy.signature import Arrays
 
 __all__ = [
     "Tree",
+    "check_answer",
     "count_rows",
     "fail_rows",
     "join_rows",
     "list_leaves",
     "map_tree",
+    "name_arguments",
     "name_tree",
     "pack",
     "predict_rows",
@@ -33,6 +36,7 @@ __all__ = [
 Tree = Any
 """See above."""
 
+_MAX_NAME: Final = 128
 _PREDICT_ROWS: Final = 256
 """Rows of one forward pass of `predict_rows`: bounds its memory, and is large enough to be fast."""
 
@@ -43,7 +47,7 @@ def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
         return {str(name): map_tree(function, item) for name, item in cast("Mapping[Any, Any]", tree).items()}
     if isinstance(tree, tuple | list):
         return tuple(map_tree(function, item) for item in cast("Sequence[Any]", tree))
-    return function(tree)
+    return None if tree is None else function(tree)
 
 
 def list_leaves(tree: Tree) -> list[Any]:
@@ -53,26 +57,33 @@ def list_leaves(tree: Tree) -> list[Any]:
     return leaves
 
 
-def name_tree(tree: Tree, stem: str, names: Sequence[str] | None = None) -> Tree:
+def name_tree(tree: Tree, option: str, stem: str, names: Sequence[str] | None = None) -> Tree:
     """Give a tree of the same form whose leaves are names, each another.
 
     Args:
         tree: of tensors.
+        option: by which a user gives names, for messages.
         stem: the name of a single leaf; several in order are `stem_0`, `stem_1` and so on, those by name have their own.
         names: of all leaves in their order, instead.
 
     Raises:
-        InputError: `bad_option`, as many names are not given, or two are alike.
+        InputError: `bad_option`, as many names are not given, two are alike, or one is no name.
     """
     leaves = list_leaves(tree)
     if names is None:
-        names = list(_name_leaves(tree, ""))
-        names = [stem if not name else f"{stem}_{name}" if name[0].isdigit() else name for name in names]
-    if len(names) != len(leaves) or len(set(names)) != len(names):
-        expected = f"{len(leaves)} different names"
-        raise InputError("bad_option", option=f"{stem}_names", got=list(names), expected=expected)
+        paths = list(_name_leaves(tree, ""))
+        only = len(leaves) == 1
+        names = [path if path and not path[0].isdigit() else stem if only else f"{stem}_{path}" for path in paths]
+    if len(names) != len(leaves) or len(set(names)) != len(names) or not all(map(_is_name, names)):
+        several = f"{len(leaves)} different names, one for each tensor in order," if len(leaves) > 1 else "a name"
+        expected = f"{several} of 1 to {_MAX_NAME} printable characters"
+        raise InputError("bad_option", option=option, got=[str(name)[: 2 * _MAX_NAME] for name in names], expected=expected)
     left = iter(names)
     return map_tree(lambda leaf: next(left), tree)
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable()
 
 
 def _name_leaves(tree: Tree, path: str) -> Iterator[str]:
@@ -81,15 +92,53 @@ def _name_leaves(tree: Tree, path: str) -> Iterator[str]:
         items = cast("Mapping[Any, Any]", tree).items()
     elif isinstance(tree, tuple | list):
         items = enumerate(cast("Sequence[Any]", tree))
-    else:
+    elif tree is not None:
         yield path
     for name, item in items:
         yield from _name_leaves(item, f"{path}_{name}" if path else str(name))
 
 
 def unpack(tree: Tree, names: Tree) -> Arrays:
-    """Give the leaves of a tree by the names that stand at their places in another of the same form."""
-    return dict(zip(list_leaves(names), list_leaves(tree), strict=True))
+    """Give the leaves of a tree by the names that stand at their places in another of the same form.
+
+    Raises:
+        InputError: `bad_data`, the tree has another form.
+    """
+    arrays: Arrays = {}
+    _unpack(tree, names, arrays)
+    return arrays
+
+
+def _unpack(tree: Tree, names: Tree, arrays: Arrays) -> None:
+    if isinstance(names, Mapping):
+        known = cast("Mapping[str, Any]", names)
+        found = {str(key): item for key, item in cast("Mapping[Any, Any]", tree).items()} if isinstance(tree, Mapping) else {}
+        if found.keys() != known.keys():
+            raise _fail_form(tree, f"the names {list_choices(known)}")
+        for key, item in known.items():
+            _unpack(found[key], item, arrays)
+    elif isinstance(names, tuple):
+        items = cast("tuple[Any, ...]", names)
+        if not isinstance(tree, tuple | list) or len(cast("Sequence[Any]", tree)) != len(items):
+            raise _fail_form(tree, f"{len(items)} in order")
+        for found, item in zip(cast("Sequence[Any]", tree), items, strict=True):
+            _unpack(found, item, arrays)
+    elif names is None:
+        if tree is not None:
+            raise _fail_form(tree, "nothing")
+    elif tree is None or isinstance(tree, Mapping | tuple | list):
+        raise _fail_form(tree, "a tensor")
+    else:
+        arrays[names] = tree
+
+
+def _fail_form(tree: Tree, expected: str) -> InputError:
+    got = "nothing" if tree is None else type(tree).__qualname__
+    if isinstance(tree, Mapping):
+        got = f"the names {list_choices(map(str, cast('Mapping[Any, Any]', tree)))}"
+    elif isinstance(tree, tuple | list):
+        got = f"{len(cast('Sequence[Any]', tree))} in order"
+    return InputError("bad_data", detail=f"tensors have another form than in the sample: {got}, expected {expected}")
 
 
 def pack(arrays: Mapping[str, Any], names: Tree) -> Tree:
@@ -104,6 +153,16 @@ def spread(tree: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(tree, tuple | list):
         return tuple(cast("Sequence[Any]", tree)), {}
     return (tree,), {}
+
+
+def name_arguments(call: Callable[..., Any], *, but: Sequence[str] = ()) -> tuple[str, ...]:
+    """Name the arguments that a function takes in order; `but` are none of its tensors."""
+    try:
+        known = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):  # A builtin, or what a compiler left.
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(argument.name for argument in known if argument.kind in kinds and argument.name not in but)
 
 
 def count_rows(tree: Tree) -> int:
@@ -148,12 +207,12 @@ def predict_rows(inputs: Tree, answer: Callable[[Tree], Tree]) -> Tree:
     for start in range(0, max(num_rows, 1), _PREDICT_ROWS):
         piece = take_rows(inputs, slice(start, start + _PREDICT_ROWS))
         parts.append(answer(piece))
-        _check_answer(parts[-1], count_rows(piece))
+        check_answer(parts[-1], count_rows(piece))
     return join_rows(parts)
 
 
-def _check_answer(outputs: Tree, num_rows: int) -> None:
-    """Refuse answers other than tensors of as many rows as went in.
+def check_answer(outputs: Tree, num_rows: int | None = None) -> None:
+    """Refuse answers other than tensors; of as many rows as went in, if that is told.
 
     Raises:
         InputError: `bad_data`.
@@ -164,8 +223,10 @@ def _check_answer(outputs: Tree, num_rows: int) -> None:
         shape = np.shape(leaf) if hasattr(leaf, "__array_interface__") else None
         if shape is None:
             got = type(leaf).__qualname__
-        elif shape[:1] != (num_rows,):
+        elif num_rows is not None and shape[:1] != (num_rows,):
             got = f"a tensor of shape {shape}"
+    if got is not None and num_rows is None:
+        raise InputError("bad_data", detail=f"the model gives {got}, expected tensors")
     if got is not None:
         detail = f"for {num_rows} rows the model gives {got}, expected tensors of as many rows"
         raise InputError("bad_data", detail=detail)
@@ -174,4 +235,5 @@ def _check_answer(outputs: Tree, num_rows: int) -> None:
 def fail_rows(rows: Tree, error: object) -> InputError:
     """Make the error of a model that fails on rows; `error` is what it raised, or says it."""
     shown = " and ".join(f"of shape {leaf.shape} and type {leaf.dtype}" for leaf in list_leaves(rows))
-    return InputError("bad_data", detail=f"the model fails on rows {shown}: {error}")
+    told = str(error).strip() or type(error).__qualname__
+    return InputError("bad_data", detail=f"the model fails on rows {shown}: {told}")

@@ -18,7 +18,8 @@ from argosy.store.manifest import Version
 from argosy.train.data import check_dataset, check_rows
 from argosy.train.elements import to_arrays
 from argosy.train.objective import Objective
-from argosy.train.publish import publish
+from argosy.train.ports import Names
+from argosy.train.publish import Labels, publish
 from argosy.train.rescue import Skip
 
 __all__ = ["Epoch", "Settings", "TrainResult"]
@@ -185,9 +186,9 @@ class TrainResult:
         sample: object = None,
         measurements: Mapping[str, float] = {},
         lineage: Mapping[str, object] = {},
-        input_name: str = "input",
-        output_name: str = "output",
-        labels: Sequence[str] | None = None,
+        input_name: Names = None,
+        output_name: Names = None,
+        labels: Labels = None,
         dynamic: Mapping[str, Sequence[int]] | None = None,
         ragged: Ragged | None = None,
     ) -> Version:
@@ -199,10 +200,11 @@ class TrainResult:
             sample: real rows; the first 8 become golden examples. Default: the first of the training data.
             measurements: what is known of it, such as the accuracy on test rows; added to those of the run.
             lineage: added to what the run knows of itself.
-            input_name: of the tensor that goes in.
-            output_name: of the tensor that comes out.
-            labels: names of the output's last axis, such as class names. Default: those of the targets, if these were names.
-            dynamic: axes of the input that may have any length, as for `publish`.
+            input_name: of the tensor that goes in, or the names of all, as for `publish`.
+            output_name: of the tensor that comes out, or the names of all, as for `publish`.
+            labels: names of the output's last axis, such as class names; of several outputs by output. Default: those
+                of the targets, if these were names.
+            dynamic: axes of the inputs that may have any length, as for `publish`.
             ragged: which of them may differ between the requests of a batch, as for `publish`.
 
         Raises:

@@ -20,11 +20,12 @@ from argosy.frameworks.base import Ability, FitOptions, Framework, LossPart, Met
 from argosy.frameworks.jax.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.network import build_network
-from argosy.frameworks.jax.predict import predict
+from argosy.frameworks.jax.predict import answer, predict
 from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
 from argosy.frameworks.jax.step import JaxStep
 from argosy.frameworks.layers import Layer
-from argosy.frameworks.trees import Tree
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, list_leaves, name_arguments
 from argosy.runtimes.jax import begin, count_threads
 from argosy.signature import Arrays
 
@@ -36,7 +37,7 @@ optax: Any = importlib.import_module("optax")
 
 
 class JaxFramework:
-    """See `base.Framework`. Models are `flax.nnx.Module`s that are called with one array and give one, on the CPU.
+    """See `base.Framework`. Models are `flax.nnx.Module`s of any inputs and outputs, on the CPU.
 
     Losses are functions of outputs and targets, such as those of `optax.losses`; what they give is averaged. Optimizers are
     gradient transformations of optax. JAX has no loaders, and no random numbers but those of a model's own streams.
@@ -103,6 +104,9 @@ class JaxFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)
 
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        return answer(model, inputs)
+
     def predict(self, model: Any, inputs: Tree) -> Tree:
         return predict(model, inputs)
 
@@ -118,16 +122,17 @@ class JaxFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return list_trained(model)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return name_arguments(model.__call__)
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, free)
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_onnx(model, inputs, path, ports)
+
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports)
 
 
 FRAMEWORK: Final[Framework] = JaxFramework()

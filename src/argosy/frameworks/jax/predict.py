@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from argosy.frameworks.jax.state import Leaves, Structure, open_precision, prepare, take_apart
-from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
+from argosy.frameworks.jax.state import Leaves, Parts, Structure, open_precision, prepare, take_apart
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, map_tree, predict_rows
 
-__all__ = ["TRACE_ERRORS", "predict"]
+__all__ = ["TRACE_ERRORS", "answer", "predict"]
 
 jax: Any = importlib.import_module("jax")
 
@@ -19,20 +19,26 @@ TRACE_ERRORS: Final = (RuntimeError, ValueError, TypeError, LookupError, Attribu
 """What the code of a model raises while JAX traces it."""
 
 
+def answer(model: Any, inputs: Tree) -> Tree:
+    """See `base.Framework.answer`."""
+    return _run(take_apart(model, is_training=False), inputs)
+
+
 def predict(model: Any, inputs: Tree) -> Tree:
     """See `base.Framework.predict`."""
-    parts = take_apart(model, is_training=False)
+    return predict_rows(inputs, partial(_run, take_apart(model, is_training=False)))
 
-    def answer(rows: Tree) -> Tree:
-        given = map_tree(lambda array: prepare(np.asarray(array), "x"), rows)
+
+def _run(parts: Parts, inputs: Tree) -> Tree:
+    with open_precision(is_double=parts.is_double):
+        given = map_tree(lambda array: prepare(np.asarray(array), "x"), inputs)
         try:
             outputs = _answer(parts.structure, parts.trained, parts.random, parts.rest, given)
-        except TRACE_ERRORS as error:
-            raise fail_rows(rows, error) from error
-        return map_tree(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, outputs)
-
-    with open_precision(is_double=parts.is_double):
-        return predict_rows(inputs, answer)
+        except Exception as error:  # The edge of a model's own code.
+            raise fail_rows(inputs, error) from error
+        outputs = map_tree(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, outputs)
+    check_answer(outputs)
+    return outputs
 
 
 @partial(jax.jit, static_argnums=0)

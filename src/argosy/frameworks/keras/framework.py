@@ -9,6 +9,7 @@ import importlib
 import random
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -27,14 +28,15 @@ from argosy.frameworks.base import (
     derive_seed,
 )
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
-from argosy.frameworks.keras.calling import call_model, predict_batch
+from argosy.frameworks.keras.calling import call_model, list_arguments, match_inputs, predict_batch
 from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.network import build_network, check_precision
 from argosy.frameworks.keras.session import bind_backend
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
-from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "KerasFramework"]
@@ -148,18 +150,20 @@ class KerasFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return KerasStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        def answer(rows: Tree) -> Tree:
-            given = map_tree(narrow_integers, rows)
-            try:
-                if not model.built:
-                    call_model(model, map_tree(lambda array: keras.ops.convert_to_tensor(array[:1]), given), training=False)
-                outputs = predict_batch(model, given)
-            except Exception as error:  # Those of the backends share no base but this one.
-                raise fail_rows(rows, error) from error
-            return map_tree(lambda leaf: to_numpy(leaf) if hasattr(leaf, "shape") else leaf, outputs)
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        given = map_tree(narrow_integers, inputs)
+        try:
+            if not model.built:
+                call_model(model, map_tree(keras.ops.convert_to_tensor, given), training=False)
+            outputs = predict_batch(model, given)
+            outputs = map_tree(lambda leaf: to_numpy(leaf) if hasattr(leaf, "shape") else leaf, outputs)
+        except Exception as error:  # Those of the backends share no base but this one.
+            raise fail_rows(inputs, error) from error
+        check_answer(outputs)
+        return outputs
 
-        return predict_rows(inputs, answer)
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         kinds = [variable.dtype for variable in model.weights] or [layer.variable_dtype for layer in model.layers]
@@ -179,19 +183,20 @@ class KerasFramework:
         trained = {id(variable) for variable in model.trainable_variables}
         return tuple(name for name, variable in name_weights(model).items() if id(variable) in trained)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        tensors: list[Any] = getattr(model, "inputs", None) or []
-        if len(tensors) != 1 or len(tensors[0].shape) != rows.ndim:
-            return ()
-        return tuple(axis for axis, length in enumerate(tensors[0].shape) if axis and length is None)
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return list_arguments(model)
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        leaves, tensors = list_leaves(inputs), match_inputs(model, inputs)
+        if [len(tensor.shape) for tensor in tensors] != [leaf.ndim for leaf in leaves]:
+            return [() for _ in leaves]
+        return [tuple(axis for axis, length in enumerate(tensor.shape) if axis and length is None) for tensor in tensors]
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_onnx(model, inputs, path, ports)
+
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
 
 
 def _scale_rate(optimizer: Any, factor: float) -> bool:

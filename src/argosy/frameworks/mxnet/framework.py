@@ -7,6 +7,7 @@ import random
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,20 +27,21 @@ from argosy.frameworks.base import (
 )
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.mxnet.describe import describe_loss, describe_optimizer, describe_program
-from argosy.frameworks.mxnet.graph import call_block
-from argosy.frameworks.mxnet.library import FAILURES, count_threads, explain, mx, set_threads, to_tensor
+from argosy.frameworks.mxnet.graph import call_block, list_arguments
+from argosy.frameworks.mxnet.library import count_threads, explain, mx, set_threads, to_tensor
 from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
 from argosy.frameworks.mxnet.step import MxnetStep
 from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
-from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "MxnetFramework"]
 
 
 class MxnetFramework:
-    """See `base.Framework`. Models are `gluon.Block`s with one input and one output tensor, on the CPU."""
+    """See `base.Framework`. Models are `gluon.Block`s of any inputs and outputs, on the CPU."""
 
     name = "mxnet"
     packages = ("mxnet",)
@@ -129,18 +131,20 @@ class MxnetFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return MxnetStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        def answer(rows: Tree) -> Tree:
-            tensors = map_tree(to_tensor, rows)
-            try:
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        tensors = map_tree(to_tensor, inputs)
+        try:
+            with mx.autograd.pause(train_mode=False):
                 outputs = call_block(model, tensors)
                 # Computed in the background: what fails there is raised where the result is asked for.
-                return map_tree(lambda leaf: leaf.asnumpy() if isinstance(leaf, mx.nd.NDArray) else leaf, outputs)
-            except FAILURES as error:
-                raise fail_rows(rows, explain(error)) from error
+                outputs = map_tree(lambda leaf: leaf.asnumpy() if isinstance(leaf, mx.nd.NDArray) else leaf, outputs)
+        except Exception as error:  # The edge of a model's own code.
+            raise fail_rows(inputs, explain(error)) from error
+        check_answer(outputs)
+        return outputs
 
-        with mx.autograd.pause(train_mode=False):
-            return predict_rows(inputs, answer)
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(np.dtype(own.dtype) == np.float64 for own in list_parameters(model).values())
@@ -155,18 +159,19 @@ class MxnetFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, own in list_parameters(model).items() if own.grad_req != "null")
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return list_arguments(model)
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
+
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
         # Imported here: training needs no onnx.
         export: Any = importlib.import_module("argosy.frameworks.mxnet.export")
-        export.export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+        export.export_onnx(model, inputs, path, ports)
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
 
     def _rewind(self, data: Any) -> None:
         """Begin an epoch.

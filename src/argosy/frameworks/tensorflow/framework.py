@@ -9,6 +9,7 @@ import importlib
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -27,12 +28,12 @@ from argosy.frameworks.base import (
     derive_seed,
 )
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.ports import Ports
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.network import Network
 from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables
-from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows
-from argosy.frameworks.trials import draw_trials
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, name_arguments, predict_rows
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
 
@@ -45,7 +46,7 @@ _SAVED_TOLERANCE: Final = 1e-4
 
 
 class TensorFlowFramework:
-    """See `base.Framework`. Models are `tf.Module`s with `__call__(x)` and one output tensor, on the CPU.
+    """See `base.Framework`. Models are `tf.Module`s with any inputs and outputs of `__call__`, on the CPU.
 
     `__call__` may take `training`, a boolean, and `seed`, two integers for the operators of `tf.random` whose names
     begin with `stateless`. Random numbers of any other kind inside a module cannot follow from a step's number,
@@ -125,23 +126,17 @@ class TensorFlowFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        def answer(rows: Tree) -> Tree:
-            try:
-                outputs = call_module(model, map_tree(tf.convert_to_tensor, rows), training=False)
-            except (
-                tf.errors.OpError,
-                TypeError,
-                ValueError,
-                LookupError,
-                AttributeError,
-                AssertionError,
-                ArithmeticError,
-            ) as error:
-                raise fail_rows(rows, error) from error
-            return map_tree(lambda leaf: leaf.numpy() if tf.is_tensor(leaf) else leaf, outputs)
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        try:
+            outputs = call_module(model, map_tree(tf.convert_to_tensor, inputs), training=False)
+            outputs = map_tree(lambda leaf: leaf.numpy() if tf.is_tensor(leaf) else leaf, outputs)
+        except Exception as error:  # The edge of a model's own code.
+            raise fail_rows(inputs, error) from error
+        check_answer(outputs)
+        return outputs
 
-        return predict_rows(inputs, answer)
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(variable.dtype == tf.float64 for variable in model.variables)
@@ -158,28 +153,24 @@ class TensorFlowFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, variable in name_variables(model).items() if variable.trainable)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return name_arguments(model.__call__, but=("training", "seed"))
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        names = {"input_name": input_name, "output_name": output_name}
-        export_graph(lambda x: call_module(model, x, training=False), rows, path, **names, free=free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        save_graph(lambda x: call_module(model, x, training=False), model, rows, folder, free)
-        saved = TensorFlowRuntime()
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_graph(lambda tree: call_module(model, tree, training=False), inputs, path, ports)
+
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        save_graph(lambda tree: call_module(model, tree, training=False), model, inputs, folder, ports)
+        saved, options = TensorFlowRuntime(), {"inputs": ports.input_names, "outputs": ports.output_names}
         try:
-            saved.open(folder, SAVED_MODEL, ["input"], ["output"])
+            saved.open(folder, SAVED_MODEL, options["inputs"], options["outputs"])
         except RuntimeError as error:
             raise ModelError("save_failed", detail=str(error)) from error
-        trials = draw_trials({"input": rows}, {"input": free})
-
-        def expect(inputs: Arrays) -> Arrays:
-            return {"output": self.predict(model, inputs["input"])}
-
-        return check_saved(SAVED_MODEL, saved.infer, expect, trials, _SAVED_TOLERANCE)
+        expect, trials = ports.run(partial(self.answer, model)), ports.draw_trials(inputs)
+        return check_saved(SAVED_MODEL, options, saved.infer, expect, trials, _SAVED_TOLERANCE, has_rows=ports.has_rows)
 
 
 def bound_threads(num_threads: int | None) -> None:

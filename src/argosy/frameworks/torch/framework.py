@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +19,13 @@ from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step
 from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
+from argosy.frameworks.ports import Ports
 from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.torch.files import export_onnx, save_native
 from argosy.frameworks.torch.losses import open_loss
 from argosy.frameworks.torch.movers import scale_rate
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
-from argosy.frameworks.trees import Tree, fail_rows, map_tree, predict_rows, spread
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, name_arguments, predict_rows, spread
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "TorchFramework"]
@@ -112,21 +114,20 @@ class TorchFramework:
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return TorchStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, inputs: Tree) -> Tree:
+    def answer(self, model: Any, inputs: Tree) -> Tree:
         model.eval()
+        try:
+            # Copies: torch warns of read-only arrays.
+            given, named = spread(map_tree(lambda array: torch.from_numpy(np.array(array)), inputs))
+            with torch.no_grad():
+                outputs = map_tree(_to_array, model(*given, **named))
+        except Exception as error:  # The edge of a model's own code.
+            raise fail_rows(inputs, error) from error
+        check_answer(outputs)
+        return outputs
 
-        def answer(rows: Tree) -> Tree:
-            given, named = spread(
-                map_tree(lambda array: torch.from_numpy(np.array(array)), rows)
-            )  # Copies: torch warns of read-only arrays.
-            try:
-                outputs = model(*given, **named)
-            except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError) as error:
-                raise fail_rows(rows, error) from error
-            return map_tree(lambda leaf: leaf.numpy() if torch.is_tensor(leaf) else leaf, outputs)
-
-        with torch.no_grad():
-            return predict_rows(inputs, answer)
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(weight.dtype == torch.float64 for weight in model.parameters())
@@ -141,16 +142,21 @@ class TorchFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, weight in model.named_parameters() if weight.requires_grad)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return name_arguments(model.forward)
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
+
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_onnx(model, inputs, path, ports)
+
+
+def _to_array(leaf: Any) -> Any:
+    return leaf.detach().numpy() if torch.is_tensor(leaf) else leaf
 
 
 def _build_layer(layer: Layer, shape: tuple[int, ...]) -> Any:
