@@ -160,14 +160,18 @@ class GradientOptimizer(Optimizer):
         direction, moved = self.direct(gradient, slots, scalars, sqrt)
         return weight - scalars.rate * direction, moved
 
+    def find_group(self, name: str) -> Group | None:
+        """Give the group of a weight of this name: the first that matches."""
+        return next((group for group in self.groups if match_names(group.pattern, [name])), None)
+
     def for_weight(self, name: str) -> GradientOptimizer:
         """Give the rule by which a weight of this name is moved."""
-        for group in self.groups:
-            if match_names(group.pattern, [name]):
-                decay = self.weight_decay if group.weight_decay is None else group.weight_decay
-                rate = Steered(self.learning_rate, Steering(group.rate_factor))
-                return dataclasses.replace(self, learning_rate=rate, weight_decay=decay, groups=())
-        return self
+        group = self.find_group(name)
+        if group is None:
+            return self
+        decay = self.weight_decay if group.weight_decay is None else group.weight_decay
+        rate = Steered(self.learning_rate, Steering(group.rate_factor))
+        return dataclasses.replace(self, learning_rate=rate, weight_decay=decay, groups=())
 
     def steer(self, steering: Steering) -> GradientOptimizer:
         """Give the same rule, whose learning rate is multiplied by a factor that may change while it is used."""

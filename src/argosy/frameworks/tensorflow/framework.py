@@ -27,12 +27,14 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
+from argosy.frameworks.fitting import ABILITIES
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
+from argosy.frameworks.tensorflow.losses import open_loss
 from argosy.frameworks.tensorflow.network import Network
-from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables
+from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables, to_tensors
 from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, name_arguments, predict_rows
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
@@ -56,7 +58,7 @@ class TensorFlowFramework:
 
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
-    abilities: frozenset[Ability] = frozenset()
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = False
     training_methods = ("train_step", "training_step")
 
@@ -101,7 +103,8 @@ class TensorFlowFramework:
         return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
-        return float(tf.reduce_mean(loss(tf.convert_to_tensor(y), tf.convert_to_tensor(outputs))))
+        given = [None if part is None else to_tensors(part) for part in (outputs, y, weights)]
+        return float(open_loss(loss, FitOptions(is_weighted=weights is not None))(*given))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return Network(layers, input_shape, weights)
