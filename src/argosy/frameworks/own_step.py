@@ -62,7 +62,7 @@ class OwnFit:
             expected = f"one of {known}" if known != "none" else "None: there is one optimizer"
             raise InputError("bad_option", option="fit.minimize(optimizer)", got=optimizer, expected=expected)
         value = self._engine.minimize(loss, self._movers[optimizer], self.number)
-        self.value = value + (self.value or 0.0)
+        self.value = value if self.value is None else self.value + value
         return value
 
     def log(self, **values: Any) -> None:

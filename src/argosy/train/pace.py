@@ -50,7 +50,8 @@ class Pace:
 
     def _steer(self, optimizer: Any) -> Any:
         if not isinstance(optimizer, GradientOptimizer):
-            self._own.append(optimizer)
+            if not any(own is optimizer for own in self._own):  # Two names may share one.
+                self._own.append(optimizer)
             return optimizer
         if isinstance(optimizer.learning_rate, ReduceOnPlateau):
             plateau = _Plateau(optimizer.learning_rate, Steering())

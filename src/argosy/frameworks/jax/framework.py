@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import Ability, FitOptions, Framework, LossPart, MetricPart, Step, name_kind
-from argosy.frameworks.jax.describe import describe_loss, describe_optimizer, describe_program
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
+from argosy.frameworks.fitting import ABILITIES, Ability
+from argosy.frameworks.jax.describe import describe_loss, describe_metric, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
+from argosy.frameworks.jax.losses import open_loss
+from argosy.frameworks.jax.movers import scale_rate
 from argosy.frameworks.jax.network import build_network
 from argosy.frameworks.jax.predict import answer, predict
 from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
 from argosy.frameworks.jax.step import JaxStep
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
-from argosy.frameworks.trees import Tree, list_leaves, name_arguments
+from argosy.frameworks.trees import Tree, list_leaves, map_tree, name_arguments
 from argosy.runtimes.jax import begin, count_threads
 from argosy.signature import Arrays
 
@@ -39,13 +42,13 @@ optax: Any = importlib.import_module("optax")
 class JaxFramework:
     """See `base.Framework`. Models are `flax.nnx.Module`s of any inputs and outputs, on the CPU.
 
-    Losses are functions of outputs and targets, such as those of `optax.losses`; what they give is averaged. Optimizers are
-    gradient transformations of optax. JAX has no loaders, and no random numbers but those of a model's own streams.
+    Losses are functions of outputs and targets, such as those of `optax.losses`; what they give for rows is averaged. Optimizers
+    are gradient transformations of optax, metrics those of `nnx.metrics` that take logits and labels. JAX has no loaders, and no random numbers but those of a model's own streams.
     """
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
-    abilities: frozenset[Ability] = frozenset()
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = False
     training_methods = ("train_step", "training_step")
 
@@ -68,7 +71,7 @@ class JaxFramework:
         return describe_loss(loss)
 
     def describe_metric(self, metric: object) -> MetricPart | None:
-        return None
+        return describe_metric(metric)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         return describe_optimizer(optimizer)
@@ -77,8 +80,11 @@ class JaxFramework:
         return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
-        with open_precision(is_double=outputs.dtype == np.float64):
-            return float(jnp.mean(loss(prepare(outputs, "outputs"), prepare(y, "y"))))
+        is_double = any(leaf.dtype == np.float64 for leaf in list_leaves(outputs))
+        with open_precision(is_double=is_double):
+            given = (map_tree(lambda leaf: jnp.asarray(prepare(np.asarray(leaf), "y")), part) for part in (outputs, y))
+            compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
+            return float(compute(*given, None if weights is None else jnp.asarray(weights)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)
@@ -99,7 +105,7 @@ class JaxFramework:
         """Do nothing: JAX has no random numbers but those that a model or a program asks of a key of its own."""
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        return False  # Its rate is within compiled functions.
+        return scale_rate(optimizer, factor)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)
