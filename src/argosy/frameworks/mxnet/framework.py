@@ -16,22 +16,16 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import (
-    Ability,
-    FitOptions,
-    Framework,
-    LossPart,
-    MetricPart,
-    Step,
-    derive_seed,
-)
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, derive_seed
+from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import Layer
-from argosy.frameworks.mxnet.describe import describe_loss, describe_optimizer, describe_program
+from argosy.frameworks.mxnet.describe import describe_loss, describe_metric, describe_optimizer, describe_program
 from argosy.frameworks.mxnet.graph import call_block, list_arguments
 from argosy.frameworks.mxnet.library import count_threads, explain, mx, set_threads, to_tensor
+from argosy.frameworks.mxnet.losses import open_loss
 from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
-from argosy.frameworks.mxnet.step import MxnetStep
+from argosy.frameworks.mxnet.step import MxnetStep, to_tensors
 from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
 from argosy.frameworks.ports import Ports
 from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
@@ -45,7 +39,7 @@ class MxnetFramework:
 
     name = "mxnet"
     packages = ("mxnet",)
-    abilities: frozenset[Ability] = frozenset()
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = True
     training_methods = ("train_step", "training_step")
 
@@ -64,12 +58,12 @@ class MxnetFramework:
         if isinstance(data, mx.io.DataIter):
             self._rewind(data)
             for batch in data:
-                x, y = _read_pair([*batch.data, *batch.label], data)
-                num_rows = len(x) - (batch.pad or 0)
-                yield x[:num_rows], y[:num_rows]
+                parts = [[_read_tensor(part, batch.pad or 0) for part in given or ()] for given in (batch.data, batch.label)]
+                # Several of a kind are a tuple; without labels there is x alone.
+                yield tuple(part[0] if len(part) == 1 else tuple(part) for part in parts if part)
             return
         for batch in data:
-            yield _read_pair([*batch] if isinstance(batch, list | tuple) else [batch], data)
+            yield map_tree(lambda leaf: _read_tensor(leaf, 0), batch)
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
@@ -81,7 +75,7 @@ class MxnetFramework:
         return describe_loss(loss)
 
     def describe_metric(self, metric: object) -> MetricPart | None:
-        return None
+        return describe_metric(metric)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         return describe_optimizer(optimizer)
@@ -90,7 +84,10 @@ class MxnetFramework:
         return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
-        return float(loss(to_tensor(outputs), to_tensor(y)).mean().asscalar())
+        compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
+        given = (None if part is None else to_tensors(part) for part in (outputs, y, weights))
+        with mx.autograd.pause():
+            return float(compute(*given).asscalar())
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)
@@ -188,18 +185,10 @@ class MxnetFramework:
         data.reset()
 
 
-def _read_pair(parts: list[Any], loader: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    arrays = [part.asnumpy() if isinstance(part, mx.nd.NDArray) else part for part in parts]
-    if [isinstance(array, np.ndarray) for array in arrays] != [True, True]:
-        got = ", ".join(_describe(part) for part in parts)
-        raise InputError("bad_data", detail=f"the {type(loader).__name__} gives ({got}), expected pairs of tensors (x, y)")
-    return arrays[0], arrays[1]
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, mx.nd.NDArray | np.ndarray):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return type(value).__qualname__
+def _read_tensor(leaf: Any, pad: int) -> Any:
+    """Give a tensor as an array, without the rows that fill it up; anything else as it is."""
+    array = leaf.asnumpy() if isinstance(leaf, mx.nd.NDArray) else leaf
+    return array[: len(array) - pad] if pad else array
 
 
 FRAMEWORK: Final[Framework] = MxnetFramework()
