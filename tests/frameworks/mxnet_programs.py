@@ -141,9 +141,7 @@ def trees() -> Any:
 
 @case
 def metrics() -> Any:
-    found = quick(
-        make_linear(), (A, KIND), metrics=[mx.metric.Accuracy(name="share"), mx.metric.F1()], validation_data=(A, KIND)
-    )
+    found = quick(make_linear(), (A, KIND), metrics=[mx.metric.Accuracy(name="share"), mx.metric.F1()], validation_data=(A, KIND))
     own = quick(make_linear(), (A, KIND), metrics={"recall": find_recall}, validation_data=(A, KIND))
     expected = find_recall(own.predict(A), KIND)
     return {

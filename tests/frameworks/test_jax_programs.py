@@ -140,9 +140,7 @@ def test_groups_clipping_by_value_and_metrics_of_flax():
             lambda path, _: "slow" if "kernel" in jax.tree_util.keystr(path) else "plain", weights
         )
 
-    plain_loop(
-        theirs, lambda model, rows: cross_entropy(model(A[rows]), KIND[rows]).mean(), optax.multi_transform(parts, label)
-    )
+    plain_loop(theirs, lambda model, rows: cross_entropy(model(A[rows]), KIND[rows]).mean(), optax.multi_transform(parts, label))
     ours = make_linear()
     rule = SGD(
         learning_rate=0.1, weight_decay=0.3, clip_value=0.05, groups=(Group("*bias", weight_decay=0.0), Group("kernel", 0.1))

@@ -42,8 +42,9 @@ optax: Any = importlib.import_module("optax")
 class JaxFramework:
     """See `base.Framework`. Models are `flax.nnx.Module`s of any inputs and outputs, on the CPU.
 
-    Losses are functions of outputs and targets, such as those of `optax.losses`; what they give for rows is averaged. Optimizers
-    are gradient transformations of optax, metrics those of `nnx.metrics` that take logits and labels. JAX has no loaders, and no random numbers but those of a model's own streams.
+    Losses are functions of outputs and targets, such as those of `optax.losses`; what they give for rows is averaged.
+    Optimizers are gradient transformations of optax, metrics those of `nnx.metrics` that take logits and labels. JAX has no
+    loaders, and no random numbers but those of a model's own streams.
     """
 
     name = "jax"

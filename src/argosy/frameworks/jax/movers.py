@@ -1,4 +1,4 @@
-"""What moves the weights of a flax model: one of Argosy's optimizers or a transformation of optax, or several, each for its part."""
+"""What moves the weights of a flax model: an optimizer of Argosy's or optax', or several, each for its part."""
 
 from __future__ import annotations
 

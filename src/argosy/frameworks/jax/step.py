@@ -120,7 +120,9 @@ class JaxStep:
             try:
                 after, measured, logged = self._take_own(self._spare, self._now, batch, numbers)
             except _CONCRETE as error:
-                _LOG.warning("the step looks at numbers from Python, so that it is not compiled: %s", str(error).partition("\n")[0])
+                _LOG.warning(
+                    "the step looks at numbers from Python, so that it is not compiled: %s", str(error).partition("\n")[0]
+                )
         if after is None:
             self._is_compiled = False  # From now on: what comes back may be what was there, which nothing may lie over.
             numbers = Numbers(number, epoch, int(seed), scalars)

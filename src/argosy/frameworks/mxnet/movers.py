@@ -51,9 +51,7 @@ class Mover:
         return self.trainer.rate_at(number)
 
 
-def open_movers(
-    optimizer: Any, named: Mapping[str, Any], frozen: list[Any], *, has_step: bool
-) -> dict[str | None, Mover]:
+def open_movers(optimizer: Any, named: Mapping[str, Any], frozen: list[Any], *, has_step: bool) -> dict[str | None, Mover]:
     """Give the movers of a model's parameters by name; None names the only one.
 
     Args:
