@@ -116,11 +116,12 @@ def make_array(given: object, what: str) -> NDArray[Any]:
         raise InputError("bad_data", detail=f"{what}: no array can be made of them: {str(error)[:200]}") from error
 
 
-def to_arrays(tree: Tree, *, is_given: bool = False) -> Tree:
+def to_arrays(tree: Tree, what: str = "data", *, is_given: bool = False) -> Tree:
     """Give a tree whose leaves are NumPy arrays; of tensors on the processor they are views.
 
     Args:
         tree: of arrays, tensors, or what NumPy makes arrays of.
+        what: it is, for messages.
         is_given: by a user as a whole: lists, and tuples of anything but arrays, are rows, not parts.
     """
     if is_array(tree):
@@ -130,10 +131,10 @@ def to_arrays(tree: Tree, *, is_given: bool = False) -> Tree:
             detach = getattr(tree, "detach", None)
             return np.asarray(method() if detach is None else detach().numpy())
     if is_named(tree):
-        return {str(name): to_arrays(item, is_given=is_given) for name, item in tree.items()}
+        return {str(name): to_arrays(item, what, is_given=is_given) for name, item in tree.items()}
     if is_ordered(tree) and _holds_parts(tree, is_given=is_given):
-        return tuple(to_arrays(item, is_given=is_given) for item in tree)
-    return make_array(tree, "data")
+        return tuple(to_arrays(item, what, is_given=is_given) for item in tree)
+    return make_array(tree, what)
 
 
 def _holds_parts(parts: Sequence[Any], *, is_given: bool) -> bool:
