@@ -27,10 +27,12 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
-from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
+from argosy.frameworks.fitting import ABILITIES
+from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
 from argosy.frameworks.keras.calling import call_model, list_arguments, match_inputs, predict_batch
 from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
 from argosy.frameworks.keras.files import export_onnx, save_native
+from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
 from argosy.frameworks.keras.session import bind_backend
 from argosy.frameworks.keras.step import KerasStep
@@ -52,7 +54,7 @@ class KerasFramework:
     """
 
     name = "keras"
-    abilities: frozenset[Ability] = frozenset()
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = False
     training_methods = (
         "compute_loss",
@@ -122,8 +124,8 @@ class KerasFramework:
         return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
-        tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)
-        return float(keras.ops.mean(loss(*tensors)))
+        given = map(to_tensors, (outputs, y, weights))
+        return float(to_numpy(open_loss(loss, FitOptions(is_weighted=weights is not None))(*given)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)
