@@ -19,7 +19,7 @@ import keras
 
 from argosy.errors import InputError
 from argosy.frameworks.keras import FRAMEWORK
-from argosy.optim import SGD, Group, Momentum
+from argosy.optim import SGD, Group, LinearDecay, Momentum
 from argosy.train.average import Ema
 from argosy.train.run import train
 from tests.frameworks.keras_models import make_embedding, make_mlp, make_rows
@@ -323,6 +323,127 @@ def test_ruinous_batch_is_left_out_and_the_rate_is_lowered(own):
             theirs.optimizer.learning_rate = 0.1 * 0.5 ** (epoch + (batch == 2))
             theirs.train_on_batch(*Poisoned()[batch])
     assert_same(result.model, theirs)
+
+
+class Heard(keras.callbacks.Callback):
+    """Notes what it is told, and what weights it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = [], []
+
+    def note(self, name, number, logs):
+        names = sorted(name for name in (logs or {}) if "accuracy" not in name)
+        self.calls.append(f"{name} {number} {' '.join(names)}")
+        self.seen.append(float(keras.ops.sum(keras.ops.convert_to_tensor(self.model.get_weights()[0]))))
+
+    def on_train_begin(self, logs=None):
+        self.note("begin", self.params["epochs"], logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.note("epoch", epoch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.note("batch", batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.note("epoch ended", epoch, logs)
+
+    def on_train_end(self, logs=None):
+        self.note("end", self.params["steps"], logs)
+
+
+def test_callbacks_are_told_what_keras_tells_them():
+    ours, theirs, heard, expected = make_linear(), make_linear(), Heard(), Heard()
+    plain_fit(theirs, A, KIND, loss=ENTROPY)
+    theirs = make_linear()
+    theirs.compile(keras.optimizers.SGD(0.1), ENTROPY)
+    theirs.fit(A, KIND, batch_size=20, epochs=2, shuffle=False, verbose=0, validation_data=(A, KIND), callbacks=[expected])
+    quick(ours, (A, KIND), optimizer=SGD(learning_rate=0.1), validation_data=(A, KIND), callbacks=[heard])
+    assert heard.calls == expected.calls
+    np.testing.assert_allclose(heard.seen, expected.seen, **ROUNDING)
+    assert not hasattr(ours, "optimizer")
+
+
+def make_plateau():
+    return keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["ours", "keras"])
+def test_callbacks_of_keras_lower_rates_stop_and_restore_as_in_fit(own, tmp_path):
+    """A threshold that no epoch passes: the rate is halved each time, and the run stopped after the fourth epoch."""
+
+    def make(folder):
+        (tmp_path / folder).mkdir()
+        stop = keras.callbacks.EarlyStopping("val_loss", patience=3, min_delta=10.0, restore_best_weights=True)
+        log = keras.callbacks.CSVLogger(str(tmp_path / folder / "log.csv"))
+        kept = keras.callbacks.ModelCheckpoint(str(tmp_path / folder / "{epoch}.weights.h5"), save_weights_only=True)
+        rates = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["learning_rate"]))
+        return [make_plateau(), stop, log, kept, rates]
+
+    seen = []
+    theirs = make_linear()
+    theirs.compile(keras.optimizers.SGD(0.1), ENTROPY)
+    theirs.fit(A, KIND, batch_size=20, epochs=9, shuffle=False, verbose=0, validation_data=(A, KIND), callbacks=make("theirs"))
+    expected, seen = seen, []
+    optimizer, ours = keras.optimizers.SGD(0.1) if own else SGD(learning_rate=0.1), make_linear()
+    result = quick(ours, (A, KIND), optimizer=optimizer, epochs=9, validation_data=(A, KIND), callbacks=make("ours"))
+    assert seen == pytest.approx(expected) and len(seen) == 4 and seen[-1] < 0.1
+    assert_same(ours, theirs)
+    names, *rows = (tmp_path / "ours" / "log.csv").read_text().split()
+    assert len(rows) == len(result.history) == 4 and {"epoch", "loss", "val_loss", "learning_rate"} < {*names.split(",")}
+    for number in (1, 4):
+        other = make_linear()
+        other.load_weights(tmp_path / "ours" / f"{number}.weights.h5")
+        ours.load_weights(tmp_path / "theirs" / f"{number}.weights.h5")
+        assert_same(other, ours)
+    described = result.describe_lineage()["training"]["callbacks"]
+    assert [one["name"].rpartition(".")[2] for one in described][:2] == ["ReduceLROnPlateau", "EarlyStopping"]
+    assert described[0]["factor"] == 0.5
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["ours", "keras"])
+def test_run_with_callbacks_resumes_bit_for_bit(own, tmp_path):
+    def run(epochs, folder, resume=False):
+        stop = keras.callbacks.EarlyStopping("loss", patience=4, min_delta=10.0, restore_best_weights=True)
+        optimizer = keras.optimizers.SGD(0.1) if own else SGD(learning_rate=0.1)
+        options = {"epochs": epochs, "checkpoints": tmp_path / folder, "resume": resume, "callbacks": [make_plateau(), stop]}
+        return quick(make_linear(), (A, KIND), optimizer=optimizer, **options)
+
+    whole = run(9, "whole")
+    assert len(whole.history) == 5
+    run(3, "broken")
+    again = run(9, "broken", resume=True)
+    assert [epoch.loss for epoch in again.history] == [epoch.loss for epoch in whole.history]
+    for name, weight in FRAMEWORK.get_weights(whole.model).items():
+        np.testing.assert_array_equal(weight, FRAMEWORK.get_weights(again.model)[name])
+    with pytest.raises(InputError, match=r"callback 1 is .*EarlyStopping, here .*ReduceLROnPlateau"):
+        quick(make_linear(), (A, KIND), optimizer=keras.optimizers.SGD(0.1) if own else SGD(learning_rate=0.1),
+              epochs=9, checkpoints=tmp_path / "broken", resume=True, callbacks=[make_plateau(), make_plateau()])  # fmt: skip
+
+
+class Batches(keras.callbacks.Callback):
+    def on_test_batch_end(self, batch, logs=None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        pytest.param(lambda: print, "on_step, on_epoch, on_end", id="function"),
+        pytest.param(lambda: keras.callbacks.BackupAndRestore("x"), "checkpoints= of train", id="backup"),
+        pytest.param(lambda: Batches(), "validation as a whole", id="validation-batches"),
+        pytest.param(lambda: keras.callbacks.EarlyStopping("val_loss"), "what the run measures: accuracy, loss", id="unmeasured"),
+        pytest.param(lambda: keras.callbacks.EarlyStopping("accuracy"), "mode='min' or 'max'", id="direction"),
+        pytest.param(make_plateau, "whose learning rate is a number", id="schedule"),
+    ],
+)
+def test_callback_that_cannot_work_is_refused(make, words):
+    model = make_linear()
+    with pytest.raises(InputError) as caught:
+        quick(model, (A, KIND), optimizer=SGD(learning_rate=LinearDecay(0.1, steps=9)), callbacks=[make()])
+    assert words in caught.value.message
+    assert_same(model, make_linear())
 
 
 @pytest.mark.parametrize(

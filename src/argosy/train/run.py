@@ -34,6 +34,7 @@ from argosy.train.data import count_taken
 from argosy.train.elements import Columns
 from argosy.train.free import FreeStep
 from argosy.train.lineage import describe_weights
+from argosy.train.listening import check_callbacks, describe_callbacks, open_listener
 from argosy.train.loop import Hooks, Loop, Program, Taken
 from argosy.train.objective import Objective, describe_function, open_objective
 from argosy.train.opening import Opened, check_ability, open_data
@@ -85,6 +86,7 @@ def train(
     on_step: Callable[[Taken], bool | None] | None = None,
     on_epoch: Callable[[Epoch], bool | None] | None = None,
     on_end: Callable[[TrainResult], object] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> TrainResult:
     """Fit a model to data by mini-batch descent.
 
@@ -149,6 +151,7 @@ def train(
         on_step: is called with each `Taken` step; where it gives True, the run ends there.
         on_epoch: is called with each `Epoch` once it is measured; where it gives True, the run ends there.
         on_end: is called with the result.
+        callbacks: of Keras, for a Keras model: they run as in its own `fit`, each call before that of the functions above.
 
     Returns:
         The model with its history; `publish` takes it into the store.
@@ -181,6 +184,7 @@ def train(
             raise InputError("bad_option", option=option, got=name_kind(function), expected="a function")
     if average is not None and not isinstance(average, Ema):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError("bad_option", option="average", got=name_kind(average), expected="argosy.Ema(decay=0.999), or None")
+    heard = check_callbacks(framework, callbacks)
     columns = Columns(tuple(targets) if isinstance(targets, list | tuple) else cast("Any", targets), weights)
     frozen = _find_frozen(framework, model, freeze)
     is_loader = loader_framework(data) is not None
@@ -207,6 +211,7 @@ def train(
         frozen=((freeze,) if isinstance(freeze, str) else tuple(freeze)) or None,
         average=None if average is None else average.describe(),
         rescue=rescue,
+        callbacks=describe_callbacks(framework, heard),
     )
     with framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
@@ -233,6 +238,15 @@ def train(
             taker = _build_step(framework, model, opened.objective, pace.optimizer, options)
             num_batches = opened.source.num_batches
             num_steps = None if num_batches is None or epochs is None else num_batches * epochs
+            listener = open_listener(
+                framework,
+                heard,
+                model,
+                taker,
+                epochs=epochs,
+                num_batches=num_batches,
+                measured=None if step is not None else _list_measured(opened),
+            )
             shown = stack.enter_context(open_progress(progress is not False, epochs, num_steps))
             logged = stack.enter_context(open_tensorboard(Path(tensorboard) if tensorboard is not None else None))
             loop = Loop(
@@ -242,6 +256,7 @@ def train(
                 [shown, logged] if logged else [shown],
                 pace,
                 hooks=Hooks(on_step, on_epoch),
+                listener=listener,
                 average=None if average is None else Average(average, framework, model),
                 rescue=Rescue() if rescue and not isinstance(rule, GradientFreeOptimizer) else None,
             )
@@ -358,7 +373,7 @@ def _list_measured(opened: Opened) -> list[str]:
 def _describe_run(framework: Framework, model: Any, source: Source, settings: Settings) -> dict[str, Any]:
     """Say what a run must have in common with the one whose checkpoint it goes on from; it may be longer."""
     described = settings.describe()
-    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue"):
+    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue", "callbacks"):
         described.pop(free, None)
     identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": source.describe(), **described}
     return identity | {"program": framework.describe_program(model)}

@@ -17,7 +17,7 @@ from argosy.frameworks.describe import Describer, list_attributes
 from argosy.frameworks.keras.arrays import to_numpy
 from argosy.frameworks.keras.optimizer import RuleOptimizer
 
-__all__ = ["describe_loss", "describe_metric", "describe_optimizer", "describe_program", "list_metrics"]
+__all__ = ["describe_callback", "describe_loss", "describe_metric", "describe_optimizer", "describe_program", "list_metrics"]
 
 keras: Any = importlib.import_module("keras")
 
@@ -47,6 +47,16 @@ def describe_metric(metric: object) -> MetricPart | None:
     name = str(metric) if isinstance(metric, str) else getattr(own, "__name__", type(own).__name__)
     wrapped = keras.metrics.MeanMetricWrapper(own, name=name) if callable(own) else None
     return MetricPart(name, partial(_measure, wrapped), is_mean=True) if wrapped is not None else None
+
+
+def describe_callback(callback: Any) -> dict[str, Any]:
+    """See `base.TakesCallbacks`: what its user chose, and its code."""
+    chosen = {
+        name: part
+        for name, part in list_attributes(callback).items()
+        if not name.startswith("_") and (inspect.isfunction(part) or isinstance(part, bool | int | float | str))
+    }
+    return {"name": name_kind(callback), **_DESCRIBER.describe_code(callback), **_DESCRIBER.describe_settings(chosen)}
 
 
 def list_metrics(model: Any) -> tuple[object, ...]:

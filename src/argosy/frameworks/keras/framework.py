@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,18 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
-from argosy.frameworks.fitting import ABILITIES
+from argosy.frameworks.fitting import ABILITIES, Listener
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
+from argosy.frameworks.keras.callbacks import open_callbacks
 from argosy.frameworks.keras.calling import call_model, list_arguments, match_inputs, predict_batch
-from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
+from argosy.frameworks.keras.describe import (
+    describe_callback,
+    describe_loss,
+    describe_metric,
+    describe_optimizer,
+    describe_program,
+    list_metrics,
+)
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
@@ -107,6 +115,14 @@ class KerasFramework:
             expected = "the full name, such as sparse_categorical_crossentropy"
             raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
         return keras.losses.get(loss), model.optimizer
+
+    def open_callbacks(
+        self, callbacks: Sequence[Any], model: Any, step: Step, params: Mapping[str, Any], measured: Collection[str] | None
+    ) -> Listener:
+        return open_callbacks(callbacks, model, step, params, measured)
+
+    def describe_callback(self, callback: Any) -> dict[str, Any]:
+        return describe_callback(callback)
 
     def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
         return list_metrics(model)

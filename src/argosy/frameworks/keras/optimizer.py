@@ -150,12 +150,17 @@ class RuleOptimizer(keras.optimizers.Optimizer):
         """That of the next step; a callback may set it, if the rule has no schedule."""
         return self._read_rate()
 
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
+    @property
+    def is_rate_settable(self) -> bool:
+        """Whether the rule has a number as learning rate, no schedule."""
         rate: Any = self.rule.learning_rate
         while isinstance(rate, Steered):
             rate = rate.rate
-        if isinstance(rate, Schedule) or callable(value) or float(value) <= 0.0:
+        return not isinstance(rate, Schedule)
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if not self.is_rate_settable or callable(value) or float(value) <= 0.0:
             expected = "a number above 0, of an optimizer whose learning rate is one: a schedule cannot be set"
             raise InputError("bad_option", option="optimizer.learning_rate", got=value, expected=expected)
         self.steering.factor = float(value) / self.rule.rate_at(int(self.iterations) + 1)

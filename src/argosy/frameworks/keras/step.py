@@ -142,6 +142,10 @@ class Engine(Protocol):
         """Take over what the variables hold."""
         ...
 
+    def adopt(self) -> None:
+        """Do so if somebody has set one since `write`."""
+        ...
+
 
 class KerasStep:
     """Fits one model in place, a mini-batch a call; see `base.Step`."""
@@ -191,7 +195,7 @@ class KerasStep:
     def adopt(self) -> None:
         """Go on from what the variables hold, which others may have set."""
         if self._engine is not None:
-            self._engine.read()
+            self._engine.adopt()
 
     def get_state(self) -> Arrays:
         self.sync()
@@ -201,7 +205,8 @@ class KerasStep:
         check_state(self.get_state(), state)
         for name, variable in self._name_state().items():
             variable.assign(state[name])
-        self.adopt()
+        if self._engine is not None:
+            self._engine.read()
 
     def _name_state(self) -> dict[str, Any]:
         named = {f"weights/{name}": variable for name, variable in name_weights(self._model).items()}

@@ -40,6 +40,7 @@ class JaxEngine:
         rate = getattr(fit.optimizer, "_learning_rate", None)
         self._rate: Any = rate if isinstance(rate, keras.Variable) else None
         self._known_rate: Any = None
+        self._known: list[Any] = []
         # The old state's memory becomes the new one's; so it must be nobody else's.
         self._fit_compiled = jax.jit(self._fit_state, donate_argnums=0)
         self._move_compiled = jax.jit(self._move_state, donate_argnums=0)
@@ -75,12 +76,23 @@ class JaxEngine:
         for variables, values in zip(self._list_variables(), self._state, strict=True):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(jax.numpy.copy(value))
-        self._known_rate = None if self._rate is None else self._rate.value
+        self._note()
 
     def read(self) -> None:
         """Copy the variables into the state."""
         self._state = _State(*([jax.numpy.copy(v.value) for v in variables] for variables in self._list_variables()))
+        self._note()
+
+    def adopt(self) -> None:
+        """Copy the variables into the state, if one was set since."""
+        values = (variable.value for variables in self._list_variables() for variable in variables)
+        if any(value is not known for value, known in zip(values, self._known, strict=True)):
+            self.read()
+
+    def _note(self) -> None:
+        """Note which arrays the variables hold."""
         self._known_rate = None if self._rate is None else self._rate.value
+        self._known = [variable.value for variables in self._list_variables() for variable in variables]
 
     def _adopt_rate(self) -> None:
         """Take over the learning rate of an optimizer of Keras' own, if somebody has set it."""

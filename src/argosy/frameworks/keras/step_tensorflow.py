@@ -48,6 +48,9 @@ class TensorFlowEngine:
     def read(self) -> None:
         """Do nothing, either."""
 
+    def adopt(self) -> None:
+        """Nor here."""
+
     @tf.autograph.experimental.do_not_convert
     def _forward(self, batch: Batch, seed: Any) -> tuple[Any, Any]:
         self._fit.reseed(seed)

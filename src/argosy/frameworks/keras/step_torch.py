@@ -86,6 +86,9 @@ class TorchEngine:
     def read(self) -> None:
         """Do nothing, either."""
 
+    def adopt(self) -> None:
+        """Nor here."""
+
 
 def _detach(leaf: Any) -> Any:
     return leaf.detach() if torch.is_tensor(leaf) else leaf
