@@ -162,8 +162,6 @@ def test_strings_of_a_compiled_model_are_resolved():
 @pytest.mark.parametrize(
     ("compiled", "words"),
     [
-        pytest.param({"loss": ["mse"]}, "one loss", id="list"),
-        pytest.param({"loss": "mse", "loss_weights": 0.5}, "without loss_weights", id="weights"),
         pytest.param({"loss": "crossentropy"}, "the full name", id="ambiguous"),
     ],
 )

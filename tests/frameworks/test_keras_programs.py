@@ -124,6 +124,30 @@ def test_several_inputs_and_outputs_train_as_keras_fits_them(make, data, options
     assert result.history[-1].loss == pytest.approx(history.history["loss"][-1], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("make", "data", "compiled"),
+    [
+        pytest.param(make_two, ROWS, LOSSES | {"metrics": {"kind": ["accuracy"]}}, id="by-name"),
+        pytest.param(
+            make_list, ((A, B), (KIND, VALUE)),
+            {"loss": [ENTROPY, "mse"], "loss_weights": [1.0, 0.25], "metrics": [["accuracy"], []]}, id="in-order",
+        ),
+        pytest.param(make_list, ((A, B), (KIND, VALUE)), LOSSES | {"metrics": {"kind": ["accuracy"]}}, id="list-by-name"),
+    ],
+)  # fmt: skip
+def test_losses_factors_and_metrics_of_a_compiled_model_are_taken(make, data, compiled):
+    ours, theirs = make(), make_two()
+    theirs.set_weights([*map(np.array, FRAMEWORK.get_weights(ours).values())])
+    history = plain_fit(theirs, *ROWS, **LOSSES, metrics={"kind": ["accuracy"]})
+    ours.compile(keras.optimizers.SGD(0.1), **compiled)
+    result = quick(ours, data)
+    assert_same(ours, theirs)
+    assert result.history[-1].loss == pytest.approx(history.history["loss"][-1], rel=1e-5)
+    ((name, value),) = result.history[-1].metrics.items()
+    assert name == ("kind_accuracy" if make is make_two else "0_accuracy")
+    assert value == pytest.approx(history.history["kind_accuracy"][-1])
+
+
 def by_row(y_true, y_pred):
     return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
 

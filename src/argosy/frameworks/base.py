@@ -130,8 +130,12 @@ class Framework(Protocol):
         """Give the loss and the optimizer that a model was compiled with; None for what it has not."""
         ...
 
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
-        """Give the metrics that a model was compiled with: names, and metrics of the framework's own."""
+    def get_compiled_weights(self, model: Any) -> Tree:
+        """Give the factors of the losses that a model was compiled with, in their form; None if it has none."""
+        ...
+
+    def list_compiled_metrics(self, model: Any) -> Any:
+        """Give the metrics that a model was compiled with: by output, if there are several."""
         ...
 
     def describe_program(self, model: Any) -> Any:

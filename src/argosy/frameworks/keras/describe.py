@@ -17,7 +17,7 @@ from argosy.frameworks.describe import Describer, list_attributes
 from argosy.frameworks.keras.arrays import to_numpy
 from argosy.frameworks.keras.optimizer import RuleOptimizer
 
-__all__ = ["describe_callback", "describe_loss", "describe_metric", "describe_optimizer", "describe_program", "list_metrics"]
+__all__ = ["describe_callback", "describe_loss", "describe_metric", "describe_optimizer", "describe_program"]
 
 keras: Any = importlib.import_module("keras")
 
@@ -57,25 +57,6 @@ def describe_callback(callback: Any) -> dict[str, Any]:
         if not name.startswith("_") and (inspect.isfunction(part) or isinstance(part, bool | int | float | str))
     }
     return {"name": name_kind(callback), **_DESCRIBER.describe_code(callback), **_DESCRIBER.describe_settings(chosen)}
-
-
-def list_metrics(model: Any) -> tuple[object, ...]:
-    """Give the metrics that a model was compiled with: names, functions and metrics of Keras."""
-    compiled: Any = getattr(model, "_compile_metrics", None)
-    if compiled is None:
-        return ()
-    listed: list[object] = []
-    waiting: list[Any] = [compiled._user_metrics, compiled._user_weighted_metrics]
-    while waiting:
-        given = waiting.pop(0)
-        if isinstance(given, list | tuple):
-            waiting = [*cast("Any", given), *waiting]
-        elif isinstance(given, dict):
-            waiting = [*cast("dict[str, Any]", given).values(), *waiting]
-        elif given is not None:
-            # Which accuracy it is, the targets tell.
-            listed.append("accuracy" if given in ("acc", "accuracy") else given)
-    return tuple(listed)
 
 
 def describe_optimizer(optimizer: object) -> dict[str, Any] | None:

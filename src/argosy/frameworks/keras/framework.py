@@ -31,13 +31,13 @@ from argosy.frameworks.fitting import ABILITIES, Listener
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
 from argosy.frameworks.keras.callbacks import open_callbacks
 from argosy.frameworks.keras.calling import call_model, list_arguments, match_inputs, predict_batch
+from argosy.frameworks.keras.compiled import list_metrics, read_factors, read_loss
 from argosy.frameworks.keras.describe import (
     describe_callback,
     describe_loss,
     describe_metric,
     describe_optimizer,
     describe_program,
-    list_metrics,
 )
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.losses import open_loss
@@ -104,17 +104,10 @@ class KerasFramework:
         data.on_epoch_end()
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
-        if not model.compiled:
-            return None, None
-        config: dict[str, Any] = model.get_compile_config() or {}
-        loss: Any = model.loss
-        if isinstance(loss, list | tuple | dict) or config.get("loss_weights") is not None:
-            expected = "one loss without loss_weights: models have one output here"
-            raise InputError("bad_option", option="loss of the compiled model", got=config.get("loss", loss), expected=expected)
-        if isinstance(loss, str) and loss.lower() in ("ce", "crossentropy"):
-            expected = "the full name, such as sparse_categorical_crossentropy"
-            raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
-        return keras.losses.get(loss), model.optimizer
+        return read_loss(model), model.optimizer if model.compiled else None
+
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return read_factors(model)
 
     def open_callbacks(
         self, callbacks: Sequence[Any], model: Any, step: Step, params: Mapping[str, Any], measured: Collection[str] | None
@@ -124,7 +117,7 @@ class KerasFramework:
     def describe_callback(self, callback: Any) -> dict[str, Any]:
         return describe_callback(callback)
 
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...] | dict[str, list[object]]:
         return list_metrics(model)
 
     def describe_loss(self, loss: object) -> LossPart | None:
