@@ -311,3 +311,8 @@ def test_what_cannot_be_trained_is_refused_and_the_model_is_as_it_was(options, w
     assert words in caught.value.message
     for name, weight in FRAMEWORK.get_weights(model).items():
         np.testing.assert_array_equal(weight, before[name])
+
+
+def test_callbacks_of_keras_are_refused_for_a_module():
+    with pytest.raises(InputError, match="none with a model of tensorflow"):
+        quick(Mlp(), (make_rows(60, 4), VALUE), loss="mse", callbacks=[keras.callbacks.History()])

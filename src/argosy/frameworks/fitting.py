@@ -21,6 +21,7 @@ __all__ = [
     "Fit",
     "FitOptions",
     "Journal",
+    "Listener",
     "Precision",
     "Step",
     "check_state",
@@ -176,6 +177,58 @@ class Step(Protocol):
         Raises:
             InputError: `bad_checkpoint`, names, shapes or types are not those of this model and optimizer.
         """
+        ...
+
+
+class Listener(Protocol):
+    """Callbacks of a framework's own, in the words of the loop. Each call is told what its name says, in the loop's order."""
+
+    def begin(self, state: Arrays | None = None) -> bool:
+        """Let them begin; `state` is what `get_state` gave, if a run goes on. True if they had ended it.
+
+        Raises:
+            InputError: `bad_option`, one cannot do what it is for; `bad_checkpoint`, the state is of others.
+        """
+        ...
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Counted from 1."""
+        ...
+
+    def begin_step(self, batch: int) -> None:
+        """Of the epoch, counted from 0."""
+        ...
+
+    def end_step(self, batch: int, means: Mapping[str, float]) -> bool:
+        """Take the means over the epoch so far; True if the run is to end."""
+        ...
+
+    def begin_validation(self) -> None:
+        """Before validation rows are measured."""
+        ...
+
+    def end_validation(self, values: Mapping[str, float]) -> None:
+        """Take what they came to."""
+        ...
+
+    def end_epoch(self, epoch: int, values: Mapping[str, float]) -> bool:
+        """Take what the epoch came to; names of what belongs to validation rows begin with `validation_`. True: end."""
+        ...
+
+    def end(self) -> None:
+        """After the last step."""
+        ...
+
+    def close(self) -> None:
+        """Give the model back as it was, whatever happened."""
+        ...
+
+    def get_state(self) -> Arrays:
+        """Give what they remember; all names begin with `callbacks/`."""
+        ...
+
+    def set_state(self, state: Arrays) -> None:
+        """Have them remember it again."""
         ...
 
 

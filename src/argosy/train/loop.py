@@ -13,7 +13,7 @@ import numpy as np
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Batch, Framework, Step
-from argosy.frameworks.fitting import Journal
+from argosy.frameworks.fitting import Journal, Listener
 from argosy.signature import Arrays
 from argosy.train.average import Average
 from argosy.train.checkpoint import Keeper
@@ -30,6 +30,8 @@ __all__ = ["Hooks", "Loop", "Program", "Taken"]
 
 _WEIGHTS: Final = "weights/"
 """Before the names of a model's arrays in the state of a step."""
+_CALLBACKS: Final = "callbacks/"
+"""Before the names of what a framework's callbacks remember."""
 _CALM_EPOCHS: Final = 3
 """Epochs in a row whose loss must hardly change before a run counts as converged: one may be luck."""
 
@@ -119,6 +121,7 @@ class Loop:
         pace: Pace,
         *,
         hooks: Hooks = _NO_HOOKS,
+        listener: Listener | None = None,
         average: Average | None = None,
         rescue: Rescue | None = None,
     ) -> None:
@@ -131,6 +134,9 @@ class Loop:
         self._watchers = watchers
         self._pace = pace
         self._hooks = hooks
+        self._listener = listener
+        self._heard: Arrays | None = None
+        """What callbacks remembered in the checkpoint that the run goes on from."""
         self._average = average
         self._rescue = rescue
         self._computes = [measure.compute for measure in program.measures if measure.is_mean]
@@ -161,6 +167,8 @@ class Loop:
         state, values = kept
         best = self._keeper.load_best() if self._keeper and self._settings.patience is not None else None
         self._best = best and self._adopt(best)
+        is_inherited = self._keeper is not None and self._keeper.is_inherited
+        self._heard = None if is_inherited else {n: array for n, array in state.items() if n.startswith(_CALLBACKS)}
         self._set_state(self._adopt(state))
         self._standing = _Standing.restore(values)
         self._pace.set_state(self._standing.pace)
@@ -178,10 +186,12 @@ class Loop:
 
     def _get_state(self) -> Arrays:
         state = self._step.get_state()
+        if self._listener is not None:
+            state = {**state, **self._listener.get_state()}
         return state if self._average is None else {**state, **self._average.get_state()}
 
     def _set_state(self, state: Arrays) -> None:
-        self._step.set_state(Average.leave_out(state))
+        self._step.set_state({n: array for n, array in Average.leave_out(state).items() if not n.startswith(_CALLBACKS)})
         if self._average is not None:
             if self._keeper and self._keeper.is_inherited and not Average.is_in(state):
                 self._step.sync()
@@ -197,6 +207,15 @@ class Loop:
             StoreError: `disk_full`, before the first step if that can be said; `write_failed`.
             ModelError: `not_finite`, `loss_rose`; the last good state is kept as a checkpoint.
         """
+        if self._listener is None:
+            return self._run(source, validation)
+        try:
+            self._is_ended = self._listener.begin(self._heard)
+            return self._run(source, validation)
+        finally:
+            self._listener.close()
+
+    def _run(self, source: Source, validation: Validation | None) -> tuple[Epoch, ...]:
         if not self._is_over() and self._standing.step == 0:
             self._initial = self._step.get_state()
             if self._keeper:
@@ -209,6 +228,9 @@ class Loop:
         self._step.sync()
         if self._keeper:
             self._save()
+        if self._listener is not None:
+            self._listener.end()
+            self._step.sync()
         if self._average is not None:
             self._average.apply()
         return tuple(self._standing.history)
@@ -226,6 +248,8 @@ class Loop:
     def _fit_epoch(self, source: Source) -> None:
         """Take the steps of one epoch, or those that are left of it."""
         self._program.journal.epoch = self._standing.epoch
+        if self._listener is not None and self._standing.batch == 0:
+            self._listener.begin_epoch(self._standing.epoch)
         started_s = time.perf_counter() - self._standing.epoch_s
         while not self._take_batches(source, started_s):
             pass
@@ -247,6 +271,8 @@ class Loop:
                     rescue.kept = Kept(self._get_state(), standing.copy(), self._pace.get_state())
             if journal.logged:
                 journal.logged = {}
+            if self._listener is not None:
+                self._listener.begin_step(standing.batch)
             try:
                 loss, outputs = self._take_step(batch)
             except ModelError as error:
@@ -298,6 +324,9 @@ class Loop:
             self._average.update()
         for watcher in self._watchers:
             watcher.end_step(standing.step, standing.sums[0] / standing.num_rows)
+        if self._listener is not None:
+            means = {"loss": standing.sums[0] / standing.num_rows, **self._list_means()}
+            self._is_ended = self._listener.end_step(standing.batch - 1, means) or self._is_ended
         if self._hooks.on_step is not None:
             taken = Taken(standing.step, standing.epoch, loss, logged)
             self._is_ended = self._hooks.on_step(taken) is True or self._is_ended
@@ -327,16 +356,14 @@ class Loop:
 
     def _end_epoch(self, validation: Validation | None) -> None:
         standing, started_s = self._standing, time.perf_counter()
-        means = [total / standing.num_rows for total in standing.sums]
+        loss = standing.sums[0] / standing.num_rows
         validation_loss, validation_metrics = None, dict[str, float]()
         if validation is not None:
             validation_loss, validation_metrics = self._validate(validation)
         duration_s = standing.epoch_s + time.perf_counter() - started_s
-        names = [measure.name for measure in self._program.measures if measure.is_mean]
-        metrics = dict(zip(names, means[1:], strict=True)) | {
-            name: total / rows for name, (total, rows) in standing.logged.items()
-        }
-        epoch = Epoch(standing.epoch, means[0], metrics, validation_loss, validation_metrics, duration_s)
+        epoch = Epoch(standing.epoch, loss, self._list_means(), validation_loss, validation_metrics, duration_s)
+        if self._listener is not None:
+            self._is_ended = self._listener.end_epoch(epoch.number, epoch.list_values()) or self._is_ended
         self._pace.end_epoch(epoch)
         self._judge(epoch)
         standing.epoch, standing.batch, standing.num_rows, standing.sums, standing.epoch_s = standing.epoch + 1, 0, 0, [], 0.0
@@ -344,13 +371,25 @@ class Loop:
         if self._hooks.on_epoch is not None:
             self._is_ended = self._hooks.on_epoch(epoch) is True or self._is_ended
 
+    def _list_means(self) -> dict[str, float]:
+        """Give metrics and what was logged as means over the rows of the epoch so far."""
+        standing = self._standing
+        names = [measure.name for measure in self._program.measures if measure.is_mean]
+        means = {name: total / standing.num_rows for name, total in zip(names, standing.sums[1:], strict=True)}
+        return means | {name: total / rows for name, (total, rows) in standing.logged.items()}
+
     def _validate(self, validation: Validation) -> tuple[float | None, dict[str, float]]:
         self._step.sync()
+        if self._listener is not None:
+            self._listener.begin_validation()
         own = None if self._average is None else self._average.apply()
         program = self._program
         score = validation.measure(program.framework, program.model, program.objective, program.measures)
         if own is not None:
             self._framework.set_weights(self._model, own)
+        if self._listener is not None:
+            loss = {} if score.loss is None else {"loss": score.loss}
+            self._listener.end_validation({**loss, **score.metrics})
         return score.loss, score.metrics
 
     def _judge(self, epoch: Epoch) -> None:

@@ -58,6 +58,7 @@ _LATER: Final = (
     "frozen",
     "average",
     "rescue",
+    "callbacks",
 )
 """Settings that a description leaves out where they are not set."""
 
@@ -96,6 +97,8 @@ class Settings:
     """Patterns of weights that stay as they are."""
     average: Mapping[str, Any] | None = None
     rescue: bool = True
+    callbacks: tuple[dict[str, Any], ...] | None = None
+    """Of the framework's own: their settings and code."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:

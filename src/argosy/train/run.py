@@ -15,6 +15,7 @@ from argosy.train.average import Ema
 from argosy.train.checkpoint import Checkpoints
 from argosy.train.data import count_taken
 from argosy.train.elements import Columns
+from argosy.train.listening import check_callbacks, describe_callbacks
 from argosy.train.loop import Hooks, Taken
 from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimizers
 from argosy.train.objective import describe_function, open_objective
@@ -62,6 +63,7 @@ def train(
     on_step: Callable[[Taken], bool | None] | None = None,
     on_epoch: Callable[[Epoch], bool | None] | None = None,
     on_end: Callable[[TrainResult], object] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> TrainResult:
     """Fit a model to data by mini-batch descent.
 
@@ -126,6 +128,7 @@ def train(
         on_step: is called with each `Taken` step; where it gives True, the run ends there.
         on_epoch: is called with each `Epoch` once it is measured; where it gives True, the run ends there.
         on_end: is called with the result.
+        callbacks: of Keras, for a Keras model: they run as in its own `fit`, each call before that of the functions above.
 
     Returns:
         The model with its history; `publish` takes it into the store.
@@ -147,13 +150,14 @@ def train(
     objective = open_objective(
         framework,
         loss if step is not None else _choose(loss, own_loss, "cross_entropy"),
-        loss_weights=loss_weights,
+        loss_weights=framework.get_compiled_weights(model) if loss is None and loss_weights is None else loss_weights,
         class_weights=class_weights,
         labels=labels,
         metrics=framework.list_compiled_metrics(model) or None if metrics is None and step is None else metrics,
         is_own_step=step is not None,
     )
     rule = resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
+    heard = check_callbacks(framework, callbacks)
     columns = Columns.read(targets, weights)
     task = Task(
         framework=framework,
@@ -167,6 +171,7 @@ def train(
         tensorboard=None if tensorboard is None else Path(tensorboard),
         is_shown=progress is not False,
         hooks=Hooks(on_step, on_epoch),
+        callbacks=heard,
     )
     settings = Settings(
         loss=objective.describe(),
@@ -189,6 +194,7 @@ def train(
         frozen=((freeze,) if isinstance(freeze, str) else tuple(freeze)) or None,
         average=None if average is None else average.describe(),
         rescue=rescue,
+        callbacks=describe_callbacks(framework, heard),
     )
     with framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)

@@ -12,13 +12,14 @@ import numpy as np
 
 from argosy.errors import ConflictError, InputError
 from argosy.frameworks.base import FitOptions, Framework, Step, count_weights
-from argosy.frameworks.fitting import Journal, fail_not_finite
+from argosy.frameworks.fitting import Journal, Listener, fail_not_finite
 from argosy.frameworks.trees import is_ordered, map_tree
 from argosy.optim import GradientFreeOptimizer
 from argosy.train.average import Average, Ema
 from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
 from argosy.train.free import FreeStep
 from argosy.train.lineage import describe_weights
+from argosy.train.listening import open_listener
 from argosy.train.loop import Hooks, Loop, Program
 from argosy.train.moving import is_own
 from argosy.train.opening import Opened, check_ability
@@ -51,6 +52,8 @@ class Task:
     is_shown: bool
     """On stderr."""
     hooks: Hooks
+    callbacks: tuple[Any, ...]
+    """Of the framework's own."""
 
     def run(self, opened: Opened, settings: Settings) -> TrainResult:
         """Fit the model.
@@ -74,7 +77,16 @@ class Task:
             num_steps = None if num_batches is None or settings.epochs is None else num_batches * settings.epochs
             shown = stack.enter_context(open_progress(self.is_shown, settings.epochs, num_steps))
             logged = stack.enter_context(open_tensorboard(self.tensorboard))
-            loop = self._build_loop(program, settings, keeper, [shown, logged] if logged else [shown], pace)
+            listener = open_listener(
+                self.framework,
+                self.callbacks,
+                self.model,
+                program.step,
+                epochs=settings.epochs,
+                num_batches=num_batches,
+                measured=None if self.step is not None else _list_measured(opened),
+            )
+            loop = self._build_loop(program, settings, keeper, [shown, logged] if logged else [shown], pace, listener)
             if self.resume is True or (self.plan is not None and self.plan.parent is not None):
                 loop.resume()
             history = loop.run(opened.source, opened.validation)
@@ -135,7 +147,13 @@ class Task:
         return FreeStep(self.framework, self.model, opened.objective, rule, options.seed)
 
     def _build_loop(
-        self, program: Program, settings: Settings, keeper: Keeper | None, watchers: Sequence[Progress], pace: Pace
+        self,
+        program: Program,
+        settings: Settings,
+        keeper: Keeper | None,
+        watchers: Sequence[Progress],
+        pace: Pace,
+        listener: Listener | None,
     ) -> Loop:
         has_rescue = settings.rescue and not isinstance(self.rule, GradientFreeOptimizer)
         return Loop(
@@ -145,6 +163,7 @@ class Task:
             watchers,
             pace,
             hooks=self.hooks,
+            listener=listener,
             average=None if self.average is None else Average(self.average, self.framework, self.model),
             rescue=Rescue() if has_rescue else None,
         )
@@ -179,7 +198,7 @@ def _list_measured(opened: Opened) -> list[str]:
 def _describe_run(framework: Framework, model: Any, source: Source, settings: Settings) -> dict[str, Any]:
     """Say what a run must have in common with the one whose checkpoint it goes on from; it may be longer."""
     described = settings.describe()
-    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue"):
+    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue", "callbacks"):
         described.pop(free, None)
     identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": source.describe(), **described}
     return identity | {"program": framework.describe_program(model)}

@@ -65,6 +65,9 @@ class JaxFramework:
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
 
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return None
+
     def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
         return ()
 

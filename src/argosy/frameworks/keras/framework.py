@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,20 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
-from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
+from argosy.frameworks.fitting import ABILITIES, Listener
+from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
+from argosy.frameworks.keras.callbacks import open_callbacks
 from argosy.frameworks.keras.calling import call_model, list_arguments, match_inputs, predict_batch
-from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
+from argosy.frameworks.keras.compiled import list_metrics, read_factors, read_loss
+from argosy.frameworks.keras.describe import (
+    describe_callback,
+    describe_loss,
+    describe_metric,
+    describe_optimizer,
+    describe_program,
+)
 from argosy.frameworks.keras.files import export_onnx, save_native
+from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
 from argosy.frameworks.keras.session import bind_backend
 from argosy.frameworks.keras.step import KerasStep
@@ -52,7 +62,7 @@ class KerasFramework:
     """
 
     name = "keras"
-    abilities: frozenset[Ability] = frozenset()
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = False
     training_methods = (
         "compute_loss",
@@ -94,19 +104,20 @@ class KerasFramework:
         data.on_epoch_end()
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
-        if not model.compiled:
-            return None, None
-        config: dict[str, Any] = model.get_compile_config() or {}
-        loss: Any = model.loss
-        if isinstance(loss, list | tuple | dict) or config.get("loss_weights") is not None:
-            expected = "one loss without loss_weights: models have one output here"
-            raise InputError("bad_option", option="loss of the compiled model", got=config.get("loss", loss), expected=expected)
-        if isinstance(loss, str) and loss.lower() in ("ce", "crossentropy"):
-            expected = "the full name, such as sparse_categorical_crossentropy"
-            raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
-        return keras.losses.get(loss), model.optimizer
+        return read_loss(model), model.optimizer if model.compiled else None
 
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return read_factors(model)
+
+    def open_callbacks(
+        self, callbacks: Sequence[Any], model: Any, step: Step, params: Mapping[str, Any], measured: Collection[str] | None
+    ) -> Listener:
+        return open_callbacks(callbacks, model, step, params, measured)
+
+    def describe_callback(self, callback: Any) -> dict[str, Any]:
+        return describe_callback(callback)
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...] | dict[str, list[object]]:
         return list_metrics(model)
 
     def describe_loss(self, loss: object) -> LossPart | None:
@@ -122,8 +133,8 @@ class KerasFramework:
         return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
-        tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)
-        return float(keras.ops.mean(loss(*tensors)))
+        given = map(to_tensors, (outputs, y, weights))
+        return float(to_numpy(open_loss(loss, FitOptions(is_weighted=weights is not None))(*given)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)

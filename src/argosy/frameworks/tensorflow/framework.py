@@ -87,6 +87,9 @@ class TensorFlowFramework:
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
 
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return None
+
     def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
         return ()
 

@@ -89,7 +89,7 @@ class TapeEngine:
     """Makes losses of a step of the user's own small; see `own_step.Engine`. What the step computes, a tape records."""
 
     def __init__(self, model: Any, weights: Sequence[Any]) -> None:
-        self._model = model
+        self.model = model
         self._weights = list(weights)
         self._tape: Any = None
         self._is_recording = False
@@ -112,7 +112,7 @@ class TapeEngine:
             if not tf.is_tensor(loss) and callable(loss):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(mover.weights)
-                    loss = loss(self._model)
+                    loss = loss(self.model)
             value = _read_scalar(loss)
             if not math.isfinite(value):
                 raise fail_not_finite(step=number, what="loss", layer=None, learning_rate=mover.rate_at(number))
