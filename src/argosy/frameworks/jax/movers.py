@@ -32,8 +32,9 @@ class Mover:
             raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected="a transformation of optax")
         self.optimizer: Any = RuleOptimizer(optimizer) if isinstance(optimizer, GradientOptimizer) else optimizer
         self.rule: GradientOptimizer | None = getattr(self.optimizer, "rule", None)
+        self.is_own = not isinstance(optimizer, GradientOptimizer)
         self.factor = 1.0
-        """By which the steps of a transformation of optax are multiplied, whose rate nobody can change."""
+        """By which the steps of a transformation of the user's are multiplied, whose rate nobody can change."""
         self.names = frozenset(names)
         self.prefix = "optimizer" if key is None else f"optimizer/{key}"
         self.rate_name = "rate" if key is None else f"rate/{key}"
@@ -47,7 +48,8 @@ class Mover:
         self.memory_names = [
             f"{self.prefix}/{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_flatten_with_path(memory)[0]
         ]
-        _OPEN.setdefault(id(optimizer), weakref.WeakSet()).add(self)
+        if self.is_own:
+            _OPEN.setdefault(id(optimizer), weakref.WeakSet()).add(self)
 
     def pick(self, leaves: Leaves) -> Leaves:
         """Give its own of all trained weights, or of their gradients."""
@@ -63,7 +65,8 @@ class Mover:
 
     def scalars_at(self, number: int) -> NDArray[Any]:
         """Give the scalars of a step: of a rule its own, else the factor alone."""
-        return np.array(self.rule.scalars_at(number) if self.rule else (self.factor, 1.0, 1.0))
+        rate, *corrections = self.rule.scalars_at(number) if self.rule else (1.0, 1.0, 1.0)
+        return np.array((rate * self.factor, *corrections))
 
     def count(self, memory: Leaves) -> int:
         """Give how many steps it has taken; 0 of optax' own, which count themselves."""

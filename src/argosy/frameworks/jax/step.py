@@ -162,7 +162,7 @@ class JaxStep:
         return list(zip(names, trained + rest + memory, strict=True))
 
     def _list_scaled(self) -> list[Mover]:
-        return [mover for mover in self._movers.values() if not mover.rule]
+        return [mover for mover in self._movers.values() if mover.is_own]
 
     def _split(self, memory: Leaves) -> list[Leaves]:
         """Give what each mover remembers."""
