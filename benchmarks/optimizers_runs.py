@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from argosy.errors import ModelError
-from argosy.frameworks.base import FitOptions, count_weights, get_framework
+from argosy.frameworks.base import Batch, FitOptions, count_weights, get_framework
 from argosy.frameworks.layers import Conv, Dense, Flatten, Layer, MaxPool, Relu, draw_weights
 from argosy.frameworks.torch import RuleOptimizer
 from argosy.optim import Genetic, GradientFreeOptimizer, GradientOptimizer, LinearDecay, Optimizer, RandomSearch, get_optimizer
@@ -89,7 +89,7 @@ def race(name: str, form: Form, rate: float, seed: int) -> Run:
         for epoch in range(EPOCHS):
             for rows in iterate_batches(len(x), BATCH_SIZE, shuffle=True, seed=seed, epoch=epoch):
                 try:
-                    losses.append(step(x[rows], y[rows], len(losses) + 1)[0])
+                    losses.append(step(Batch(x[rows], y[rows]), len(losses) + 1)[0])
                 except ModelError:
                     return Run(losses + [math.inf] * (count_race_steps() - len(losses)), 0.0)
         is_right: np.ndarray[Any, Any] = framework.predict(model, testing.x).argmax(axis=1) == testing.y
@@ -125,7 +125,7 @@ def search(name: str, width: int, value: float, seed: int) -> Curve:
         else:
             step = framework.build_step(model, "cross_entropy", rule, FitOptions(seed=seed))
         while passes[-1] + SEARCH_PASSES[name] <= NUM_PASSES:
-            losses.append(step(x, y, len(losses))[0])
+            losses.append(step(Batch(x, y), len(losses))[0])
             passes.append(passes[-1] + SEARCH_PASSES[name])
         return Curve(passes, losses, count_weights(framework, model))
 

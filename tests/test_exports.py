@@ -18,6 +18,7 @@ EXPORTED = [
     "Client",
     "CompressResult",
     "DeploymentSpec",
+    "Ema",
     "Guard",
     "Prediction",
     "Server",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from argosy.signature import Signature, TensorSpec
     from argosy.store.local import Store
     from argosy.store.manifest import Version
+    from argosy.train.average import Ema
     from argosy.train.checkpoint import Checkpoints
     from argosy.train.publish import publish
     from argosy.train.run import TrainResult, train
@@ -33,6 +34,7 @@ __all__ = [
     "Client",
     "CompressResult",
     "DeploymentSpec",
+    "Ema",
     "Guard",
     "Prediction",
     "Server",
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 # Where each exported name lives; imported when it is first asked for. `train`, `search`, `compress` and `serve` are packages
-# that can be called; `optim` is one that is asked for often.
+# that can be called; `optim` and `data` are asked for often.
 _HOMES: Final = {
     "__version__": "argosy.version",
     "AdminClient": "argosy.client",
@@ -61,6 +63,7 @@ _HOMES: Final = {
     "Client": "argosy.client",
     "CompressResult": "argosy.compress.result",
     "DeploymentSpec": "argosy.deploy.spec",
+    "Ema": "argosy.train.average",
     "Guard": "argosy.compress.judge",
     "Prediction": "argosy.client",
     "Server": "argosy.server",
@@ -76,7 +79,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "search", "compress", "serve", "optim"):
+    if name in ("train", "search", "compress", "serve", "optim", "data"):
         return importlib.import_module(f"argosy.{name}")
     home = _HOMES.get(name)
     if home is None:

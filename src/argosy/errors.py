@@ -299,6 +299,10 @@ MESSAGES: dict[str, Message] = {
         "Training stopped at step {step}: the {what} is not finite{where}{kept}",
         "lower the learning rate (now {learning_rate}), clip gradients (clip_norm), or look for bad rows in the data",
     ),
+    "loss_rose": Message(
+        "Training stopped at step {step}: the loss rose to {loss:.4g} out of nowhere, and leaving batches out did not help",
+        "lower the learning rate, clip gradients (clip_norm), or look for bad rows; rescue=False goes on with any finite loss",
+    ),
     "bad_checkpoint": Message(
         "The checkpoint does not fit this run: {detail}",
         "resume with the model, optimizer and options that it was made with, or begin anew in another folder",
@@ -337,6 +341,23 @@ MESSAGES: dict[str, Message] = {
     ),
     "run_active": Message("Another run writes its checkpoints to {folder} now", "wait for it, or name another folder"),
     "bad_data": Message("The data is not usable: {detail}"),
+    "bad_file": Message("File {path} cannot be used as data: {detail}"),
+    "data_changed": Message(
+        "File {path} changed while it was used as data: {detail}",
+        "let nothing write to the files of a data set that is open, and open it again",
+    ),
+    "schema_differs": Message(
+        "File {path} differs from {first} in column {column!r}: got {got}, expected {expected}",
+        "bring all files to one schema, or name those that are meant; of CSV and JSON lines, schema={{...}} says the types",
+    ),
+    "bad_rows": Message(
+        "{count} rows cannot be used, at most {limit} may be left out; the first: {first}",
+        "mend them, or have more left out: max_bad_rows",
+    ),
+    "bad_loss": Message(
+        "The loss cannot be made small: it is {got}, expected {expected}",
+        "compute it from the model's outputs by the framework's own operators, and reduce it, such as by .mean()",
+    ),
     "export_differs": Message(
         "The exported model answers differently from the trained one on {rows} rows: largest difference {got:.3g}, "
         "allowed {allowed:.3g}"

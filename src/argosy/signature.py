@@ -36,7 +36,7 @@ Arrays = dict[str, NDArray[Any]]
 
 # Whoever knows signatures computes with their tensors.
 learn_bfloat16()
-PREPROCESS_KINDS: Final = ("image", "text")
+PREPROCESS_KINDS: Final = ("image", "row", "text")
 _NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
 _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -120,7 +120,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """A step in the worker that makes tensors of what people have in hand."""
 
     kind: str
-    """`image`: PNG, JPEG ... to pixels; `text`: UTF-8 to tokens."""
+    """`image`: PNG, JPEG ... to pixels; `text`: UTF-8 to tokens; `row`: a line of CSV or a JSON object to numbers."""
     name: str
     """Of the input that a client may send instead: BYTES, one element a row."""
     inputs: tuple[str, ...]

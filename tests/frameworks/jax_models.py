@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from argosy.frameworks.base import FitOptions, get_framework
+from argosy.frameworks.base import Batch, FitOptions, get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
 from argosy.optim import Adam, CosineDecay
 
@@ -117,7 +117,7 @@ def build_resumed(micro_batch_size=None):
 
 
 def take_steps(step, numbers, x, y):
-    return [step(x[: 16 if number % 3 else 11], y[: 16 if number % 3 else 11], number)[0] for number in numbers]
+    return [step(Batch(x[: 16 if number % 3 else 11], y[: 16 if number % 3 else 11]), number)[0] for number in numbers]
 
 
 def go_on(path):

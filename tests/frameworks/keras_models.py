@@ -11,7 +11,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import keras
 
-from argosy.frameworks.base import FitOptions
+from argosy.frameworks.base import Batch, FitOptions
 from argosy.frameworks.keras import FRAMEWORK
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
 from argosy.optim import SGD, Adam
@@ -54,7 +54,7 @@ def make_embedding():
 
 def fit(model, x, y, loss="mse", optimizer=None, steps=1, **options):
     step = FRAMEWORK.build_step(model, loss, optimizer or SGD(learning_rate=0.1), FitOptions(**options))
-    found = [step(x, y, number) for number in range(1, steps + 1)]
+    found = [step(Batch(x, y), number) for number in range(1, steps + 1)]
     step.sync()
     return found
 
@@ -67,4 +67,4 @@ def run_noisy(seed, numbers, state=None):
         if state:
             step.set_state(state)
         batches = [(number, slice(number % 3 * 16, number % 3 * 16 + (16 if number % 4 else 11))) for number in numbers]
-        return [step(x[rows], y[rows], number)[0] for number, rows in batches], step.get_state()
+        return [step(Batch(x[rows], y[rows]), number)[0] for number, rows in batches], step.get_state()

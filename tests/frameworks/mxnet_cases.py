@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from argosy.errors import ArgosyError
-from argosy.frameworks.base import FitOptions, framework_of
+from argosy.frameworks.base import Batch, FitOptions, framework_of
 from argosy.frameworks.mxnet import RuleOptimizer
 from argosy.frameworks.mxnet.library import mx
 from argosy.optim import SGD, Adam, LinearDecay, Momentum, RMSprop
@@ -70,7 +70,7 @@ def predict_refusals() -> Any:
         "wrong-width": lambda: FRAMEWORK.predict(build(), x[:, :3]),
         "no-values": lambda: FRAMEWORK.predict(nn.Dense(3), x),
         "rows-lost": lambda: FRAMEWORK.predict(lost, x),
-        "two-outputs": lambda: FRAMEWORK.predict(nn.HybridLambda(lambda ops, x: [x, x]), x),
+        "two-outputs": lambda: FRAMEWORK.predict(nn.HybridLambda(lambda ops, x: [x, ops.slice(x, begin=(0,), end=(1,))]), x),
         "no-such-type": lambda: FRAMEWORK.predict(build(), x.astype(np.uint16)),
         "found-late": lambda: FRAMEWORK.predict(not_positive, x),
     }
@@ -110,7 +110,7 @@ def named_losses() -> Any:
             y = targets.get(name, rng.standard_normal((12, 3)))
             y = y if name == "cross_entropy" else y.astype(dtype)
             step = FRAMEWORK.build_step(build(dtype=dtype), name, SGD(), FitOptions())
-            value, outputs = step(x.astype(dtype), y, 1)
+            value, outputs = step(Batch(x.astype(dtype), y), 1)
             found[f"{name} {dtype}"] = [value, loss.compute(outputs, y)]
     return found
 
@@ -137,7 +137,7 @@ def own_losses() -> Any:
         for model, loss in zip(models, (name, compute), strict=True):
             step = FRAMEWORK.build_step(model, loss, Momentum(), FitOptions())
             for number in (1, 2, 3):
-                step(x, y if name == "cross_entropy" else targets, number)
+                step(Batch(x, y if name == "cross_entropy" else targets), number)
         found[name] = measure_distance(*models)
     outputs = x[:, :3]
     measured = FRAMEWORK.measure_loss(losses.L1Loss(), outputs, targets)
@@ -260,7 +260,7 @@ def multipliers() -> Any:
     other = ready(nn.Dense(1, in_units=4))
     before = FRAMEWORK.get_weights(model)
     for fitted, decay in ((model, 0.5), (other, 0.0)):
-        FRAMEWORK.build_step(fitted, "mse", SGD(learning_rate=0.1, weight_decay=decay), FitOptions())(x, y, 1)
+        FRAMEWORK.build_step(fitted, "mse", SGD(learning_rate=0.1, weight_decay=decay), FitOptions())(Batch(x, y), 1)
     after, plain = FRAMEWORK.get_weights(model), FRAMEWORK.get_weights(other)
     return {
         "bias": float(np.abs(after["bias"] - before["bias"]).max()),
@@ -277,7 +277,7 @@ def sparse_gradients() -> Any:
     for model in models:
         step = FRAMEWORK.build_step(model, "cross_entropy", Adam(clip_norm=0.1), FitOptions(micro_batch_size=3))
         for number in range(1, 4):
-            step(x, y, number)
+            step(Batch(x, y), number)
     return measure_distance(*models)
 
 
@@ -303,8 +303,8 @@ def fit_refusals() -> Any:
         "mixed-types": lambda: step(mixed, optimizer=SGD(clip_norm=1.0)),
         "eager-bfloat16": lambda: step(ready(Eager()), precision="bfloat16"),
         "double-bfloat16": lambda: step(build(dtype="float64"), precision="bfloat16"),
-        "wrong-targets": lambda: step(build(), "mse")(x, y.astype(np.float32), 1),
-        "wrong-loss": lambda: step(build(), lambda outputs, targets: 3.0)(x, y, 1),
+        "wrong-targets": lambda: step(build(), "mse")(Batch(x, y.astype(np.float32)), 1),
+        "wrong-loss": lambda: step(build(), lambda outputs, targets: 3.0)(Batch(x, y), 1),
     }
     return {name: refuse(call) for name, call in calls.items()}
 
@@ -388,11 +388,11 @@ def not_finite() -> Any:
         model.hybridize(hybrid)
         before = digest(FRAMEWORK.get_weights(model))
         step = FRAMEWORK.build_step(model, "mse", optimizer, FitOptions())
-        found[name] = [*refuse(lambda step=step: step(x, targets, 7)), digest(FRAMEWORK.get_weights(model)) == before]
+        found[name] = [*refuse(lambda step=step: step(Batch(x, targets), 7)), digest(FRAMEWORK.get_weights(model)) == before]
         found[f"{name} active"] = model._active == hybrid
     step = FRAMEWORK.build_step(build(), "cross_entropy", SGD(), FitOptions())
     x[3] = np.inf
-    found["rows"] = refuse(lambda: step(x, y, 1))
+    found["rows"] = refuse(lambda: step(Batch(x, y), 1))
     return found
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from argosy.frameworks.base import FitOptions
+from argosy.frameworks.base import Batch, FitOptions
 from argosy.frameworks.mxnet.library import mx
-from argosy.frameworks.onnx import OnnxModel, check_export
+from argosy.frameworks.onnx import OnnxModel
 from argosy.optim import Adam
 from tests.frameworks.mxnet_models import (
     CONVOLUTIONAL,
@@ -32,6 +32,7 @@ from tests.frameworks.mxnet_models import (
     ready,
     refuse,
 )
+from tests.frameworks.one_tensor import check_one, export_one, save_one
 
 
 def list_models() -> dict[str, tuple[Any, Any]]:
@@ -55,9 +56,9 @@ def onnx_exports() -> Any:
         path = FOLDER / f"{name}.onnx"
         # Names that MXNet gives to tensors inside.
         inner = next(iter(model.collect_params()))
-        FRAMEWORK.export_onnx(model, rows, path, input_name=inner, output_name="data")
+        export_one(FRAMEWORK, model, rows, path, input_name=inner, output_name="data")
         exported = OnnxModel(path)
-        difference = check_export(exported, partial(FRAMEWORK.predict, model), rows).difference
+        difference = check_one(exported, partial(FRAMEWORK.predict, model), rows).difference
         found[name] = [difference, exported.input_names == [inner], exported.output_names]
     return found
 
@@ -66,7 +67,7 @@ def onnx_exports() -> Any:
 def exporter_is_left_as_it_was() -> Any:
     handlers, version = list(logging.root.handlers), onnx.defs.onnx_opset_version()
     model, rows = list_models()["perceptron"]
-    FRAMEWORK.export_onnx(model, rows, FOLDER / "again.onnx", input_name="input", output_name="output")
+    export_one(FRAMEWORK, model, rows, FOLDER / "again.onnx", input_name="input", output_name="output")
     return [logging.root.handlers == handlers, onnx.defs.onnx_opset_version() == version]
 
 
@@ -78,8 +79,8 @@ def export_refusals() -> Any:
     noisy = nn.HybridLambda(lambda ops, x: ops.broadcast_add(x, ops.random.normal(shape=(1, 4))))
     unknown = nn.HybridLambda(lambda ops, x: ops.erfinv(x))
     calls: dict[str, Callable[[Any, Path], Any]] = {
-        "onnx": lambda model, folder: FRAMEWORK.export_onnx(model, x, folder / "m.onnx", input_name="a", output_name="b"),
-        "native": lambda model, folder: FRAMEWORK.save_native(model, x, folder),
+        "onnx": lambda model, folder: export_one(FRAMEWORK, model, x, folder / "m.onnx", input_name="a", output_name="b"),
+        "native": lambda model, folder: save_one(FRAMEWORK, model, x, folder),
     }
     models = {"eager": ready(Eager()), "shaped": shaped, "noisy": noisy, "unknown": unknown}
     found = {}
@@ -99,7 +100,7 @@ def native_files() -> Any:
     for name, (model, rows) in list_models().items():
         folder = FOLDER / "native" / name
         folder.mkdir(parents=True)
-        entry = FRAMEWORK.save_native(model, rows, folder).entry
+        entry = save_one(FRAMEWORK, model, rows, folder).entry
         found[name] = [entry, sorted(path.name for path in folder.iterdir())]
         np.savez(FOLDER / "native" / f"{name}.npz", rows=rows, answers=FRAMEWORK.predict(model, rows))
     return found
@@ -112,13 +113,13 @@ def symbol_block_trains_on() -> Any:
     folder.mkdir()
     model = build(CONVOLUTIONAL, ROW)
     x, y = make_rows(12, ROW)
-    FRAMEWORK.save_native(model, x, folder)
+    save_one(FRAMEWORK, model, x, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = mx.gluon.SymbolBlock.imports(str(folder / "model-symbol.json"), ["data"], str(folder / "model-0000.params"))
     difference = float(np.abs(FRAMEWORK.predict(loaded, x) - FRAMEWORK.predict(model, x)).max())
     steps = [FRAMEWORK.build_step(part, "cross_entropy", Adam(), FitOptions(seed=2)) for part in (model, loaded)]
-    return difference, abs(steps[0](x, y, 1)[0] - steps[1](x, y, 1)[0])
+    return difference, abs(steps[0](Batch(x, y), 1)[0] - steps[1](Batch(x, y), 1)[0])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from argosy.errors import ArgosyError
-from argosy.frameworks.base import FitOptions, get_framework
+from argosy.frameworks.base import Batch, FitOptions, get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
 from argosy.frameworks.mxnet.library import mx
 
@@ -51,7 +51,7 @@ def make_rows(num_rows: int = 12, shape: tuple[int, ...] = (4,), dtype: str = "f
 def fit(model: Any, loss: Any, optimizer: Any, num_steps: int = 5, **options: Any) -> list[float]:
     step = FRAMEWORK.build_step(model, loss, optimizer, FitOptions(**options))
     x, y = make_rows()
-    return [step(x, y, number)[0] for number in range(1, num_steps + 1)]
+    return [step(Batch(x, y), number)[0] for number in range(1, num_steps + 1)]
 
 
 def get_values(model: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from argosy.frameworks.base import FitOptions, loader_framework
+from argosy.frameworks.base import Batch, FitOptions, loader_framework
 from argosy.frameworks.mxnet.library import count_threads, mx
 from argosy.optim import Adam, LinearDecay, Momentum
 from tests.frameworks.mxnet_models import (
@@ -48,7 +48,7 @@ def make_run(kind: str) -> tuple[Any, Any]:
 def take_steps(step: Any, kind: str, first: int, last: int) -> None:
     x, y = make_rows(12, ROW, "float64" if kind == "double" else "float32")
     for number in range(first, last + 1):
-        step(x, y, number)
+        step(Batch(x, y), number)
 
 
 KINDS = ("rule", "double", "own", "noisy")
@@ -129,6 +129,10 @@ def loaders() -> Any:
         FRAMEWORK.seed(seed)
         return [[batch[0].ravel().tolist(), batch[1].tolist()] for batch in FRAMEWORK.read_loader(loader)]
 
+    def read_alone(loader: Any) -> Any:
+        batches = FRAMEWORK.read_loader(loader)
+        return [(batch[0] if isinstance(batch, tuple) else batch).ravel().tolist() for batch in batches]
+
     def shuffled() -> Any:
         np.random.seed(4)
         return mx.io.NDArrayIter(x, y, batch_size=3, shuffle=True)
@@ -145,8 +149,8 @@ def loaders() -> Any:
         "gluon": read(mx.gluon.data.DataLoader(dataset, 3)),
         "gluon-shuffled": [read(mx.gluon.data.DataLoader(dataset, 3, shuffle=True), seed) for seed in (1, 1)],
         "rolled": refuse(lambda: read(mx.io.NDArrayIter(x, y, batch_size=3, last_batch_handle="roll_over"))),
-        "alone": refuse(lambda: read(mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(x), 3))),
-        "unlabelled": refuse(lambda: read(mx.io.NDArrayIter(x, batch_size=3))),
+        "alone": read_alone(mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(x), 3)),
+        "unlabelled": read_alone(mx.io.NDArrayIter(x, batch_size=3)),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from argosy.frameworks.base import FitOptions
+from argosy.frameworks.base import Batch, FitOptions
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
 from argosy.frameworks.tensorflow import FRAMEWORK
 from argosy.optim import SGD, Adam
@@ -76,7 +76,7 @@ class Embedded(tf.Module):
 
 def fit(model, x, y, loss="mse", optimizer=None, steps=1, **options):
     step = FRAMEWORK.build_step(model, loss, optimizer or SGD(learning_rate=0.1), FitOptions(**options))
-    return [step(x, y, number) for number in range(1, steps + 1)]
+    return [step(Batch(x, y), number) for number in range(1, steps + 1)]
 
 
 def run_noisy(seed, numbers, state=None):
@@ -87,4 +87,4 @@ def run_noisy(seed, numbers, state=None):
         if state:
             step.set_state(state)
         batches = [(number, slice(number % 3 * 16, number % 3 * 16 + (16 if number % 4 else 11))) for number in numbers]
-        return [step(x[rows], y[rows], number)[0] for number, rows in batches], step.get_state()
+        return [step(Batch(x[rows], y[rows]), number)[0] for number, rows in batches], step.get_state()

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import export
 
 from argosy.errors import ModelError
-from argosy.frameworks.onnx import OnnxModel, check_export
+from argosy.frameworks.onnx import OnnxModel
 from argosy.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
 from tests.frameworks.jax_models import (
     FRAMEWORK,
@@ -28,6 +28,7 @@ from tests.frameworks.jax_models import (
     make_network,
     make_rows,
 )
+from tests.frameworks.one_tensor import check_one, export_one, save_one
 from tests.scripts import ROOT
 
 NAMES = {"inputs": ["x"], "outputs": ["y"]}
@@ -45,19 +46,19 @@ EXPORTED = [
 def test_onnx_file_answers_as_the_model(make, rows, tmp_path):
     model, path = make(), tmp_path / "model.onnx"
     # Names that the converter itself would give to something inside.
-    FRAMEWORK.export_onnx(model, rows, path, input_name="const_0", output_name="the out_0")
+    export_one(FRAMEWORK, model, rows, path, input_name="const_0", output_name="the out_0")
     exported = OnnxModel(path)
     assert (exported.input_names, exported.output_names) == (["const_0"], ["the out_0"])
     expected = FRAMEWORK.predict(model, rows)
-    assert check_export(exported, partial(FRAMEWORK.predict, model), rows).difference < 1e-5
+    assert check_one(exported, partial(FRAMEWORK.predict, model), rows).difference < 1e-5
     assert exported.run({"const_0": rows})["the out_0"].dtype == expected.dtype
 
 
 def test_length_that_is_free_is_taken_in_both_forms(tmp_path):
     model, rows = Embedding(), make_labels(20, 50).reshape(5, 4)
-    FRAMEWORK.export_onnx(model, rows, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
-    check_export(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, model), rows, (1,))
-    saved = FRAMEWORK.save_native(model, rows, tmp_path, (1,))
+    export_one(FRAMEWORK, model, rows, tmp_path / "model.onnx", input_name="x", output_name="y", free=(1,))
+    check_one(OnnxModel(tmp_path / "model.onnx"), partial(FRAMEWORK.predict, model), rows, (1,))
+    saved = save_one(FRAMEWORK, model, rows, tmp_path, (1,))
     assert any(kind.startswith("lengths") for kind in saved.evidence.kinds)
     runtime = JaxRuntime()
     runtime.load(tmp_path, saved.entry, NAMES)
@@ -67,8 +68,8 @@ def test_length_that_is_free_is_taken_in_both_forms(tmp_path):
 
 def test_model_that_cannot_be_traced_is_not_exported(tmp_path):
     for save in (
-        lambda: FRAMEWORK.export_onnx(Branching(), make_rows(2, 4), tmp_path / "m.onnx", input_name="x", output_name="y"),
-        lambda: FRAMEWORK.save_native(Branching(), make_rows(2, 4), tmp_path),
+        lambda: export_one(FRAMEWORK, Branching(), make_rows(2, 4), tmp_path / "m.onnx", input_name="x", output_name="y"),
+        lambda: save_one(FRAMEWORK, Branching(), make_rows(2, 4), tmp_path),
     ):
         with pytest.raises(ModelError) as caught:
             save()
@@ -76,7 +77,7 @@ def test_model_that_cannot_be_traced_is_not_exported(tmp_path):
 
 
 def load_saved(model, rows, folder):
-    entry = FRAMEWORK.save_native(model, rows, folder).entry
+    entry = save_one(FRAMEWORK, model, rows, folder).entry
     runtime = JaxRuntime()
     runtime.load(folder, entry, NAMES)
     return runtime
@@ -110,7 +111,7 @@ def test_saved_model_draws_no_random_numbers_and_keeps_odd_weights(tmp_path):
 
 def test_model_whose_rows_change_each_other_is_not_saved(tmp_path):
     with pytest.raises(ModelError) as caught:
-        FRAMEWORK.save_native(Mean(), make_rows(7, 4), tmp_path)
+        save_one(FRAMEWORK, Mean(), make_rows(7, 4), tmp_path)
     assert caught.value.key == "save_failed"
 
 
@@ -150,7 +151,7 @@ def test_runtime_refuses_a_program_that_calls_out_of_itself(tmp_path):
 
 def test_runtime_refuses_damaged_programs_and_weights(tmp_path):
     model, x = make_mlp(), make_rows(2, 4)
-    entry = FRAMEWORK.save_native(model, x, tmp_path).entry
+    entry = save_one(FRAMEWORK, model, x, tmp_path).entry
     program, weights = tmp_path / entry, tmp_path / f"{entry}{WEIGHTS_SUFFIX}"
     whole, arrays = program.read_bytes(), list(FRAMEWORK.get_weights(model).values())
     for content in (b"", b"\x00" * 64, whole[: len(whole) // 2]):
@@ -173,7 +174,7 @@ def test_runtime_refuses_damaged_programs_and_weights(tmp_path):
 
 
 def test_worker_may_try_more_threads(tmp_path):
-    FRAMEWORK.save_native(make_mlp(), make_rows(2, 4), tmp_path)
+    save_one(FRAMEWORK, make_mlp(), make_rows(2, 4), tmp_path)
     code = f"""
 import numpy as np
 from pathlib import Path

@@ -73,7 +73,7 @@ def test_predict_takes_read_only_rows_and_joins_its_pieces(cases):
         ("wrong-width", "shape (12, 3) and type float32: Error in operator"),
         ("no-values", "has not been initialized"),
         ("rows-lost", "tensor of shape (48,)"),
-        ("two-outputs", "gives list"),
+        ("two-outputs", "a tensor of shape (1,"),
         ("no-such-type", "uint16"),
         ("found-late", "potrf failed"),
     ],
@@ -158,7 +158,7 @@ def test_sparse_gradients_train_as_dense_ones_do(cases):
         ("eager-bfloat16", "bad_option", "HybridBlock"),
         ("double-bfloat16", "bad_option", "other than float32"),
         ("wrong-targets", "bad_data", "y of float32 (12,): Error in operator"),
-        ("wrong-loss", "bad_data", "'float' object has no attribute 'mean'"),
+        ("wrong-loss", "bad_loss", "builtins.float"),
     ],
 )
 def test_build_step_refuses_what_cannot_be_fitted(cases, name, key, words):
@@ -271,11 +271,12 @@ def test_shuffled_epochs_follow_from_the_seed_alone(states):
     assert sorted(value for _, y in first for value in y) == list(range(7))
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("rolled", "rolls rows over"), ("alone", "expected pairs"), ("unlabelled", "expected pairs")],
-)
-def test_loaders_that_give_no_pairs_or_depend_on_the_past_are_refused(states, name, words):
-    key, message = states("loaders")[name]
+def test_loaders_may_give_inputs_alone(states):
+    found = states("loaders")
+    assert found["alone"] == found["unlabelled"] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_loader_that_depends_on_the_past_is_refused(states):
+    key, message = states("loaders")["rolled"]
     assert key == "bad_data"
-    assert words in message
+    assert "rolls rows over" in message

@@ -18,6 +18,7 @@ from argosy.frameworks.base import get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
 from argosy.runtimes.base import BadInput
 from argosy.runtimes.torch import TorchRuntime
+from tests.frameworks.one_tensor import save_one
 
 FRAMEWORK = get_framework("torch")
 NAMES = {"inputs": ["x"], "outputs": ["y"]}
@@ -98,7 +99,7 @@ def load(folder, entry, names=NAMES):
 )
 def test_saved_model_answers_any_number_of_rows_as_the_model(make, rows, entry, tmp_path):
     model = make()
-    assert FRAMEWORK.save_native(model, rows, tmp_path).entry == entry
+    assert save_one(FRAMEWORK, model, rows, tmp_path).entry == entry
     assert [path.name for path in tmp_path.iterdir()] == [entry]
     runtime = load(tmp_path, entry)
     for num_rows in (1, 2, 3, 7, 20):
@@ -117,7 +118,7 @@ def test_index_out_of_range_is_the_fault_of_who_sent_it(makes_script, tmp_path):
     if makes_script:
         torch.jit.script(Embedding()).save(str(tmp_path / "model.ts"))
     else:
-        FRAMEWORK.save_native(Embedding(), rows, tmp_path)
+        save_one(FRAMEWORK, Embedding(), rows, tmp_path)
     runtime = load(tmp_path, "model.ts" if makes_script else "model.pt2")
     with pytest.raises(BadInput, match="out of range"):
         runtime.infer({"x": rows + 40})
@@ -126,7 +127,7 @@ def test_index_out_of_range_is_the_fault_of_who_sent_it(makes_script, tmp_path):
 
 def test_model_of_a_fixed_number_of_rows_is_refused_with_every_reason(tmp_path):
     with pytest.raises(ModelError) as caught:
-        FRAMEWORK.save_native(Fixed(), make_rows(2, 1), tmp_path)
+        save_one(FRAMEWORK, Fixed(), make_rows(2, 1), tmp_path)
     assert caught.value.key == "save_failed"
     assert all(f"{way}: " in caught.value.message for way in ("program", "script", "trace"))
     assert not [*tmp_path.iterdir()]
@@ -151,13 +152,13 @@ def test_tensors_are_matched_by_their_order(tmp_path):
 
 
 def test_kind_of_a_file_is_told_by_its_content(tmp_path):
-    FRAMEWORK.save_native(make_network(), make_rows(2, 2, 6, 4), tmp_path)
+    save_one(FRAMEWORK, make_network(), make_rows(2, 2, 6, 4), tmp_path)
     shutil.move(tmp_path / "model.pt2", tmp_path / "weights.bin")
     assert load(tmp_path, "weights.bin").infer({"x": make_rows(3, 2, 6, 4)})["y"].shape == (3, 4)
 
 
 def test_runtime_takes_the_number_of_threads(tmp_path):
-    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
+    entry = save_one(FRAMEWORK, torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
     before = torch.get_num_threads()
     try:
         load(tmp_path, entry, NAMES | {"threads": before + 1})
@@ -216,7 +217,7 @@ WEIGHTS = "data/weights/model_weights_config.json"
     ],
 )
 def test_program_that_reaches_out_of_itself_is_not_opened(change, extra, words, tmp_path, capsys):
-    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
+    entry = save_one(FRAMEWORK, torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
     rewrite(tmp_path / entry)
     assert load(tmp_path, entry).infer({"x": make_rows(3, 4)})["y"].shape == (3, 2)
     rewrite(tmp_path / entry, change, extra)
@@ -226,7 +227,7 @@ def test_program_that_reaches_out_of_itself_is_not_opened(change, extra, words, 
 
 
 def test_archive_that_two_readers_may_read_differently_is_not_opened(tmp_path):
-    entry = FRAMEWORK.save_native(torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
+    entry = save_one(FRAMEWORK, torch.nn.Linear(4, 2), make_rows(2, 4), tmp_path).entry
     whole = (tmp_path / entry).read_bytes()
     with zipfile.ZipFile(tmp_path / entry, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("model/models/model.json", b"{}")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from argosy.frameworks.base import FitOptions, Framework, get_framework
+from argosy.frameworks.base import Batch, FitOptions, Framework, get_framework
 from argosy.frameworks.layers import Dense, Layer, Relu, draw_weights
 from argosy.optim import SGD, Adam, CosineDecay, GradientOptimizer, LinearDecay, Momentum, RMSprop, StepDecay
 
@@ -152,7 +152,7 @@ def run_framework(
     x = x.astype(dtype)
     y = y if y.dtype.kind == "i" else y.astype(dtype)
     for number, rows in enumerate(iterate_batches(size), start=1):
-        step(x[rows], y[rows], number)
+        step(Batch(x[rows], y[rows]), number)
         step.sync()
         got = framework.get_weights(model)
         yield [got[name] for name in framework.list_trainable(model)]

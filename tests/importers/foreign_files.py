@@ -137,6 +137,11 @@ def write_jax(folder: Path) -> None:
     program = export.export(jax.jit(lambda x: jax.nn.softmax(x @ weights)))(shape)
     (folder / "jax.jax").write_bytes(program.serialize())
     keep(folder, "jax", output=np.asarray(jax.nn.softmax(ROWS @ weights)))
+    two = export.export(jax.jit(lambda x, scale: {"mixed": x @ weights * scale, "total": (x @ weights * scale).sum(1)}))(
+        shape, scale=jax.ShapeDtypeStruct((rows, 1), np.float32)
+    )
+    (folder / "two.jax").write_bytes(two.serialize())
+    np.savez(folder / "two.weights.npz", weights=weights)
     scope: dict[str, Any] = {}
     exec(PROGRAM, scope)
     net = scope["build_linen"]()

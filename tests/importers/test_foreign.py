@@ -218,6 +218,62 @@ def test_several_inputs_and_outputs_keep_their_names(bench: Bench, store: Store)
     np.testing.assert_array_equal(golden.outputs["first"], rows[:8, 0])
 
 
+TWO = """
+import torch
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(4, 3), torch.nn.Linear(2, 3)
+
+    def forward(self, left, right):
+        mixed = self.a(left) + self.b(right)
+        return {"mixed": mixed, "total": mixed.sum(1)}
+
+def build():
+    return Two()
+"""
+
+
+def test_model_that_code_builds_takes_several_inputs_by_the_names_of_its_arguments(store: Store, tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+    scope: dict[str, Any] = {}
+    exec(TWO, scope)
+    model = scope["build"]()
+    (tmp_path / "two.py").write_text(TWO)
+    torch.save(model.state_dict(), tmp_path / "two.pt")
+    rng = np.random.default_rng(0)
+    sample = {"right": rng.standard_normal((8, 2)), "left": rng.standard_normal((8, 4))}
+    version = import_foreign(store, tmp_path / "two.pt", "two", sample=sample, code=f"{tmp_path}/two.py:build")
+    signature = version.manifest.signature
+    assert [(spec.name, spec.shape) for spec in signature.inputs] == [("left", (-1, 4)), ("right", (-1, 2))]
+    assert [(spec.name, spec.shape) for spec in signature.outputs] == [("mixed", (-1, 3)), ("total", (-1,))]
+    assert version.manifest.runtime == "onnx"
+    golden = store.load_golden(version)
+    with torch.no_grad():
+        expected = model(*(torch.from_numpy(golden.inputs[name]) for name in ("left", "right")))
+    for name, want in expected.items():
+        np.testing.assert_allclose(golden.outputs[name], want.numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="names of the model's arguments: left, right") as caught:
+        import_foreign(
+            store, tmp_path / "two.pt", "two", sample=sample | {"other": sample["left"]}, code=f"{tmp_path}/two.py:build"
+        )
+    assert caught.value.key == "bad_sample"
+
+
+def test_program_of_jax_keeps_its_inputs_and_outputs(bench: Bench, store: Store) -> None:
+    files = bench.write("jax")
+    version = import_foreign(store, files / "two.jax", "two-of-jax")
+    signature = version.manifest.signature
+    assert [(spec.name, spec.shape) for spec in signature.inputs] == [("input_0", (-1, 4)), ("scale", (-1, 1))]
+    assert [(spec.name, spec.shape) for spec in signature.outputs] == [("mixed", (-1, 3)), ("total", (-1,))]
+    golden = store.load_golden(version)
+    with np.load(files / "two.weights.npz") as kept:
+        mixed = golden.inputs["input_0"] @ kept["weights"] * golden.inputs["scale"]
+    np.testing.assert_allclose(golden.outputs["mixed"], mixed, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(golden.outputs["total"], mixed.sum(1), rtol=1e-5, atol=1e-5)
+
+
 def test_lengths_of_a_script_are_free_if_they_are_named(store: Store, tmp_path: Path) -> None:
     torch: Any = pytest.importorskip("torch")
 

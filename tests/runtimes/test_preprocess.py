@@ -503,7 +503,7 @@ TEXT_MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "no-length": ({"max_length": None}, "bad_preprocess", "max_length is not given"),
     "tensors": ({"ids": "attention_mask"}, "bad_preprocess", "name them with ids, mask and types"),
     "pad": ({"pad_id": 9}, "bad_preprocess", "filled with 0"),
-    "kind": ({"kind": "sound"}, "unknown_choice", "image, text"),
+    "kind": ({"kind": "sound"}, "unknown_choice", "image, row, text"),
     "inputs": ({"inputs": ["pixels"]}, "bad_option", "pixels"),
     "name": ({"name": "input_ids"}, "bad_option", "different names"),
     "ragged": ({"inputs": ["input_ids", "attention_mask"]}, "bad_preprocess", "no single step makes all ragged inputs"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from argosy.errors import ConflictError, InputError, ModelError
+from argosy.errors import ConflictError, InputError, ModelError, StoreError
 from argosy.optim import SGD, Adam, Genetic, RandomSearch
 from argosy.train.checkpoint import Checkpoints, read_checkpoint
 from argosy.train.run import train
@@ -316,3 +317,12 @@ def test_own_optimizer_keeps_its_settings_when_it_goes_on_from_another_ones_weig
     before = fit_keras("parent", 0.1, 1)
     assert np.array_equal(fit_keras("still", 0.0, 2, tmp_path / "parent"), before)
     assert not np.allclose(fit_keras("moved", 0.1, 2, tmp_path / "parent"), before)
+
+
+def test_disk_that_is_too_small_is_told_before_the_first_step(blobs, make_model, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    steps = []
+    with pytest.raises(StoreError, match=r"MB are needed for 3 checkpoints and the best, 0.0 MB are free") as caught:
+        fit(make_model(), blobs, tmp_path, on_step=steps.append)
+    assert caught.value.key == "disk_full" and not steps

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from argosy.errors import InputError
+from argosy.frameworks.base import Batch
 from argosy.train.data import (
     Dataset,
     check_dataset,
@@ -35,9 +36,11 @@ HUGE[3, 0] = 1e39
         pytest.param((NAN, Y), "1 values that are NaN, infinite or beyond float32, the first in row 2", id="nan"),
         pytest.param((HUGE, Y), "the first in row 3", id="beyond-float32"),
         pytest.param((np.array([["a"]]), [0]), "x has type <U1, expected numbers", id="text"),
-        pytest.param((X, np.array(list("abcd"))), "y has type <U1", id="text-targets"),
+        pytest.param((X, Y.astype("M8[s]")), "y has type datetime64[s]", id="dates-as-targets"),
         pytest.param(X, "expected a pair", id="no-pair"),
-        pytest.param((X, Y, Y), "expected a pair", id="triple"),
+        pytest.param((X, Y, Y, Y), "expected a pair", id="four"),
+        pytest.param((X, Y, -Y), "weights hold a number that is negative", id="negative-weights"),
+        pytest.param((X, Y, X), "expected one number for each of 4 rows", id="wide-weights"),
     ],
 )
 def test_unusable_data_is_refused_with_its_fault(data, words):
@@ -97,16 +100,17 @@ def test_order_of_rows_follows_from_seed_and_epoch():
 
 @pytest.mark.parametrize(("fraction", "num_taken"), [(0.25, 5), (1e-9, 1), (0.999, 19)])
 def test_split_takes_the_fraction_and_leaves_the_rest(fraction, num_taken):
-    data = Dataset(np.arange(20.0)[:, None], np.arange(20))
+    data = Batch({"a": np.arange(20.0)[:, None]}, np.arange(20), np.arange(20.0))
     kept, taken = split_rows(data, fraction, seed=3)
-    assert len(taken.y) == num_taken == count_taken(20, fraction)
-    assert sorted([*kept.y, *taken.y]) == list(range(20))
-    np.testing.assert_array_equal(kept.x[:, 0], kept.y)
+    assert len(taken.targets) == num_taken == count_taken(20, fraction)
+    assert sorted([*kept.targets, *taken.targets]) == list(range(20))
+    np.testing.assert_array_equal(kept.inputs["a"][:, 0], kept.targets)
+    np.testing.assert_array_equal(kept.weights, kept.targets)
 
 
 def test_one_row_cannot_be_split():
     with pytest.raises(InputError, match="1 row cannot be split"):
-        split_rows(Dataset(X[:1], Y[:1]), 0.5, seed=0)
+        split_rows(Batch(X[:1], Y[:1]), 0.5, seed=0)
 
 
 def test_test_split_takes_the_same_part_of_every_class():

@@ -15,11 +15,12 @@ import torch
 
 import argosy
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.onnx import OnnxModel, check_export
+from argosy.frameworks.onnx import OnnxModel
 from argosy.optim import Adam
 from argosy.runtimes.torch import TorchRuntime
 from argosy.train.data import digest_arrays
 from argosy.train.run import train
+from tests.frameworks.one_tensor import check_one, export_one
 
 
 class Classifier(torch.nn.Module):
@@ -179,17 +180,17 @@ def test_bad_sample_and_bad_rows_are_refused(blobs, make_model, store):
 def test_check_gives_the_relative_difference_and_finds_a_missing_file(blobs, make_model, tmp_path):
     result = fit(make_model(), blobs)
     path = tmp_path / "model.onnx"
-    result.framework.export_onnx(result.model, blobs[0], path, input_name="x", output_name="y")
+    export_one(result.framework, result.model, blobs[0], path, input_name="x", output_name="y")
     model = OnnxModel(path)
     rows = blobs[0][:7]
 
     def answer(rows, factor):
         return result.predict(rows) * factor
 
-    assert check_export(model, result.predict, rows).difference < 1e-6
-    assert check_export(model, partial(answer, factor=1 + 5e-5), rows).difference == pytest.approx(5e-5, rel=0.05)
+    assert check_one(model, result.predict, rows).difference < 1e-6
+    assert check_one(model, partial(answer, factor=1 + 5e-5), rows).difference == pytest.approx(5e-5, rel=0.05)
     with pytest.raises(ModelError, match="on sample rows: largest difference"):
-        check_export(model, partial(answer, factor=1.01), rows)
+        check_one(model, partial(answer, factor=1.01), rows)
     with pytest.raises(ModelError) as caught:
         OnnxModel(b"no model")
     assert caught.value.key == "export_failed"

@@ -66,7 +66,12 @@ def test_loader_takes_validation_rows_and_any_batch_sampler(blobs, make_model):
     [
         pytest.param(lambda d: torch.utils.data.DataLoader(d), {"batch_size": 8}, "None with a loader", id="batch-size"),
         pytest.param(lambda d: torch.utils.data.DataLoader(d), {"validation_split": 0.1}, "give validation_data", id="split"),
-        pytest.param(lambda d: torch.utils.data.DataLoader(d.x), {}, "expected pairs of tensors", id="no-pairs"),
+        pytest.param(
+            lambda d: torch.utils.data.DataLoader(d.x),
+            {},
+            "there are no targets, which the loss cross_entropy takes",
+            id="no-pairs",
+        ),
         pytest.param(lambda d: torch.utils.data.DataLoader([], batch_size=2), {}, "gives no batch", id="empty"),
     ],
 )

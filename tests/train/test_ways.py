@@ -259,8 +259,8 @@ def test_several_axes_are_free_each_for_itself(store):
     ("options", "words"),
     [
         pytest.param({"dynamic": {"inputs": [1]}}, "dynamic", id="other-name"),
-        pytest.param({"dynamic": {"input": [0]}}, "from 1 to 1", id="rows"),
-        pytest.param({"dynamic": {"input": [2]}}, "from 1 to 1", id="no-axis"),
+        pytest.param({"dynamic": {"input": [0]}}, "from 1 on", id="rows"),
+        pytest.param({"dynamic": {"input": [2]}}, "from 1 on", id="no-axis"),
         pytest.param({"dynamic": {"input": [1, 1]}}, "dynamic", id="twice"),
         pytest.param({"dynamic": {"input": 1}}, "dynamic", id="no-list"),
         pytest.param({"ragged": Ragged({"other": RaggedInput(1)})}, "ragged", id="ragged-name"),

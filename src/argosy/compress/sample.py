@@ -17,7 +17,8 @@ from argosy.errors import InputError, list_choices
 from argosy.runtimes.preprocess import Preprocessor
 from argosy.signature import Arrays, Signature, TensorSpec
 from argosy.store.golden import Golden
-from argosy.train.data import check_rows, make_array
+from argosy.train.data import check_rows
+from argosy.train.elements import make_array
 
 __all__ = ["Sample", "group_rows", "remove_known", "split_sample", "take_golden", "take_sample", "thin_rows"]
 

@@ -16,6 +16,7 @@ from argosy.bench.rows import stack_answers
 from argosy.compress.steps.base import FEW_WEIGHTS, Workshop
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Framework, count_weights, framework_of
+from argosy.frameworks.ports import Ports
 from argosy.optim import Adam, LinearDecay
 from argosy.serve.worker.cores import count_cores
 from argosy.signature import Arrays
@@ -123,8 +124,9 @@ def teach_student(
         fit()  # Of a framework that has begun to run, the number cannot be changed any more.
     folder = workshop.make_folder()
     free = [axis for axis, length in enumerate(given.shape) if axis and length < 0]
+    ports = Ports(inputs=given.name, outputs=made.name, free={given.name: free})
     try:
-        files = write_files(framework, model, pick_sample(x), folder, (given.name, made.name), free)
+        files = write_files(framework, model, {given.name: pick_sample(x)}, folder, ports)
     except ModelError as error:
         raise _refuse(student, error.message) from error
     return replace(artifact, folder=files.files[0].parent, entry=files.entry, runtime=files.runtime, options=files.options)

@@ -6,10 +6,10 @@ import copy
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from argosy.errors import ModelError
 from argosy.frameworks.base import Framework
+from argosy.frameworks.trees import Tree, list_leaves
 
 __all__ = ["merge_adapters"]
 
@@ -17,13 +17,13 @@ _TOLERANCE: Final = 1e-3
 """By which answers may move when matrices are added before they are multiplied, relative to their largest magnitude."""
 
 
-def merge_adapters(framework: Framework, model: Any, rows: NDArray[Any]) -> tuple[Any, list[dict[str, Any]]]:
+def merge_adapters(framework: Framework, model: Any, sample: Tree) -> tuple[Any, list[dict[str, Any]]]:
     """Give a model whose adapters are merged into its weights, and what they were; the model itself stays as it is.
 
     Args:
         framework: the model's.
         model: any; one without adapters that can be merged is given back.
-        rows: to hold the merged model against it.
+        sample: to hold the merged model against it.
 
     Raises:
         ModelError: `export_differs`, the merged model answers otherwise.
@@ -37,9 +37,10 @@ def merge_adapters(framework: Framework, model: Any, rows: NDArray[Any]) -> tupl
         if name in model.active_adapters
     ]
     merged = copy.deepcopy(model).merge_and_unload()
-    before, after = framework.predict(model, rows), framework.predict(merged, rows)
-    allowed = _TOLERANCE * max(float(np.abs(before).max()), 1e-30)
-    difference = float(np.abs(after - before).max()) if before.shape == after.shape else float("inf")
-    if not difference <= allowed:
-        raise ModelError("export_differs", rows="merged", got=difference, allowed=allowed)
+    before, after = (list_leaves(framework.answer(either, sample)) for either in (model, merged))
+    for one, other in zip(before, after, strict=True):
+        allowed = _TOLERANCE * max(float(np.abs(one).max()), 1e-30)
+        difference = float(np.abs(other - one).max()) if one.shape == other.shape else float("inf")
+        if not difference <= allowed:
+            raise ModelError("export_differs", rows="merged", got=difference, allowed=allowed)
     return merged, adapters

@@ -80,6 +80,8 @@ class Saved(NamedTuple):
     """Name of the file that the runtime is told to load."""
     evidence: Evidence
     """That it answers as the model."""
+    options: dict[str, Any]
+    """Of the runtime: the names of its tensors, in the order in which the file has them."""
 
 
 class Fails(Exception):
@@ -120,7 +122,7 @@ def hold_against(
         round_model: asked where something differs; by default the model has no numbers that an artifact would round.
 
     Raises:
-        Fails: the artifact does not run, or other tensors come out.
+        Fails: the artifact does not run, or other tensors come out, of the model itself, too.
         Differs: its answers differ.
         InputError: `bad_option`, the model takes none of the other lengths.
     """
@@ -130,6 +132,8 @@ def hold_against(
     for trial in trials:
         try:
             expected = expect(trial.inputs)
+        except Fails:
+            raise
         except Exception as error:  # The edge of a model's own code, which may raise anything on rows that it was not made for.
             if trial.kind == SAMPLE:
                 raise
@@ -164,14 +168,16 @@ def hold_against(
     return Evidence(worst[0], worst[1], rounding, num_rows, tuple(kinds), shapes)
 
 
-def check_saved(entry: str, answer: Run, expect: Run, trials: Iterable[Trial], tolerance: float) -> Saved:
+def check_saved(
+    entry: str, options: dict[str, Any], answer: Run, expect: Run, trials: Iterable[Trial], tolerance: float, *, has_rows: bool
+) -> Saved:
     """Hold a model in its framework's own form, which is in the file `entry`, against the model, as `hold_against` does.
 
     Raises:
         ModelError: `save_failed`, it fails or answers differently.
     """
     try:
-        return Saved(entry, hold_against(answer, expect, trials, tolerance))
+        return Saved(entry, hold_against(answer, expect, trials, tolerance, has_rows=has_rows), options)
     except (Fails, Differs) as error:
         raise ModelError("save_failed", detail=f"of what was written, {error}") from error
 
@@ -310,7 +316,7 @@ def _nudge(inputs: Arrays) -> Iterator[Arrays]:
     generator = np.random.default_rng(0)
     for _ in range(_NUM_NUDGES):
         yield {
-            name: (array * (1 + _NUDGE * generator.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
+            name: np.asarray(array * (1 + _NUDGE * generator.choice([-1.0, 1.0], array.shape)), array.dtype)
             if array.dtype.kind == "f"
             else array
             for name, array in inputs.items()

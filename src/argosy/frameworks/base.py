@@ -8,57 +8,54 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError, ModelError, list_choices
+from argosy.errors import InputError, list_choices
 from argosy.frameworks.agreement import Saved
+from argosy.frameworks.fitting import (
+    Ability,
+    Batch,
+    Fit,
+    FitOptions,
+    Listener,
+    Precision,
+    Step,
+    check_state,
+    derive_seed,
+    fail_not_finite,
+)
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree
 from argosy.signature import Arrays
 
 __all__ = [
     "FRAMEWORKS",
+    "Batch",
+    "Fit",
     "FitOptions",
     "Framework",
     "LossPart",
     "MetricPart",
     "Precision",
     "Step",
+    "TakesCallbacks",
     "check_state",
     "count_weights",
     "derive_seed",
-    "fail_answer",
     "fail_not_finite",
-    "fail_rows",
     "framework_of",
     "get_framework",
     "import_extra",
     "loader_framework",
     "name_kind",
 ]
-
-
-Precision = Literal["bfloat16"]
-
-_MASK: Final = 2**64 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """How steps are taken, beside loss and optimizer."""
-
-    seed: int = 0
-    """Random numbers of a step (dropout's) follow from it and the step's number alone, so that a run can be resumed."""
-    precision: Precision | None = None
-    """bfloat16: weights stay as they are, products are computed in it where the framework sees fit. None: as the model is."""
-    micro_batch_size: int | None = None
-    """Rows of one forward and backward pass; a larger batch is passed in pieces whose gradients are averaged by rows."""
 
 
 class LossPart(NamedTuple):
@@ -81,45 +78,6 @@ class MetricPart(NamedTuple):
     """A mean over rows, so that means of mini-batches make that of an epoch."""
 
 
-class Step(Protocol):
-    """One model being fitted: each call takes one step of the optimizer."""
-
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
-        """Fit one mini-batch.
-
-        Args:
-            x: rows, as the model takes them.
-            y: targets as `train.losses` prepares them.
-            number: of the step, counted from 1; it decides the learning rate and the random numbers.
-
-        Returns:
-            The loss before the step (mean over the rows) and the outputs it was computed from.
-
-        Raises:
-            ModelError: `not_finite`, the loss or a gradient is; the weights are as before the step.
-        """
-        ...
-
-    def sync(self) -> None:
-        """Bring the model up to date, where a framework keeps weights elsewhere between steps."""
-        ...
-
-    def get_state(self) -> Arrays:
-        """Give copies of all that the next step depends on: weights, buffers, what the optimizer remembers.
-
-        Names are the framework's own, free of everything that changes from process to process.
-        """
-        ...
-
-    def set_state(self, state: Arrays) -> None:
-        """Go on from what `get_state` gave, in this process or another: bit for bit.
-
-        Raises:
-            InputError: `bad_checkpoint`, names, shapes or types are not those of this model and optimizer.
-        """
-        ...
-
-
 class Framework(Protocol):
     """The same few functions for every framework. A `model` is always the framework's own object."""
 
@@ -140,19 +98,26 @@ class Framework(Protocol):
         ...
 
     @property
+    def abilities(self) -> frozenset[Ability]:
+        """What its steps can do beside fitting one output of one input to a loss by one optimizer."""
+        ...
+
+    @property
     def draws_eagerly(self) -> bool:
-        """Whether its loaders draw from global random numbers batch by batch, which are then seeded for each."""
+        """Whether its loaders draw from global random numbers batch by batch, and steps do, too: then each seeds its own."""
         ...
 
     def is_loader(self, data: object) -> bool:
         """Say whether this is something of this framework that gives mini-batches, such as a DataLoader."""
         ...
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        """Give the mini-batches of one epoch as arrays (x, y); rows that only fill the last batch up are left out.
+    def read_loader(self, data: Any) -> Iterator[Any]:
+        """Give the elements of one epoch, batches as the loader makes them; rows that only fill the last one up are left out.
+
+        Leaves are arrays, which may be views of the loader's tensors, wherever NumPy has such; the form is the loader's.
 
         Raises:
-            InputError: `bad_data`, a batch is not a pair of tensors.
+            InputError: `bad_data`, the loader never ends, or gives no batches.
         """
         ...
 
@@ -165,8 +130,12 @@ class Framework(Protocol):
         """Give the loss and the optimizer that a model was compiled with; None for what it has not."""
         ...
 
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
-        """Give the metrics that a model was compiled with: names, and metrics of the framework's own."""
+    def get_compiled_weights(self, model: Any) -> Tree:
+        """Give the factors of the losses that a model was compiled with, in their form; None if it has none."""
+        ...
+
+    def list_compiled_metrics(self, model: Any) -> Any:
+        """Give the metrics that a model was compiled with: by output, if there are several."""
         ...
 
     def describe_program(self, model: Any) -> Any:
@@ -188,8 +157,8 @@ class Framework(Protocol):
         """Describe a metric of the framework's own; None if it is none."""
         ...
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
-        """Compute a loss of the framework's own from outputs."""
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
+        """Compute a loss of the framework's own from outputs; with weights of the rows where it has the ability `weights`."""
         ...
 
     # Build and fit.
@@ -221,13 +190,19 @@ class Framework(Protocol):
         """Seed the random numbers that loaders and models draw from."""
         ...
 
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        """Multiply the learning rate of an optimizer of the framework's own; False if it has none to set."""
+        ...
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         """Start to fit a model, in place.
 
         Args:
-            model: with one input and one output.
-            loss: a name of `train.losses.LOSSES`, or the framework's own.
-            optimizer: a `GradientOptimizer`, or the framework's own.
+            model: any.
+            loss: a name of `train.losses.LOSSES`, or the framework's own; of several outputs a tree of these, in a form that
+                the outputs have, too; a function is given outputs and targets as they stand at its place. None with a step of
+                the user's own.
+            optimizer: a `GradientOptimizer`, or the framework's own; or several by name, see `fitting.share_weights`.
             options: see there.
 
         Raises:
@@ -235,11 +210,26 @@ class Framework(Protocol):
         """
         ...
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        """Run a model on rows as it would be served (no dropout), in bounded pieces.
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        """Run a model on one request as it would be served (no dropout), in one piece.
+
+        Args:
+            model: of any inputs and outputs.
+            inputs: arrays, in the form in which the model takes them.
+
+        Returns:
+            Arrays, in the form in which the model gives them.
 
         Raises:
-            InputError: `bad_data`, the model fails on these rows, or its output is no tensor.
+            InputError: `bad_data`, the model fails on these inputs, or gives anything but tensors.
+        """
+        ...
+
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        """Run a model on rows, as `answer` does, in bounded pieces.
+
+        Raises:
+            InputError: `bad_data`, as for `answer`; or the outputs have not as many rows as the inputs.
         """
         ...
 
@@ -261,22 +251,22 @@ class Framework(Protocol):
 
     # Out of the framework.
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        """Name the axes of its input that a model itself says are of any length, beside that of the rows."""
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        """Name the inputs of a model in the order in which a call takes them, as far as it tells."""
         ...
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        """Write a model as an ONNX file whose first axis is any number of rows.
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        """List the axes that a model itself says are of any length, beside the first; for each leaf of its inputs."""
+        ...
+
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        """Write a model as an ONNX file, whose tensors have the names of the ports, and their open axes any length.
 
         Args:
-            model: with one input and one output.
-            rows: a few real ones, to trace.
+            model: of any inputs and outputs.
+            inputs: real ones, to trace; a few rows are enough.
             path: of the file to write.
-            input_name: of its input.
-            output_name: of its output.
-            free: axes of its input whose length is free, too.
+            ports: of the model.
 
         Raises:
             ModelError: `export_failed`, ONNX has no word for something in the model, or a tracer would write down one of
@@ -284,23 +274,49 @@ class Framework(Protocol):
         """
         ...
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
         """Write a model into an empty folder in the form that `runtimes/NAME.py` loads; no pickle.
 
         What was written is loaded, and held against the model on `trials.draw_trials`.
 
         Args:
             model: as for `export_onnx`.
-            rows: real ones.
+            inputs: real ones.
             folder: to write into.
-            free: as for `export_onnx`.
+            ports: of the model.
 
         Returns:
-            The file's name that the runtime is told to load, and how it was held against the model.
+            The file's name that the runtime is told to load, how it was held against the model, and the runtime's options.
 
         Raises:
             ModelError: `save_failed`.
         """
+        ...
+
+
+@runtime_checkable
+class TakesCallbacks(Protocol):
+    """What a framework has beside whose own callbacks are called."""
+
+    def open_callbacks(
+        self, callbacks: Sequence[Any], model: Any, step: Step, params: Mapping[str, Any], measured: Collection[str] | None
+    ) -> Listener:
+        """Check callbacks of the framework's own, and make one listener of them.
+
+        Args:
+            callbacks: as the user gave them.
+            model: that is fitted.
+            step: that fits it.
+            params: what they are told of the run: `epochs`, `steps` of an epoch; None where only the end tells.
+            measured: names of what an epoch measures, None if a step of the user's own logs more.
+
+        Raises:
+            InputError: `bad_option`, one cannot work here.
+        """
+        ...
+
+    def describe_callback(self, callback: Any) -> dict[str, Any]:
+        """Describe one as JSON data for a lineage."""
         ...
 
 
@@ -373,37 +389,6 @@ def count_weights(framework: Framework, model: Any) -> int:
     return sum(weights[name].size for name in framework.list_trainable(model))
 
 
-def derive_seed(seed: int, *numbers: int) -> int:
-    """Give a seed of 31 bits that follows from a seed and some numbers, such as a step's; in a microsecond.
-
-    Source: Steele et al. 2014, doi:10.1145/2714064.2660195 (SplitMix64).
-    """
-    mixed = seed
-    for number in (0, *numbers):
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) & _MASK
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        mixed ^= mixed >> 31
-    return mixed >> 33
-
-
-def check_state(expected: Arrays, state: Arrays) -> None:
-    """Hold a checkpoint's arrays against what the model and its optimizer have.
-
-    Raises:
-        InputError: `bad_checkpoint`, names, shapes or types differ.
-    """
-    if missing := expected.keys() - state.keys():
-        raise InputError("bad_checkpoint", detail=f"it has no {list_choices(missing, limit=3)}")
-    if unknown := state.keys() - expected.keys():
-        raise InputError("bad_checkpoint", detail=f"it has {list_choices(unknown, limit=3)}, which this run has not")
-    for name, array in expected.items():
-        got = state[name]
-        if (got.shape, got.dtype) != (array.shape, array.dtype):
-            detail = f"{name} is {got.dtype} of shape {got.shape}, here {array.dtype} of shape {array.shape}"
-            raise InputError("bad_checkpoint", detail=detail)
-
-
 def import_extra(module: str, *, feature: str, extra: str) -> Any:
     """Import a module that an optional extra of Argosy brings.
 
@@ -419,27 +404,3 @@ def import_extra(module: str, *, feature: str, extra: str) -> Any:
     if importlib.util.find_spec(package) is None:
         raise InputError("missing_extra", feature=feature, package=package, extra=extra)
     return importlib.import_module(module)
-
-
-def fail_rows(rows: NDArray[Any], error: object) -> InputError:
-    """Make the error of a model that fails on rows; `error` is what it raised, or says it."""
-    return InputError("bad_data", detail=f"the model fails on rows of shape {rows.shape} and type {rows.dtype}: {error}")
-
-
-def fail_answer(num_rows: int, got: str) -> InputError:
-    """Make the error of a model that gives `got` instead of as many rows as it was given."""
-    return InputError("bad_data", detail=f"for {num_rows} rows the model gives {got}, expected one tensor of as many rows")
-
-
-def fail_not_finite(*, step: int, what: str, layer: str | None, learning_rate: object) -> ModelError:
-    """Make the error of a loss, gradient or weight that is not finite.
-
-    Args:
-        step: counted from 1.
-        what: such as `loss`.
-        layer: where it showed first, None if no layer is to blame.
-        learning_rate: of the step, for the hint; None if the framework's own optimizer keeps it to itself.
-    """
-    where = f" in layer {layer}" if layer else ""
-    rate = "the optimizer's own" if learning_rate is None else learning_rate
-    return ModelError("not_finite", step=step, what=what, where=where, kept="", learning_rate=rate)

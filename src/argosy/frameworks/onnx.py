@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from argosy.errors import ModelError, list_choices
-from argosy.frameworks.agreement import Differs, Evidence, Fails, hold_against
-from argosy.frameworks.trials import draw_trials
+from argosy.frameworks.agreement import Differs, Evidence, Fails, Run, hold_against
+from argosy.frameworks.ports import Ports
 from argosy.signature import Arrays
 
-__all__ = ["EXPORT_TOLERANCE", "OnnxModel", "check_export", "declare_shapes"]
+__all__ = ["EXPORT_TOLERANCE", "OnnxModel", "check_export", "declare_shapes", "name_tensors"]
 
 EXPORT_TOLERANCE: Final = 1e-4
 """Largest difference from the framework's own outputs, relative to their largest magnitude.
@@ -48,38 +45,30 @@ class OnnxModel:
         self.output_names: list[str] = [tensor.name for tensor in self._session.get_outputs()]
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Answer a batch; the first axis of every array is rows."""
+        """Answer a batch."""
         return dict(zip(self.output_names, self._session.run(None, inputs), strict=True))
 
-    def run_alone(self, inputs: Arrays) -> Arrays:
-        """Answer each row as a batch of its own, as golden examples are recorded."""
-        num_rows = len(next(iter(inputs.values())))
-        answers = [self.run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(num_rows)]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in self.output_names}
 
-
-def check_export(
-    model: OnnxModel, predict: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], free: Sequence[int] = ()
-) -> Evidence:
-    """Hold an exported model against the framework's own answers, on the sample and on rows that take other ways.
+def check_export(model: OnnxModel, expect: Run, inputs: Arrays, ports: Ports) -> Evidence:
+    """Hold an exported model against the framework's own answers, on the sample and on inputs that take other ways.
 
     Args:
-        model: with one input and one output.
-        predict: the framework's answers.
-        rows: real inputs.
-        free: axes of the rows whose length is free.
+        model: what was exported.
+        expect: the framework's answers.
+        inputs: real ones.
+        ports: of the model.
 
     Raises:
-        ModelError: `export_differs`, by more than `EXPORT_TOLERANCE`; `export_failed`, no answer to some rows.
-        InputError: `bad_data`, the model takes no other length along the free axes.
+        ModelError: `export_differs`, by more than `EXPORT_TOLERANCE`; `export_failed`, no answer to some inputs.
+        InputError: `bad_option`, the model takes no other length along the free axes.
     """
-    if len(model.input_names) != 1 or len(model.output_names) != 1:
+    if sorted(model.input_names) != sorted(inputs) or model.output_names != ports.output_names:
         sides = f"takes {list_choices(model.input_names)} and gives {list_choices(model.output_names)}"
-        raise ModelError("export_failed", detail=f"what was written {sides}, expected one tensor each")
-    (given,), (made,) = model.input_names, model.output_names
-    trials = draw_trials({given: rows}, {given: free})
+        expected = f"{list_choices(inputs)} and {list_choices(ports.output_names)}"
+        raise ModelError("export_failed", detail=f"what was written {sides}, expected {expected}")
+    trials = ports.draw_trials(inputs)
     try:
-        return hold_against(model.run, lambda inputs: {made: predict(inputs[given])}, trials, EXPORT_TOLERANCE)
+        return hold_against(model.run, expect, trials, EXPORT_TOLERANCE, has_rows=ports.has_rows)
     except Differs as error:
         raise ModelError("export_differs", rows=error.kind, got=error.difference, allowed=error.allowed) from error
     except Fails as error:
@@ -101,3 +90,72 @@ def declare_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
         tensor.type.CopyFrom(described.type)
     onnx.save(written, str(path))
+
+
+def name_tensors(model: Any, inputs: Arrays, given: Sequence[str], ports: Ports) -> None:
+    """Give the tensors of an exported model the names asked for, and its inputs the types of real ones.
+
+    Args:
+        model: an `onnx.ModelProto`, changed in place; it gives the outputs in their order.
+        inputs: real ones, by the names asked for.
+        given: what the inputs are called in the model, in the same order. One that the model does not use may be missing
+            there, since some exporters leave it out.
+        ports: of the model.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    graph = model.graph
+    _part_outputs(onnx, graph)
+    known = {item.name: item for item in graph.input}
+    for inner, (name, array) in zip(given, inputs.items(), strict=True):
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        if inner not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(inner, kind, ports.open_shape(name, array.shape)))
+        elif known[inner].type.tensor_type.elem_type != kind:
+            _take_type(onnx, graph, known[inner], kind)
+    names = dict(zip(given, inputs, strict=True)) | dict(
+        zip((item.name for item in graph.output), ports.output_names, strict=True)
+    )
+    used = _list_names(graph)
+    for name in sorted(used & set(names.values()) - names.keys()):
+        names[name] = _find_unused(name, used | set(names.values()))
+    _rename_in(graph, names)
+
+
+def _part_outputs(onnx: Any, graph: Any) -> None:
+    """Let every output be a tensor of its own: neither an input, nor a weight, nor another output."""
+    taken = {item.name for item in (*graph.input, *graph.initializer)}
+    for item in graph.output:
+        if item.name in taken:
+            fresh = _find_unused(item.name, _list_names(graph))
+            graph.node.append(onnx.helper.make_node("Identity", [item.name], [fresh]))
+            item.name = fresh
+        taken.add(item.name)
+
+
+def _take_type(onnx: Any, graph: Any, item: Any, kind: int) -> None:
+    """Let an input be of another type, and be changed to the one that the graph computes with."""
+    wide, narrow = item.name, _find_unused(item.name, _list_names(graph))
+    _rename_in(graph, {wide: narrow})
+    graph.node.insert(0, onnx.helper.make_node("Cast", [wide], [narrow], to=item.type.tensor_type.elem_type))
+    item.name, item.type.tensor_type.elem_type = wide, kind
+
+
+def _list_names(graph: Any) -> set[str]:
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    return names | {item.name for item in (*graph.input, *graph.output, *graph.initializer)}
+
+
+def _find_unused(name: str, used: set[str]) -> str:
+    return next(free for number in range(len(used) + 1) if (free := f"{name}__{number}") not in used)
+
+
+def _rename_in(graph: Any, new: Mapping[str, str]) -> None:
+    for item in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.name = new.get(item.name, item.name)
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [new.get(name, name) for name in tensors]
+        for attribute in node.attribute:
+            # Bodies of loops and branches use what stands outside of them.
+            for body in (attribute.g, *attribute.graphs):
+                _rename_in(body, new)

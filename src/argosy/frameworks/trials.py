@@ -60,17 +60,22 @@ def draw_trials(inputs: Arrays, free: Free, *, has_rows: bool = True) -> Iterato
 
     Yields:
         The sample; rows made of its own values (of other rows, permuted, its smallest and largest); its negative, small and
-        large multiples, zeros and ones, random numbers of many magnitudes; text in other cases and orders; other lengths.
+        large multiples, zeros and ones, random numbers of many magnitudes; text in other cases and orders; other lengths. Of
+        several inputs one alone is negated, and set to zero, too.
     """
     first = {name: array[:_NUM_ROWS] for name, array in inputs.items()} if has_rows else inputs
     yield from _repeat_sample(first, has_rows)
     may_fail = any(array.dtype.kind == "f" and np.array_equal(array, np.round(array)) for array in inputs.values())
     generator = np.random.default_rng(0)
     for kind, change in _CHANGES.items():
-        changed = {name: change(first[name], inputs[name], generator, has_rows) for name in inputs}
+        changed = {name: np.asarray(change(first[name], inputs[name], generator, has_rows)) for name in inputs}
         is_far = kind in _FAR
-        if any(not _is_same(first[name], array) for name, array in changed.items()):
+        moved = [name for name, array in changed.items() if not _is_same(first[name], array)]
+        if moved:
             yield from _with_one(Trial(kind, changed, is_far, may_fail and is_far), has_rows)
+        if kind in _ONE_BY_ONE and len(inputs) > 1:
+            for name in moved:
+                yield Trial(f"{kind} of {name}", first | {name: changed[name]}, is_far, may_fail and is_far)
     for number, step in enumerate(_STEPS):
         for together in (True, False) if any(len(axes) > 1 for axes in free.values()) else (True,):
             stretched = {
@@ -111,7 +116,7 @@ def _stretch(array: NDArray[Any], axes: Sequence[int], step: Callable[[int], int
         if only is None or place % 2 == only:
             length = array.shape[axis]
             array = np.take(array, np.arange(step(length)) % length, axis=axis)
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
 
 
 _Change = Callable[[NDArray[Any], NDArray[Any], np.random.Generator, bool], NDArray[Any]]
@@ -139,7 +144,7 @@ def _permute(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Gener
     # The same order in each input, so that what belongs together stays so where inputs are as long.
     order = np.random.default_rng(1).permutation(flat.shape[1])
     order = order[::-1] if np.array_equal(order, np.arange(len(order))) else order
-    return np.ascontiguousarray(flat[:, order].reshape(first.shape))
+    return np.asarray(flat[:, order].reshape(first.shape), order="C")
 
 
 def _negate(first: NDArray[Any], rows: NDArray[Any], generator: np.random.Generator, has_rows: bool) -> NDArray[Any]:
@@ -217,6 +222,9 @@ def _scramble(text: str) -> str:
 
 _FAR: Final = ("sign", "small", "large", "zero", "ones", "random")
 """Kinds whose numbers are not the sample's own."""
+
+_ONE_BY_ONE: Final = ("sign", "zero")
+"""Kinds that each of several inputs is tried with alone, too: a model may look at one of them."""
 
 _CHANGES: Final[dict[str, _Change]] = {
     "spread": _mix,

@@ -292,7 +292,8 @@ def _open(
     runtime: Runtime = load_runtime_class(kind)()
     has_rows = is_batched(model)
     try:
-        runtime.load(folder, entry, {"inputs": list(inputs), "outputs": list(model.predict(inputs))})
+        names = {"inputs": list(inputs), "outputs": list(model.predict(inputs))}
+        runtime.load(folder, entry, names if has_rows else names | {"has_rows": False})
     except Exception as error:  # The edge of a runtime: it may raise anything.
         raise ModelError(key, detail=f"what was written does not load: {error}") from error
     edges = model.draw_edges(inputs)

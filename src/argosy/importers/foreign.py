@@ -329,5 +329,9 @@ def _publish_native(store: Store, name: str, made: Made, given: _Given) -> Versi
         golden_is_synthetic=made.answer.is_synthetic,
         lineage=given.known | dict(given.lineage),
         measurements=given.measurements,
-        options={"inputs": [spec.name for spec in signature.inputs], "outputs": [spec.name for spec in signature.outputs]},
+        options={
+            "inputs": [spec.name for spec in signature.inputs],
+            "outputs": [spec.name for spec in signature.outputs],
+            **({} if signature.is_batched else {"has_rows": False}),
+        },
     )

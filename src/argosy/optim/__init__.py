@@ -2,9 +2,10 @@
 
 from argosy.optim.base import GradientOptimizer, Optimizer, OptimizerState
 from argosy.optim.free import Genetic, GradientFreeOptimizer, RandomSearch
+from argosy.optim.groups import Group
 from argosy.optim.registry import OPTIMIZERS, get_optimizer
 from argosy.optim.rules import SGD, Adam, Momentum, RMSprop
-from argosy.optim.schedules import CosineDecay, LinearDecay, Schedule, StepDecay
+from argosy.optim.schedules import CosineDecay, LinearDecay, OneCycle, ReduceOnPlateau, Schedule, StepDecay
 
 __all__ = [
     "OPTIMIZERS",
@@ -14,12 +15,15 @@ __all__ = [
     "Genetic",
     "GradientFreeOptimizer",
     "GradientOptimizer",
+    "Group",
     "LinearDecay",
     "Momentum",
+    "OneCycle",
     "Optimizer",
     "OptimizerState",
     "RMSprop",
     "RandomSearch",
+    "ReduceOnPlateau",
     "Schedule",
     "StepDecay",
     "get_optimizer",

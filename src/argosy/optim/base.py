@@ -12,13 +12,17 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 import numpy as np
 
 from argosy.errors import InputError
-from argosy.optim.schedules import Schedule, check_number
+from argosy.optim.groups import Group, match_names
+from argosy.optim.schedules import Schedule, Steered, Steering, check_number
 from argosy.signature import Arrays
 
 __all__ = ["FORMS", "Form", "GradientOptimizer", "Optimizer", "OptimizerState", "Scalars", "bias_correction"]
 
 Form = Literal["common", "text"]
 FORMS: Final = ("common", "text")
+
+_LATER: Final = ("clip_value", "groups")
+"""Parameters that a description leaves out where they are not set."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,13 @@ class Optimizer(ABC):
         values: dict[str, Any] = {}
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
-            values[key.name] = {"name": value.name, **dataclasses.asdict(value)} if isinstance(value, Schedule) else value
+            if key.name in _LATER and not value:
+                continue
+            if isinstance(value, Schedule):
+                value = {"name": value.name, **dataclasses.asdict(value)}
+            elif key.name == "groups":
+                value = [dataclasses.asdict(group) for group in value]
+            values[key.name] = value
         return {"name": self.name, **values}
 
     def init_state(self, weights: Arrays) -> OptimizerState:
@@ -79,6 +89,10 @@ class GradientOptimizer(Optimizer):
     """Factor of the L2 penalty: weight_decay * w is added to the gradient, after clipping."""
     clip_norm: float | None = None
     """All gradients together are scaled down to this Euclidean norm when theirs is larger."""
+    clip_value: float | None = None
+    """Each number of a gradient is cut to this magnitude; not together with `clip_norm`."""
+    groups: tuple[Group, ...] = ()
+    """Weights that are moved with another rate or decay."""
     form: Form = "common"
     """`common`: what papers and PyTorch have. `text`: that of the text which Argosy follows; see `rules.py`."""
 
@@ -89,6 +103,14 @@ class GradientOptimizer(Optimizer):
         self._check("weight_decay", self.weight_decay, "a finite number, at least 0", lowest=0.0)
         if self.clip_norm is not None:
             self._check("clip_norm", self.clip_norm, "a finite number above 0, or None", lowest=0.0, is_open=True)
+        if self.clip_value is not None:
+            self._check("clip_value", self.clip_value, "a finite number above 0, or None", lowest=0.0, is_open=True)
+            if self.clip_norm is not None:
+                expected = "None with clip_norm: gradients are clipped one way"
+                raise InputError("bad_option", option=f"{self.name}.clip_value", got=self.clip_value, expected=expected)
+        if not isinstance(self.groups, tuple) or not all(isinstance(group, Group) for group in self.groups):  # pyright: ignore[reportUnnecessaryIsInstance]
+            expected = "a tuple of argosy.optim.Group"
+            raise InputError("bad_option", option=f"{self.name}.groups", got=self.groups, expected=expected)
         if self.form not in FORMS:
             raise InputError("bad_option", option=f"{self.name}.form", got=self.form, expected=" or ".join(FORMS))
 
@@ -140,6 +162,23 @@ class GradientOptimizer(Optimizer):
         direction, moved = self.direct(gradient, slots, scalars, sqrt)
         return weight - scalars.rate * direction, moved
 
+    def find_group(self, name: str) -> Group | None:
+        """Give the group of a weight of this name: the first that matches."""
+        return next((group for group in self.groups if match_names(group.pattern, [name])), None)
+
+    def for_weight(self, name: str) -> GradientOptimizer:
+        """Give the rule by which a weight of this name is moved."""
+        group = self.find_group(name)
+        if group is None:
+            return self
+        decay = self.weight_decay if group.weight_decay is None else group.weight_decay
+        rate = Steered(self.learning_rate, Steering(group.rate_factor))
+        return dataclasses.replace(self, learning_rate=rate, weight_decay=decay, groups=())
+
+    def steer(self, steering: Steering) -> GradientOptimizer:
+        """Give the same rule, whose learning rate is multiplied by a factor that may change while it is used."""
+        return dataclasses.replace(self, learning_rate=Steered(self.learning_rate, steering))
+
     def clip_scale(self, norm: float) -> float:
         """Give the factor that clips gradients whose common Euclidean norm this is."""
         return self.clip_norm / norm if self.clip_norm is not None and norm > self.clip_norm else 1.0
@@ -156,7 +195,6 @@ class GradientOptimizer(Optimizer):
             The new weights and the new state; nothing is changed in place.
         """
         step = state.step + 1
-        scalars = self.scalars_at(step)
         scale = 1.0
         if self.clip_norm is not None:
             scale = self.clip_scale(math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values())))
@@ -164,7 +202,11 @@ class GradientOptimizer(Optimizer):
         slots: dict[str, Arrays] = {slot: {} for slot in self.slots}
         for name, weight in weights.items():
             before = {slot: state.slots[slot][name] for slot in self.slots}
-            moved[name], after = self.move(weight, gradients[name] * scale, before, scalars, np.sqrt)
+            rule = self.for_weight(name)
+            gradient = gradients[name] * scale
+            if self.clip_value is not None:
+                gradient = np.clip(gradient, -self.clip_value, self.clip_value)
+            moved[name], after = rule.move(weight, gradient, before, rule.scalars_at(step), np.sqrt)
             for slot in self.slots:
                 slots[slot][name] = after[slot]
         return moved, OptimizerState(step, slots)

@@ -28,7 +28,7 @@ def get_optimizer(optimizer: str | Optimizer, **options: Any) -> Optimizer:
         InputError: `unknown_choice`, no such name; `bad_option`, no such parameter or not a value for it.
 
     >>> get_optimizer("sgd", learning_rate=0.1)
-    SGD(learning_rate=0.1, weight_decay=0.0, clip_norm=None, form='common')
+    SGD(learning_rate=0.1, weight_decay=0.0, clip_norm=None, clip_value=None, groups=(), form='common')
     """
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from argosy.errors import InputError
 
-__all__ = ["CosineDecay", "LinearDecay", "Schedule", "StepDecay", "check_count", "check_number"]
+__all__ = [
+    "CosineDecay",
+    "LinearDecay",
+    "OneCycle",
+    "ReduceOnPlateau",
+    "Schedule",
+    "Steered",
+    "Steering",
+    "StepDecay",
+    "check_count",
+    "check_number",
+]
 
 
 def check_number(
@@ -132,3 +143,108 @@ class StepDecay(Schedule):
 
     def rate_at(self, step: int) -> float:
         return self.learning_rate * self.factor ** ((step - 1) // self.steps)
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Rises along half a cosine from `learning_rate / start_factor` to `learning_rate`, then falls to nearly nothing.
+
+    >>> [round(OneCycle(0.1, steps=6, rising=0.5).rate_at(step), 4) for step in (1, 3, 6, 9)]
+    [0.004, 0.1, 0.0, 0.0]
+
+    Source: Smith and Topin 2019, arXiv:1708.07120, with cosines for lines, as PyTorch's OneCycleLR has it by default.
+    """
+
+    name: ClassVar[str] = "one_cycle"
+
+    steps: int
+    """Of the whole run; see `train.run.count_steps`."""
+    rising: float = 0.3
+    """Part of the steps over which the rate rises."""
+    start_factor: float = 25.0
+    end_factor: float = 1e4
+    """The last step's rate is `learning_rate / start_factor / end_factor`."""
+
+    def __post_init__(self) -> None:
+        self._check(self.steps)
+        expected = "a number above 0 and below 1"
+        check_number(f"{self.name}.rising", self.rising, expected, lowest=0.0, below=1.0, is_open=True)
+        for option in ("start_factor", "end_factor"):
+            check_number(f"{self.name}.{option}", getattr(self, option), "a finite number, at least 1", lowest=1.0)
+
+    def rate_at(self, step: int) -> float:
+        start = self.learning_rate / self.start_factor
+        done, last = min(step, self.steps) - 1, self.steps - 1
+        peak = max(self.rising * self.steps - 1.0, 0.0)
+        if done < peak:
+            return _bend(start, self.learning_rate, done / peak)
+        return _bend(self.learning_rate, start / self.end_factor, (done - peak) / max(last - peak, 1e-9))
+
+
+@dataclass(frozen=True)
+class ReduceOnPlateau(Schedule):
+    """`learning_rate`, multiplied by `factor` whenever a measure of the epochs has not got better for `patience` of them.
+
+    The training loop watches; what it has seen is kept in checkpoints.
+    """
+
+    name: ClassVar[str] = "reduce_on_plateau"
+
+    factor: float = 0.1
+    patience: int = 5
+    """Epochs without a better value before the rate falls."""
+    watch: str | None = None
+    """`loss`, `validation_loss`, or a metric by name, of validation rows `validation_NAME`; None: the validation loss, without
+    validation rows the loss."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
+    threshold: float = 1e-4
+    """By which part of itself a value must be better than the best."""
+    end: float = 0.0
+    """The rate never falls below it."""
+
+    def __post_init__(self) -> None:
+        self._check(1, end=self.end)
+        check_number(f"{self.name}.factor", self.factor, "a number above 0 and below 1", lowest=0.0, below=1.0, is_open=True)
+        check_count(f"{self.name}.patience", self.patience)
+        check_number(f"{self.name}.threshold", self.threshold, "a number in [0, 1)", lowest=0.0, below=1.0)
+        if self.mode not in ("min", "max"):
+            raise InputError("bad_option", option=f"{self.name}.mode", got=self.mode, expected="min or max")
+
+    def rate_at(self, step: int) -> float:
+        return self.learning_rate
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Say whether a value of an epoch is better than the best before."""
+        if best is None:
+            return True
+        margin = self.threshold * abs(best)
+        return value < best - margin if self.mode == "min" else value > best + margin
+
+
+@dataclass
+class Steering:
+    """A factor of learning rates that may be changed between steps."""
+
+    factor: float = 1.0
+
+
+class Steered(Schedule):
+    """Another learning rate, times a factor that may change."""
+
+    name: ClassVar[str] = "steered"
+
+    def __init__(self, rate: float | Schedule, steering: Steering) -> None:
+        object.__setattr__(self, "learning_rate", rate.learning_rate if isinstance(rate, Schedule) else float(rate))
+        object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "steering", steering)
+
+    def rate_at(self, step: int) -> float:
+        own: Any = self
+        rate = own.rate.rate_at(step) if isinstance(own.rate, Schedule) else float(own.rate)
+        return rate * own.steering.factor
+
+
+def _bend(start: float, end: float, part: float) -> float:
+    """Give what lies on half a cosine between two numbers."""
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * part))

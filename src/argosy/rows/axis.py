@@ -18,17 +18,17 @@ _MADE_UP: Final = re.compile(r"(unk__|unk_|unknown_|dynamic_axes_|DynamicDimensi
 """Names that exporters give to each axis anew: that they differ says nothing."""
 
 
-def judge_file(source: Path | bytes, signature: Signature) -> JoinVerdict:
-    """Say of an ONNX file that was made here whether rows of several requests may be joined.
+def judge_file(source: Path | bytes, signature: Signature) -> tuple[Signature, JoinVerdict]:
+    """Settle it of an ONNX file that was made here, as `settle_rows` does.
 
     Args:
         source: the file, or its content; weights beside it are not read.
-        signature: of the model; its first axes count rows.
+        signature: of the model.
     """
     onnx: Any = importlib.import_module("onnx")
     is_path = isinstance(source, Path)
     model = onnx.load(str(source), load_external_data=False) if is_path else onnx.load_model_from_string(source)
-    return judge_rows(model, signature)[0]
+    return settle_rows(model, signature)
 
 
 def settle_rows(model: Any, signature: Signature) -> tuple[Signature, JoinVerdict]:

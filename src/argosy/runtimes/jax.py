@@ -1,6 +1,6 @@
 """Run what `jax.export` wrote, on the CPU: a function as StableHLO, and its weights beside it.
 
-    ENTRY                the function, of (list of weights, rows), for any number of rows
+    ENTRY                the function, of (list of weights, array, array ...)
     ENTRY.weights.npz    arr_0, arr_1 ... in the order of the list
 
 Neither is a pickle. But a program may call whatever is registered in the process under a name, JAX's way back into Python
@@ -43,11 +43,12 @@ _THREAD_NAME: Final = "tf_XLAEigen"
 class JaxRuntime:
     """One program with its weights.
 
-    Options: `threads` (of XLA, in the whole process; default: as it runs, or its own choice), `inputs` and `outputs` (the
-    name of the tensor that goes in, and of the one that comes out).
+    Options: `threads` (of XLA, in the whole process; default: as it runs, or its own choice), `inputs` and `outputs` (names
+    of the tensors that go in and come out, in the order in which the program has them), `has_rows` (default true: the first
+    axis of every tensor counts rows).
 
     A program is compiled for each number of rows, which takes a tenth of a second and more. So a batch is filled up to the
-    next power of two, and the answers to the filling are cut off. Along axes of any length it is compiled for each length.
+    next power of two, and the answers to the filling are cut off. Along other axes of any length it is compiled for each.
     """
 
     _begun: ClassVar[int] = 0
@@ -61,15 +62,14 @@ class JaxRuntime:
         """
         if "threads" in options:
             self._take_threads(int(options["threads"]))
-        (self._input,), (self._output,) = options["inputs"], options["outputs"]
+        inputs, self._outputs, self._has_rows = options["inputs"], [*options["outputs"]], bool(options.get("has_rows", True))
         program = _read_program(folder / entry)
-        if len(program.out_avals) != 1 or not program.in_avals:
-            raise ValueError(
-                f"{entry} gives {len(program.out_avals)} outputs for {len(program.in_avals)} inputs, expected one for one"
-            )
-        *weights, rows = program.in_avals
-        self._dtype = np.dtype(rows.dtype)
-        self._row_shape = tuple(dim if isinstance(dim, int) else -1 for dim in rows.shape[1:])
+        num_weights = len(program.in_avals) - len(inputs)
+        if len(program.out_avals) != len(self._outputs) or num_weights < 0:
+            got = f"{entry} gives {len(program.out_avals)} outputs for {len(program.in_avals)} inputs, weights included"
+            raise ValueError(f"{got}, expected {len(self._outputs)} for {len(inputs)}")
+        weights, given = program.in_avals[:num_weights], program.in_avals[num_weights:]
+        self._inputs = {name: (np.dtype(aval.dtype), _show_shape(aval)) for name, aval in zip(inputs, given, strict=True)}
         # JAX cuts numbers to 32 bits unless it is told not to.
         self._is_wide = any(np.dtype(aval.dtype).itemsize == 8 for aval in (*program.in_avals, *program.out_avals))
         with jax.enable_x64(self._is_wide):
@@ -87,17 +87,25 @@ class JaxRuntime:
         Raises:
             BadInput: integers lie beyond the type in which JAX computes.
         """
-        rows = narrow(inputs[self._input], self._dtype)
-        if rows.ndim != len(self._row_shape) + 1 or not len(rows) or not self._takes(rows.shape[1:]):
-            raise ValueError(f"{self._input!r} has shape {rows.shape}, expected at least one row of shape {self._row_shape}")
-        missing = (1 << (len(rows) - 1).bit_length()) - len(rows)
-        filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+        given = {name: self._take(name, inputs[name]) for name in self._inputs}
+        num_rows = len(next(iter(given.values()))) if self._has_rows else 0
+        missing = (1 << (num_rows - 1).bit_length()) - num_rows if num_rows else 0
+        filled = [np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows for rows in given.values()]
         with jax.enable_x64(self._is_wide):
-            answer = np.asarray(self._answer(self._weights, filled))
-        return {self._output: np.ascontiguousarray(answer[: len(rows)])}
+            answers = [np.asarray(answer) for answer in jax.tree.leaves(self._answer(self._weights, *filled))]
+        return {
+            name: np.asarray(answer[:num_rows] if missing else answer, order="C")
+            for name, answer in zip(self._outputs, answers, strict=True)
+        }
 
-    def _takes(self, row_shape: tuple[int, ...]) -> bool:
-        return all(want in (-1, got) for want, got in zip(self._row_shape, row_shape, strict=True))
+    def _take(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        dtype, shape = self._inputs[name]
+        rows = narrow(array, dtype)
+        fits = rows.ndim == len(shape) and all(want in (-1, got) for want, got in zip(shape, rows.shape, strict=True))
+        if not fits or (self._has_rows and not len(rows)):
+            told = f"at least one row of shape {shape[1:]}" if self._has_rows else f"shape {shape}"
+            raise ValueError(f"{name!r} has shape {rows.shape}, expected {told}")
+        return rows
 
     @classmethod
     def _take_threads(cls, num_threads: int) -> None:
@@ -110,6 +118,10 @@ class JaxRuntime:
             is_first = not count_threads()
             begin(num_threads)
             cls._begun = num_threads if is_first else 0
+
+
+def _show_shape(aval: Any) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else -1 for dim in aval.shape)
 
 
 def _read_program(path: Path) -> Any:

@@ -32,8 +32,8 @@ class KerasRuntime:
     """One Keras model.
 
     Options: `threads` (of one operator; default 1), `inputs` and `outputs` (names of the version's tensors, in the order of
-    the model's own). On JAX, which compiles for each number of rows, these are filled up to a power of two with copies of
-    the last.
+    the model's own), `has_rows` (default true: the first axis of every tensor counts rows). On JAX, which compiles for each
+    number of rows, these are filled up to a power of two with copies of the last.
     """
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
@@ -41,9 +41,10 @@ class KerasRuntime:
         backend = _read_backend(folder)
         os.environ["KERAS_BACKEND"] = backend
         _set_threads(backend, int(options.get("threads", 1)))
-        self.open(folder, entry, options["inputs"], options["outputs"])
+        has_rows = bool(options.get("has_rows", True))
+        self.open(folder, entry, options["inputs"], options["outputs"], has_rows=has_rows)
 
-    def open(self, folder: Path, entry: str, inputs: list[str], outputs: list[str]) -> None:
+    def open(self, folder: Path, entry: str, inputs: list[str], outputs: list[str], *, has_rows: bool = True) -> None:
         """Load the model with the threads that there are.
 
         Raises:
@@ -60,7 +61,7 @@ class KerasRuntime:
         # With one input it is that; only a functional model has more, and then tells how it wants them.
         self._structure = model.input if len(inputs) > 1 else None
         self._tree: Any = keras.tree
-        self._call = _CALLS[backend](model)
+        self._call = _CALLS[backend](model, has_rows)
         self._errors = (ValueError, *_list_errors(backend))
 
     @staticmethod
@@ -152,7 +153,8 @@ def _list_classes(value: Any) -> Iterator[tuple[str, str, str]]:
             yield from _list_classes(part)
 
 
-def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
+def _call_in_tensorflow(model: Any, has_rows: bool) -> Callable[[Any], Any]:
+    del has_rows  # It computes any shape.
     tf: Any = importlib.import_module("tensorflow")
 
     def call(x: Any) -> Any:
@@ -161,7 +163,7 @@ def _call_in_tensorflow(model: Any) -> Callable[[Any], Any]:
     return tf.function(call, reduce_retracing=True, autograph=False)
 
 
-def _call_in_jax(model: Any) -> Callable[[Any], Any]:
+def _call_in_jax(model: Any, has_rows: bool) -> Callable[[Any], Any]:
     jax: Any = importlib.import_module("jax")
     narrow: Any = importlib.import_module("argosy.runtimes.jax").narrow
     weights, buffers = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
@@ -171,23 +173,24 @@ def _call_in_jax(model: Any) -> Callable[[Any], Any]:
         return model.stateless_call(weights, buffers, x, training=False)[0]
 
     def call(x: Any) -> Any:
-        num_rows = len(jax.tree.leaves(x)[0])
-        num_missing = (1 << (num_rows - 1).bit_length()) - num_rows
+        num_rows = len(jax.tree.leaves(x)[0]) if has_rows else 0
+        num_missing = (1 << (num_rows - 1).bit_length()) - num_rows if num_rows else 0
 
         def fill(part: NDArray[Any]) -> NDArray[Any]:
             if part.dtype.kind in "iu" and part.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
                 part = narrow(part, f"{part.dtype.kind}4")
-            return np.concatenate([part, np.repeat(part[-1:], num_missing, axis=0)])
+            return np.concatenate([part, np.repeat(part[-1:], num_missing, axis=0)]) if num_missing else part
 
         def cut(part: NDArray[Any]) -> NDArray[Any]:
-            return part[:num_rows]
+            return part[:num_rows] if num_missing else part
 
         return jax.tree.map(cut, run(weights, buffers, jax.tree.map(fill, x)))
 
     return call
 
 
-def _call_in_torch(model: Any) -> Callable[[Any], Any]:
+def _call_in_torch(model: Any, has_rows: bool) -> Callable[[Any], Any]:
+    del has_rows  # As above.
     torch: Any = importlib.import_module("torch")
 
     def call(x: Any) -> Any:
@@ -199,7 +202,7 @@ def _call_in_torch(model: Any) -> Callable[[Any], Any]:
 
 def _make_plain(answer: Any) -> NDArray[Any]:
     keras: Any = sys.modules["keras"]
-    array: NDArray[Any] = np.ascontiguousarray(keras.ops.convert_to_numpy(answer))
+    array: NDArray[Any] = np.asarray(keras.ops.convert_to_numpy(answer), order="C")
     # V2 has no bfloat16.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 

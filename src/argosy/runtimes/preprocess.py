@@ -1,8 +1,8 @@
-"""Make a model's tensors of what people have in hand, in the worker: pictures to pixels, text to tokens.
+"""Make a model's tensors of what people have in hand, in the worker: pictures to pixels, text to tokens, rows to numbers.
 
-A signature's `preprocess` names the steps (`preprocess_image.py`, `preprocess_text.py`). Rows that come out with different
-lengths are run in groups, so that little of what is computed is padding. NumPy and the standard library, and what a step
-needs: a worker of any interpreter can do it.
+A signature's `preprocess` names the steps (`preprocess_image.py`, `preprocess_text.py`, `preprocess_row.py`). Rows that come out
+with different lengths are run in groups, so that little of what is computed is padding. NumPy and the standard library, and what
+a step needs: a worker of any interpreter can do it.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ class Preprocessor:
         }
         self._cuts: dict[str, int] = dict(ragged.get("outputs", {}))
         self._steps: list[tuple[str, Step]] = []
+        self._kinds = [step["kind"] for step in signature["preprocess"]]
         self._tokens: set[str] = set()
         made: set[str] = set()
         for step in signature["preprocess"]:
@@ -155,6 +156,18 @@ class Preprocessor:
             if made.counts:
                 counts = [sum(pair) for pair in zip(counts, made.counts, strict=True)] if counts else made.counts
         return Made(tensors, counts)
+
+    def make_samples(self, usual: Mapping[str, bytes]) -> dict[str, list[bytes]]:
+        """Give a row that each step can take.
+
+        Args:
+            usual: of the kinds whose steps do not say themselves what they can take.
+        """
+        samples: dict[str, list[bytes]] = {}
+        for kind, (name, step) in zip(self._kinds, self._steps, strict=True):
+            make = getattr(step, "make_sample", None)
+            samples[name] = [make() if make is not None else usual[kind]]
+        return samples
 
     def _run(self, tensors: dict[str, list[NDArray[Any]]], num_rows: int, infer: Infer) -> Arrays:
         lengths = self._measure(tensors, num_rows)

@@ -35,7 +35,8 @@ class TensorFlowRuntime:
     """The signature `serving_default` of one SavedModel.
 
     Options: `threads` (of one operator; default 1), `inputs` and `outputs` (names of the version's tensors, in order). A
-    model with one tensor may call it as it likes; with more, the names must be its own.
+    model with one tensor may call it as it likes; with more, the names must be its own, or its own must be `argosy_input_0`,
+    `argosy_input_1` and so on, which are in order.
     """
 
     def load(self, folder: Path, entry: str, options: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class TensorFlowRuntime:
         """
         try:
             answer = self._call(**{own: tf.convert_to_tensor(inputs[name]) for name, own in self._inputs.items()})
-            return {name: np.ascontiguousarray(answer[own].numpy()) for name, own in self._outputs.items()}
+            return {name: np.asarray(answer[own].numpy(), order="C") for name, own in self._outputs.items()}
         except INPUT_ERRORS as error:
             raise blame_input(error) from error
 
@@ -119,6 +120,9 @@ def _match(kind: str, names: list[str], known: Iterable[str]) -> dict[str, str]:
         return dict(zip(names, names, strict=True))
     if len(names) == len(own) == 1:
         return {names[0]: own[0]}
+    numbered = [f"argosy_{kind[:-1]}_{number}" for number in range(len(names))]
+    if set(numbered) == set(own):
+        return dict(zip(names, numbered, strict=True))
     raise RuntimeError(f"The version has the {kind} {', '.join(names)}, the SavedModel {', '.join(own)}")
 
 

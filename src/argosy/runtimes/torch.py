@@ -68,15 +68,16 @@ class TorchRuntime:
             arguments: Any = (tensors, {}) if self._structure is None else pytree.tree_unflatten(tensors, self._structure)
             positional, named = arguments
             try:
-                answers: list[Any] = pytree.tree_leaves(self._module(*positional, **named))
+                leaves: list[Any] = pytree.tree_leaves(self._module(*positional, **named))
             except INPUT_ERRORS as error:
                 # A script says where it is before it says what is wrong.
                 told = error if self._structure is not None else RuntimeError(str(error).strip().rpartition("\n")[2])
                 raise blame_input(told) from error
+        answers = [leaf for leaf in leaves if leaf is not None]
         if len(answers) != len(self._outputs) or not all(map(torch.is_tensor, answers)):
             shown = ", ".join(type(answer).__name__ for answer in answers)
             raise ValueError(f"the model gives {shown}, expected {len(self._outputs)} tensors: {', '.join(self._outputs)}")
-        return {name: np.ascontiguousarray(answer.numpy()) for name, answer in zip(self._outputs, answers, strict=True)}
+        return {name: np.asarray(answer.numpy(), order="C") for name, answer in zip(self._outputs, answers, strict=True)}
 
 
 def _to_tensor(array: NDArray[Any]) -> Any:

@@ -1,7 +1,7 @@
 """What a publisher says of preprocessing: read, held against the signature, and tried before a version exists.
 
-A step is a table with `kind`, `name`, `inputs` and the options of `runtimes/preprocess_image.py` or
-`runtimes/preprocess_text.py`. The file that it names becomes a file of the artifact.
+A step is a table with `kind`, `name`, `inputs` and the options of `runtimes/preprocess_image.py`,
+`runtimes/preprocess_text.py` or `runtimes/preprocess_row.py`. The file that it names becomes a file of the artifact.
 """
 
 from __future__ import annotations
@@ -116,6 +116,6 @@ def try_steps(signature: Signature, folder: Path) -> None:
 
     try:
         preprocessor = Preprocessor(msgspec.to_builtins(signature), folder)
-        preprocessor.convert({step.name: [_SAMPLES[step.kind]] for step in signature.preprocess})
+        preprocessor.convert(preprocessor.make_samples(_SAMPLES))
     except (BadStep, BadInput) as error:
         raise InputError("bad_preprocess", detail=error) from error

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Generator
@@ -23,7 +24,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from argosy.errors import ConflictError, InputError
+from argosy.errors import ConflictError, InputError, StoreError
 from argosy.frameworks.describe import find_difference
 from argosy.optim.schedules import check_count, check_number
 from argosy.signature import Arrays
@@ -88,6 +89,23 @@ class Keeper:
         if every_steps is not None and step - self._saved_step >= every_steps:
             return True
         return every_s is not None and time.monotonic() - self._saved_s >= every_s
+
+    def check_space(self, state: Arrays) -> None:
+        """See that a state such as this can be kept, as often as the plan says, before a run spends its time.
+
+        Raises:
+            StoreError: `disk_full`.
+        """
+        size = sum(array.nbytes for array in state.values())
+        there = len(_list_steps(self._folder)) + (self._folder / _BEST).exists()
+        # One is written before the oldest goes, and one is the best.
+        needed = size * max(self._plan.keep + 2 - there, 1)
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            detail = (
+                f"{needed / 1e6:,.1f} MB are needed for {self._plan.keep} checkpoints and the best, {free / 1e6:,.1f} MB are free"
+            )
+            raise StoreError("disk_full", what=self._folder, detail=detail)
 
     def save(self, state: Arrays, progress: dict[str, Any], step: int) -> None:
         """Keep a state and how far the run is (JSON data); remove the oldest beyond the last few.

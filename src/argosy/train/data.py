@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from argosy.errors import InputError
+from argosy.frameworks.base import Batch
 from argosy.frameworks.describe import digest_arrays
+from argosy.frameworks.trees import count_rows, is_named, is_ordered, list_leaves, map_tree, take_rows
+from argosy.train.elements import Columns, check_weights, make_array, read_element, to_arrays
 
 __all__ = [
     "Dataset",
@@ -22,9 +25,9 @@ __all__ = [
     "iterate_batches",
     "load_digits",
     "load_mnist",
-    "make_array",
     "split_rows",
     "split_test",
+    "take_batch",
 ]
 
 _DIGITS_MAX: Final = 16.0
@@ -39,18 +42,6 @@ class Dataset(NamedTuple):
 
     x: NDArray[Any]
     y: NDArray[Any]
-
-
-def make_array(given: object, what: str) -> NDArray[Any]:
-    """Make an array of what a caller gave.
-
-    Raises:
-        InputError: `bad_data`, NumPy makes none of it, such as of lists of several lengths.
-    """
-    try:
-        return np.asarray(given)
-    except Exception as error:  # Rows of several lengths are a ValueError; tensors raise what their framework does.
-        raise InputError("bad_data", detail=f"{what}: no array can be made of them: {str(error)[:200]}") from error
 
 
 def check_rows(x: object, dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -82,23 +73,27 @@ def check_rows(x: object, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     return rows
 
 
-def check_dataset(data: object, dtype: DTypeLike = np.float32) -> Dataset:
-    """Check a pair of arrays (x, y); y is checked further by the loss.
+def check_dataset(data: object, dtype: DTypeLike = np.float32, *, columns: Columns | None = None) -> Batch:
+    """Check data that is in memory: see `elements`; targets are checked further by the loss.
 
     Raises:
-        InputError: `bad_data`, not a pair, x as `check_rows` says, or y has not one entry a row.
+        InputError: `bad_data`, another form, x as `check_rows` says, y has not one entry a row, bad weights.
     """
-    got = type(data).__qualname__
-    pair = tuple(cast("Sequence[object]", data)) if isinstance(data, tuple | list) else ()
-    if len(pair) != 2:
-        raise InputError("bad_data", detail=f"data is a {got}, expected a pair of arrays (x, y), or a loader of a framework")
-    x = check_rows(pair[0], dtype)
-    y = make_array(pair[1], "y")
-    if y.ndim == 0 or len(y) != len(x):
-        raise InputError("bad_data", detail=f"x has {len(x)} rows, y has shape {y.shape}, expected one target a row")
-    if y.dtype.kind not in "fiub":
-        raise InputError("bad_data", detail=f"y has type {y.dtype}, expected numbers")
-    return Dataset(x, y)
+    columns = columns or Columns()
+    if not (is_named(data) or (is_ordered(data) and 1 < len(data) <= 3)):
+        expected = "a pair of arrays (x, y), with weights (x, y, w), a dict by column, or a loader of a framework"
+        raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected {expected}")
+    inputs, targets, weights = read_element(data, columns, source="data")
+    x = map_tree(lambda leaf: check_rows(leaf, dtype), to_arrays(inputs, "x", is_given=True))
+    num_rows = count_rows(x)
+    y = None if targets is None else to_arrays(targets, "y", is_given=True)
+    for leaf in list_leaves(y) if y is not None else ():
+        if leaf.ndim == 0 or len(leaf) != num_rows:
+            raise InputError("bad_data", detail=f"x has {num_rows} rows, y has shape {leaf.shape}, expected one target a row")
+        if leaf.dtype.kind not in "fiubUOS":
+            raise InputError("bad_data", detail=f"y has type {leaf.dtype}, expected numbers, or names of classes")
+    w = None if weights is None else check_weights(to_arrays(weights, "weights", is_given=True), num_rows, np.dtype(dtype))
+    return Batch(x, y, w)
 
 
 def count_taken(num_rows: int, fraction: float) -> int:
@@ -106,7 +101,7 @@ def count_taken(num_rows: int, fraction: float) -> int:
     return min(max(round(num_rows * fraction), 1), num_rows - 1) if fraction else 0
 
 
-def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def split_rows(data: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
     """Take a random part of the rows away, for validation.
 
     Args:
@@ -117,13 +112,18 @@ def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
     Raises:
         InputError: `bad_data`, fewer than two rows.
     """
-    num_rows = len(data.x)
+    num_rows = data.num_rows
     if num_rows < 2:
         raise InputError("bad_data", detail=f"{num_rows} row cannot be split for validation")
     num_taken = count_taken(num_rows, fraction)
     order = np.random.default_rng(seed).permutation(num_rows)
     taken, kept = np.sort(order[:num_taken]), np.sort(order[num_taken:])
-    return Dataset(data.x[kept], data.y[kept]), Dataset(data.x[taken], data.y[taken])
+    return take_batch(data, kept), take_batch(data, taken)
+
+
+def take_batch(data: Batch, rows: NDArray[Any]) -> Batch:
+    """Give some of the rows."""
+    return Batch(*(None if part is None else take_rows(part, rows) for part in data))
 
 
 def iterate_batches(num_rows: int, batch_size: int, *, shuffle: bool, seed: int, epoch: int) -> Generator[NDArray[np.int64]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from argosy.frameworks.base import Framework, check_state, derive_seed
+from argosy.frameworks.base import Batch, Framework, check_state, derive_seed
 from argosy.optim import GradientFreeOptimizer, OptimizerState
 from argosy.signature import Arrays
-from argosy.train.losses import Criterion
+from argosy.train.objective import Objective
 
 __all__ = ["FreeStep"]
 
@@ -18,24 +17,27 @@ __all__ = ["FreeStep"]
 class FreeStep:
     """Fits one model in place, a mini-batch a call; see `frameworks.base.Step`. Models run as they would be served."""
 
-    def __init__(self, framework: Framework, model: Any, criterion: Criterion, rule: GradientFreeOptimizer, seed: int) -> None:
+    def __init__(self, framework: Framework, model: Any, objective: Objective, rule: GradientFreeOptimizer, seed: int) -> None:
         self._framework = framework
         self._model = model
-        self._criterion = criterion
+        self._objective = objective
         self._rule = rule
         self._seed = seed
         self._state = rule.init_state(self._get_weights())
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
+    def __call__(self, batch: Batch, number: int) -> tuple[float, Any]:
         def measure(weights: Arrays) -> float:
             self._framework.set_weights(self._model, weights)
-            return self._criterion.compute(self._framework.predict(self._model, x), y)
+            return self._measure(self._framework.predict(self._model, batch.inputs), batch)
 
         random = np.random.default_rng(derive_seed(self._seed, number))
         best, self._state = self._rule.search(self._get_weights(), measure, self._state, random)
         self._framework.set_weights(self._model, best)
-        outputs = self._framework.predict(self._model, x)
-        return self._criterion.compute(outputs, y), outputs
+        outputs = self._framework.predict(self._model, batch.inputs)
+        return self._measure(outputs, batch), outputs
+
+    def _measure(self, outputs: Any, batch: Batch) -> float:
+        return self._objective.compute(outputs, batch.targets, batch.weights)
 
     def sync(self) -> None:
         """Do nothing: the model itself is fitted."""

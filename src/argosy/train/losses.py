@@ -20,6 +20,8 @@ __all__ = ["LOSSES", "METRICS", "Criterion", "Loss", "Metric", "get_loss", "get_
 
 Array = NDArray[Any]
 
+_LARGEST: Final = float(np.finfo(np.float32).max)
+
 
 class Loss(NamedTuple):
     """What training makes small: a mean over rows (and over outputs, where a row has several)."""
@@ -28,6 +30,8 @@ class Loss(NamedTuple):
     """From outputs (logits for the two entropies) and targets of `prepare_targets`."""
     metrics: tuple[str, ...]
     """Which metrics suit it; the first is the default."""
+    compute_rows: Callable[[Array, Array], Array]
+    """The loss of each row, of which `compute` gives the mean."""
 
 
 class Metric(NamedTuple):
@@ -38,25 +42,38 @@ class Metric(NamedTuple):
     is_higher_better: bool
 
 
-def _cross_entropy(outputs: Array, targets: Array) -> float:
+def _cross_entropies(outputs: Array, targets: Array) -> Array:
     logits = outputs.astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     losses: Array = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(targets)), targets]
-    return float(np.mean(losses))
+    return losses
 
 
-def _binary_cross_entropy(outputs: Array, targets: Array) -> float:
+def _binary_cross_entropies(outputs: Array, targets: Array) -> Array:
     logits = outputs.astype(np.float64)
-    return float(np.mean(np.logaddexp(0.0, logits) - logits * targets))
+    losses: Array = np.logaddexp(0.0, logits) - logits * targets
+    return losses
 
 
-def _mse(outputs: Array, targets: Array) -> float:
-    return float(np.mean(np.square(outputs.astype(np.float64) - targets)))
+def _squares(outputs: Array, targets: Array) -> Array:
+    distances: Array = np.square(outputs.astype(np.float64) - targets)
+    return distances
+
+
+def _mean(losses: Callable[[Array, Array], Array]) -> Callable[[Array, Array], float]:
+    return lambda outputs, targets: float(np.mean(losses(outputs, targets)))
+
+
+def _mean_rows(losses: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda outputs, targets: losses(outputs, targets).reshape(len(outputs), -1).mean(axis=1)
 
 
 def _half_mse(outputs: Array, targets: Array) -> float:
-    distances: Array = np.square(outputs.astype(np.float64) - targets)
-    return 0.5 * float(distances.sum()) / len(outputs)
+    return 0.5 * float(_squares(outputs, targets).sum()) / len(outputs)
+
+
+def _half_squares(outputs: Array, targets: Array) -> Array:
+    return 0.5 * _squares(outputs, targets).reshape(len(outputs), -1).sum(axis=1)
 
 
 def _mae(outputs: Array, targets: Array) -> float:
@@ -77,16 +94,16 @@ def _one_hot_accuracy(outputs: Array, targets: Array) -> float:
 
 
 LOSSES: Final[dict[str, Loss]] = {
-    "binary_cross_entropy": Loss(_binary_cross_entropy, ("accuracy",)),
-    "cross_entropy": Loss(_cross_entropy, ("accuracy",)),
-    "half_mse": Loss(_half_mse, ("mae", "mse")),
-    "mse": Loss(_mse, ("mae", "mse")),
+    "binary_cross_entropy": Loss(_mean(_binary_cross_entropies), ("accuracy",), _mean_rows(_binary_cross_entropies)),
+    "cross_entropy": Loss(_mean(_cross_entropies), ("accuracy",), _cross_entropies),
+    "half_mse": Loss(_half_mse, ("mae", "mse"), _half_squares),
+    "mse": Loss(_mean(_squares), ("mae", "mse"), _mean_rows(_squares)),
 }
 
 METRICS: Final[dict[str, Metric]] = {
     "accuracy": Metric(_accuracy, is_higher_better=True),
     "mae": Metric(_mae, is_higher_better=False),
-    "mse": Metric(_mse, is_higher_better=False),
+    "mse": Metric(_mean(_squares), is_higher_better=False),
 }
 
 
@@ -121,13 +138,15 @@ class Criterion:
     name: str
     parameters: dict[str, Any]
     """Of the framework's own; none for ours."""
-    compute: Callable[[Array, Array], float]
+    compute: Callable[[Any, Any], float]
     """From outputs and prepared targets."""
     takes_logits: bool
     chosen: tuple[str, ...] = ()
     """Names of the metrics that are to be measured, if any were named."""
     own_metrics: Mapping[str, MetricPart] = field(default_factory=dict[str, MetricPart])
     """Those of them which are the framework's own."""
+    measure: Callable[[Any, Any, Any, Any], float] | None = None
+    """The framework's, of a loss of its own."""
 
     @property
     def is_ours(self) -> bool:
@@ -138,6 +157,13 @@ class Criterion:
     def metrics(self) -> tuple[str, ...]:
         """Which metrics suit it; the first is the default. Any may suit a framework's own loss, and none is default."""
         return LOSSES[self.name].metrics if self.is_ours else tuple(METRICS)
+
+    def compute_weighted(self, outputs: Any, targets: Any, weights: Array) -> float:
+        """Give the mean over the rows of weight times loss of the row."""
+        if isinstance(self.loss, str):
+            return float(np.mean(LOSSES[self.loss].compute_rows(outputs, targets) * weights))
+        assert self.measure is not None
+        return self.measure(self.loss, outputs, targets, weights)
 
     def describe(self) -> str | dict[str, Any]:
         """Give the name, of a framework's own loss with its parameters, as JSON data."""
@@ -170,11 +196,12 @@ class Criterion:
             InputError: `bad_data`; as `prepare_targets` for one of ours.
         """
         if self.is_ours:
-            targets = prepare_targets(self.name, y, output_shape)
-            return targets.astype(dtype) if targets.dtype.kind == "f" else targets
+            return prepare_targets(self.name, y, output_shape, dtype)
         if y.ndim == 1 and output_shape[1:] == (1,):
             y = y[:, None]
-        return y.astype(dtype) if y.dtype.kind == "f" else y
+        if y.dtype.kind not in "fiub":
+            raise InputError("bad_data", detail=f"y has type {y.dtype}, expected numbers")
+        return y.astype(dtype, copy=False) if y.dtype.kind == "f" else y
 
 
 def resolve_loss(loss: object, framework: Framework, *, metrics: Sequence[Any] = ()) -> Criterion:
@@ -196,7 +223,7 @@ def resolve_loss(loss: object, framework: Framework, *, metrics: Sequence[Any] =
         expected = f"a name ({list_choices(LOSSES)}) or a loss of {framework.name}"
         raise InputError("bad_option", option="loss", got=name_kind(loss), expected=expected)
     compute = partial(framework.measure_loss, loss)
-    return Criterion(loss, part.name, part.parameters, compute, part.takes_logits, chosen, own)
+    return Criterion(loss, part.name, part.parameters, compute, part.takes_logits, chosen, own, framework.measure_loss)
 
 
 def _resolve_metrics(metrics: Sequence[Any], framework: Framework) -> tuple[tuple[str, ...], dict[str, MetricPart]]:
@@ -220,7 +247,9 @@ def _resolve_metrics(metrics: Sequence[Any], framework: Framework) -> tuple[tupl
     return tuple(names), own
 
 
-def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array:
+def prepare_targets(
+    loss: str, y: Array, output_shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.floating[Any]] = np.float64
+) -> Array:
     """Bring targets into the form that a loss takes them in, and check them against the model's outputs.
 
     Args:
@@ -228,9 +257,10 @@ def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array
         y: targets, one a row. For `cross_entropy` class numbers, shape (rows,), of an integer type; otherwise
             numbers of the outputs' shape, where (rows,) does for outputs of shape (rows, 1).
         output_shape: what the model answers to any number of rows; its first axis is not looked at.
+        dtype: of targets that are numbers.
 
     Returns:
-        int64 of shape (rows,) for `cross_entropy`, else float64 of shape (rows, *output_shape[1:]).
+        int64 of shape (rows,) for `cross_entropy`, else `dtype` of shape (rows, *output_shape[1:]).
 
     Raises:
         InputError: `bad_data`, another shape or type, a label that is not a class of the model, a target
@@ -244,13 +274,15 @@ def prepare_targets(loss: str, y: Array, output_shape: tuple[int, ...]) -> Array
     if y.shape != shape:
         # Left alone, NumPy and the frameworks would broadcast (rows,) against (rows, 1) and train on nonsense.
         raise InputError("bad_data", detail=f"y has shape {y.shape}, but for as many rows the model gives {shape}")
-    targets = y.astype(np.float64)
-    if not (np.abs(targets) <= np.finfo(np.float32).max).all():
+    if y.dtype.kind not in "fiub":
+        raise InputError("bad_data", detail=f"y has type {y.dtype}, expected numbers for the loss {loss}")
+    low, high = y.min(), y.max()  # Comparisons with NaN are false.
+    if not (low >= -_LARGEST and high <= _LARGEST):
         raise InputError("bad_data", detail="y holds NaN, infinity or a value beyond float32")
-    if loss == "binary_cross_entropy" and (targets.min() < 0 or targets.max() > 1):
-        detail = f"binary_cross_entropy needs targets from 0 to 1, y has {targets.min()} to {targets.max()}"
+    if loss == "binary_cross_entropy" and not (low >= 0 and high <= 1):
+        detail = f"binary_cross_entropy needs targets from 0 to 1, y has {float(low)} to {float(high)}"
         raise InputError("bad_data", detail=detail)
-    return targets
+    return y.astype(dtype, copy=False)
 
 
 def _prepare_labels(y: Array, output_shape: tuple[int, ...]) -> Array:

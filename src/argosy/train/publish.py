@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError, ModelError
+from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.adapters import merge_adapters
+from argosy.frameworks.agreement import Fails, Run
 from argosy.frameworks.base import Framework, count_weights, framework_of
 from argosy.frameworks.onnx import OnnxModel, check_export, declare_shapes
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import unpack
 from argosy.rows.axis import judge_file
-from argosy.signature import JoinVerdict, Ragged, Signature
+from argosy.signature import Arrays, JoinVerdict, Ragged, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.store.preprocess import Steps, add_steps
 from argosy.store.temporary import work_folder
-from argosy.train.data import check_rows
 from argosy.train.lineage import describe_code, describe_environment
+from argosy.train.ports import Names, find_ports, read_sample
 
-__all__ = ["NUM_GOLDEN", "Made", "pick_sample", "publish", "write_files"]
+__all__ = ["NUM_GOLDEN", "Labels", "Made", "pick_sample", "publish", "write_files"]
 
 NUM_GOLDEN: Final = 8
 """Golden examples of a published version: enough to tell a wrong artifact, few enough to run in milliseconds."""
@@ -32,6 +35,9 @@ NUM_GOLDEN: Final = 8
 _NUM_TRIED: Final = 64
 """Rows of a sample that are looked at: they show the spread of the data."""
 _MODEL_FILE: Final = "model.onnx"
+
+Labels = Sequence[str] | Mapping[str, Sequence[str]] | None
+"""Of the only output, or by output."""
 
 
 def publish(
@@ -42,9 +48,9 @@ def publish(
     sample: object,
     measurements: Mapping[str, float] = {},
     lineage: Mapping[str, object] = {},
-    input_name: str = "input",
-    output_name: str = "output",
-    labels: Sequence[str] | None = None,
+    input_name: Names = None,
+    output_name: Names = None,
+    labels: Labels = None,
     preprocess: Steps = (),
     native: bool = False,
     dynamic: Mapping[str, Sequence[int]] | None = None,
@@ -58,52 +64,63 @@ def publish(
     or on how many rows of which kinds the difference was measured. Adapters of PEFT, such as LoRA's, are merged into the
     weights of a copy first, which `lineage["adapters"]` says. Of ONNX the graph tells whether rows may share a batch.
 
+    Where the first axis of every input and output counts rows, requests may share a batch. Otherwise, as for a scalar, states
+    that are no rows, or nodes and edges of a graph, one request is run at a time; the sample is one.
+
     Args:
-        model: of a framework of `frameworks.FRAMEWORKS`, with one input and one output.
+        model: of a framework of `frameworks.FRAMEWORKS`, with any inputs and outputs.
         name: of the model; its next version is made.
         store: default: that of ARGOSY_HOME.
-        sample: real rows, at least one; the first 8 become golden examples, each with the artifact's own answer to it alone.
-            More of them, up to 64, show the spread of the data to the trials.
+        sample: what the model is called with: an array; several in order as a tuple; by name as a dict, which become keywords
+            unless the model takes a dict; None for an optional input that is not given. Real rows, at least one; the first 8
+            become golden examples, each with the artifact's own answer to it alone. More of them, up to 64, show the spread of
+            the data to the trials.
         measurements: what is known of it, such as the accuracy on test rows.
         lineage: where it comes from, JSON data; added to what the model tells.
-        input_name: of the tensor that goes in.
-        output_name: of the tensor that comes out.
-        labels: names of the output's last axis, such as class names.
+        input_name: of the tensor that goes in; or the names of all, in order. None: those of the dict, of Keras' inputs or
+            of the arguments; `input` for one. A single name for several in order is followed by their numbers: `x_0`, `x_1`.
+        output_name: of the tensor that comes out; or the names of all, in order. None: those of the dict, or `output`, of
+            several in order `output_0`, `output_1`.
+        labels: names of the output's last axis, such as class names; of several outputs a dict of them by output.
         preprocess: what makes tensors of pictures and text in the worker, see `argosy.store.preprocess.add_steps`.
         native: do not try ONNX; serve it by its framework.
-        dynamic: the axes of the input that may have any length, by the input's name: `{"input": [1]}`; the rows are free
-            without it. Other lengths are tried. None: those that the model itself leaves open, as `keras.Input((None,))`
-            does; `{}` none.
+        dynamic: the axes that may have any length, by input: `{"input": [1]}`; the rows are free without it. Other lengths are
+            tried, of all inputs at once. None: those that the model itself leaves open, as `keras.Input((None,))` does, and
+            without rows the first axes along which it takes another length; `{}` none.
         ragged: which axis may differ between the requests of a batch, and what fills shorter rows up; see
             `argosy.signature.Ragged`. It is dynamic without being named there.
 
     Raises:
         ModelError: `save_failed`, neither ONNX nor the framework's own form takes it; nothing was published.
-        InputError: `bad_data`, the sample; `bad_option`, no model, the labels, or the axes; `bad_preprocess`; `bad_name` and
-            more from the store.
+        InputError: `bad_data`, the sample, or what the model makes of it; `bad_option`, no model, the names, labels or axes;
+            `unsupported_type`, of an output; `bad_preprocess`; `bad_name` and more from the store.
 
     >>> import numpy as np, torch
     >>> publish(torch.nn.Linear(4, 2), "example", sample=np.zeros((1, 4), np.float32)).number  # doctest: +SKIP
     1
     """
     framework = framework_of(model)
-    given = check_rows(sample, framework.float_dtype(model))[:_NUM_TRIED]
-    rows = given[:NUM_GOLDEN]
-    model, adapters = merge_adapters(framework, model, rows)
-    free = _choose_free(framework, model, rows, input_name, dynamic, ragged)
-    expected = framework.predict(model, rows)
-    if labels is not None and len(labels) != expected.shape[-1]:
-        expected_labels = f"{expected.shape[-1]} names, one for each entry of the output's last axis"
-        raise InputError("bad_option", option="labels", got=list(labels), expected=expected_labels)
-    names = (input_name, output_name)
+    tree = read_sample(framework, model, sample)
+    model, adapters = merge_adapters(framework, model, tree)
+    names: dict[str, Names] = {"input_name": input_name, "output_name": output_name}
+    ports, outputs = find_ports(framework, model, tree, **names, dynamic=dynamic, ragged=ragged)
+    inputs = ports.take_rows(unpack(tree, ports.inputs), slice(_NUM_TRIED))
+    told = _check_labels(labels, outputs)
+    if ragged is not None:
+        _check_ragged(ragged, ports.run(partial(framework.answer, model)), ports.take_rows(inputs, slice(NUM_GOLDEN)))
     store = store or Store()
     store.check_writable()
     with work_folder("argosy-export-") as folder:
-        made = write_files(framework, model, given, folder, names, free, native=native)
-        golden = Golden({input_name: rows}, {output_name: made.answers})
-        signature = _derive_signature(golden, free, made.output_shape, labels, ragged)
-        _check_ragged(signature, lambda given: framework.predict(model, given), rows)
-        verdict = judge_file(folder / _MODEL_FILE, signature) if made.runtime == "onnx" else JoinVerdict()
+        made = write_files(framework, model, inputs, folder, ports, native=native)
+        signature = _derive_signature(inputs, outputs, ports, made.shapes, told, ragged)
+        verdict = JoinVerdict()
+        if made.runtime == "onnx":
+            settled, verdict = judge_file(folder / _MODEL_FILE, signature)
+            signature = signature if ragged is not None else settled
+        try:
+            golden = _make_golden(made.answer, inputs, has_rows=signature.is_batched)
+        except Fails as error:
+            raise ModelError("save_failed", detail=str(error)) from error
         signature, step_files = add_steps(signature, preprocess)
         return store.publish(
             name,
@@ -134,35 +151,25 @@ class Made(NamedTuple):
     runtime: str
     entry: str
     files: list[Path]
-    answers: NDArray[Any]
-    """To the golden rows, each alone."""
-    output_shape: tuple[int, ...]
-    """-1 stands for any length."""
+    answer: Run
+    """What they answer."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of the outputs; -1 stands for any length."""
     export: dict[str, object]
     """For the lineage."""
     options: dict[str, Any]
     """Of the runtime."""
 
 
-def write_files(
-    framework: Framework,
-    model: Any,
-    given: NDArray[Any],
-    folder: Path,
-    names: tuple[str, str],
-    free: Sequence[int],
-    *,
-    native: bool = False,
-) -> Made:
+def write_files(framework: Framework, model: Any, inputs: Arrays, folder: Path, ports: Ports, *, native: bool = False) -> Made:
     """Write a live model as ONNX, or as its framework saves it, and hold what was written against the model.
 
     Args:
         framework: the model's.
-        model: with one input and one output.
-        given: real rows.
+        model: of any inputs and outputs.
+        inputs: real ones.
         folder: for the files.
-        names: of the input and of the output.
-        free: axes of the input whose length is free, beside that of the rows.
+        ports: of the model.
         native: do not try ONNX.
 
     Raises:
@@ -171,104 +178,117 @@ def write_files(
     try:
         if native:
             raise ModelError("export_failed", detail="it was not tried")
-        return _make_onnx(framework, model, given, folder / _MODEL_FILE, names, free)
+        if both := {*ports.input_names} & {*ports.output_names}:
+            detail = f"ONNX has no room for an input and an output of one name, {list_choices(both)}; call the output otherwise"
+            raise ModelError("export_failed", detail=detail)
+        return _make_onnx(framework, model, inputs, folder / _MODEL_FILE, ports)
     except ModelError as error:
         if error.key not in ("export_failed", "export_differs"):
             raise
-        return _make_native(framework, model, given, folder / "native", names, free, error.message[:500])
+        return _make_native(framework, model, inputs, folder / "native", ports, error.message[:500])
 
 
-def _make_onnx(
-    framework: Framework, model: Any, given: NDArray[Any], path: Path, names: tuple[str, str], free: Sequence[int]
-) -> Made:
-    input_name, output_name = names
-    framework.export_onnx(model, given, path, input_name=input_name, output_name=output_name, free=free)
-    evidence = check_export(OnnxModel(path), lambda rows: framework.predict(model, rows), given, free)
+def _make_onnx(framework: Framework, model: Any, inputs: Arrays, path: Path, ports: Ports) -> Made:
+    framework.export_onnx(model, inputs, path, ports)
+    evidence = check_export(OnnxModel(path), ports.run(partial(framework.answer, model)), inputs, ports)
     declare_shapes(path, evidence.shapes)
-    answers = OnnxModel(path).run_alone({input_name: given[:NUM_GOLDEN]})[output_name]
-    export = {"format": "onnx", **evidence.describe()}
-    return Made("onnx", path.name, [path], answers, evidence.shapes[output_name], export, {})
+    return Made("onnx", path.name, [path], OnnxModel(path).run, evidence.shapes, {"format": "onnx", **evidence.describe()}, {})
 
 
-def _make_native(
-    framework: Framework,
-    model: Any,
-    given: NDArray[Any],
-    folder: Path,
-    names: tuple[str, str],
-    free: Sequence[int],
-    reason: str,
-) -> Made:
+def _make_native(framework: Framework, model: Any, inputs: Arrays, folder: Path, ports: Ports, reason: str) -> Made:
     folder.mkdir()
     try:
-        entry, evidence = framework.save_native(model, given, folder, free)
+        entry, evidence, options = framework.save_native(model, inputs, folder, ports)
     except ModelError as error:
         # Two ways are closed, and either may be the one to open.
         raise ModelError("save_failed", detail=f"{error.fields.get('detail', error.message)}. {reason}") from error
-    answers = np.concatenate([framework.predict(model, row[None]) for row in given[:NUM_GOLDEN]])
-    (output_shape,) = evidence.shapes.values()
+    answer = ports.run(partial(framework.answer, model))
     export: dict[str, object] = {"format": framework.name, "reason": reason, **evidence.describe()}
-    options = {"inputs": [names[0]], "outputs": [names[1]]}
-    return Made(framework.name, entry, sorted(folder.iterdir()), answers, output_shape, export, options)
+    return Made(framework.name, entry, sorted(folder.iterdir()), answer, evidence.shapes, export, options)
 
 
-def _choose_free(
-    framework: Framework,
-    model: Any,
-    rows: NDArray[Any],
-    input_name: str,
-    dynamic: Mapping[str, Sequence[int]] | None,
-    ragged: Ragged | None,
-) -> tuple[int, ...]:
-    """Give the free axes of the input: those that the user names, or else the model; a ragged one is free.
+def _make_golden(answer: Run, inputs: Arrays, *, has_rows: bool) -> Golden:
+    """Make golden examples: of rows the first, each alone; otherwise the sample as the one request that it is.
 
-    Raises:
-        InputError: `bad_option`, another input or axis.
+    Rows whose answers have other shapes than that of the first are no examples: they do not fit beside it.
     """
-    named = {name: (item.axis,) for name, item in ragged.inputs.items()} if ragged is not None else {}
-    for option, wanted in (("dynamic", dynamic or {}), ("ragged", named)):
-        expected = f"axes of the input {input_name!r} by its name, from 1 to {rows.ndim - 1}, such as {{{input_name!r}: [1]}}"
-        for name, axes in wanted.items():
-            known = isinstance(axes, list | tuple) and all(type(axis) is int and 0 < axis < rows.ndim for axis in axes)
-            if name != input_name or not known or len(set(axes)) != len(axes):
-                raise InputError("bad_option", option=option, got={name: axes}, expected=expected)
-    if ragged is not None and input_name not in ragged.inputs:
-        raise InputError("bad_option", option="ragged", got=list(ragged.inputs), expected=f"the input {input_name!r}")
-    chosen = framework.list_free_axes(model, rows) if dynamic is None else tuple(dynamic.get(input_name, ()))
-    return tuple(sorted({*chosen, *named.get(input_name, ())}))
-
-
-def _derive_signature(
-    golden: Golden, free: Sequence[int], output_shape: tuple[int, ...], labels: Sequence[str] | None, ragged: Ragged | None
-) -> Signature:
-    signature = Signature.from_arrays(golden.inputs, golden.outputs)
-    (given,), (made,) = signature.inputs, signature.outputs
-    shape = tuple(-1 if axis in free else length for axis, length in enumerate(given.shape))
-    told = tuple(labels) if labels is not None else None
-    return Signature(
-        (msgspec.structs.replace(given, shape=shape),),
-        (msgspec.structs.replace(made, shape=output_shape, labels=told),),
-        ragged=ragged,
+    if not has_rows:
+        return Golden(*({name: array[None] for name, array in arrays.items()} for arrays in (inputs, answer(inputs))))
+    pieces = [
+        {name: array[row : row + 1] for name, array in inputs.items()}
+        for row in range(min(len(next(iter(inputs.values()))), NUM_GOLDEN))
+    ]
+    pairs = [(piece, answer(piece)) for piece in pieces]
+    shapes = {name: array.shape for name, array in pairs[0][1].items()}
+    fitting = [pair for pair in pairs if {name: array.shape for name, array in pair[1].items()} == shapes]
+    return Golden(
+        {name: np.concatenate([piece[name] for piece, _ in fitting]) for name in inputs},
+        {name: np.concatenate([found[name] for _, found in fitting]) for name in shapes},
     )
 
 
-def _check_ragged(signature: Signature, predict: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any]) -> None:
+def _check_labels(labels: Labels, outputs: Arrays) -> dict[str, tuple[str, ...]]:
+    """Give the labels by output.
+
+    Raises:
+        InputError: `bad_option`, there is no such output, or it has another number of entries.
+    """
+    if labels is None:
+        return {}
+    if not isinstance(labels, Mapping):
+        if len(outputs) != 1:
+            expected = f"a dict of labels by output, of {list_choices(outputs)}"
+            raise InputError("bad_option", option="labels", got=labels, expected=expected)
+        labels = dict.fromkeys(outputs, labels)
+    for name, words in labels.items():
+        if name not in outputs:
+            raise InputError("bad_option", option="labels", got=name, expected=f"outputs of {list_choices(outputs)}")
+        length = outputs[name].shape[-1] if outputs[name].ndim else 0
+        if isinstance(words, str) or len(words) != length:
+            expected = f"{length} names, one for each entry of the last axis of the output {name!r}"
+            raise InputError("bad_option", option="labels", got=words, expected=expected)
+    return {name: tuple(words) for name, words in labels.items()}
+
+
+def _derive_signature(
+    inputs: Arrays,
+    outputs: Arrays,
+    ports: Ports,
+    shapes: Mapping[str, tuple[int, ...]],
+    labels: Mapping[str, tuple[str, ...]],
+    ragged: Ragged | None,
+) -> Signature:
+    given = tuple(
+        TensorSpec(
+            name, datatype_of(array.dtype), tuple(-1 if dim is None else dim for dim in ports.open_shape(name, array.shape))
+        )
+        for name, array in inputs.items()
+    )
+    made = tuple(
+        TensorSpec(name, datatype_of(array.dtype), shapes[name], labels=labels.get(name)) for name, array in outputs.items()
+    )
+    return Signature(given, made, ragged=ragged, has_rows=ports.has_rows)
+
+
+def _check_ragged(ragged: Ragged, answer: Run, rows: Arrays) -> None:
     """See that an output that is cut to the request's length is as long as the request.
 
     Raises:
         InputError: `bad_option`.
     """
-    if signature.ragged is None:
-        return
-    for name, axis in signature.ragged.outputs.items():
-        for spec in signature.inputs:
-            along = signature.ragged.inputs[spec.name].axis
-            size = rows.shape[along]
-            for length in (size, size + 1):
-                answer = predict(np.take(rows, [place % size for place in range(length)], axis=along))
-                if answer.shape[axis] != length:
-                    expected = f"an axis {axis} as long as that of the input, {length}; the model gives {answer.shape[axis]}"
-                    raise InputError("bad_option", option="ragged", got=name, expected=expected)
+    axes = {name: item.axis for name, item in ragged.inputs.items()}
+    size: int = next(rows[name].shape[axis] for name, axis in axes.items())
+    for length in (size, size + 1) if ragged.outputs else ():
+        places = np.arange(length) % size
+        longer = {name: np.take(rows[name], places, axis=axis) for name, axis in axes.items()}
+        try:
+            found = answer(rows | longer)
+        except Fails as error:
+            raise InputError("bad_data", detail=str(error)) from error
+        for name, axis in ragged.outputs.items():
+            if found[name].shape[axis] != length:
+                expected = f"an axis {axis} as long as that of the inputs, {length}; the model gives {found[name].shape[axis]}"
+                raise InputError("bad_option", option="ragged", got=name, expected=expected)
 
 
 def _describe(framework: Framework, model: Any) -> dict[str, object]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import Any, Final
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Precision
+from argosy.frameworks.trees import Tree, map_tree
 from argosy.optim.schedules import check_count, check_number
 from argosy.signature import Ragged
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.train.data import check_dataset, check_rows
-from argosy.train.losses import Criterion
-from argosy.train.publish import publish
+from argosy.train.elements import to_arrays
+from argosy.train.objective import Objective
+from argosy.train.ports import Names
+from argosy.train.publish import Labels, publish
+from argosy.train.rescue import Skip
 
 __all__ = ["Epoch", "Settings", "TrainResult"]
 
@@ -38,13 +40,35 @@ class Epoch:
     validation_metrics: dict[str, float]
     duration_s: float
 
+    def list_values(self) -> dict[str, float]:
+        """Give all that was measured by name; what belongs to validation rows begins with `validation_`."""
+        values = {"loss": self.loss, **self.metrics}
+        if self.validation_loss is not None:
+            values["validation_loss"] = self.validation_loss
+        return values | {f"validation_{name}": value for name, value in self.validation_metrics.items()}
+
+
+_LATER: Final = (
+    "loss_weights",
+    "class_weights",
+    "labels",
+    "own_metrics",
+    "step",
+    "columns",
+    "frozen",
+    "average",
+    "rescue",
+    "callbacks",
+)
+"""Settings that a description leaves out where they are not set."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a run was made; all of it goes into the lineage."""
 
-    loss: str | dict[str, Any]
-    """The name of one of ours, or the description of the framework's own."""
+    loss: Any
+    """The name of one of ours, or the description of the framework's own; of several outputs in their form."""
     metrics: tuple[str, ...]
     optimizer: dict[str, Any]
     batch_size: int | None
@@ -59,6 +83,22 @@ class Settings:
     precision: Precision | None
     micro_batch_size: int | None
     num_threads: int | None
+    loss_weights: Any = None
+    class_weights: Mapping[Any, float] | None = None
+    labels: Mapping[str, tuple[str, ...]] | None = None
+    """Names of classes, where targets are names; by output, of a single one under the empty name."""
+    own_metrics: Mapping[str, Any] | None = None
+    """Functions of the user's: their code."""
+    step: Mapping[str, Any] | None = None
+    """The user's own: its code."""
+    columns: Mapping[str, Any] | None = None
+    """Of data by column those which are no inputs."""
+    frozen: tuple[str, ...] | None = None
+    """Patterns of weights that stay as they are."""
+    average: Mapping[str, Any] | None = None
+    rescue: bool = True
+    callbacks: tuple[dict[str, Any], ...] | None = None
+    """Of the framework's own: their settings and code."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
@@ -81,7 +121,13 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         """Give it as JSON data."""
-        return {**dataclasses.asdict(self), "metrics": list(self.metrics)}
+        described = {**dataclasses.asdict(self), "metrics": list(self.metrics)}
+        for name in _LATER:
+            if described[name] in (None, True):
+                del described[name]
+        if self.class_weights is not None:
+            described["class_weights"] = {str(label): weight for label, weight in self.class_weights.items()}
+        return described
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,39 +137,49 @@ class TrainResult:
     model: Any
     """The framework's own object: the one that was given, now with the trained weights."""
     framework: Framework
-    criterion: Criterion
+    objective: Objective
     settings: Settings
     history: tuple[Epoch, ...]
     num_steps: int
     data: dict[str, Any]
     """Digest, number of rows and shapes of the data that was given; of a loader what it tells."""
-    sample: NDArray[Any]
-    """The first rows of the data, for golden examples, and some of the rest, which show its spread."""
+    sample: Tree
+    """The first rows of the data, for golden examples, and some of the rest, which show its spread; None with a step of one's own
+    whose elements are not what the model takes."""
     checkpoint: Path | None
     """The state at the end, from which a longer run can go on; None if no checkpoints were asked for."""
+    skipped: tuple[Skip, ...] = ()
+    """Batches that were left out, as their loss was not finite or rose out of nowhere."""
+    weights: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """How many numbers were trained, and how many not; and adapters that they belong to."""
 
-    def predict(self, x: object) -> NDArray[Any]:
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes, in their order, where the targets of a single output are names."""
+        return self.objective.labels.get(())
+
+    def predict(self, x: object) -> Any:
         """Answer rows as the served model would; one output row for each.
 
         Raises:
             InputError: `bad_data`, no rows, not numbers, or not what the model takes.
         """
-        return self.framework.predict(self.model, check_rows(x, self.framework.float_dtype(self.model)))
+        dtype = self.framework.float_dtype(self.model)
+        rows = map_tree(lambda leaf: check_rows(leaf, dtype), to_arrays(x, is_given=True))
+        return self.framework.predict(self.model, rows)
 
-    def evaluate(self, x: object, y: object) -> dict[str, float]:
+    def evaluate(self, x: object, y: object, weights: object = None) -> dict[str, float]:
         """Measure the loss and the metrics on rows with known targets, as the model would be served.
 
         Raises:
             InputError: `bad_data`.
         """
         dtype = self.framework.float_dtype(self.model)
-        data = check_dataset((x, y), dtype)
-        outputs = self.framework.predict(self.model, data.x)
-        targets = self.criterion.prepare(data.y, outputs.shape, dtype)
-        return {
-            "loss": self.criterion.compute(outputs, targets),
-            **{name: self.criterion.get_metric(name, targets)(outputs, targets) for name in self.settings.metrics},
-        }
+        data = check_dataset((x, y) if weights is None else (x, y, weights), dtype)
+        outputs = self.framework.predict(self.model, data.inputs)
+        targets = self.objective.prepare(data.targets, outputs, dtype)
+        loss = {} if self.objective.criteria is None else {"loss": self.objective.compute(outputs, targets, data.weights)}
+        return loss | {measure.name: measure.compute(outputs, targets) for measure in self.objective.measures}
 
     def publish(
         self,
@@ -133,9 +189,9 @@ class TrainResult:
         sample: object = None,
         measurements: Mapping[str, float] = {},
         lineage: Mapping[str, object] = {},
-        input_name: str = "input",
-        output_name: str = "output",
-        labels: Sequence[str] | None = None,
+        input_name: Names = None,
+        output_name: Names = None,
+        labels: Labels = None,
         dynamic: Mapping[str, Sequence[int]] | None = None,
         ragged: Ragged | None = None,
     ) -> Version:
@@ -147,10 +203,11 @@ class TrainResult:
             sample: real rows; the first 8 become golden examples. Default: the first of the training data.
             measurements: what is known of it, such as the accuracy on test rows; added to those of the run.
             lineage: added to what the run knows of itself.
-            input_name: of the tensor that goes in.
-            output_name: of the tensor that comes out.
-            labels: names of the output's last axis, such as class names.
-            dynamic: axes of the input that may have any length, as for `publish`.
+            input_name: of the tensor that goes in, or the names of all, as for `publish`.
+            output_name: of the tensor that comes out, or the names of all, as for `publish`.
+            labels: names of the output's last axis, such as class names; of several outputs by output. Default: those
+                of the targets, if these were names.
+            dynamic: axes of the inputs that may have any length, as for `publish`.
             ragged: which of them may differ between the requests of a batch, as for `publish`.
 
         Raises:
@@ -166,19 +223,21 @@ class TrainResult:
             lineage=self.describe_lineage() | dict(lineage),
             input_name=input_name,
             output_name=output_name,
-            labels=labels,
+            labels=self.labels if labels is None else labels,
             dynamic=dynamic,
             ragged=ragged,
         )
 
     def describe_lineage(self) -> dict[str, Any]:
         """Give what the run knows of itself, as JSON data."""
-        return {"kind": "training", "data": self.data, "training": self.settings.describe() | {"steps": self.num_steps}}
+        training = self.settings.describe() | {"steps": self.num_steps}
+        if self.skipped:
+            training["skipped"] = [dataclasses.asdict(skip) for skip in self.skipped]
+        described = {"kind": "training", "data": self.data, "training": training}
+        return described | ({"weights": dict(self.weights)} if self.weights else {})
 
     def _measure(self) -> dict[str, float]:
         last = self.history[-1]
-        values = {"train_loss": last.loss, **{f"train_{name}": value for name, value in last.metrics.items()}}
-        if last.validation_loss is not None:
-            values["validation_loss"] = last.validation_loss
-            values |= {f"validation_{name}": value for name, value in last.validation_metrics.items()}
+        known = last.list_values()
+        values = {name if name.startswith("validation_") else f"train_{name}": value for name, value in known.items()}
         return values | {"train_s": sum(epoch.duration_s for epoch in self.history)}

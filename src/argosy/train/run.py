@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from argosy.errors import ConflictError, InputError, list_choices
-from argosy.frameworks.base import (
-    FitOptions,
-    Framework,
-    Precision,
-    Step,
-    count_weights,
-    fail_not_finite,
-    framework_of,
-    loader_framework,
-    name_kind,
-)
+from argosy.errors import InputError
+from argosy.frameworks.base import Precision, framework_of, loader_framework, name_kind
 from argosy.frameworks.own_training import check_training
-from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, Optimizer, get_optimizer
-from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
-from argosy.train.data import Dataset, check_dataset, count_taken, split_rows
-from argosy.train.free import FreeStep
-from argosy.train.loop import Loop
-from argosy.train.losses import Criterion, resolve_loss
-from argosy.train.progress import open_progress
-from argosy.train.publish import pick_sample
+from argosy.train.average import Ema
+from argosy.train.checkpoint import Checkpoints
+from argosy.train.data import count_taken
+from argosy.train.elements import Columns
+from argosy.train.listening import check_callbacks, describe_callbacks
+from argosy.train.loop import Hooks, Taken
+from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimizers
+from argosy.train.objective import describe_function, open_objective
+from argosy.train.opening import open_data
 from argosy.train.result import Epoch, Settings, TrainResult
-from argosy.train.source import ArraySource, LoaderSource, Source
-from argosy.train.tensorboard import open_tensorboard
+from argosy.train.task import Task
 
 __all__ = ["count_steps", "train"]
 
@@ -47,7 +33,14 @@ def train(
     data: Any,
     *,
     loss: Any = None,
+    loss_weights: Any = None,
+    class_weights: Mapping[Any, float] | None = None,
+    labels: Any = None,
+    step: Callable[[Any, Any, Any], Any] | None = None,
     optimizer: Any = None,
+    freeze: Sequence[str] | str = (),
+    targets: str | Sequence[str] | None = None,
+    weights: str | None = None,
     batch_size: int | None = None,
     epochs: int | None = 10,
     tolerance: float | None = None,
@@ -56,7 +49,9 @@ def train(
     seed: int = 0,
     validation_split: float = 0.0,
     validation_data: Any = None,
-    metrics: Sequence[Any] | None = None,
+    metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+    average: Ema | None = None,
+    rescue: bool = True,
     micro_batch_size: int | None = None,
     precision: Precision | None = None,
     checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
@@ -65,7 +60,10 @@ def train(
     workers: int = 1,
     num_threads: int | None = None,
     progress: bool | None = None,
+    on_step: Callable[[Taken], bool | None] | None = None,
     on_epoch: Callable[[Epoch], bool | None] | None = None,
+    on_end: Callable[[TrainResult], object] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> TrainResult:
     """Fit a model to data by mini-batch descent.
 
@@ -73,15 +71,32 @@ def train(
     with one version of the framework and one number of threads; also when the run is killed and resumed.
 
     Args:
-        model: of a framework of `frameworks.FRAMEWORKS`, with one input and one output; fitted in place.
-        data: a pair of arrays (x, y), one row each; or a loader that gives such pairs: a torch DataLoader, a
-            tf.data.Dataset, a keras PyDataset, an mx.io.NDArrayIter or a Gluon DataLoader. Numbers with a fraction are
+        model: of a framework of `frameworks.FRAMEWORKS`; fitted in place. Inputs and outputs are one tensor, several in a tuple,
+            or by name in a dict (a *tree*; a model takes a dict as keywords).
+        data: a pair (x, y) of arrays, one row each, or (x, y, w) with weights of the rows; x and y may be trees of arrays; a
+            dict by column, see `targets`; a loader that gives such: a torch DataLoader, a tf.data.Dataset, a keras
+            PyDataset, an mx.io.NDArrayIter or a Gluon DataLoader; or a stream of `argosy.data`. Numbers with a fraction are
             taken in the type of the model's weights.
-        loss: `cross_entropy` (y: class numbers; the model gives logits), `binary_cross_entropy` (y: 0..1; the
-            model gives logits), `mse` or `half_mse`; a mean over the rows. Or a loss of the framework's own, which runs as
-            it is. Default: that which a Keras model was compiled with, else `cross_entropy`.
-        optimizer: a name of `optim.OPTIMIZERS`, an optimizer with its parameters set, or one of the framework's own. Default:
+        loss: `cross_entropy` (y: class numbers or names; the model gives logits), `binary_cross_entropy` (y: 0..1; the
+            model gives logits), `mse` or `half_mse`; a mean over the rows. Or a loss of the framework's own; or any function
+            `loss(outputs, targets)` of its tensors that gives a scalar or a number for each row, and takes `weights` third if it
+            wants those of the rows. Of several outputs: one of ours for all of them, a tree of losses in the outputs' form (a
+            dict may leave some out), or a function of all. Default: that which a Keras model was compiled with, else
+            `cross_entropy`; with a `step`, None.
+        loss_weights: a number for each loss, in their form; the loss is the weighted sum.
+        class_weights: a number for each class, by which the loss of its rows is multiplied; classes not named have 1. The loss is
+            the mean over rows, not over weights.
+        labels: names of the classes in their order, where y holds names; of several outputs a dict by output. Default: those
+            in y, sorted; a loader needs them. `TrainResult.publish` names the outputs by them.
+        step: a step of your own, `step(model, batch, fit) -> loss`, with batches as the loader gives them (of arrays: tensors in
+            the form of `data`); see `frameworks.fitting.Fit`.
+        optimizer: a name of `optim.OPTIMIZERS`, an optimizer with its parameters set, or one of the framework's own; with a
+            `step` also a dict of several, each by the part of the model or the pattern of names whose weights it moves. Default:
             that which a Keras model was compiled with, else `adam`.
+        freeze: patterns of names of weights, or parts of the model, that stay as they are; layers of which all weights do run
+            as they are served.
+        targets: of data by column, the name of the column, or names, that is the target; the rest are inputs.
+        weights: of data by column, the name of the column of weights.
         batch_size: rows of a step, default 32; the last batch of an epoch has the rows that are left. A loader has its own.
         epochs: passes over the data; None: until `tolerance` or `patience` ends the run.
         tolerance: the run has converged, and ends, when the training loss changed by at most this part of itself in each
@@ -91,10 +106,14 @@ def train(
         shuffle: take the rows in a new order every epoch. A loader has its own.
         seed: of the order, of the validation split and of the framework's own random numbers, such as dropout's.
         validation_split: part of the rows, in [0, 1), that is kept from training and measured after each epoch.
-        validation_data: a pair of arrays to measure after each epoch; not together with `validation_split`.
-        metrics: names of `losses.METRICS`, or the framework's own. Default: those which a Keras model was compiled with, else
-            what suits our loss (`accuracy`, `mae`), none for the framework's own. One that is no mean over the rows, such as
-            the area under a curve, is measured on validation rows alone.
+        validation_data: what is measured after each epoch, in any form of `data`; not together with `validation_split`.
+        metrics: names of `losses.METRICS`, or the framework's own; or a dict of functions by name, each of outputs and targets
+            (arrays, in their forms) and giving a number; or of lists by output. Default: those which a Keras model was compiled
+            with, else what suits our loss (`accuracy`, `mae`), none for the framework's own. One that is no mean over the rows,
+            such as the area under a curve or a function, is measured on validation rows alone.
+        average: `Ema(decay=0.999)`: validate and end with averaged weights.
+        rescue: where the loss is not finite, or 20 times the largest so far, go back to the state before that batch, leave it
+            out, and go on with half the learning rate. False: end the run at what is not finite.
         micro_batch_size: rows of one forward and backward pass: a larger batch goes in pieces whose gradients are
             averaged, and needs less memory. Batch normalisation then sees the pieces.
         precision: `bfloat16` for mixed precision where the framework has it.
@@ -106,33 +125,59 @@ def train(
         num_threads: of the framework; default: its own choice. Small models train best with one: with more,
             each step waits for the slowest core (7 s became 37 s on two cores with other work on them).
         progress: False shows nothing; else a bar on a terminal and a line an epoch elsewhere, on stderr.
+        on_step: is called with each `Taken` step; where it gives True, the run ends there.
         on_epoch: is called with each `Epoch` once it is measured; where it gives True, the run ends there.
+        on_end: is called with the result.
+        callbacks: of Keras, for a Keras model: they run as in its own `fit`, each call before that of the functions above.
 
     Returns:
         The model with its history; `publish` takes it into the store.
 
     Raises:
-        InputError: `bad_data`, `bad_option`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says itself how it
-            is trained; the model is as it was.
+        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says
+            itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
-        ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer.
+        ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
+        StoreError: `disk_full`, `write_failed`, a checkpoint.
     """
     if workers != 1:
         raise InputError("bad_option", option="workers", got=workers, expected="1")
+    functions = {"step": step, "on_step": on_step, "on_epoch": on_epoch, "on_end": on_end}
+    _check_functions(functions, average)
     framework = framework_of(model)
     check_training(framework, model)
     own_loss, own_optimizer = framework.get_compiled(model)
-    measured = framework.list_compiled_metrics(model) or None if metrics is None else metrics
-    criterion = resolve_loss(_choose(loss, own_loss, "cross_entropy"), framework, metrics=() if measured is None else measured)
-    rule = _resolve_optimizer(_choose(optimizer, own_optimizer, "adam"), framework)
-    is_loader = loader_framework(data) is not None
-    if is_loader and batch_size is not None:
-        raise InputError("bad_option", option="batch_size", got=batch_size, expected="None with a loader, which has its own")
+    objective = open_objective(
+        framework,
+        loss if step is not None else _choose(loss, own_loss, "cross_entropy"),
+        loss_weights=framework.get_compiled_weights(model) if loss is None and loss_weights is None else loss_weights,
+        class_weights=class_weights,
+        labels=labels,
+        metrics=framework.list_compiled_metrics(model) or None if metrics is None and step is None else metrics,
+        is_own_step=step is not None,
+    )
+    rule = resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
+    heard = check_callbacks(framework, callbacks)
+    columns = Columns.read(targets, weights)
+    task = Task(
+        framework=framework,
+        model=model,
+        rule=rule,
+        frozen=find_frozen(framework, model, freeze),
+        step=step,
+        average=average,
+        plan=checkpoints if isinstance(checkpoints, Checkpoints | None) else Checkpoints(folder=checkpoints),
+        resume=resume,
+        tensorboard=None if tensorboard is None else Path(tensorboard),
+        is_shown=progress is not False,
+        hooks=Hooks(on_step, on_epoch),
+        callbacks=heard,
+    )
     settings = Settings(
-        loss=criterion.describe(),
-        metrics=_choose_metrics(criterion, is_default=measured is None),
-        optimizer=rule.describe() if isinstance(rule, Optimizer) else framework.describe_optimizer(rule) or {},
-        batch_size=None if is_loader else _choose(batch_size, None, _BATCH_SIZE),
+        loss=objective.describe(),
+        metrics=(),
+        optimizer=describe_optimizers(rule, framework),
+        batch_size=_choose_batch_size(batch_size, data),
         epochs=epochs,
         tolerance=tolerance,
         patience=patience,
@@ -142,31 +187,21 @@ def train(
         precision=precision,
         micro_batch_size=micro_batch_size,
         num_threads=num_threads,
+        class_weights=class_weights,
+        own_metrics=objective.describe_metrics() or None,
+        step=None if step is None else describe_function(framework, step),
+        columns={"targets": columns.targets, "weights": columns.weights} if columns.are_named else None,
+        frozen=((freeze,) if isinstance(freeze, str) else tuple(freeze)) or None,
+        average=None if average is None else average.describe(),
+        rescue=rescue,
+        callbacks=describe_callbacks(framework, heard),
     )
-    if on_epoch is not None and not callable(on_epoch):
-        raise InputError("bad_option", option="on_epoch", got=name_kind(on_epoch), expected="a function of an epoch")
     with framework.session(seed, num_threads):
-        source, validation, sample = _open_data(framework, model, data, validation_data, criterion, settings)
-        plan = checkpoints if isinstance(checkpoints, Checkpoints) or checkpoints is None else Checkpoints(folder=checkpoints)
-        with contextlib.ExitStack() as stack:
-            run = _describe_run(framework, model, source, settings) if plan is not None else {}
-            keeper = stack.enter_context(open_checkpoints(plan, run))
-            _check_folder(keeper, plan, resume)
-            step = _build_step(framework, model, criterion, rule, settings)
-            num_steps = None if source.num_batches is None or epochs is None else source.num_batches * epochs
-            shown = stack.enter_context(open_progress(progress is not False, epochs, num_steps))
-            logged = stack.enter_context(open_tensorboard(Path(tensorboard) if tensorboard is not None else None))
-            watchers = [shown, logged] if logged else [shown]
-            is_own_rule = not isinstance(rule, Optimizer)
-            loop = Loop(framework, model, step, criterion, settings, keeper, watchers, on_epoch, is_own_rule=is_own_rule)
-            if resume is True or (plan is not None and plan.parent is not None):
-                loop.resume()
-            history = loop.run(source, validation)
-    _check_weights(framework, model, loop.num_steps, rule)
-    checkpoint = keeper.latest if keeper else None
-    return TrainResult(
-        model, framework, criterion, settings, history, loop.num_steps, source.describe(), pick_sample(sample), checkpoint
-    )
+        opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
+        result = task.run(opened, settings)
+    if on_end is not None:
+        on_end(result)
+    return result
 
 
 def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split: float = 0.0) -> int:
@@ -180,93 +215,17 @@ def _choose(given: Any, own: Any, default: Any) -> Any:
     return default if own is None else own
 
 
-def _resolve_optimizer(optimizer: Any, framework: Framework) -> Any:
-    """Give one of ours, or the framework's own as it is."""
-    if isinstance(optimizer, str | Optimizer):
-        return get_optimizer(optimizer)
-    if framework.describe_optimizer(optimizer) is None:
-        expected = f"a name ({list_choices(OPTIMIZERS)}), one of argosy.optim, or an optimizer of {framework.name}"
-        raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
-    return optimizer
+def _check_functions(functions: Mapping[str, object], average: object) -> None:
+    for option, function in functions.items():
+        if function is not None and not callable(function):
+            raise InputError("bad_option", option=option, got=name_kind(function), expected="a function")
+    if average is not None and not isinstance(average, Ema):
+        raise InputError("bad_option", option="average", got=name_kind(average), expected="argosy.Ema(decay=0.999), or None")
 
 
-def _choose_metrics(criterion: Criterion, *, is_default: bool) -> tuple[str, ...]:
-    if is_default:
-        return criterion.metrics[:1] if criterion.is_ours else ()
-    for metric in criterion.chosen:
-        if metric not in criterion.metrics and metric not in criterion.own_metrics:
-            expected = f"metrics that suit the loss {criterion.name}: {', '.join(criterion.metrics)}"
-            raise InputError("bad_option", option="metrics", got=metric, expected=expected)
-    return criterion.chosen
-
-
-def _open_data(
-    framework: Framework, model: Any, data: Any, validation_data: Any, criterion: Criterion, settings: Settings
-) -> tuple[Source, Dataset | None, NDArray[Any]]:
-    """Give the mini-batches, the rows to validate on, and some rows as a sample."""
-    dtype = framework.float_dtype(model)
-    owner = loader_framework(data)
-    if settings.validation_split and (validation_data is not None or owner is not None):
-        expected = "0 when validation_data is given" if owner is None else "0 with a loader; give validation_data"
-        raise InputError("bad_option", option="validation_split", got=settings.validation_split, expected=expected)
-    if owner is not None:
-        loader = LoaderSource(data, owner, dtype, settings.seed)
-        output_shape = framework.predict(model, loader.sample[:1]).shape
-        loader.prepare(criterion, output_shape)
-        validation = check_dataset(validation_data, dtype) if validation_data is not None else None
-        return loader, _prepare(validation, criterion, output_shape, dtype), loader.sample
-    given = check_dataset(data, dtype)
-    training, validation = given, None
-    if validation_data is not None:
-        validation = check_dataset(validation_data, dtype)
-    elif settings.validation_split:
-        training, validation = split_rows(given, settings.validation_split, settings.seed)
-    output_shape = framework.predict(model, given.x[:1]).shape
-    prepared = Dataset(training.x, criterion.prepare(training.y, output_shape, dtype))
-    assert settings.batch_size is not None
-    source = ArraySource(given, prepared, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
-    return source, _prepare(validation, criterion, output_shape, dtype), given.x
-
-
-def _prepare(data: Dataset | None, criterion: Criterion, output_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Dataset | None:
-    return None if data is None else Dataset(data.x, criterion.prepare(data.y, output_shape, dtype))
-
-
-def _describe_run(framework: Framework, model: Any, source: Source, settings: Settings) -> dict[str, Any]:
-    """Say what a run must have in common with the one whose checkpoint it goes on from; it may be longer."""
-    described = settings.describe()
-    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics"):
-        del described[free]
-    identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": source.describe(), **described}
-    return identity | {"program": framework.describe_program(model)}
-
-
-def _check_folder(keeper: Keeper | None, plan: Checkpoints | None, resume: bool | str) -> None:
-    if resume not in (True, False, "restart"):
-        raise InputError("bad_option", option="resume", got=resume, expected="True, False or 'restart'")
-    if keeper is None or plan is None:
-        if resume:
-            raise InputError("bad_option", option="resume", got=resume, expected="False without checkpoints")
-        return
-    if resume == "restart":
-        keeper.clear()
-    elif not resume and not keeper.is_empty:
-        raise ConflictError("checkpoints_exist", folder=plan.folder)
-
-
-def _build_step(framework: Framework, model: Any, criterion: Criterion, rule: Any, settings: Settings) -> Step:
-    options = FitOptions(seed=settings.seed, precision=settings.precision, micro_batch_size=settings.micro_batch_size)
-    if not isinstance(rule, GradientFreeOptimizer):
-        return framework.build_step(model, criterion.loss, rule, options)
-    for option in ("precision", "micro_batch_size"):
-        if getattr(options, option) is not None:
-            raise InputError("bad_option", option=option, got=getattr(options, option), expected=f"None with {rule.name}")
-    return FreeStep(framework, model, criterion, rule, settings.seed)
-
-
-def _check_weights(framework: Framework, model: Any, num_steps: int, rule: Any) -> None:
-    """A step checks what the step before made of the weights; only the last one is left to check."""
-    for name, weight in framework.get_weights(model).items():
-        if not np.isfinite(weight).all():
-            rate = getattr(rule, "learning_rate", None)
-            raise fail_not_finite(step=num_steps, what="weight", layer=name, learning_rate=rate)
+def _choose_batch_size(given: int | None, data: object) -> int | None:
+    if loader_framework(data) is None:
+        return _BATCH_SIZE if given is None else given
+    if given is not None:
+        raise InputError("bad_option", option="batch_size", got=given, expected="None with a loader, which has its own")
+    return None

@@ -1,23 +1,32 @@
-"""Where mini-batches come from: arrays, or a framework's own loader. An epoch can be begun anywhere, for a resumed run."""
+"""Where mini-batches come from: arrays, a loader of a framework, a stream. An epoch can be begun anywhere, for a resumed run."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Framework, derive_seed, name_kind
-from argosy.train.data import Dataset, iterate_batches
-from argosy.train.lineage import describe_data
-from argosy.train.losses import Criterion
+from argosy.frameworks.base import Batch, Framework, derive_seed, name_kind
+from argosy.train.data import iterate_batches, take_batch
+from argosy.train.elements import (
+    Columns,
+    check_counts,
+    check_inputs,
+    check_weights,
+    describe_schema,
+    name_schema,
+    read_element,
+    to_arrays,
+)
+from argosy.train.lineage import describe_data, describe_tree
 
-__all__ = ["ArraySource", "LoaderSource", "Source"]
+__all__ = ["ArraySource", "LoaderSource", "Prepare", "Source", "Stream", "StreamSource", "is_stream"]
 
-Batch = tuple[NDArray[Any], NDArray[Any]]
+Prepare = Callable[[Batch], Batch]
+"""Brings targets and weights into the form that the losses take; inputs stay."""
 
 
 class Source(Protocol):
@@ -29,7 +38,10 @@ class Source(Protocol):
         ...
 
     def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Give the mini-batches of an epoch (counted from 1), from number `start` (counted from 0) on."""
+        """Give the mini-batches of an epoch (counted from 1), from number `start` (counted from 0) on.
+
+        Called again for an epoch that was begun already, it gives the same ones.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -37,10 +49,23 @@ class Source(Protocol):
         ...
 
 
+class Stream(Protocol):
+    """Data that reads itself, as `train` takes it."""
+
+    def open_source(self, *, batch_size: int, shuffle: bool, seed: int) -> Source:
+        """Give batches of arrays, targets as the data has them."""
+        ...
+
+
+def is_stream(data: object) -> bool:
+    """Say whether data reads itself."""
+    return callable(getattr(data, "open_source", None))
+
+
 class ArraySource:
     """Rows in memory."""
 
-    def __init__(self, given: Dataset, prepared: Dataset, *, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(self, given: Batch, prepared: Batch, *, batch_size: int, shuffle: bool, seed: int) -> None:
         """Take rows.
 
         Args:
@@ -55,12 +80,18 @@ class ArraySource:
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
-        self.num_batches = -(-len(prepared.x) // batch_size)
+        self._is_simple = isinstance(prepared.inputs, np.ndarray) and isinstance(prepared.targets, np.ndarray)
+        self.num_batches = -(-prepared.num_rows // batch_size)
 
     def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        batches = iterate_batches(len(self._data.x), self._batch_size, shuffle=self._shuffle, seed=self._seed, epoch=epoch)
-        for rows in itertools.islice(batches, start, None):
-            yield self._data.x[rows], self._data.y[rows]
+        data = self._data
+        orders = iterate_batches(data.num_rows, self._batch_size, shuffle=self._shuffle, seed=self._seed, epoch=epoch)
+        for rows in itertools.islice(orders, start, None):
+            if self._is_simple:
+                weights = None if data.weights is None else data.weights[rows]
+                yield Batch(data.inputs[rows], data.targets[rows], weights)
+            else:
+                yield take_batch(data, rows)
 
     def describe(self) -> dict[str, Any]:
         return describe_data(self._given)
@@ -69,26 +100,29 @@ class ArraySource:
 class LoaderSource:
     """A loader of some framework's, which decides about batches and their order.
 
-    What it draws from the framework's global random numbers, such as a shuffled order, follows from seed, epoch and
-    batch; what it draws from a generator of its own, a resumed run draws anew.
+    What it draws from the framework's global random numbers, such as a shuffled order, follows from seed and epoch, and where
+    steps draw from the same ones from the batch, too. A resumed run takes the batches that it had, and leaves them. What the
+    loader draws from a generator of its own is drawn anew.
     """
 
-    def __init__(self, loader: Any, framework: Framework, dtype: np.dtype[Any], seed: int) -> None:
+    def __init__(self, loader: Any, framework: Framework, columns: Columns, seed: int, *, is_raw: bool = False) -> None:
         """Take a loader.
 
         Args:
-            loader: gives pairs (x, y), and a new epoch each time that it is iterated over.
+            loader: gives elements, and a new epoch each time that it is iterated over.
             framework: the loader's; the model's may be another.
-            dtype: in which the model takes numbers with a fraction.
+            columns: of elements by column.
             seed: of the run.
+            is_raw: give elements as they are, as the inputs of a batch, for a step of the user's own.
 
         Raises:
             InputError: `bad_data`, it gives no batch.
         """
         self._loader = loader
         self._framework = framework
-        self._dtype = dtype
+        self._columns = columns
         self._seed = seed
+        self._is_raw = is_raw
         try:
             self.num_batches: int | None = len(loader)
         except TypeError:
@@ -96,35 +130,105 @@ class LoaderSource:
         first = next(self._read(0), None)
         if first is None:
             raise InputError("bad_data", detail=f"the {name_kind(loader)} gives no batch")
-        self.sample = first[0]
-        """The first rows that it gives."""
-        self._criterion: Criterion | None = None
-        self._output_shape: tuple[int, ...] = ()
+        self.sample: Batch = first
+        """The first batch, as it is given."""
+        self._schema = None if is_raw else name_schema(first)
+        self._prepare: Prepare = _keep
+        self._dtype = np.dtype(np.float32)
 
-    def prepare(self, criterion: Criterion, output_shape: tuple[int, ...]) -> None:
-        """Say what targets are to be prepared for."""
-        self._criterion, self._output_shape = criterion, output_shape
+    def prepare(self, prepare: Prepare, dtype: np.dtype[Any]) -> None:
+        """Say how targets are prepared, and in which type the model takes numbers with a fraction."""
+        self._prepare, self._dtype = prepare, dtype
 
     def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        assert self._criterion is not None
-        for number, (x, y) in enumerate(self._read(epoch)):
+        for number, batch in enumerate(self._read(epoch)):
             if number >= start:
-                yield x, self._criterion.prepare(y, self._output_shape, self._dtype)
+                yield batch if self._is_raw else self.convert(batch, number)
+
+    def convert(self, batch: Batch, number: int) -> Batch:
+        """Give a batch as a step takes it.
+
+        Raises:
+            InputError: `bad_data`, it is of another form than the first, or its targets do not fit the loss.
+        """
+        source = f"the {name_kind(self._loader)}"
+        if name_schema(batch) != self._schema:
+            detail = f"batch {number} of {source} has {describe_schema(batch)}; the first had {describe_schema(self.sample)}"
+            raise InputError("bad_data", detail=detail)
+        check_counts(batch)
+        inputs = check_inputs(batch.inputs, self._dtype, source=source)
+        weights = None if batch.weights is None else check_weights(batch.weights, batch.num_rows, self._dtype)
+        return self._prepare(Batch(inputs, batch.targets, weights))
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "loader": name_kind(self._loader),
-            "batches": self.num_batches,
-            "x": f"{self.sample.dtype} {list(self.sample.shape[1:])}",
-        }
+        described = {"loader": name_kind(self._loader), "batches": self.num_batches}
+        return described if self._is_raw else {**described, "x": describe_tree(self.sample.inputs)}
 
     def _read(self, epoch: int) -> Iterator[Batch]:
-        # Seeded for each batch, where a step draws from the same random numbers: a resumed run skips steps.
-        self._framework.seed(derive_seed(self._seed, epoch))
-        for number, (x, y) in enumerate(self._framework.read_loader(self._loader)):
-            if x.ndim == 0 or x.shape[:1] != y.shape[:1]:
-                detail = f"a batch has x of shape {x.shape} and y of shape {y.shape}, expected as many rows"
-                raise InputError("bad_data", detail=detail)
-            yield np.ascontiguousarray(x, self._dtype if x.dtype.kind == "f" else None), y
-            if self._framework.draws_eagerly:
-                self._framework.seed(derive_seed(self._seed, epoch, number))
+        framework, source = self._framework, f"the {name_kind(self._loader)}"
+        is_shared = framework.draws_eagerly
+        framework.seed(derive_seed(self._seed, epoch))
+        for number, element in enumerate(framework.read_loader(self._loader)):
+            if self._is_raw:
+                yield Batch(element)
+            else:
+                inputs, targets, weights = read_element(element, self._columns, source=source)
+                yield Batch(
+                    to_arrays(inputs),
+                    None if targets is None else to_arrays(targets),
+                    None if weights is None else to_arrays(weights),
+                )
+            if is_shared:
+                framework.seed(derive_seed(self._seed, epoch, number))
+
+
+class StreamSource:
+    """A stream: data that reads itself, in an order of its own, and begins an epoch anywhere without reading what went before."""
+
+    def __init__(self, source: Source, *, dtype: np.dtype[Any], is_raw: bool = False) -> None:
+        """Take what `Stream.open_source` gave.
+
+        Raises:
+            InputError: `bad_data`, it gives no batch.
+        """
+        self._source = source
+        self._dtype = dtype
+        self._is_raw = is_raw
+        self._prepare: Prepare = _keep
+        self.num_batches = source.num_batches
+        batches = source.iterate(1, 0)
+        first = next(batches, None)
+        if callable(close := getattr(batches, "close", None)):
+            close()
+        if first is None:
+            raise InputError("bad_data", detail="the data has no rows")
+        self.sample: Batch = first
+
+    def prepare(self, prepare: Prepare, dtype: np.dtype[Any]) -> None:
+        """As of a loader."""
+        self._prepare, self._dtype = prepare, dtype
+
+    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
+        for batch in self._source.iterate(epoch, start):
+            yield _make_element(batch) if self._is_raw else self.convert(batch, start)
+
+    def convert(self, batch: Batch, number: int) -> Batch:
+        """As of a loader; the form of batches is the stream's to keep."""
+        inputs = check_inputs(batch.inputs, self._dtype, source="the data")
+        weights = None if batch.weights is None else check_weights(batch.weights, batch.num_rows, self._dtype)
+        return self._prepare(Batch(inputs, batch.targets, weights))
+
+    def describe(self) -> dict[str, Any]:
+        return self._source.describe()
+
+
+def _make_element(batch: Batch) -> Batch:
+    """Give the rows as a loader would: `x`, `(x, y)` or `(x, y, w)`."""
+    inputs, targets, weights = batch
+    if targets is None and weights is None:
+        return Batch(inputs)
+    return Batch((inputs, targets) if weights is None else (inputs, targets, weights))
+
+
+def _keep(batch: Batch) -> Batch:
+    return batch

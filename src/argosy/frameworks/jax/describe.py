@@ -11,13 +11,14 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.frameworks.base import LossPart, name_kind
+from argosy.frameworks.base import LossPart, MetricPart, name_kind
 from argosy.frameworks.describe import Describer, is_library, list_attributes
 from argosy.frameworks.jax.optimizer import RuleOptimizer
 
-__all__ = ["describe_loss", "describe_optimizer", "describe_program"]
+__all__ = ["describe_loss", "describe_metric", "describe_optimizer", "describe_program"]
 
 jax: Any = importlib.import_module("jax")
+jnp: Any = importlib.import_module("jax.numpy")
 nnx: Any = importlib.import_module("flax.nnx")
 optax: Any = importlib.import_module("optax")
 
@@ -44,6 +45,23 @@ def describe_loss(loss: object) -> LossPart | None:
     name = str(getattr(function, "__name__", type(function).__name__))
     folded = name.lower().replace("_", "")
     return LossPart(name, parameters, takes_logits=any(part in folded for part in _TAKE_LOGITS))
+
+
+def describe_metric(metric: object) -> MetricPart | None:
+    """See `base.Framework.describe_metric`: one of `nnx.metrics`, or of a user's own, that takes `logits` and `labels`."""
+    if not isinstance(metric, nnx.metrics.Metric):
+        return None
+    own: Any = metric
+    if not {"logits", "labels"} <= inspect.signature(own.update).parameters.keys():
+        return None
+
+    def compute(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+        fresh: Any = nnx.clone(own)
+        fresh.reset()
+        fresh.update(logits=jnp.asarray(outputs), labels=jnp.asarray(targets))
+        return float(fresh.compute())
+
+    return MetricPart(type(own).__name__, compute, is_mean=type(own) is nnx.metrics.Accuracy)
 
 
 def describe_optimizer(optimizer: object) -> dict[str, Any] | None:

@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from argosy.errors import ModelError
 from argosy.frameworks.agreement import Saved, check_saved
-from argosy.frameworks.jax.predict import TRACE_ERRORS, predict
+from argosy.frameworks.base import import_extra
+from argosy.frameworks.jax.predict import TRACE_ERRORS, answer
 from argosy.frameworks.jax.state import Leaves, Parts, is_key, open_precision, pack, take_apart
-from argosy.frameworks.trials import draw_trials
+from argosy.frameworks.onnx import name_tensors
+from argosy.frameworks.ports import Ports
 from argosy.runtimes.jax import WEIGHTS_SUFFIX, JaxRuntime
+from argosy.signature import Arrays
 
-__all__ = ["export_onnx", "save_native"]
+__all__ = ["convert", "export_onnx", "save_native"]
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")
@@ -37,53 +40,98 @@ _TOLERANCE: Final = 1e-5
 """Largest difference of a saved program's answers, relative to their largest magnitude: the same compiler made both."""
 
 
-def export_onnx(
-    model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-) -> None:
+def export_onnx(model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
     """See `base.Framework.export_onnx`; jax2onnx converts."""
-    jax2onnx: Any = importlib.import_module("jax2onnx")
     onnx: Any = importlib.import_module("onnx")
     parts = take_apart(model, is_training=False)
-    answer, weights = _close_over(parts)
-    with open_precision(is_double=parts.is_double), _keep_quiet():
-        try:
-            written = jax2onnx.to_onnx(
-                partial(answer, weights), [_describe(rows, free)], opset=_OPSET, enable_double_precision=parts.is_double
-            )
-        except TRACE_ERRORS as error:
-            raise ModelError("export_failed", detail=str(error).strip()) from error
+    run, weights = _close_over(parts, ports)
+    try:
+        with open_precision(is_double=parts.is_double):
+            written = convert(partial(run, weights), inputs, ports, is_double=parts.is_double)
+    except TRACE_ERRORS as error:
+        raise ModelError("export_failed", detail=str(error).strip()) from error
+    onnx.save(written, str(path))
+
+
+def convert(call: Callable[..., Any], inputs: Arrays, ports: Ports, *, is_double: bool) -> Any:
+    """Make an ONNX model of a function of arrays in order that gives several, by jax2onnx.
+
+    Args:
+        call: to convert.
+        inputs: real ones, by name, in the function's order.
+        ports: whose names the tensors get.
+        is_double: it computes in 64 bits.
+
+    Raises:
+        InputError: `missing_extra`, jax2onnx is not installed.
+    """
+    jax2onnx = import_extra("jax2onnx", feature="The export of models on JAX to ONNX", extra="jax")
+    names = [f"argosy_in_{number}" for number in range(len(inputs))]
+    with _keep_quiet():
+        written = _try_lengths(
+            lambda shapes: jax2onnx.to_onnx(
+                call,
+                [jax.ShapeDtypeStruct(shapes[name], _narrow(array.dtype)) for name, array in inputs.items()],
+                opset=_OPSET,
+                enable_double_precision=is_double,
+                input_names=names,
+            ),
+            inputs,
+            ports,
+        )
     # The shapes that it notes of what lies between are wrong around some transpositions, and nothing needs them.
     del written.graph.value_info[:]
-    onnx.save(_name_tensors(written, rows.dtype, input_name, output_name), str(path))
+    name_tensors(written, inputs, names, ports)
+    return written
 
 
-def save_native(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+def _try_lengths(write: Callable[[dict[str, Any]], Any], inputs: Arrays, ports: Ports) -> Any:
+    """Write with every free length a name of its own; or else those that are alike in the sample one."""
+    try:
+        return write(ports.name_lengths(inputs, is_shared=False))
+    except TRACE_ERRORS:
+        if not any(ports.free.values()):
+            raise
+    return write(ports.name_lengths(inputs, is_shared=True))
+
+
+def _narrow(dtype: np.dtype[Any]) -> Any:
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def save_native(model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
     """See `base.Framework.save_native`."""
     parts = take_apart(model, is_training=False)
-    answer, weights = _close_over(parts)
+    run, weights = _close_over(parts, ports)
+
+    def write(shapes: dict[str, Any]) -> Any:
+        scope = jax_export.SymbolicScope()
+        given = [_describe(array, shapes[name], scope) for name, array in inputs.items()]
+        return jax_export.export(jax.jit(run), platforms=["cpu"])(held, *given)
+
     with open_precision(is_double=parts.is_double):
+        held = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
         try:
-            shapes = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
-            program = jax_export.export(jax.jit(answer), platforms=["cpu"])(shapes, _describe(rows, free))
-            (folder / _PROGRAM_FILE).write_bytes(program.serialize())
+            (folder / _PROGRAM_FILE).write_bytes(_try_lengths(write, inputs, ports).serialize())
         except TRACE_ERRORS as error:
             raise ModelError("save_failed", detail=str(error).strip()) from error
-    write: Any = np.savez  # Its stub takes every array for the option `allow_pickle`.
-    write(folder / f"{_PROGRAM_FILE}{WEIGHTS_SUFFIX}", *(pack(weight) for weight in weights))
-    return _check_saved(model, rows, folder, free)
+    save: Any = np.savez  # Its stub takes every array for the option `allow_pickle`.
+    save(folder / f"{_PROGRAM_FILE}{WEIGHTS_SUFFIX}", *(pack(weight) for weight in weights))
+    return _check_saved(model, inputs, folder, ports)
 
 
-def _close_over(parts: Parts) -> tuple[Callable[[Leaves, Any], Any], Leaves]:
-    """Give a model as a function of weights and rows, and the weights; keys are integers to both."""
+def _close_over(parts: Parts, ports: Ports) -> tuple[Callable[..., Any], Leaves]:
+    """Give a model as a function of weights and arrays in order, and the weights; keys are integers to both."""
     # What random numbers are drawn from is no weight, and small: the program holds it.
     drawn = [np.asarray(_open_key(leaf)) for leaf in parts.random]
     num_trained = len(parts.trained)
 
-    def answer(weights: Leaves, x: Any) -> Any:
+    def run(weights: Leaves, *arrays: Any) -> Any:
         trained, rest = weights[:num_trained], _close_keys(weights[num_trained:], parts.rest)
-        return parts.structure.run(trained, _close_keys(drawn, parts.random), rest, x)[0]
+        keys = _close_keys(drawn, parts.random)
+        return ports.flatten(lambda tree: parts.structure.run(trained, keys, rest, tree)[0])(*arrays)
 
-    return answer, [_open_key(leaf) for leaf in parts.trained + parts.rest]
+    return run, [_open_key(leaf) for leaf in parts.trained + parts.rest]
 
 
 def _open_key(leaf: Any) -> Any:
@@ -95,32 +143,9 @@ def _close_keys(leaves: Leaves, likes: Leaves) -> Leaves:
     return [jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if is_key(like) else leaf for leaf, like in pairs]
 
 
-def _describe(rows: NDArray[Any], free: Sequence[int]) -> Any:
-    """Give the type and shape of any number of such rows, of any length along their free axes."""
-    names = ["B", *(f"L{axis}" if axis in free else str(length) for axis, length in list(enumerate(rows.shape))[1:])]
-    shape = jax_export.symbolic_shape(", ".join(names))
-    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(rows.dtype))
-
-
-def _name_tensors(model: Any, dtype: np.dtype[Any], input_name: str, output_name: str) -> Any:
-    """Give a model's input and output the names asked for, and the input the type of real rows.
-
-    Every name within gets a prefix first: one of them may be the same as one that is asked for.
-    """
-    compose: Any = importlib.import_module("onnx.compose")
-    helper: Any = importlib.import_module("onnx.helper")
-    model = compose.add_prefix(model, f"{input_name}.{output_name}.")
-    (given,), (answer,) = model.graph.input, model.graph.output
-    wanted = helper.np_dtype_to_tensor_dtype(dtype)
-    # JAX takes integers of 32 bits where clients and NumPy have 64.
-    begin = helper.make_node("Cast", [input_name], [given.name], to=given.type.tensor_type.elem_type)
-    if given.type.tensor_type.elem_type == wanted:
-        begin = helper.make_node("Identity", [input_name], [given.name])
-    model.graph.node.insert(0, begin)
-    model.graph.node.append(helper.make_node("Identity", [answer.name], [output_name]))
-    given.name, answer.name = input_name, output_name
-    given.type.tensor_type.elem_type = wanted
-    return model
+def _describe(array: NDArray[Any], lengths: Sequence[str | int], scope: Any) -> Any:
+    shape = jax_export.symbolic_shape(", ".join(map(str, lengths)), scope=scope) if lengths else ()
+    return jax.ShapeDtypeStruct(shape, _narrow(array.dtype))
 
 
 @contextmanager
@@ -131,21 +156,24 @@ def _keep_quiet() -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_CONVERTER_DEPRECATION, category=DeprecationWarning)
+            # The converter makes 32 bits of integers of 64.
+            warnings.filterwarnings("ignore", message="(.|\\n)*Explicitly requested dtype", category=UserWarning)
             yield
     finally:
         logging.root.removeHandler(handler)
 
 
-def _check_saved(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int]) -> Saved:
+def _check_saved(model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
     """Hold the saved program against the model, run as a worker runs it.
 
     Raises:
         ModelError: `save_failed`, it is refused, fails, or answers differently, as it does if rows change each other's answers.
     """
-    runtime = JaxRuntime()
+    runtime, options = JaxRuntime(), {"inputs": ports.input_names, "outputs": ports.output_names}
+    options |= {} if ports.has_rows else {"has_rows": False}
     try:
-        runtime.load(folder, _PROGRAM_FILE, {"inputs": ["x"], "outputs": ["y"]})
+        runtime.load(folder, _PROGRAM_FILE, options)
     except TRACE_ERRORS as error:
         raise ModelError("save_failed", detail=str(error).strip()) from error
-    trials = draw_trials({"x": rows}, {"x": free})
-    return check_saved(_PROGRAM_FILE, runtime.infer, lambda inputs: {"y": predict(model, inputs["x"])}, trials, _TOLERANCE)
+    expect, trials = ports.run(partial(answer, model)), ports.draw_trials(inputs)
+    return check_saved(_PROGRAM_FILE, options, runtime.infer, expect, trials, _TOLERANCE, has_rows=ports.has_rows)

@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
-from argosy.frameworks.jax.describe import describe_loss, describe_optimizer, describe_program
+from argosy.frameworks.fitting import ABILITIES, Ability
+from argosy.frameworks.jax.describe import describe_loss, describe_metric, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
+from argosy.frameworks.jax.losses import open_loss
+from argosy.frameworks.jax.movers import scale_rate
 from argosy.frameworks.jax.network import build_network
-from argosy.frameworks.jax.predict import predict
+from argosy.frameworks.jax.predict import answer, predict
 from argosy.frameworks.jax.state import list_trained, open_precision, prepare, set_weights, show, take_apart
 from argosy.frameworks.jax.step import JaxStep
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, list_leaves, map_tree, name_arguments
 from argosy.runtimes.jax import begin, count_threads
 from argosy.signature import Arrays
 
@@ -35,14 +40,16 @@ optax: Any = importlib.import_module("optax")
 
 
 class JaxFramework:
-    """See `base.Framework`. Models are `flax.nnx.Module`s that are called with one array and give one, on the CPU.
+    """See `base.Framework`. Models are `flax.nnx.Module`s of any inputs and outputs, on the CPU.
 
-    Losses are functions of outputs and targets, such as those of `optax.losses`; what they give is averaged. Optimizers are
-    gradient transformations of optax. JAX has no loaders, and no random numbers but those of a model's own streams.
+    Losses are functions of outputs and targets, such as those of `optax.losses`; what they give for rows is averaged.
+    Optimizers are gradient transformations of optax, metrics those of `nnx.metrics` that take logits and labels. JAX has no
+    loaders, and no random numbers but those of a model's own streams.
     """
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = False
     training_methods = ("train_step", "training_step")
 
@@ -52,11 +59,14 @@ class JaxFramework:
     def is_loader(self, data: object) -> bool:
         return False
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
+
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return None
 
     def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
         return ()
@@ -65,7 +75,7 @@ class JaxFramework:
         return describe_loss(loss)
 
     def describe_metric(self, metric: object) -> MetricPart | None:
-        return None
+        return describe_metric(metric)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         return describe_optimizer(optimizer)
@@ -73,9 +83,12 @@ class JaxFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
-        with open_precision(is_double=outputs.dtype == np.float64):
-            return float(jnp.mean(loss(prepare(outputs, "outputs"), prepare(y, "y"))))
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
+        is_double = any(leaf.dtype == np.float64 for leaf in list_leaves(outputs))
+        with open_precision(is_double=is_double):
+            given = (map_tree(lambda leaf: jnp.asarray(prepare(np.asarray(leaf), "y")), part) for part in (outputs, y))
+            compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
+            return float(compute(*given, None if weights is None else jnp.asarray(weights)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)
@@ -95,11 +108,17 @@ class JaxFramework:
     def seed(self, seed: int) -> None:
         """Do nothing: JAX has no random numbers but those that a model or a program asks of a key of its own."""
 
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return scale_rate(optimizer, factor)
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        return predict(model, x)
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        return answer(model, inputs)
+
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict(model, inputs)
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         return np.dtype(np.float64 if take_apart(model, is_training=False).is_double else np.float32)
@@ -113,16 +132,17 @@ class JaxFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return list_trained(model)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return name_arguments(model.__call__)
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, free)
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_onnx(model, inputs, path, ports)
+
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports)
 
 
 FRAMEWORK: Final[Framework] = JaxFramework()

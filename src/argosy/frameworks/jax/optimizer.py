@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
+from argosy.frameworks.jax.state import name_leaves
 from argosy.optim import GradientOptimizer
 from argosy.optim.base import Scalars
 
@@ -88,14 +89,20 @@ def _update(
         norm = measure_norm(given) if norm is None else norm
         scale = jnp.where(norm > rule.clip_norm, rule.clip_norm / norm, 1.0)
         given = [gradient * scale.astype(gradient.dtype) for gradient in given]
+    if rule.clip_value is not None:
+        given = [jnp.clip(gradient, -rule.clip_value, rule.clip_value) for gradient in given]
     shared: Any = _read_scalars(rule, state.count) if scalars is None else scalars
     slots = {slot: tree.flatten_up_to(values) for slot, values in state.slots.items()}
+    names = name_leaves(weights) if rule.groups else [""] * len(leaves)
     updates: list[Any] = []
-    for index, (weight, gradient) in enumerate(zip(leaves, given, strict=True)):
+    for index, (name, weight, gradient) in enumerate(zip(names, leaves, given, strict=True)):
         own = {slot: values[index] for slot, values in slots.items()}
         # Half a float's rate and corrections are kept as float32: its own type would round them too far.
         dtype = jnp.promote_types(weight.dtype, jnp.float32)
-        moved, after = rule.move(weight, gradient, own, Scalars(*(value.astype(dtype) for value in shared)), jnp.sqrt)
+        scalars = Scalars(*(value.astype(dtype) for value in shared))
+        if group := rule.find_group(name):
+            scalars = scalars._replace(rate=scalars.rate * group.rate_factor)
+        moved, after = rule.for_weight(name).move(weight, gradient, own, scalars, jnp.sqrt)
         updates.append((moved - weight).astype(weight.dtype))
         for slot, values in slots.items():
             values[index] = after[slot].astype(own[slot].dtype)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
+from argosy.frameworks.trees import Tree, map_tree, spread
 from argosy.runtimes.jax import narrow
 from argosy.signature import Arrays
 
@@ -18,8 +19,10 @@ __all__ = [
     "Leaves",
     "Parts",
     "Structure",
+    "follow",
     "is_key",
     "list_trained",
+    "name_leaves",
     "open_precision",
     "pack",
     "prepare",
@@ -44,7 +47,13 @@ def _is_trained(path: object, value: Any) -> bool:
     return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-_GROUPS: Any = (_is_trained, nnx.RngState, ...)
+class _Trained(NamedTuple):
+    """What an optimizer changes, beside what is frozen."""
+
+    frozen: frozenset[str]
+
+    def __call__(self, path: Any, value: Any) -> bool:
+        return _is_trained(path, value) and not (self.frozen and ".".join(map(str, path)) in self.frozen)
 
 
 class Structure(NamedTuple):
@@ -53,23 +62,46 @@ class Structure(NamedTuple):
     graph: Any
     trees: tuple[Any, Any, Any]
     """How the arrays of each group stand in the model: trained, random, rest (see `Parts`)."""
+    frozen: frozenset[str] = frozenset()
+    """Weights that belong to the rest."""
 
     def build(self, trained: Leaves, random: Leaves, rest: Leaves) -> Any:
         """Make a model of arrays. Within a traced function its variables belong to that trace, and may change."""
         groups = zip(self.trees, (trained, random, rest), strict=True)
         return nnx.merge(self.graph, *(jax.tree.unflatten(tree, leaves) for tree, leaves in groups))
 
-    def run(self, trained: Leaves, random: Leaves, rest: Leaves, x: Any) -> tuple[Any, Leaves]:
+    def run(self, trained: Leaves, random: Leaves, rest: Leaves, inputs: Tree) -> tuple[Tree, Leaves]:
         """Answer rows; give the outputs, and the arrays of `rest` as the forward pass leaves them."""
         model = self.build(trained, random, rest)
-        outputs = model(x)
-        # What the pass adds to the model, such as values that a layer sows, is dropped: the next step finds what this one found.
-        after = dict(_flatten_with_path(nnx.split(model, *_GROUPS)[3]))
-        before = _flatten_with_path(jax.tree.unflatten(self.trees[2], rest))
-        moved = [jnp.asarray(after[path]).astype(leaf.dtype) for path, leaf in before]
-        if getattr(outputs, "dtype", None) == jnp.bfloat16:
-            outputs = outputs.astype(jnp.float32)  # NumPy has no bfloat16, and no client takes it.
-        return outputs, moved
+        given, named = spread(inputs)
+        outputs = model(*given, **named)
+        return map_tree(_widen, outputs), self.read(model, rest)[1]
+
+    def read(self, model: Any, rest: Leaves) -> tuple[Leaves, Leaves]:
+        """Give trained weights and the rest of a model that was built, and has been run since; `rest` is what it was built of."""
+        _, trained, _, after = nnx.split(model, *group_arrays(self.frozen))
+        return jax.tree.leaves(trained), follow(jax.tree.unflatten(self.trees[2], rest), after)
+
+
+def group_arrays(frozen: frozenset[str]) -> tuple[Any, Any, Any]:
+    """Give the filters of a model's arrays; see `Parts`."""
+    return _Trained(frozen), nnx.RngState, ...
+
+
+def follow(before: Any, after: Any) -> Leaves:
+    """Give what has become of arrays of a state.
+
+    What a pass adds to the model, such as values that a layer sows, is dropped: the next step finds what this one found.
+    """
+    found = dict(_flatten_with_path(after))
+    return [
+        found[path] if is_key(leaf) else jnp.asarray(found[path]).astype(leaf.dtype) for path, leaf in _flatten_with_path(before)
+    ]
+
+
+def _widen(leaf: Any) -> Any:
+    """Give float32 for bfloat16, which NumPy has not and no client takes."""
+    return leaf.astype(jnp.float32) if getattr(leaf, "dtype", None) == jnp.bfloat16 else leaf
 
 
 class Parts(NamedTuple):
@@ -101,8 +133,14 @@ class Parts(NamedTuple):
         nnx.update(model, jax.tree.unflatten(trees[0], trained), jax.tree.unflatten(trees[2], rest))
 
 
-def take_apart(model: Any, *, is_training: bool) -> Parts:
+def take_apart(model: Any, *, is_training: bool, frozen: frozenset[str] = frozenset()) -> Parts:
     """Take a model apart as it is while training, or as it is served.
+
+    Args:
+        model: any.
+        is_training: as its layers run then; those all of whose own weights are frozen run as they are served all the same, so
+            that their statistics stay, too.
+        frozen: names of weights that are not trained.
 
     Raises:
         InputError: `bad_option`, two of its arrays would have one name.
@@ -111,28 +149,41 @@ def take_apart(model: Any, *, is_training: bool) -> Parts:
         model.train()
     else:
         model.eval()
-    graph, *states = nnx.split(model, *_GROUPS)
+    if still := _list_still(model, frozen):
+        as_served = {"deterministic": True, "use_running_average": True}
+        model.set_attributes(lambda path, module: tuple(path) in still, raise_if_not_found=False, **as_served)
+    graph, *states = nnx.split(model, *group_arrays(frozen))
     (trained, trained_tree), (random, random_tree), (rest, rest_tree) = (jax.tree.flatten(state) for state in states)
-    trained_names, rest_names = _name_leaves(states[0]), _name_leaves(states[2])
+    trained_names, rest_names = name_leaves(states[0]), name_leaves(states[2])
     if len({*trained_names, *rest_names}) < len(trained_names) + len(rest_names):
         raise InputError("bad_option", option="model", got=name_kind(model), expected="a model whose names hold no dots")
-    structure = Structure(graph, (trained_tree, random_tree, rest_tree))
+    structure = Structure(graph, (trained_tree, random_tree, rest_tree), frozen)
     return Parts(structure, trained, random, [jnp.asarray(leaf) for leaf in rest], trained_names, rest_names)
+
+
+def _list_still(model: Any, frozen: frozenset[str]) -> set[tuple[Any, ...]]:
+    """Give the paths of the layers that have weights of their own, all of which are frozen."""
+    if not frozen:
+        return set()
+    owners: dict[tuple[Any, ...], list[str]] = {}
+    for path, _ in nnx.to_flat_state(nnx.state(model, _is_trained)):
+        owners.setdefault(tuple(path[:-1]), []).append(".".join(map(str, path)))
+    return {path for path, names in owners.items() if frozen.issuperset(names)}
 
 
 def list_trained(model: Any) -> tuple[str, ...]:
     """Name the weights that an optimizer changes, in the order in which the model's attributes were made."""
     state = nnx.state(model, _is_trained)
     ranks = [_rank(model, path) for path, _ in _flatten_with_path(state)]
-    return tuple(name for _, name in sorted(zip(ranks, _name_leaves(state), strict=True)))
+    return tuple(name for _, name in sorted(zip(ranks, name_leaves(state), strict=True)))
 
 
 def _flatten_with_path(tree: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
-def _name_leaves(state: Any) -> list[str]:
-    """Name each array by its path; a variable's ends in an attribute `value`, which is left out."""
+def name_leaves(state: Any) -> list[str]:
+    """Name each array of a state by its path; a variable's ends in an attribute `value`, which is left out."""
     names: list[str] = []
     for path, _ in _flatten_with_path(state):
         shown = path[:-1] if isinstance(path[-1], jax.tree_util.GetAttrKey) else path

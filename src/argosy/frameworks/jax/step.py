@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError, ModelError, list_choices
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
-from argosy.frameworks.jax.optimizer import RuleOptimizer, measure_norm, sum_squares
+from argosy.errors import InputError, ModelError
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.fitting import fail_loss, read_scalars
+from argosy.frameworks.jax.losses import has_gradient, has_own_code, open_loss
+from argosy.frameworks.jax.movers import Mover, open_movers
+from argosy.frameworks.jax.optimizer import measure_norm, sum_squares
+from argosy.frameworks.jax.own import Numbers, take_own, to_arrays
 from argosy.frameworks.jax.state import Leaves, is_key, list_trained, open_precision, pack, prepare, take_apart, unpack
-from argosy.optim import GradientOptimizer
+from argosy.frameworks.trees import Tree, map_tree, spread
 from argosy.signature import Arrays
 
 __all__ = ["JaxStep"]
@@ -22,27 +26,22 @@ __all__ = ["JaxStep"]
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")
 nnx: Any = importlib.import_module("flax.nnx")
-optax: Any = importlib.import_module("optax")
+
+Rows = tuple[Any, Any, Any]
+"""Inputs, targets and weights of rows."""
 
 State = tuple[Leaves, Leaves, Leaves]
-"""Trained weights, the rest of a model (see `state.Parts`), and what the optimizer remembers."""
+"""Trained weights, the rest of a model (see `state.Parts`), and what the optimizers remember."""
 
+_LOG = logging.getLogger(__name__)
 
-def _mse(outputs: Any, targets: Any) -> Any:
-    return jnp.square(outputs - targets)
-
-
-def _half_mse(outputs: Any, targets: Any) -> Any:
-    return 0.5 * jnp.square(outputs - targets).reshape(len(outputs), -1).sum(axis=1)
-
-
-_LOSSES: Final[dict[str, Callable[[Any, Any], Any]]] = {
-    "binary_cross_entropy": optax.sigmoid_binary_cross_entropy,
-    "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
-    "half_mse": _half_mse,
-    "mse": _mse,
-}
-"""Each gives a number for every row, or for every output of a row."""
+_CONCRETE: Final = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where code looks at numbers that are not there while it is traced."""
 
 
 class JaxStep:
@@ -56,50 +55,95 @@ class JaxStep:
         if options.precision is not None:
             expected = "None with flax, whose layers take their type when they are made (dtype=jnp.bfloat16)"
             raise InputError("bad_option", option="precision", got=options.precision, expected=expected)
-        if isinstance(loss, str) and loss not in _LOSSES:
-            raise InputError("unknown_choice", kind="loss", got=loss, known=list_choices(_LOSSES))
-        if not isinstance(optimizer, GradientOptimizer | optax.GradientTransformation):
-            raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected="a transformation of optax")
-        parts = take_apart(model, is_training=True)
+        parts = take_apart(model, is_training=True, frozen=options.frozen)
         if not parts.trained:
             raise InputError("bad_option", option="model", got=type(model).__qualname__, expected="a model with weights to train")
         self._model = model
         self._parts = parts
         self._options = options
-        self._loss = _LOSSES[loss] if isinstance(loss, str) else loss
-        self._optimizer: Any = RuleOptimizer(optimizer) if isinstance(optimizer, GradientOptimizer) else optimizer
-        self._rule: GradientOptimizer | None = getattr(self._optimizer, "rule", None)
+        self._loss = None if options.step is not None else open_loss(loss, options)
         with self._open_precision():
-            memory: Any = self._optimizer.init(self._pure(parts.trained))
-            self._memory_tree = jax.tree.structure(memory)
-            self._weights_tree = jax.tree.structure(self._pure(parts.trained))
+            self._movers = open_movers(optimizer, parts, has_step=options.step is not None)
+            self._mover = next(iter(self._movers.values()))
+            memory = [leaf for mover in self._movers.values() for leaf in mover.memory]
             # Copies, also of the model's own arrays: what is written over must be nobody else's.
-            self._now: State = (_copy(parts.trained), _copy(parts.rest), _copy(jax.tree.leaves(memory)))
+            self._now: State = (_copy(parts.trained), _copy(parts.rest), _copy(memory))
             self._spare: State = (_copy(self._now[0]), _copy(self._now[1]), _copy(self._now[2]))
+        self._is_checked = not (options.step is None and has_own_code(loss))
+        self._is_compiled = True
+        self._take_own = jax.jit(self._compute_own, donate_argnums=0, keep_unused=True)
         self._take = jax.jit(self._compute, donate_argnums=0, keep_unused=True)
         self._take_gradient = jax.jit(self._differentiate)
         self._take_move = jax.jit(self._move)
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
+    def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
         with self._open_precision():
-            rows = prepare(x, "x"), prepare(y, "y"), np.uint32(derive_seed(self._options.seed, number))
-            scalars = self._read_scalars(number)
+            seed = np.uint32(derive_seed(self._options.seed, number))
+            if self._options.step is not None:
+                return self._run_own(batch.inputs, number, seed), None
+            rows = _prepare(batch.inputs, "x"), _prepare(batch.targets, "y"), batch.weights
+            if not self._is_checked:
+                self._check_loss(rows, seed)
+            scalars = self._cast(self._mover.scalars_at(number))
             # What comes back lies where the spare arrays were.
-            self._spare, measured, outputs = self._take(self._spare, self._now, *rows, scalars)
+            self._spare, measured, outputs = self._take(self._spare, self._now, rows, seed, scalars)
             loss, norm = np.asarray(measured).tolist()
             if not math.isfinite(loss):
-                raise self._fail(number, "loss", self._find_bad_layer(*rows))
+                raise self._fail(number, "loss", self._find_bad_layer(rows[0], seed))
             if not math.isfinite(norm):
-                self._spare = self._move_far(rows, scalars, number)
+                self._spare = self._move_far(rows, seed, scalars, number)
             self._now, self._spare = self._spare, self._now
-            return loss, np.asarray(outputs)
+            if isinstance(outputs, jax.Array):
+                return loss, np.asarray(outputs)
+            return loss, map_tree(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, outputs)
+
+    def _check_loss(self, rows: Rows, seed: Any) -> None:
+        """See that a function changes with the weights: JAX takes one that does not as one whose gradients are zero."""
+        now = self._now
+        if not has_gradient(lambda trained: self._measure(trained, now[1], rows, seed, 0)[0], now[0]):
+            raise fail_loss("a number without a gradient")
+        self._is_checked = True
+
+    def _run_own(self, inputs: Any, number: int, seed: Any) -> float:
+        """Take a step of the user's own."""
+        batch, has_arrays = to_arrays(inputs)
+        memories = self._split(self._now[2])
+        scalars = [
+            self._cast(mover.scalars_at(mover.count(memory) + 1))
+            for mover, memory in zip(self._movers.values(), memories, strict=True)
+        ]
+        epoch = self._options.journal.epoch
+        after: State | None = None
+        measured, logged = None, dict[str, Any]()
+        if self._is_compiled and has_arrays:
+            numbers = Numbers(np.int32(number), np.int32(epoch), seed, scalars)
+            try:
+                after, measured, logged = self._take_own(self._spare, self._now, batch, numbers)
+            except _CONCRETE as error:
+                _LOG.warning(
+                    "the step looks at numbers from Python, so that it is not compiled: %s", str(error).partition("\n")[0]
+                )
+        if after is None:
+            self._is_compiled = False  # From now on: what comes back may be what was there, which nothing may lie over.
+            numbers = Numbers(number, epoch, int(seed), scalars)
+            after, measured, logged = self._compute_own((), self._now, batch, numbers)
+        self._spare = after
+        value, made_small, norm = np.asarray(measured).tolist()
+        if not (math.isfinite(value) and math.isfinite(made_small)):
+            raise self._fail(number, "loss", None)
+        if not math.isfinite(norm):
+            raise self._fail(number, "gradient", None)
+        self._now, self._spare = self._spare, self._now
+        self._options.journal.logged.update(read_scalars(logged, float))
+        return value
 
     def sync(self) -> None:
         with self._open_precision():
             self._parts.write(self._model, _copy(self._now[0]), _copy(self._now[1]))
 
     def get_state(self) -> Arrays:
-        return {name: pack(leaf) for name, leaf in self._list_state()}
+        state = {name: pack(leaf) for name, leaf in self._list_state()}
+        return state | {mover.rate_name: np.array(mover.factor) for mover in self._list_scaled()}
 
     def set_state(self, state: Arrays) -> None:
         check_state(self.get_state(), state)
@@ -107,79 +151,100 @@ class JaxStep:
             leaves = iter([unpack(state[name], leaf) for name, leaf in self._list_state()])
         trained, rest, memory = ([next(leaves) for _ in group] for group in self._now)
         self._now = trained, rest, memory
+        for mover in self._list_scaled():
+            mover.factor = float(state[mover.rate_name])
         self.sync()
 
     def _list_state(self) -> list[tuple[str, Any]]:
         trained, rest, memory = self._now
         names = [f"weights/{name}" for name in self._parts.trained_names + self._parts.rest_names]
-        paths = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(self._memory_tree, memory))[0]
-        names += [f"optimizer/{jax.tree_util.keystr(path)}" for path, _ in paths]
+        names += [name for mover in self._movers.values() for name in mover.memory_names]
         return list(zip(names, trained + rest + memory, strict=True))
+
+    def _list_scaled(self) -> list[Mover]:
+        return [mover for mover in self._movers.values() if mover.is_own]
+
+    def _split(self, memory: Leaves) -> list[Leaves]:
+        """Give what each mover remembers."""
+        left = iter(memory)
+        return [[next(left) for _ in mover.memory_names] for mover in self._movers.values()]
 
     def _open_precision(self) -> Any:
         return open_precision(is_double=self._parts.is_double)
 
-    def _pure(self, trained: Leaves) -> Any:
-        """Give weights as `nnx.Optimizer` gives them to optax, so that masks and labels for parts of a model fit."""
-        return nnx.as_pure(jax.tree.unflatten(self._parts.structure.trees[0], trained))
-
-    def _read_scalars(self, number: int) -> NDArray[Any]:
-        values = self._rule.scalars_at(number) if self._rule else (0.0, 0.0, 0.0)
-        return np.array(values, np.float64 if self._parts.is_double else np.float32)
+    def _cast(self, scalars: NDArray[Any]) -> NDArray[Any]:
+        return scalars.astype(np.float64 if self._parts.is_double else np.float32)
 
     # What is compiled.
 
-    def _compute(self, spare: State, now: State, x: Any, y: Any, seed: Any, scalars: Any) -> tuple[State, Any, Any]:
+    def _compute(self, spare: State, now: State, rows: Rows, seed: Any, scalars: Any) -> tuple[State, Any, Any]:
         """Give what the next step begins with, in the memory of `spare`; (loss, norm of the gradients); and the outputs."""
-        loss, outputs, gradients, rest = self._differentiate(*now[:2], x, y, seed)
+        loss, outputs, gradients, rest = self._differentiate(*now[:2], rows, seed)
         # Overflows for huge gradients; a norm that does not would take another pass over all of them.
         norm = jnp.sqrt(sum_squares(gradients))
         return self._move(now, loss, gradients, rest, norm, scalars), jnp.stack([loss.astype(norm.dtype), norm]), outputs
 
     def _move(self, now: State, loss: Any, gradients: Leaves, rest: Leaves, norm: Any, scalars: Any) -> State:
         """Let the optimizer move the weights; give them, `rest`, and what it remembers."""
-        trained, _, memory = now
-        weights, slopes = self._pure(trained), self._weights_tree.unflatten(gradients)
-        extra = {"scalars": scalars, "norm": norm} if self._rule else {"value": loss, "grad": slopes}
-        transformation = optax.with_extra_args_support(self._optimizer)
-        updates, after = transformation.update(slopes, self._memory_tree.unflatten(memory), weights, **extra)
-        return jax.tree.leaves(optax.apply_updates(weights, updates)), rest, jax.tree.leaves(after)
+        weights, memory = self._mover.move(now[0], gradients, now[2], loss, norm, scalars)
+        return weights, rest, memory
 
-    def _differentiate(self, trained: Leaves, rest: Leaves, x: Any, y: Any, seed: Any) -> tuple[Any, Any, Leaves, Leaves]:
+    def _compute_own(self, spare: Any, now: State, batch: Any, numbers: Numbers) -> tuple[State, Any, dict[str, Any]]:
+        """Take a step of the user's own; give what the next begins with, what was measured, and what was logged."""
+        assert self._options.step is not None
+        parts, (trained, rest, memory) = self._parts, now
+
+        def build() -> Any:
+            return parts.structure.build(trained, self._draw_random(numbers.seed, 0), rest)
+
+        taken = take_own(self._options.step, build, parts, rest, self._movers, self._split(memory), batch, numbers)
+        return (taken.trained, taken.rest, [leaf for one in taken.memories for leaf in one]), taken.measured, taken.logged
+
+    def _differentiate(self, trained: Leaves, rest: Leaves, rows: Rows, seed: Any) -> tuple[Any, Any, Leaves, Leaves]:
         """Go forward and back with all rows, in pieces; give loss, outputs, gradients, and what the passes left of `rest`."""
-        size = self._options.micro_batch_size or len(x)
-        if size >= len(x):
-            return self._pass(trained, rest, x, y, seed, 0)
+        num_rows = Batch(*rows).num_rows
+        size = self._options.micro_batch_size or num_rows
+        if size >= num_rows:
+            return self._pass(trained, rest, rows, seed, 0)
 
         def add(total: Any, piece: Any) -> tuple[Any, Any]:
-            number, x_piece, y_piece = piece
-            loss, outputs, gradients, after = self._pass(trained, total[2], x_piece, y_piece, seed, number)
-            share = len(x_piece) / len(x)
+            number, part = piece
+            loss, outputs, gradients, after = self._pass(trained, total[2], part, seed, number)
+            share = Batch(*part).num_rows / num_rows
             sums = [whole + part * share for whole, part in zip(total[1], gradients, strict=True)]
             return (total[0] + loss * share, sums, after), outputs
 
-        num_whole = len(x) // size
+        num_whole = num_rows // size
         cut = num_whole * size
-        pieces = (jnp.arange(num_whole), *(rows[:cut].reshape(num_whole, size, *rows.shape[1:]) for rows in (x, y)))
+        pieces = (
+            jnp.arange(num_whole),
+            jax.tree.map(lambda leaf: leaf[:cut].reshape(num_whole, size, *leaf.shape[1:]), rows),
+        )
+        first = jax.tree.map(lambda leaf: leaf[:size], rows)
         # A loop, not its body again and again: memory is that of one piece, and compiling takes no longer for many.
-        dtype = jax.eval_shape(self._pass, trained, rest, x[:size], y[:size], seed, 0)[0].dtype
+        dtype = jax.eval_shape(self._pass, trained, rest, first, seed, 0)[0].dtype
         total, outputs = jax.lax.scan(add, (jnp.zeros((), dtype), [jnp.zeros_like(leaf) for leaf in trained], rest), pieces)
-        outputs = outputs.reshape(cut, *outputs.shape[2:])
-        if cut < len(x):
-            total, last = add(total, (num_whole, x[cut:], y[cut:]))
-            outputs = jnp.concatenate([outputs, last])
+        outputs = jax.tree.map(lambda leaf: leaf.reshape(cut, *leaf.shape[2:]), outputs)
+        if cut < num_rows:
+            total, last = add(total, (num_whole, jax.tree.map(lambda leaf: leaf[cut:], rows)))
+            outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
         return total[0], outputs, total[1], total[2]
 
-    def _pass(self, trained: Leaves, rest: Leaves, x: Any, y: Any, seed: Any, piece: Any) -> tuple[Any, Any, Leaves, Leaves]:
+    def _pass(self, trained: Leaves, rest: Leaves, rows: Rows, seed: Any, piece: Any) -> tuple[Any, Any, Leaves, Leaves]:
         """Go forward and back with some rows."""
-        random = self._draw_random(seed, piece)
 
         def measure(trained: Leaves) -> tuple[Any, Any]:
-            outputs, after = self._parts.structure.run(trained, random, rest, x)
-            return jnp.mean(self._loss(outputs, y)), (outputs, after)
+            return self._measure(trained, rest, rows, seed, piece)
 
         (loss, (outputs, after)), gradients = jax.value_and_grad(measure, has_aux=True)(trained)
         return loss, outputs, gradients, after
+
+    def _measure(self, trained: Leaves, rest: Leaves, rows: Rows, seed: Any, piece: Any) -> tuple[Any, tuple[Any, Leaves]]:
+        """Go forward with some rows; give the loss, and the outputs with what the pass left of `rest`."""
+        assert self._loss is not None
+        inputs, targets, weights = rows
+        outputs, after = self._parts.structure.run(trained, self._draw_random(seed, piece), rest, inputs)
+        return self._loss(outputs, targets, weights), (outputs, after)
 
     def _draw_random(self, seed: Any, piece: Any) -> Leaves:
         """Begin each random stream of the model anew, so that the step's seed alone decides what it gives."""
@@ -196,10 +261,9 @@ class JaxStep:
     # Who is to blame.
 
     def _fail(self, number: int, what: str, layer: str | None) -> ModelError:
-        rate = self._rule.rate_at(number) if self._rule else None
-        return fail_not_finite(step=number, what=what, layer=layer, learning_rate=rate)
+        return fail_not_finite(step=number, what=what, layer=layer, learning_rate=self._mover.rate_at(number))
 
-    def _find_bad_layer(self, x: Any, y: Any, seed: Any) -> str | None:
+    def _find_bad_layer(self, inputs: Tree, seed: Any) -> str | None:
         """Run the forward pass again, uncompiled, and watch the layers.
 
         At fault is the first whose output is not finite; with none, the last, whose outputs the loss cannot bear.
@@ -211,12 +275,13 @@ class JaxStep:
             is_leaf = not any(other[: len(path)] == path and other != path for other, _ in modules)
             if is_leaf and callable(module):
                 _watch(module, ".".join(map(str, path)) or type(module).__name__, ran)
-        model(jnp.asarray(x))
+        given, named = spread(map_tree(jnp.asarray, inputs))
+        model(*given, **named)
         return next((name for name, is_finite in ran if not is_finite), ran[-1][0] if ran else None)
 
-    def _move_far(self, rows: tuple[Any, Any, Any], scalars: Any, number: int) -> State:
+    def _move_far(self, rows: Rows, seed: Any, scalars: Any, number: int) -> State:
         """Take a step whose gradients are huge, if they are finite."""
-        loss, _, gradients, rest = self._take_gradient(*self._now[:2], *rows)
+        loss, _, gradients, rest = self._take_gradient(*self._now[:2], rows, seed)
         norm = measure_norm(gradients)
         if not bool(jnp.isfinite(norm)):
             raise self._fail(number, "gradient", self._find_bad_gradient(gradients))
@@ -228,6 +293,10 @@ class JaxStep:
         bad = {name for name, gradient in found if not bool(jnp.isfinite(gradient).all())}
         names = [name for name in list_trained(self._model) if name in bad]
         return names[-1].rpartition(".")[0] or names[-1] if names else None
+
+
+def _prepare(tree: Tree, what: str) -> Tree:
+    return prepare(tree, what) if isinstance(tree, np.ndarray) else map_tree(lambda leaf: prepare(np.asarray(leaf), what), tree)
 
 
 def _copy(leaves: Leaves) -> Leaves:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError
+from argosy.frameworks.trees import list_leaves, map_tree
 
-__all__ = ["name_weights", "narrow_integers", "to_numpy"]
+__all__ = ["name_weights", "narrow_integers", "to_numpy", "to_tensors"]
 
 keras: Any = importlib.import_module("keras")
 
@@ -20,20 +21,76 @@ keras: Any = importlib.import_module("keras")
 def name_weights(model: Any) -> dict[str, Any]:
     """Give the variables of a model by name, such as `dense/kernel`, in the model's order.
 
-    Keras numbers layers by what was made in the process before; here they are numbered within the model.
+    Parts of a class of the user's own have the names of its attributes. Keras numbers other layers by what was made in the
+    process before; here they are numbered within the model.
     """
+    paths: dict[int, str] = {}
+    _walk(model, "", paths, set())
     named: dict[str, Any] = {}
     known: dict[tuple[str, str], str] = {}
     for variable in model.weights:
-        name = ""
-        for part in variable.path.removeprefix(f"{model.name}/").split("/"):
-            if (name, part) not in known:
-                plain = re.sub(r"_\d+$", "", part)
-                siblings = [after for (before, _), after in known.items() if before == name]
-                known[name, part] = _make_unique(f"{name}/{plain}" if name else plain, siblings)
-            name = known[name, part]
+        name = paths.get(id(variable), "")
+        if not name:
+            for part in variable.path.removeprefix(f"{model.name}/").split("/"):
+                if (name, part) not in known:
+                    siblings = [after for (before, _), after in known.items() if before == name]
+                    known[name, part] = _make_unique(_join(name, _cut_number(part)), siblings)
+                name = known[name, part]
         named[_make_unique(name, named)] = variable
     return named
+
+
+def _walk(layer: Any, path: str, paths: dict[int, str], seen: set[int]) -> None:
+    """Note the paths of the variables below a layer."""
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+        paths.setdefault(id(variable), _join(path, variable.name))
+    taken: list[str] = []
+    given = {} if isinstance(layer, keras.Sequential | keras.src.models.functional.Functional) else _name_attributes(layer)
+    for child in layer._layers:
+        taken.append(_make_unique(given.get(id(child)) or _cut_number(child.name), taken))
+        _walk(child, _join(path, taken[-1]), paths, seen)
+
+
+def _name_attributes(layer: Any) -> dict[int, str]:
+    """Name the layers that another keeps, by its attributes, by the identities of them."""
+    if type(layer).__module__.startswith("keras."):
+        return {}
+    named: dict[int, str] = {}
+    own = vars(layer)
+    # On torch, a layer is a module, which keeps its parts there.
+    for name, value in {**own, **own.get("_modules", {})}.items():
+        if name in _list_own() or name.startswith(("_self_", "_obj_")):
+            continue
+        parts: Any = [(name, value)]
+        if isinstance(value, list | tuple):
+            parts = [(f"{name}/{index}", part) for index, part in enumerate(cast("list[Any]", value))]
+        elif isinstance(value, dict):
+            parts = [(f"{name}/{key}", part) for key, part in cast("dict[Any, Any]", value).items()]
+        for shown, part in parts:
+            if isinstance(part, keras.layers.Layer):
+                named.setdefault(id(cast("Any", part)), shown)
+    return named
+
+
+def _list_own() -> set[str]:
+    """Name what Keras and its backend keep in a model themselves."""
+    if not _OWN:
+        _OWN.update(vars(keras.Model()), ("_functional",))
+    return _OWN
+
+
+_OWN: Final[set[str]] = set()
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _cut_number(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
 
 
 def _make_unique(name: str, taken: Collection[str]) -> str:
@@ -65,3 +122,12 @@ def narrow_integers(array: NDArray[Any]) -> NDArray[Any]:
         return importlib.import_module("argosy.runtimes.jax").narrow(array, f"{array.dtype.kind}4")
     except ValueError as error:
         raise InputError("bad_data", detail=str(error)) from error
+
+
+def to_tensors(tree: Any) -> Any:
+    """Give the same with its arrays as tensors; what holds none is given back as it is, whatever it is."""
+    if isinstance(tree, np.ndarray):
+        return keras.ops.convert_to_tensor(narrow_integers(cast("NDArray[Any]", tree)))
+    if tree is None or keras.ops.is_tensor(tree) or not any(isinstance(leaf, np.ndarray) for leaf in list_leaves(tree)):
+        return tree
+    return map_tree(lambda leaf: to_tensors(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)

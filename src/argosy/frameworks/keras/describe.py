@@ -17,7 +17,7 @@ from argosy.frameworks.describe import Describer, list_attributes
 from argosy.frameworks.keras.arrays import to_numpy
 from argosy.frameworks.keras.optimizer import RuleOptimizer
 
-__all__ = ["describe_loss", "describe_metric", "describe_optimizer", "describe_program", "list_metrics"]
+__all__ = ["describe_callback", "describe_loss", "describe_metric", "describe_optimizer", "describe_program"]
 
 keras: Any = importlib.import_module("keras")
 
@@ -49,23 +49,14 @@ def describe_metric(metric: object) -> MetricPart | None:
     return MetricPart(name, partial(_measure, wrapped), is_mean=True) if wrapped is not None else None
 
 
-def list_metrics(model: Any) -> tuple[object, ...]:
-    """Give the metrics that a model was compiled with: names, functions and metrics of Keras."""
-    compiled: Any = getattr(model, "_compile_metrics", None)
-    if compiled is None:
-        return ()
-    listed: list[object] = []
-    waiting: list[Any] = [compiled._user_metrics, compiled._user_weighted_metrics]
-    while waiting:
-        given = waiting.pop(0)
-        if isinstance(given, list | tuple):
-            waiting = [*cast("Any", given), *waiting]
-        elif isinstance(given, dict):
-            waiting = [*cast("dict[str, Any]", given).values(), *waiting]
-        elif given is not None:
-            # Which accuracy it is, the targets tell.
-            listed.append("accuracy" if given in ("acc", "accuracy") else given)
-    return tuple(listed)
+def describe_callback(callback: Any) -> dict[str, Any]:
+    """See `base.TakesCallbacks`: what its user chose, and its code."""
+    chosen = {
+        name: part
+        for name, part in list_attributes(callback).items()
+        if not name.startswith("_") and (inspect.isfunction(part) or isinstance(part, bool | int | float | str))
+    }
+    return {"name": name_kind(callback), **_DESCRIBER.describe_code(callback), **_DESCRIBER.describe_settings(chosen)}
 
 
 def describe_optimizer(optimizer: object) -> dict[str, Any] | None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,41 +19,51 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
     MetricPart,
     Step,
     derive_seed,
-    fail_answer,
-    fail_rows,
 )
-from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy
-from argosy.frameworks.keras.describe import describe_loss, describe_metric, describe_optimizer, describe_program, list_metrics
+from argosy.frameworks.fitting import ABILITIES, Listener
+from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
+from argosy.frameworks.keras.callbacks import open_callbacks
+from argosy.frameworks.keras.calling import call_model, list_arguments, match_inputs, predict_batch
+from argosy.frameworks.keras.compiled import list_metrics, read_factors, read_loss
+from argosy.frameworks.keras.describe import (
+    describe_callback,
+    describe_loss,
+    describe_metric,
+    describe_optimizer,
+    describe_program,
+)
 from argosy.frameworks.keras.files import export_onnx, save_native
+from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
 from argosy.frameworks.keras.session import bind_backend
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "KerasFramework"]
 
 keras: Any = importlib.import_module("keras")
 
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
-
 
 class KerasFramework:
-    """See `base.Framework`. Models are `keras.Model`s with one input and one output tensor, on the CPU.
+    """See `base.Framework`. Models are `keras.Model`s on the CPU.
 
     Random numbers of layers follow from a step's number if they are drawn with a `keras.random.SeedGenerator` of the
     layer's, as all of Keras' own do; those of `keras.random` without one follow from the session's seed at best.
     """
 
     name = "keras"
-    draws_eagerly = True
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
+    draws_eagerly = False
     training_methods = (
         "compute_loss",
         "compute_metrics",
@@ -75,7 +86,7 @@ class KerasFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, keras.utils.PyDataset)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         num_batches = data.num_batches
         if num_batches is None:
             raise InputError(
@@ -93,19 +104,20 @@ class KerasFramework:
         data.on_epoch_end()
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
-        if not model.compiled:
-            return None, None
-        config: dict[str, Any] = model.get_compile_config() or {}
-        loss: Any = model.loss
-        if isinstance(loss, list | tuple | dict) or config.get("loss_weights") is not None:
-            expected = "one loss without loss_weights: models have one output here"
-            raise InputError("bad_option", option="loss of the compiled model", got=config.get("loss", loss), expected=expected)
-        if isinstance(loss, str) and loss.lower() in ("ce", "crossentropy"):
-            expected = "the full name, such as sparse_categorical_crossentropy"
-            raise InputError("bad_option", option="loss of the compiled model", got=loss, expected=expected)
-        return keras.losses.get(loss), model.optimizer
+        return read_loss(model), model.optimizer if model.compiled else None
 
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return read_factors(model)
+
+    def open_callbacks(
+        self, callbacks: Sequence[Any], model: Any, step: Step, params: Mapping[str, Any], measured: Collection[str] | None
+    ) -> Listener:
+        return open_callbacks(callbacks, model, step, params, measured)
+
+    def describe_callback(self, callback: Any) -> dict[str, Any]:
+        return describe_callback(callback)
+
+    def list_compiled_metrics(self, model: Any) -> tuple[object, ...] | dict[str, list[object]]:
         return list_metrics(model)
 
     def describe_loss(self, loss: object) -> LossPart | None:
@@ -120,9 +132,9 @@ class KerasFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
-        tensors = keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(outputs)
-        return float(keras.ops.mean(loss(*tensors)))
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
+        given = map(to_tensors, (outputs, y, weights))
+        return float(to_numpy(open_loss(loss, FitOptions(is_weighted=weights is not None))(*given)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)
@@ -143,24 +155,26 @@ class KerasFramework:
         random.seed(seed)
         np.random.seed(derive_seed(seed))
 
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return _scale_rate(optimizer, factor)
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return KerasStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = []
-        for start in range(0, len(x), _PREDICT_ROWS):
-            rows = narrow_integers(x[start : start + _PREDICT_ROWS])
-            try:
-                if not model.built:
-                    model(keras.ops.convert_to_tensor(rows[:1]), training=False)
-                outputs = model.predict_on_batch(rows)
-            except Exception as error:  # Those of the backends share no base but this one.
-                raise fail_rows(rows, error) from error
-            if np.ndim(outputs) == 0 or not hasattr(outputs, "shape") or len(outputs) != len(rows):
-                got = f"a tensor of shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__qualname__
-                raise fail_answer(len(rows), got)
-            parts.append(to_numpy(outputs))
-        return np.concatenate(parts)
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        given = map_tree(narrow_integers, inputs)
+        try:
+            if not model.built:
+                call_model(model, map_tree(keras.ops.convert_to_tensor, given), training=False)
+            outputs = predict_batch(model, given)
+            outputs = map_tree(lambda leaf: to_numpy(leaf) if hasattr(leaf, "shape") else leaf, outputs)
+        except Exception as error:  # Those of the backends share no base but this one.
+            raise fail_rows(inputs, error) from error
+        check_answer(outputs)
+        return outputs
+
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         kinds = [variable.dtype for variable in model.weights] or [layer.variable_dtype for layer in model.layers]
@@ -180,19 +194,28 @@ class KerasFramework:
         trained = {id(variable) for variable in model.trainable_variables}
         return tuple(name for name, variable in name_weights(model).items() if id(variable) in trained)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        tensors: list[Any] = getattr(model, "inputs", None) or []
-        if len(tensors) != 1 or len(tensors[0].shape) != rows.ndim:
-            return ()
-        return tuple(axis for axis, length in enumerate(tensors[0].shape) if axis and length is None)
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return list_arguments(model)
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        leaves, tensors = list_leaves(inputs), match_inputs(model, inputs)
+        if [len(tensor.shape) for tensor in tensors] != [leaf.ndim for leaf in leaves]:
+            return [() for _ in leaves]
+        return [tuple(axis for axis, length in enumerate(tensor.shape) if axis and length is None) for tensor in tensors]
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_onnx(model, inputs, path, ports)
+
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
+
+
+def _scale_rate(optimizer: Any, factor: float) -> bool:
+    try:
+        optimizer.learning_rate = float(optimizer.learning_rate) * factor
+    except TypeError:
+        return False  # A schedule of its own.
+    return True
 
 
 FRAMEWORK: Final[Framework] = KerasFramework()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
-from argosy.frameworks.keras.arrays import name_weights, to_numpy
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.keras.arrays import name_weights, to_numpy, to_tensors
+from argosy.frameworks.keras.calling import call_model
 from argosy.frameworks.keras.faults import find_bad_layer, name_layer
-from argosy.frameworks.keras.losses import take_loss
-from argosy.frameworks.keras.optimizer import RuleOptimizer
-from argosy.optim import GradientOptimizer
+from argosy.frameworks.keras.losses import open_loss
+from argosy.frameworks.keras.movers import Mover, open_movers
+from argosy.frameworks.keras.own import OwnStep
+from argosy.frameworks.loss_trees import Compute
+from argosy.frameworks.trees import Tree, join_rows, map_tree, take_rows
 from argosy.signature import Arrays
 
 __all__ = ["Engine", "Fit", "KerasStep"]
@@ -33,21 +38,62 @@ _DRAWS: Final = 1 << 16
 """Random numbers of one layer in one pass; the next layer's begin after them."""
 
 
-class Fit(NamedTuple):
+class Fit:
     """What is fitted, and how."""
 
-    model: Any
-    loss: Callable[[Any, Any], Any]
-    """From targets and outputs, a mean over the rows."""
-    optimizer: Any
-    is_rule: bool
-    """The optimizer is a `RuleOptimizer`."""
-    takes_training: bool
-    """The model's `call` has the argument `training`."""
+    def __init__(self, model: Any, loss: Compute | None, mover: Mover, frozen: frozenset[str]) -> None:
+        self.model = model
+        self.loss = loss
+        """Of outputs, targets and weights of the rows; None with a step of the user's own."""
+        self.optimizer = mover.optimizer
+        self.is_rule = mover.rule is not None
+        """The optimizer is a `RuleOptimizer`."""
+        self.weights = mover.variables
+        """The variables that the optimizer moves."""
+        self.names = mover.names
+        self.takes_training = "training" in inspect.signature(model.call).parameters
+        self._frozen = [variable for name, variable in name_weights(model).items() if name in frozen]
+        known = set(map(id, self._frozen))
+        self._still = [layer for layer in model._flatten_layers() if known and _is_still(layer, known)]
+        with self.hold_still():
+            moved = set(map(id, self.weights))
+            variables = [*model.non_trainable_variables, *model.trainable_variables]
+        self.buffers = [variable for variable in variables if id(variable) not in moved]
+        """All other variables."""
+        self.generators = [variable for variable in self.buffers if variable.name == _SEED_STATE]
+        """Those that the model's layers draw random numbers from."""
 
-    def call(self, x: Any) -> Any:
+    def call(self, inputs: Tree) -> Any:
         """Go forward as one trains."""
-        return self.model(x, training=True) if self.takes_training else self.model(x)
+        if isinstance(inputs, tuple | dict):
+            return call_model(self.model, inputs, training=True)
+        return self.model(inputs, training=True) if self.takes_training else self.model(inputs)
+
+    def forward(self, batch: Batch) -> tuple[Any, Any]:
+        """Give the loss, penalties included, and the outputs, as one trains."""
+        assert self.loss is not None
+        with self.hold_still():
+            outputs = self.call(batch.inputs)
+            return self.loss(outputs, batch.targets, batch.weights) + sum(self.model.losses), outputs
+
+    @contextmanager
+    def hold_still(self) -> Generator[None]:
+        """Let frozen weights be none to train, and layers all of whose weights are frozen run as they are served."""
+        if not self._frozen:
+            yield
+            return
+        for variable in self._frozen:
+            variable.trainable = False
+        for layer in self._still:
+            if "training" in inspect.signature(layer.call).parameters:
+                layer.call = partial(_call_still, layer.call)
+        try:
+            yield
+        finally:
+            for variable in self._frozen:
+                variable.trainable = True
+            for layer in self._still:
+                vars(layer).pop("call", None)
 
     def list_seeds(self, seed: Any) -> list[Any]:
         """Give the states of the model's random generators for a pass: they follow from its seed, two int32."""
@@ -61,27 +107,26 @@ class Fit(NamedTuple):
 
     def scalars_at(self, number: int) -> Array:
         """Give the scalars of a step as an array, of which an optimizer of Keras' own makes nothing."""
-        return np.array(self.optimizer.rule.scalars_at(number) if self.is_rule else _NO_SCALARS)
+        return np.array(self.optimizer.steered.scalars_at(number) if self.is_rule else _NO_SCALARS)
 
-    @property
-    def generators(self) -> list[Any]:
-        """The variables that the model's layers draw random numbers from."""
-        return [variable for variable in self.model.non_trainable_variables if variable.name == _SEED_STATE]
 
-    @property
-    def weights(self) -> list[Any]:
-        """The variables that the optimizer moves."""
-        return list(self.model.trainable_variables)
+def _is_still(layer: Any, frozen: set[int]) -> bool:
+    own = layer._trainable_variables
+    return bool(own) and all(id(variable) in frozen for variable in own)
+
+
+def _call_still(call: Callable[..., Any], *given: Any, training: Any = None, **named: Any) -> Any:
+    return call(*given, training=False, **named)
 
 
 class Engine(Protocol):
     """A backend's way to take steps."""
 
-    def fit(self, x: Array, y: Array, seed: Array, number: int) -> tuple[Any, Any, Any]:
+    def fit(self, batch: Batch, seed: Array, number: int) -> tuple[Any, Any, Any]:
         """Take the step of a number; gives the loss, the outputs, and whether all was finite. If not, no weight was moved."""
         ...
 
-    def differentiate(self, x: Array, y: Array, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
+    def differentiate(self, batch: Batch, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
         """Go forward and back; gives the loss, the outputs, and a gradient or None for each weight."""
         ...
 
@@ -97,99 +142,123 @@ class Engine(Protocol):
         """Take over what the variables hold."""
         ...
 
+    def adopt(self) -> None:
+        """Do so if somebody has set one since `write`."""
+        ...
+
 
 class KerasStep:
     """Fits one model in place, a mini-batch a call; see `base.Step`."""
 
-    def __init__(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> None:
-        if not model.trainable_variables:
+    def __init__(self, model: Any, loss: Tree, optimizer: Any, options: FitOptions) -> None:
+        trained = set(map(id, model.trainable_variables))
+        named = {name: v for name, v in name_weights(model).items() if id(v) in trained and name not in options.frozen}
+        if not named:
             expected = "a model with weights to train, which was built by a call with rows"
             raise InputError("bad_option", option="model", got=type(model).__qualname__, expected=expected)
         if options.precision is not None:
             expected = "None: the precision of a Keras model is that of its layers, such as dtype='mixed_bfloat16'"
             raise InputError("bad_option", option="precision", got=options.precision, expected=expected)
-        if options.micro_batch_size and getattr(loss, "reduction", "mean") in ("sum", "none", None):
-            raise InputError(
-                "bad_option", option="loss", got=f"reduction {loss.reduction}", expected="a mean, with micro-batches"
-            )
         self._model = model
         self._options = options
-        self._optimizer = RuleOptimizer(optimizer) if isinstance(optimizer, GradientOptimizer) else optimizer
-        self._rule: GradientOptimizer | None = getattr(self._optimizer, "rule", None)
-        _prepare_optimizer(self._optimizer, model)
-        takes_training = "training" in inspect.signature(model.call).parameters
-        self._fitted = fit = Fit(model, take_loss(loss), self._optimizer, self._rule is not None, takes_training)
-        backend = keras.backend.backend()
-        self._engine: Engine = importlib.import_module(f"argosy.frameworks.keras.step_{backend}").ENGINE(fit)
+        self._movers = open_movers(optimizer, named, has_step=options.step is not None)
+        self._mover = mover = next(iter(self._movers.values()))
+        compute = open_loss(loss, options) if options.step is None else None
+        self._fitted = fit = Fit(model, compute, mover, options.frozen)
+        backend = importlib.import_module(f"argosy.frameworks.keras.step_{keras.backend.backend()}")
+        self._engine: Engine | None = backend.ENGINE(fit) if options.step is None else None
+        self._own = OwnStep(model, self._movers, options, fit) if options.step is not None else None
 
-    def __call__(self, x: Array, y: Array, number: int) -> tuple[float, Array]:
-        size = self._options.micro_batch_size or len(x)
-        if size >= len(x):
-            value, outputs, is_finite = self._engine.fit(x, y, self._make_seed(number, 0), number)
+    @property
+    def optimizer(self) -> Any:
+        """The only optimizer, as Keras knows it; None if there are several."""
+        return self._mover.optimizer if len(self._movers) == 1 else None
+
+    def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
+        if self._own is not None:
+            return self._own.take(batch, number), None
+        assert self._engine is not None
+        num_rows = batch.num_rows
+        if (self._options.micro_batch_size or num_rows) >= num_rows:
+            value, outputs, is_finite = self._engine.fit(batch, self._make_seed(number, 0), number)
         else:
-            value, outputs, is_finite = self._fit_pieces(x, y, number)
+            value, outputs, is_finite = self._fit_pieces(batch, number)
         value = float(value)
         if not (math.isfinite(value) and bool(is_finite)):
-            raise self._fail(x, y, number)
-        return value, to_numpy(outputs)
+            raise self._fail(batch, number)
+        return value, _to_arrays(outputs)
 
     def sync(self) -> None:
-        self._engine.write()
+        if self._engine is not None:
+            self._engine.write()
+
+    def adopt(self) -> None:
+        """Go on from what the variables hold, which others may have set."""
+        if self._engine is not None:
+            self._engine.adopt()
 
     def get_state(self) -> Arrays:
-        self._engine.write()
+        self.sync()
         return {name: to_numpy(variable) for name, variable in self._name_state().items()}
 
     def set_state(self, state: Arrays) -> None:
         check_state(self.get_state(), state)
         for name, variable in self._name_state().items():
             variable.assign(state[name])
-        self._engine.read()
+        if self._engine is not None:
+            self._engine.read()
 
     def _name_state(self) -> dict[str, Any]:
-        # The names of an optimizer's variables hold counters of the process.
-        slots = {f"optimizer/{index}": variable for index, variable in enumerate(self._optimizer.variables)}
-        return {f"weights/{name}": variable for name, variable in name_weights(self._model).items()} | slots
+        named = {f"weights/{name}": variable for name, variable in name_weights(self._model).items()}
+        for mover in self._movers.values():
+            named |= mover.name_state()
+        return named
 
     def _make_seed(self, number: int, piece: int) -> NDArray[np.int32]:
         return np.array([derive_seed(self._options.seed, number, piece), 0], np.int32)
 
-    def _fit_pieces(self, x: Array, y: Array, number: int) -> tuple[Any, Any, Any]:
+    def _fit_pieces(self, batch: Batch, number: int) -> tuple[Any, Any, Any]:
         """Go through the batch in pieces; once the loss of one is not finite, the rest is not looked at."""
+        assert self._engine is not None
         value, parts = 0.0, list[Any]()
         total: list[Any] = []
-        for piece, rows in enumerate(self._cut(len(x))):
-            loss, outputs, gradients = self._engine.differentiate(x[rows], y[rows], self._make_seed(number, piece))
-            share = len(x[rows]) / len(x)
+        for piece, (rows, share) in enumerate(self._cut(batch)):
+            loss, outputs, gradients = self._engine.differentiate(rows, self._make_seed(number, piece))
             value += share * float(loss)
+            parts.append(_to_arrays(outputs))
             if not math.isfinite(value):
-                return value, outputs, False
+                return value, parts[0], False
             shared: list[Any] = [gradient if gradient is None else share * gradient for gradient in gradients]
             total = [a if b is None else a + b for a, b in zip(total, shared, strict=True)] if total else shared
-            parts.append(outputs)
-        return value, keras.ops.concatenate(parts), self._engine.move(total, number)
+        return value, join_rows(parts), self._engine.move(total, number)
 
-    def _cut(self, num_rows: int) -> list[slice]:
+    def _cut(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """Give the pieces of a batch, with their shares of its rows."""
+        num_rows = batch.num_rows
         size = self._options.micro_batch_size or num_rows
-        return [slice(start, start + size) for start in range(0, num_rows, size)]
+        pieces = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+        return [
+            (Batch(*(None if part is None else take_rows(part, rows) for part in batch)), (rows.stop - rows.start) / num_rows)
+            for rows in pieces
+        ]
 
-    def _fail(self, x: Array, y: Array, number: int) -> ModelError:
+    def _fail(self, batch: Batch, number: int) -> ModelError:
         """Go through the batch again and find the first layer or gradient at fault."""
+        assert self._engine is not None
         self._engine.write()
         what, layer = "gradient", None
-        for piece, rows in enumerate(self._cut(len(x))):
+        for piece, (rows, _) in enumerate(self._cut(batch)):
             seed = self._make_seed(number, piece)
-            loss, _, gradients = self._engine.differentiate(x[rows], y[rows], seed)
+            loss, _, gradients = self._engine.differentiate(rows, seed)
             if not math.isfinite(float(loss)):
-                what, layer = "loss", self._find_bad_layer(x[rows], seed)
+                what, layer = "loss", self._find_bad_layer(rows.inputs, seed)
                 break
             layer = layer or self._find_bad_gradient(gradients)
-        rate = self._rule.rate_at(number) if self._rule else float(self._optimizer.learning_rate)
-        return fail_not_finite(step=number, what=what, layer=layer, learning_rate=rate)
+        return fail_not_finite(step=number, what=what, layer=layer, learning_rate=self._mover.rate_at(number))
 
-    def _find_bad_layer(self, x: Array, seed: Array) -> str | None:
+    def _find_bad_layer(self, inputs: Tree, seed: Array) -> str | None:
         self._fitted.reseed(seed)
-        return find_bad_layer(self._model, lambda: self._fitted.call(keras.ops.convert_to_tensor(x)))
+        return find_bad_layer(self._model, lambda: self._fitted.call(to_tensors(inputs)))
 
     def _find_bad_gradient(self, gradients: Sequence[Any]) -> str | None:
         """The gradient runs from the last layer to the first, so the last bad one is where it began."""
@@ -198,17 +267,5 @@ class KerasStep:
         return name_layer(bad[-1]) if bad else None
 
 
-def _prepare_optimizer(optimizer: Any, model: Any) -> None:
-    """Let an optimizer make its slots, and refuse what Keras' own loop would have to do for it."""
-    weights = model.trainable_variables
-    expected = None
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        expected = "one without loss scaling; mixed_bfloat16 needs none"
-    elif optimizer.use_ema:
-        expected = "one without use_ema, which takes effect only at the end of Keras' own loop"
-    elif not optimizer.built:
-        optimizer.build(weights)
-    elif [id(weight) for weight in optimizer._trainable_variables] != [id(weight) for weight in weights]:
-        expected = "one made for this model's weights"
-    if expected:
-        raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
+def _to_arrays(outputs: Any) -> Tree:
+    return to_numpy(outputs) if hasattr(outputs, "shape") else map_tree(to_numpy, outputs)

@@ -9,13 +9,17 @@ from typing import Any, Final, NamedTuple
 
 from numpy.typing import NDArray
 
+from argosy.frameworks.base import Batch
+from argosy.frameworks.fitting import fail_loss
 from argosy.frameworks.keras.arrays import narrow_integers
 from argosy.frameworks.keras.optimizer import measure_norm
 from argosy.frameworks.keras.step import Fit
+from argosy.frameworks.trees import map_tree
 
 __all__ = ["ENGINE", "JaxEngine"]
 
 jax: Any = importlib.import_module("jax")
+keras: Any = importlib.import_module("keras")
 
 Array = NDArray[Any]
 
@@ -33,28 +37,37 @@ class JaxEngine:
 
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
+        rate = getattr(fit.optimizer, "_learning_rate", None)
+        self._rate: Any = rate if isinstance(rate, keras.Variable) else None
+        self._known_rate: Any = None
+        self._known: list[Any] = []
         # The old state's memory becomes the new one's; so it must be nobody else's.
         self._fit_compiled = jax.jit(self._fit_state, donate_argnums=0)
         self._move_compiled = jax.jit(self._move_state, donate_argnums=0)
         self._differentiate_compiled = jax.jit(jax.value_and_grad(self._forward, has_aux=True))
         self.read()
 
-    def fit(self, x: Array, y: Array, seed: Array, number: int) -> tuple[Any, Any, Any]:
+    def fit(self, batch: Batch, seed: Array, number: int) -> tuple[Any, Any, Any]:
         """Take one step."""
-        x, y = narrow_integers(x), narrow_integers(y)
-        self._state, loss, outputs, is_finite = self._fit_compiled(self._state, x, y, seed, self._fit.scalars_at(number))
+        self._adopt_rate()
+        given = self._narrow(batch)
+        self._state, loss, outputs, is_finite = self._fit_compiled(self._state, given, seed, self._fit.scalars_at(number))
         return loss, outputs, is_finite
 
-    def differentiate(self, x: Array, y: Array, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
+    def differentiate(self, batch: Batch, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
         """Go forward and back."""
         (_, (loss, outputs, buffers)), gradients = self._differentiate_compiled(
-            self._state.weights, self._state.buffers, x, y, seed
+            self._state.weights, self._state.buffers, self._narrow(batch), seed
         )
         self._state = self._state._replace(buffers=buffers)
         return loss, outputs, gradients
 
+    def _narrow(self, batch: Batch) -> Batch:
+        return Batch(*(map_tree(narrow_integers, part) for part in batch))
+
     def move(self, gradients: Sequence[Any], number: int) -> Any:
         """Move the weights."""
+        self._adopt_rate()
         self._state, is_finite = self._move_compiled(self._state, list(gradients), self._fit.scalars_at(number))
         return is_finite
 
@@ -63,26 +76,53 @@ class JaxEngine:
         for variables, values in zip(self._list_variables(), self._state, strict=True):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(jax.numpy.copy(value))
+        self._note()
 
     def read(self) -> None:
         """Copy the variables into the state."""
         self._state = _State(*([jax.numpy.copy(v.value) for v in variables] for variables in self._list_variables()))
+        self._note()
+
+    def adopt(self) -> None:
+        """Copy the variables into the state, if one was set since."""
+        values = (variable.value for variables in self._list_variables() for variable in variables)
+        if any(value is not known for value, known in zip(values, self._known, strict=True)):
+            self.read()
+
+    def _note(self) -> None:
+        """Note which arrays the variables hold."""
+        self._known_rate = None if self._rate is None else self._rate.value
+        self._known = [variable.value for variables in self._list_variables() for variable in variables]
+
+    def _adopt_rate(self) -> None:
+        """Take over the learning rate of an optimizer of Keras' own, if somebody has set it."""
+        if self._rate is None or self._rate.value is self._known_rate:
+            return
+        self._known_rate = self._rate.value
+        slots = [
+            jax.numpy.copy(self._known_rate) if variable is self._rate else value
+            for variable, value in zip(self._fit.optimizer.variables, self._state.slots, strict=True)
+        ]
+        self._state = self._state._replace(slots=slots)
 
     def _list_variables(self) -> tuple[list[Any], list[Any], list[Any]]:
-        return self._fit.weights, self._fit.model.non_trainable_variables, self._fit.optimizer.variables
+        return self._fit.weights, self._fit.buffers, self._fit.optimizer.variables
 
-    def _forward(self, weights: list[Any], buffers: list[Any], x: Any, y: Any, seed: Any) -> tuple[Any, tuple[Any, Any, Any]]:
-        model = self._fit.model
-        seeds = dict(zip(map(id, self._fit.generators), self._fit.list_seeds(seed), strict=True))
-        seeded = [seeds.get(id(variable), value) for variable, value in zip(model.non_trainable_variables, buffers, strict=True)]
-        training = {"training": True} if self._fit.takes_training else {}
-        outputs, after, penalties = model.stateless_call(weights, seeded, x, return_losses=True, **training)
-        loss = self._fit.loss(y, outputs) + sum(penalties)
-        return self._fit.optimizer.scale_loss(loss), (loss, outputs, after)
+    def _forward(self, weights: list[Any], buffers: list[Any], batch: Batch, seed: Any) -> tuple[Any, tuple[Any, Any, Any]]:
+        fit = self._fit
+        seeds = dict(zip(map(id, fit.generators), fit.list_seeds(seed), strict=True))
+        seeded = [seeds.get(id(variable), value) for variable, value in zip(fit.buffers, buffers, strict=True)]
+        mapping = [*zip(fit.weights, weights, strict=True), *zip(fit.buffers, seeded, strict=True)]
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            loss, outputs = fit.forward(batch)
+        if type(loss) is type(seed) or not isinstance(loss, jax.core.Tracer):  # Of what is differentiated, the class is another.
+            raise fail_loss("a number without a gradient")
+        after = [scope.get_current_value(variable) for variable in fit.buffers]
+        return fit.optimizer.scale_loss(loss), (loss, outputs, after)
 
-    def _fit_state(self, state: _State, x: Any, y: Any, seed: Any, scalars: Any) -> tuple[_State, Any, Any, Any]:
+    def _fit_state(self, state: _State, batch: Batch, seed: Any, scalars: Any) -> tuple[_State, Any, Any, Any]:
         differentiate = jax.value_and_grad(self._forward, has_aux=True)
-        (_, (loss, outputs, buffers)), gradients = differentiate(state.weights, state.buffers, x, y, seed)
+        (_, (loss, outputs, buffers)), gradients = differentiate(state.weights, state.buffers, batch, seed)
         state = state._replace(buffers=buffers)
         state, is_finite = self._move_if(jax.numpy.isfinite(loss), state, gradients, scalars)
         return state, loss, outputs, is_finite
@@ -95,10 +135,16 @@ class JaxEngine:
         is_finite = is_finite & jax.numpy.isfinite(norm)
 
         def move() -> _State:
-            apply = self._fit.optimizer.stateless_apply
-            with self._fit.optimizer.at(scalars, norm) if self._fit.is_rule else nullcontext():
-                weights, slots = apply(state.slots, gradients, state.weights)
-            return state._replace(weights=weights, slots=slots)
+            fit = self._fit
+            slots = fit.optimizer.variables
+            mapping = [*zip(fit.weights, state.weights, strict=True), *zip(slots, state.slots, strict=True)]
+            place = fit.optimizer.at(scalars, norm) if fit.is_rule else nullcontext()
+            with place, keras.StatelessScope(state_mapping=mapping) as scope:
+                fit.optimizer.apply(gradients, fit.weights)
+            return state._replace(
+                weights=[scope.get_current_value(variable) for variable in fit.weights],
+                slots=[scope.get_current_value(variable) for variable in slots],
+            )
 
         # A branch: choosing number by number instead took twice as long for 5 M weights.
         return jax.lax.cond(is_finite, move, lambda: state), is_finite

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from argosy.frameworks.base import Batch
 from argosy.frameworks.keras.step import Fit
 from argosy.frameworks.tensorflow.graph import Graph
 
@@ -29,13 +30,13 @@ class TensorFlowEngine:
         variables = [weight.value for weight in self._weights]
         self._graph = Graph(variables, self._forward, self._update, is_dense=fit.is_rule, scale_loss=fit.optimizer.scale_loss)
 
-    def fit(self, x: Array, y: Array, seed: Array, number: int) -> tuple[Any, Any, Any]:
+    def fit(self, batch: Batch, seed: Array, number: int) -> tuple[Any, Any, Any]:
         """Take one step."""
-        return self._graph.fit(x, y, seed, self._fit.scalars_at(number))
+        return self._graph.fit(batch, seed, self._fit.scalars_at(number))
 
-    def differentiate(self, x: Array, y: Array, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
+    def differentiate(self, batch: Batch, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
         """Go forward and back."""
-        return self._graph.differentiate(x, y, seed)
+        return self._graph.differentiate(batch, seed)
 
     def move(self, gradients: Sequence[Any], number: int) -> Any:
         """Move the weights."""
@@ -47,11 +48,13 @@ class TensorFlowEngine:
     def read(self) -> None:
         """Do nothing, either."""
 
+    def adopt(self) -> None:
+        """Nor here."""
+
     @tf.autograph.experimental.do_not_convert
-    def _forward(self, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def _forward(self, batch: Batch, seed: Any) -> tuple[Any, Any]:
         self._fit.reseed(seed)
-        outputs = self._fit.call(x)
-        return self._fit.loss(y, outputs) + sum(self._fit.model.losses), outputs
+        return self._fit.forward(batch)
 
     def _update(self, gradients: list[Any], scalars: Any, norm: Any) -> None:
         if self._fit.is_rule:

@@ -9,12 +9,15 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from argosy.frameworks.base import Batch
+from argosy.frameworks.fitting import fail_loss
+from argosy.frameworks.keras.arrays import to_tensors
 from argosy.frameworks.keras.step import Fit
 from argosy.frameworks.torch import RuleOptimizer
+from argosy.frameworks.trees import map_tree
 
 __all__ = ["ENGINE", "TorchEngine"]
 
-keras: Any = importlib.import_module("keras")
 torch: Any = importlib.import_module("torch")
 
 Array = NDArray[Any]
@@ -30,29 +33,32 @@ class TorchEngine:
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
         self._weights = fit.weights
+        self._inputs = [weight.value for weight in self._weights]
         self._mover: Any = None
         if fit.is_rule:
-            self._mover = RuleOptimizer([weight.value for weight in self._weights], fit.optimizer.rule)
+            self._mover = RuleOptimizer([weight.value for weight in self._weights], fit.optimizer.steered, fit.names)
             for index, weight in enumerate(self._weights):
                 slots = {slot: variables[index].value.data for slot, variables in fit.optimizer.memory.items()}
                 self._mover.state[weight.value] = {"step": 0, **slots}
 
-    def fit(self, x: Array, y: Array, seed: Array, number: int) -> tuple[Any, Any, Any]:
+    def fit(self, batch: Batch, seed: Array, number: int) -> tuple[Any, Any, Any]:
         """Take one step."""
-        loss, outputs, gradients = self.differentiate(x, y, seed)
+        loss, outputs, gradients = self.differentiate(batch, seed)
         return loss, outputs, math.isfinite(float(loss)) and self.move(gradients, number)
 
-    def differentiate(self, x: Array, y: Array, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
+    def differentiate(self, batch: Batch, seed: Array) -> tuple[Any, Any, Sequence[Any]]:
         """Go forward and back."""
         # Keras' own dropout draws from torch's generator, unless it was given a seed.
         torch.default_generator.manual_seed(int(seed[0]))
         self._fit.reseed(seed)
         for weight in self._weights:
             weight.value.grad = None
-        outputs = self._fit.call(keras.ops.convert_to_tensor(x))
-        loss = self._fit.loss(keras.ops.convert_to_tensor(y), outputs) + sum(self._fit.model.losses)
-        self._fit.optimizer.scale_loss(loss).backward()
-        return loss.detach(), outputs.detach(), [weight.value.grad for weight in self._weights]
+        loss, outputs = self._fit.forward(Batch(*map(to_tensors, batch)))
+        if not loss.requires_grad:
+            raise fail_loss("a number without a gradient")
+        self._fit.optimizer.scale_loss(loss).backward(inputs=self._inputs)
+        outputs = outputs.detach() if torch.is_tensor(outputs) else map_tree(_detach, outputs)
+        return loss.detach(), outputs, [weight.value.grad for weight in self._weights]
 
     def move(self, gradients: Sequence[Any], number: int) -> bool:
         """Move the weights."""
@@ -79,6 +85,13 @@ class TorchEngine:
 
     def read(self) -> None:
         """Do nothing, either."""
+
+    def adopt(self) -> None:
+        """Nor here."""
+
+
+def _detach(leaf: Any) -> Any:
+    return leaf.detach() if torch.is_tensor(leaf) else leaf
 
 
 def _measure_norm(gradients: Sequence[Any]) -> float:

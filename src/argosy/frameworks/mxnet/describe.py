@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from argosy.frameworks.base import LossPart, name_kind
+from argosy.frameworks.base import LossPart, MetricPart, name_kind
 from argosy.frameworks.describe import Describer, list_attributes
 from argosy.frameworks.mxnet.library import mx
 
-__all__ = ["describe_loss", "describe_optimizer", "describe_program"]
+__all__ = ["describe_loss", "describe_metric", "describe_optimizer", "describe_program"]
 
 _UNBOUNDED: Final = {"SigmoidBinaryCrossEntropyLoss": "_from_sigmoid", "SoftmaxCrossEntropyLoss": "_from_logits"}
 """Gluon's losses that take logits, unless this attribute of theirs is set."""
 
 _ALWAYS_UNBOUNDED: Final = ("LogisticLoss", "HingeLoss", "SquaredHingeLoss")
+
+_MEANS: Final = (mx.metric.Accuracy, mx.metric.TopKAccuracy, mx.metric.CrossEntropy, mx.metric.NegativeLogLikelihood)
+"""Metrics that are means over rows, whatever the batches."""
 
 _COUNTED: Final = ("num_update", "m_schedule", "count", "cur_step_ind", "aggregate_num", "allow_np_array")
 """Attributes of optimizers and schedules that are not what a user chose."""
@@ -35,6 +39,24 @@ def describe_loss(loss: object) -> LossPart | None:
     settings = {key.removeprefix("_"): value for key, value in _DESCRIBER.describe_settings(given).items()}
     takes_logits = name in _ALWAYS_UNBOUNDED or (name in _UNBOUNDED and not getattr(own, _UNBOUNDED[name]))
     return LossPart(name, settings | _DESCRIBER.describe_code(own), takes_logits)
+
+
+def describe_metric(metric: object) -> MetricPart | None:
+    """See `base.Framework.describe_metric`: one of `mx.metric`, by its name."""
+    if not isinstance(metric, mx.metric.EvalMetric):
+        return None
+    own: Any = metric
+    # Its values are those of one metric; a composite has several.
+    if not isinstance(own.get()[0], str):
+        return None
+
+    def compute(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+        fresh = copy.deepcopy(own)
+        fresh.reset()
+        fresh.update([mx.nd.array(targets, dtype=targets.dtype)], [mx.nd.array(outputs, dtype=outputs.dtype)])
+        return float(fresh.get()[1])
+
+    return MetricPart(own.get()[0], compute, is_mean=type(own) in _MEANS)
 
 
 def describe_optimizer(optimizer: object) -> dict[str, Any] | None:

@@ -6,22 +6,26 @@ import importlib
 import logging
 import types
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from argosy.errors import ModelError
-from argosy.frameworks.mxnet.graph import INPUT, collect_parameters, trace
-from argosy.frameworks.mxnet.library import FAILURES, explain
+from argosy.frameworks.mxnet.graph import collect_parameters, name_inputs, trace
+from argosy.frameworks.mxnet.library import FAILURES, explain, mx
+from argosy.frameworks.onnx import name_tensors
+from argosy.frameworks.ports import Ports
+from argosy.signature import Arrays
 
 __all__ = ["export_onnx"]
 
 onnx: Any = importlib.import_module("onnx")
 exporter: Any = importlib.import_module("mxnet.onnx")
+
+_OUTPUT: Final = "argosy_out_{}"
 
 _OPSET: Final = 13
 """What MXNet's exporter writes nodes for."""
@@ -33,29 +37,49 @@ _KINDS: Final = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "b
 """ONNX's numbers of the types that MXNet has."""
 
 
-def export_onnx(
-    model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-) -> None:
+def export_onnx(model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
     """Write a model as an ONNX file; see `base.Framework.export_onnx`."""
     try:
-        symbol = trace(model)
+        symbol = trace(model, ports)
+        names = name_inputs(len(inputs))
+        arrays = dict(zip(names, inputs.values(), strict=True))
+        shapes = {inner: ports.open_shape(name, inputs[name].shape) for inner, name in zip(names, inputs, strict=True)}
+        # The exporter takes them in the order in which the graph uses them, and knows no unused ones.
+        used = [name for name in symbol.list_inputs() if name in arrays]
         with _mend():
             exporter.export_model(
-                symbol,
+                _mark_outputs(symbol),
                 collect_parameters(model, symbol),
-                in_shapes=[rows.shape],
-                in_types=[rows.dtype],
+                in_shapes=[arrays[name].shape for name in used],
+                in_types=[arrays[name].dtype for name in used],
                 onnx_file_path=str(path),
                 dynamic=True,
-                dynamic_input_shapes=[tuple(None if axis in (0, *free) else dim for axis, dim in enumerate(rows.shape))],
+                dynamic_input_shapes=[shapes[name] for name in used],
             )
         exported = onnx.load(str(path))
         _complete(exported)
-        _rename(exported.graph, {INPUT: input_name, exported.graph.output[0].name: output_name})
+        _order_outputs(exported.graph)
+        name_tensors(exported, inputs, names, ports)
         onnx.checker.check_model(exported)
     except (*FAILURES, onnx.checker.ValidationError) as error:
         raise ModelError("export_failed", detail=explain(error)) from error
     onnx.save(exported, str(path))
+
+
+def _mark_outputs(symbol: Any) -> Any:
+    """Give outputs names by which they are found again: the exporter writes them in the order in which they are computed."""
+    num_outputs = len(symbol.list_outputs())
+    if num_outputs == 1:
+        return symbol
+    return mx.sym.Group([mx.sym.identity(symbol[number], name=_OUTPUT.format(number)) for number in range(num_outputs)])
+
+
+def _order_outputs(graph: Any) -> None:
+    if len(graph.output) > 1:
+        items = {item.name: item.SerializeToString() for item in graph.output}
+        del graph.output[:]
+        for number in range(len(items)):
+            graph.output.append(onnx.ValueInfoProto.FromString(items[_OUTPUT.format(number)]))
 
 
 @contextmanager
@@ -94,19 +118,3 @@ def _complete(exported: Any) -> None:
     exported.ir_version = _IR_VERSION
     del exported.opset_import[:]
     exported.opset_import.extend([onnx.helper.make_opsetid("", _OPSET)])
-
-
-def _rename(graph: Any, names: dict[str, str]) -> None:
-    """Rename values of a graph; others that have one of the new names make way."""
-    tensors = [*graph.initializer, *graph.input, *graph.output, *graph.value_info]
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {tensor.name for tensor in tensors}
-    for name in taken & {*names.values()} - names.keys():
-        free = f"{name}_inner"
-        while free in taken or free in names.values():
-            free += "_inner"
-        names = {**names, name: free}
-    for tensor in tensors:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]

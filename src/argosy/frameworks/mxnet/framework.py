@@ -7,6 +7,7 @@ import random
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,36 +16,30 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import (
-    FitOptions,
-    Framework,
-    LossPart,
-    MetricPart,
-    Step,
-    derive_seed,
-    fail_answer,
-    fail_rows,
-)
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, derive_seed
+from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import Layer
-from argosy.frameworks.mxnet.describe import describe_loss, describe_optimizer, describe_program
-from argosy.frameworks.mxnet.library import FAILURES, count_threads, explain, mx, set_threads, to_tensor
+from argosy.frameworks.mxnet.describe import describe_loss, describe_metric, describe_optimizer, describe_program
+from argosy.frameworks.mxnet.graph import call_block, list_arguments
+from argosy.frameworks.mxnet.library import count_threads, explain, mx, set_threads, to_tensor
+from argosy.frameworks.mxnet.losses import open_loss
 from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
-from argosy.frameworks.mxnet.step import MxnetStep
+from argosy.frameworks.mxnet.step import MxnetStep, to_tensors
 from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "MxnetFramework"]
 
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
-
 
 class MxnetFramework:
-    """See `base.Framework`. Models are `gluon.Block`s with one input and one output tensor, on the CPU."""
+    """See `base.Framework`. Models are `gluon.Block`s of any inputs and outputs, on the CPU."""
 
     name = "mxnet"
     packages = ("mxnet",)
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = True
     training_methods = ("train_step", "training_step")
 
@@ -58,20 +53,23 @@ class MxnetFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, mx.io.DataIter | mx.gluon.data.DataLoader)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         batch: Any
         if isinstance(data, mx.io.DataIter):
             self._rewind(data)
             for batch in data:
-                x, y = _read_pair([*batch.data, *batch.label], data)
-                num_rows = len(x) - (batch.pad or 0)
-                yield x[:num_rows], y[:num_rows]
+                parts = [[_read_tensor(part, batch.pad or 0) for part in given or ()] for given in (batch.data, batch.label)]
+                # Several of a kind are a tuple; without labels there is x alone.
+                yield tuple(part[0] if len(part) == 1 else tuple(part) for part in parts if part)
             return
         for batch in data:
-            yield _read_pair([*batch] if isinstance(batch, list | tuple) else [batch], data)
+            yield map_tree(lambda leaf: _read_tensor(leaf, 0), batch)
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
+
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return None
 
     def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
         return ()
@@ -80,7 +78,7 @@ class MxnetFramework:
         return describe_loss(loss)
 
     def describe_metric(self, metric: object) -> MetricPart | None:
-        return None
+        return describe_metric(metric)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         return describe_optimizer(optimizer)
@@ -88,8 +86,11 @@ class MxnetFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
-        return float(loss(to_tensor(outputs), to_tensor(y)).mean().asscalar())
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
+        compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
+        given = (None if part is None else to_tensors(part) for part in (outputs, y, weights))
+        with mx.autograd.pause():
+            return float(compute(*given).asscalar())
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)
@@ -120,26 +121,30 @@ class MxnetFramework:
         np.random.seed(drawn)
         mx.random.seed(drawn)
 
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        own = optimizer.optimizer if isinstance(optimizer, mx.gluon.Trainer) else optimizer
+        if own.lr_scheduler is not None:
+            return False
+        own.set_learning_rate(own.learning_rate * factor)
+        return True
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return MxnetStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = []
-        with mx.autograd.pause(train_mode=False):
-            for start in range(0, len(x), _PREDICT_ROWS):
-                rows = x[start : start + _PREDICT_ROWS]
-                outputs: Any = None
-                tensor = to_tensor(rows)
-                try:
-                    outputs = model(tensor)
-                    # Computed in the background: what fails there is raised where the result is asked for.
-                    answers = outputs.asnumpy() if isinstance(outputs, mx.nd.NDArray) else None
-                except FAILURES as error:
-                    raise fail_rows(rows, explain(error)) from error
-                if answers is None or answers.ndim < 1 or len(answers) != len(rows):
-                    raise fail_answer(len(rows), _describe(outputs))
-                parts.append(answers)
-        return np.concatenate(parts)
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        tensors = map_tree(to_tensor, inputs)
+        try:
+            with mx.autograd.pause(train_mode=False):
+                outputs = call_block(model, tensors)
+                # Computed in the background: what fails there is raised where the result is asked for.
+                outputs = map_tree(lambda leaf: leaf.asnumpy() if isinstance(leaf, mx.nd.NDArray) else leaf, outputs)
+        except Exception as error:  # The edge of a model's own code.
+            raise fail_rows(inputs, explain(error)) from error
+        check_answer(outputs)
+        return outputs
+
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(np.dtype(own.dtype) == np.float64 for own in list_parameters(model).values())
@@ -154,18 +159,19 @@ class MxnetFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, own in list_parameters(model).items() if own.grad_req != "null")
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return list_arguments(model)
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
+
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
         # Imported here: training needs no onnx.
         export: Any = importlib.import_module("argosy.frameworks.mxnet.export")
-        export.export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+        export.export_onnx(model, inputs, path, ports)
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, lambda given: self.predict(model, given), free)
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
 
     def _rewind(self, data: Any) -> None:
         """Begin an epoch.
@@ -182,18 +188,10 @@ class MxnetFramework:
         data.reset()
 
 
-def _read_pair(parts: list[Any], loader: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    arrays = [part.asnumpy() if isinstance(part, mx.nd.NDArray) else part for part in parts]
-    if [isinstance(array, np.ndarray) for array in arrays] != [True, True]:
-        got = ", ".join(_describe(part) for part in parts)
-        raise InputError("bad_data", detail=f"the {type(loader).__name__} gives ({got}), expected pairs of tensors (x, y)")
-    return arrays[0], arrays[1]
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, mx.nd.NDArray | np.ndarray):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return type(value).__qualname__
+def _read_tensor(leaf: Any, pad: int) -> Any:
+    """Give a tensor as an array, without the rows that fill it up; anything else as it is."""
+    array = leaf.asnumpy() if isinstance(leaf, mx.nd.NDArray) else leaf
+    return array[: len(array) - pad] if pad else array
 
 
 FRAMEWORK: Final[Framework] = MxnetFramework()

@@ -13,10 +13,12 @@ import numpy as np
 
 from argosy.errors import InputError
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, list_leaves, name_arguments, spread
 
-__all__ = ["INPUT", "collect_parameters", "draws_random", "mix_precision", "trace"]
+__all__ = ["call_block", "collect_parameters", "draws_random", "list_arguments", "mix_precision", "name_inputs", "trace"]
 
-INPUT: Final = "data"
+_INPUT: Final = "data"
 """Name of a traced model's input, as Gluon has it."""
 
 _RANDOM: Final = re.compile(
@@ -29,26 +31,56 @@ _CPU_FLAG: Final = "avx512bw"
 """What MXNet's bfloat16 kernels need."""
 
 
-def trace(model: Any) -> Any:
-    """Give the symbol that a model of one input computes; parameters appear under Gluon's names.
+def call_block(model: Any, inputs: Tree) -> Tree:
+    """Call a block with inputs; those by name in their order, for Gluon knows arguments by place alone."""
+    given, named = spread(inputs)
+    return model(*given, *named.values())
+
+
+def list_arguments(model: Any) -> tuple[str, ...]:
+    """Name the tensors that a block is called with, in order."""
+    written = getattr(model, "hybrid_forward", None)
+    if getattr(written, "__func__", None) in (None, mx.gluon.HybridBlock.hybrid_forward):
+        return name_arguments(model.forward)
+    # After the module of functions; parameters come behind them, by name.
+    return name_arguments(model.hybrid_forward, but=tuple(model._reg_params))[1:]
+
+
+def name_inputs(num_inputs: int) -> list[str]:
+    """Name the inputs of a traced model, as Gluon does."""
+    return [_INPUT] if num_inputs == 1 else [f"{_INPUT}{number}" for number in range(num_inputs)]
+
+
+def trace(model: Any, ports: Ports | None = None) -> Any:
+    """Give the symbol that a model computes; parameters appear under Gluon's names, inputs as `name_inputs` says.
+
+    Args:
+        model: to trace.
+        ports: of the model; None: it has one input and one output.
 
     Raises:
         ValueError: there is none; the text says why.
     """
     if not isinstance(model, mx.gluon.HybridBlock):
         raise ValueError(f"{type(model).__name__} is a gluon.Block whose forward is Python code; derive it from HybridBlock")
+    num_inputs, num_outputs = (1, 1) if ports is None else (len(ports.input_names), len(ports.output_names))
+    symbols = [mx.sym.var(name) for name in name_inputs(num_inputs)]
     try:
-        symbol = model(mx.sym.var(INPUT))
+        given = symbols[0] if ports is None else ports.pack(dict(zip(ports.input_names, symbols, strict=True)))
+        leaves = list_leaves(call_block(model, given))
     except FAILURES as error:
         raise ValueError(f"{type(model).__name__} computes on tensors, not on symbols: {explain(error)}") from error
-    if not isinstance(symbol, mx.sym.Symbol) or len(symbol.list_outputs()) != 1:
-        raise ValueError(f"{type(model).__name__} has several outputs, expected one")
+    if not all(isinstance(leaf, mx.sym.Symbol) for leaf in leaves):
+        raise ValueError(f"{type(model).__name__} gives something else than tensors")
+    symbol = leaves[0] if len(leaves) == 1 else mx.sym.Group(leaves)
+    if (got := len(symbol.list_outputs())) != num_outputs:
+        raise ValueError(f"{type(model).__name__} has {got} outputs, expected {num_outputs}")
     return symbol
 
 
 def collect_parameters(model: Any, symbol: Any) -> dict[str, Any]:
-    """Give the tensors that a traced symbol takes beside its input, by Gluon's names."""
-    needed = {*symbol.list_inputs()} - {INPUT}
+    """Give the tensors that a traced symbol takes beside its inputs, by Gluon's names."""
+    needed = {*symbol.list_inputs()}
     return {name: own.data() for name, own in model.collect_params().items() if name in needed}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from argosy.errors import InputError
 from argosy.frameworks.mxnet.library import mx, view_tensor
 from argosy.optim import SGD, Adam, GradientOptimizer, Momentum, RMSprop
 from argosy.optim.base import Scalars
@@ -27,7 +28,7 @@ class _Change:
 
     scalars: Scalars
     before: float
-    """The learning rate of the step before."""
+    """The learning rate of the step before; 0 if there was none."""
     scale: float
     """By which the gradient is multiplied."""
     scratch: Any
@@ -138,9 +139,24 @@ class RuleOptimizer(mx.optimizer.Optimizer):
     parameter hold. In a `gluon.Trainer`, `clip_norm` is over all weights of one type.
     """
 
-    def __init__(self, rule: GradientOptimizer) -> None:
+    def __init__(self, rule: GradientOptimizer, names: Sequence[str] = ()) -> None:
+        """Follow a rule.
+
+        Args:
+            rule: to follow.
+            names: of the weights in the order of their numbers, for a rule that has groups.
+
+        Raises:
+            InputError: `bad_option`, a rule that has groups, and no names.
+        """
         super().__init__(learning_rate=rule.rate_at(1))  # pyright: ignore[reportUnknownMemberType]
+        if rule.groups and not names:
+            expected = "names of the weights, with a rule that has groups"
+            raise InputError("bad_option", option="names", got=None, expected=expected)
         self.rule = rule
+        self.rates: dict[int, float] = {}
+        """Of the last step of each weight, in which its momentum is measured: a rate may be changed between steps."""
+        self._rules = {index: rule.for_weight(name) for index, name in enumerate(names)} if rule.groups else {}
         self.aggregate_num = _MANY
         self._scratch: dict[tuple[int, ...], Any] = {}
 
@@ -160,7 +176,7 @@ class RuleOptimizer(mx.optimizer.Optimizer):
             self._move(*one, scale=scale)
 
     def _move(self, index: int, weight: Any, gradient: Any, slots: Slots, *, scale: float) -> None:
-        rule, multiplier = self.rule, 1.0
+        rule, multiplier = self._rules.get(index, self.rule), 1.0
         if parameter := self.param_dict.get(index):
             multiplier = parameter.lr_mult
             if rule.weight_decay and parameter.wd_mult != 1.0:
@@ -169,8 +185,12 @@ class RuleOptimizer(mx.optimizer.Optimizer):
         scalars = rule.scalars_at(step)
         scalars = scalars._replace(rate=scalars.rate * multiplier)
         dense = _fill(gradient)
+        if rule.clip_value is not None:
+            limit = rule.clip_value / abs(scale)  # The gradient is scaled later.
+            dense = mx.nd.clip(dense, -limit, limit)
         if self._has_kernel(weight):
-            before = rule.rate_at(max(step - 1, 1)) * multiplier
+            before = self.rates.get(index, 0.0)
+            self.rates[index] = scalars.rate
             scratch = self._get_scratch(weight) if type(rule) is RMSprop and rule.form == "common" else None
             _KERNELS[type(rule)](rule, _Change(scalars, before, scale, scratch), weight, dense, slots)
             return

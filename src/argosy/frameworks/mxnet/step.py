@@ -4,59 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite
-from argosy.frameworks.mxnet.graph import draws_random, mix_precision
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.fitting import fail_loss
+from argosy.frameworks.mxnet.graph import call_block, draws_random, mix_precision
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx, to_tensor
+from argosy.frameworks.mxnet.losses import backpropagate, open_loss
+from argosy.frameworks.mxnet.movers import TapeEngine, open_movers
 from argosy.frameworks.mxnet.optimizer import RuleOptimizer, measure_norm
-from argosy.frameworks.mxnet.trainer import KeptTrainer
+from argosy.frameworks.mxnet.still import Still
 from argosy.frameworks.mxnet.weights import check_initialized, get_weights, list_parameters, set_weights
+from argosy.frameworks.own_step import OwnFit, take_own_step
+from argosy.frameworks.trees import Tree, join_rows, list_leaves, map_tree, take_rows
 from argosy.signature import Arrays
 
-__all__ = ["MxnetStep"]
-
-
-def _binary_cross_entropy(ops: Any, outputs: Any, targets: Any) -> Any:
-    return ops.mean(ops.relu(outputs) - outputs * targets + ops.Activation(-ops.abs(outputs), act_type="softrelu"))
-
-
-def _cross_entropy(ops: Any, outputs: Any, targets: Any) -> Any:
-    # MXNet's own log_softmax is 3e-6 off, thirty times as much as float32 has to be.
-    shifted = ops.broadcast_sub(outputs, ops.BlockGrad(ops.max(outputs, axis=1, keepdims=True)))
-    return ops.mean(ops.log(ops.sum(ops.exp(shifted), axis=1)) - ops.pick(shifted, targets))
-
-
-def _half_mse(ops: Any, outputs: Any, targets: Any) -> Any:
-    return 0.5 * ops.mean(ops.sum(ops.square(outputs - targets), axis=0, exclude=True))
-
-
-def _mse(ops: Any, outputs: Any, targets: Any) -> Any:
-    return ops.mean(ops.square(outputs - targets))
-
-
-_LOSSES: Final[dict[str, Callable[[Any, Any, Any], Any]]] = {
-    "binary_cross_entropy": _binary_cross_entropy,
-    "cross_entropy": _cross_entropy,
-    "half_mse": _half_mse,
-    "mse": _mse,
-}
-
-
-class _NamedLoss(mx.gluon.HybridBlock):
-    """One of ours, compiled."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()  # pyright: ignore[reportUnknownMemberType]
-        self._compute = _LOSSES[name]
-        self.hybridize(static_alloc=True)
-
-    def hybrid_forward(self, ops: Any, outputs: Any, targets: Any) -> Any:
-        return self._compute(ops, outputs, targets)
+__all__ = ["MxnetStep", "to_tensors"]
 
 
 class MxnetStep:
@@ -66,59 +33,105 @@ class MxnetStep:
         check_initialized(model)
         self._model = model
         self._options = options
-        self._trained = {name: own for name, own in list_parameters(model).items() if own.grad_req != "null"}
+        known = {name: own for name, own in list_parameters(model).items() if own.grad_req != "null"}
+        self._trained = {name: own for name, own in known.items() if name not in options.frozen}
         if not self._trained:
             raise InputError("bad_option", option="model", got=type(model).__qualname__, expected="a model with weights to train")
-        self._loss = _NamedLoss(loss) if isinstance(loss, str) else _average(loss)
-        self._forward = model if options.precision is None else mix_precision(model)
-        self._trainer = KeptTrainer(optimizer, self._trained)
-        self._is_random = draws_random(model) or _may_draw(loss) or _may_draw(self._trainer.optimizer)
+        frozen = [own for name, own in known.items() if name in options.frozen]
+        self._loss = open_loss(loss, options) if options.step is None else None
+        self._still = Still(model, frozen)
+        self._forward = partial(call_block, model) if options.precision is None else self._mix(model)
+        self._movers = open_movers(optimizer, self._trained, frozen, has_step=options.step is not None)
+        self._mover = next(iter(self._movers.values()))
+        self._engine = TapeEngine(model)
+        parts = (*list_leaves(loss), *(mover.trainer.optimizer for mover in self._movers.values()))
+        self._is_random = options.step is not None or draws_random(model) or any(map(_may_draw, parts))
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
-        self._seed(number)
+    def _mix(self, model: Any) -> Callable[[Any], Any]:
+        self._still.hold()
         try:
-            value, outputs = self._differentiate(to_tensor(x), to_tensor(y))
-            norm = measure_norm([own.grad() for own in self._list_fresh()]) if math.isfinite(value) else value
+            return mix_precision(model)
+        finally:
+            self._still.release()
+
+    def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
+        self._still.hold()
+        try:
+            if self._options.step is not None:
+                return self._take_own(self._options.step, batch, number), None
+            return self._take(batch, number)
+        except BaseException:
+            self._still.release()
+            raise
+
+    def _take(self, batch: Batch, number: int) -> tuple[float, Tree]:
+        self._seed(number)
+        given = Batch(*(None if part is None else to_tensors(part) for part in batch))
+        try:
+            value, outputs = self._differentiate(given)
+            fresh = self._mover.list_fresh()
+            if not fresh:
+                raise fail_loss("one that depends on no weight which is trained")
+            norm = measure_norm([own.grad() for own in fresh]) if math.isfinite(value) else value
         except FAILURES as error:
-            detail = f"the model or its loss fails on x of {x.dtype} {x.shape} and y of {y.dtype} {y.shape}: {explain(error)}"
+            shown = (
+                " and ".join(f"{leaf.dtype} {leaf.shape}" for leaf in list_leaves(part)) for part in (batch.inputs, batch.targets)
+            )
+            detail = f"the model or its loss fails on x of {next(shown)} and y of {next(shown)}: {explain(error)}"
             raise InputError("bad_data", detail=detail) from error
         if not math.isfinite(norm):
-            raise self._fail(number, to_tensor(x), value)
-        self._trainer.step()
+            raise self._fail(number, given.inputs, value)
+        self._mover.trainer.step()
         return value, outputs
 
+    def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int) -> float:
+        """Take a step of the user's own."""
+        self._seed(number)
+        fit = OwnFit(self._engine, self._movers, self._options.journal, number, derive_seed(self._options.seed, number))
+
+        def run() -> Any:
+            with mx.autograd.record():
+                return function(self._model, to_tensors(batch.inputs), fit)
+
+        return take_own_step(fit, self._engine, self._movers, run)
+
     def sync(self) -> None:
-        """Do nothing: the model itself is fitted."""
+        """Let frozen layers be as they were; the model itself is fitted."""
+        self._still.release()
 
     def get_state(self) -> Arrays:
         weights = {f"weights/{name}": array for name, array in get_weights(self._model).items()}
-        return weights | self._trainer.get_state()
+        for mover in self._movers.values():
+            weights |= mover.trainer.get_state()
+        return weights
 
     def set_state(self, state: Arrays) -> None:
         check_state(self.get_state(), state)
         weights = {name.removeprefix("weights/"): array for name, array in state.items() if name.startswith("weights/")}
         set_weights(self._model, weights)
-        self._trainer.set_state(state)
+        for mover in self._movers.values():
+            mover.trainer.set_state(state)
 
     def _seed(self, number: int) -> None:
         # Seeding takes 1.5 ms, longer than the whole step of a small model.
         if self._is_random:
             mx.random.seed(derive_seed(self._options.seed, number))
 
-    def _differentiate(self, inputs: Any, targets: Any) -> tuple[float, NDArray[Any]]:
+    def _differentiate(self, batch: Batch) -> tuple[float, Tree]:
         """Leave the gradients of the mean loss in the parameters; give that loss, and the outputs."""
-        num_rows = len(inputs)
+        num_rows = batch.num_rows
         size = self._options.micro_batch_size or num_rows
         if size >= num_rows:
-            loss, outputs = self._pass(inputs, targets, 1.0)
-            return float(loss.asscalar()), outputs.asnumpy()
-        value, parts = 0.0, list[NDArray[Any]]()
+            loss, outputs = self._pass(batch, 1.0)
+            return float(loss.asscalar()), map_tree(_to_array, outputs)
+        value, parts = 0.0, list[Tree]()
         totals: dict[str, Any] = {}
         for start in range(0, num_rows, size):
-            end = min(start + size, num_rows)
-            loss, outputs = self._pass(inputs[start:end], targets[start:end], (end - start) / num_rows)
+            rows = slice(start, min(start + size, num_rows))
+            piece = Batch(*(None if part is None else take_rows(part, rows) for part in batch))
+            loss, outputs = self._pass(piece, (rows.stop - start) / num_rows)
             value += float(loss.asscalar())
-            parts.append(outputs.asnumpy())
+            parts.append(map_tree(_to_array, outputs))
             for name, own in self._trained.items():
                 if own.data()._fresh_grad:
                     totals[name] = totals[name] + own.grad() if name in totals else own.grad().copy()
@@ -126,35 +139,31 @@ class MxnetStep:
         for name, total in totals.items():
             total.copyto(self._trained[name].grad())
             self._trained[name].data()._fresh_grad = True
-        return value, np.concatenate(parts)
+        return value, join_rows(parts)
 
-    def _pass(self, inputs: Any, targets: Any, share: float) -> tuple[Any, Any]:
+    def _pass(self, batch: Batch, share: float) -> tuple[Any, Any]:
         """Go forward and back with some rows; give their share of the loss, and their outputs."""
+        assert self._loss is not None
         for own in self._trained.values():
             if own.grad_req == "add":
                 own.zero_grad()
         with mx.autograd.record():
-            outputs = self._forward(inputs)
-            loss = self._loss(outputs, targets)
+            outputs = self._forward(batch.inputs)
+            loss = self._loss(outputs, batch.targets, batch.weights)
             if share != 1.0:
                 loss = loss * share
-        loss.backward()
+        backpropagate(loss)
         return loss, outputs
 
-    def _list_fresh(self) -> list[Any]:
-        """Give the parameters that the last pass went through."""
-        return [own for own in self._trained.values() if own.data()._fresh_grad]
-
-    def _fail(self, number: int, inputs: Any, value: float) -> ModelError:
+    def _fail(self, number: int, inputs: Tree, value: float) -> ModelError:
         is_loss = not math.isfinite(value)
-        layer = self._find_bad_layer(number, inputs) if is_loss else self._find_bad_gradient()
-        for own in self._trained.values():
-            own.data()._fresh_grad = False
+        layer = self._find_bad_layer(number, inputs) if is_loss else self._mover.find_bad_gradient()
+        self._mover.clear()
         return fail_not_finite(
-            step=number, what="loss" if is_loss else "gradient", layer=layer, learning_rate=self._trainer.rate_at(number)
+            step=number, what="loss" if is_loss else "gradient", layer=layer, learning_rate=self._mover.rate_at(number)
         )
 
-    def _find_bad_layer(self, number: int, inputs: Any) -> str | None:
+    def _find_bad_layer(self, number: int, inputs: Tree) -> str | None:
         """Run the forward pass again and watch the layers.
 
         At fault is the first whose output is not finite; with none, the last, whose outputs the loss cannot bear.
@@ -182,19 +191,13 @@ class MxnetStep:
         self._seed(number)
         try:
             with mx.autograd.train_mode():
-                self._model(inputs)
+                call_block(self._model, inputs)
         finally:
             for block in compiled:
                 block._active = True
             for hook in hooks:
                 hook.detach()
         return (bad or ran[-1:] or [None])[0]
-
-    def _find_bad_gradient(self) -> str | None:
-        """The gradient runs from the last layer to the first, so the last bad one is where it began."""
-        fresh = {name: own for name, own in self._trained.items() if own.data()._fresh_grad}
-        names = [name for name, own in fresh.items() if not np.isfinite(own.grad().asnumpy()).all()]
-        return names[-1].rpartition(".")[0] or names[-1] if names else None
 
 
 def _list_layers(block: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -206,9 +209,17 @@ def _list_layers(block: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _list_layers(child, f"{path}.{name}" if path else name)
 
 
-def _average(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Gluon's losses give one value a row."""
-    return lambda outputs, targets: loss(outputs, targets).mean()
+def to_tensors(tree: Tree) -> Any:
+    """Give the same with its arrays as tensors; what holds none is given back as it is, whatever it is."""
+    if isinstance(tree, np.ndarray):
+        return to_tensor(tree)
+    if tree is None or not any(isinstance(leaf, np.ndarray) for leaf in list_leaves(tree)):
+        return tree
+    return map_tree(lambda leaf: to_tensor(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub" else leaf, tree)
+
+
+def _to_array(leaf: Any) -> Any:
+    return leaf.asnumpy() if isinstance(leaf, mx.nd.NDArray) else leaf
 
 
 def _may_draw(part: Any) -> bool:

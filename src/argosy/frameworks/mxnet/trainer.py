@@ -11,7 +11,7 @@ from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
 from argosy.frameworks.mxnet.library import copy_tensor, mx
 from argosy.frameworks.mxnet.optimizer import RuleOptimizer
-from argosy.optim import GradientOptimizer
+from argosy.optim import GradientOptimizer, Momentum
 from argosy.signature import Arrays
 
 __all__ = ["KeptTrainer"]
@@ -20,12 +20,13 @@ __all__ = ["KeptTrainer"]
 class KeptTrainer:
     """A Trainer whose state can be kept, without a pickle, and restored."""
 
-    def __init__(self, optimizer: Any, parameters: Mapping[str, Any]) -> None:
+    def __init__(self, optimizer: Any, parameters: Mapping[str, Any], key: str | None = None) -> None:
         """Make one, or take the user's own.
 
         Args:
             optimizer: a `GradientOptimizer`, an `mx.optimizer.Optimizer`, or a `gluon.Trainer`.
             parameters: that are to be trained, by name.
+            key: its name among several.
 
         Raises:
             InputError: `bad_option`, the Trainer is of another model, or state of it cannot be had; or clipping over all
@@ -47,8 +48,10 @@ class KeptTrainer:
         self._names = {
             index: f"optimizer/{places.get(id(own), own.name)}"
             for index, own in enumerate(optimizer._params)
-            if own.grad_req != "null"
+            if own.grad_req != "null" and (key is None or id(own) in places)
         }
+        self._prefix = "optimizer" if key is None else f"optimizer/{key}"
+        self._has_rates = isinstance(self.optimizer, RuleOptimizer) and isinstance(self.optimizer.rule, Momentum)
         self._create_slots()
 
     def step(self) -> None:
@@ -65,6 +68,8 @@ class KeptTrainer:
         counts = self.optimizer._index_update_count
         for index, name in self._names.items():
             state[f"{name}/step"] = np.array(counts.get(index, self.optimizer.begin_num_update))
+            if self._has_rates:
+                state[f"{name}/rate"] = np.array(self.optimizer.rates.get(index, 0.0))
         for name, _, _, value in self._list_numbers():
             state[name] = np.array(float(value))
         return state
@@ -75,6 +80,8 @@ class KeptTrainer:
             tensor[:] = copy_tensor(state[name])
         for index, name in self._names.items():
             self.optimizer._index_update_count[index] = int(state[f"{name}/step"])
+            if self._has_rates:
+                self.optimizer.rates[index] = float(state[f"{name}/rate"])
         for name, owner, attribute, value in self._list_numbers():
             number = float(state[name])
             setattr(owner, attribute, int(number) if isinstance(value, int) and number.is_integer() else number)
@@ -95,7 +102,7 @@ class KeptTrainer:
         """Some of MXNet's optimizers and schedules count, and lower their rate, in attributes of their own."""
         owners = ("settings", self.optimizer), ("schedule", self.optimizer.lr_scheduler)
         return [
-            (f"optimizer/{part}/{attribute}", owner, attribute, value)
+            (f"{self._prefix}/{part}/{attribute}", owner, attribute, value)
             for part, owner in owners
             for attribute, value in getattr(owner, "__dict__", {}).items()
             if isinstance(value, int | float) and not isinstance(value, bool)
@@ -107,7 +114,7 @@ def _adapt(rule: GradientOptimizer, parameters: Mapping[str, Any]) -> RuleOptimi
     if rule.clip_norm is not None and len(types) > 1:
         got = f"clip_norm with weights of {' and '.join(types)}"
         raise InputError("bad_option", option="optimizer", got=got, expected="weights of one type, or no clip_norm")
-    return RuleOptimizer(rule)
+    return RuleOptimizer(rule, [*parameters])
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from numpy.typing import NDArray
-
 from argosy.errors import ModelError
 from argosy.frameworks.base import import_extra
+from argosy.frameworks.onnx import name_tensors
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree
+from argosy.signature import Arrays
 
 __all__ = ["SAVED_MODEL", "convert_function", "export_graph", "save_graph"]
 
@@ -20,36 +22,35 @@ tf: Any = importlib.import_module("tensorflow")
 SAVED_MODEL: Final = "saved_model.pb"
 
 _MAX_DETAIL: Final = 400
+_INPUT: Final = "argosy_input_{}"
+_OUTPUT: Final = "argosy_output_{}"
+
 _OPSET: Final = 17
 """Of the ONNX files: the first with LayerNormalization, and read by every runtime that Argosy knows."""
 
 
-def export_graph(
-    call: Callable[[Any], Any],
-    rows: NDArray[Any],
-    path: Path,
-    *,
-    input_name: str,
-    output_name: str,
-    free: Sequence[int] = (),
-) -> None:
-    """Write a function of one tensor as an ONNX file whose first axis is any number of rows.
+def export_graph(call: Callable[[Tree], Tree], inputs: Arrays, path: Path, ports: Ports) -> None:
+    """Write a function as an ONNX file whose open axes are of any length.
 
     Args:
-        call: gives one tensor; its variables become constants.
-        rows: some that it takes.
+        call: takes and gives trees of tensors; its variables become constants.
+        inputs: some that it takes.
         path: of the file to write.
-        input_name: of its input.
-        output_name: of its output.
-        free: axes of its input whose length is free, too.
+        ports: of the function.
 
     Raises:
         InputError: `missing_extra`, tf2onnx is not installed.
         ModelError: `export_failed`, the function has an operator that ONNX has not.
     """
-    model = convert_function(call, [_describe_rows(rows, "x", free)], _OPSET)
-    if len(model.graph.input) == len(model.graph.output) == 1:
-        _rename_tensors(model.graph, {model.graph.input[0].name: input_name, model.graph.output[0].name: output_name})
+    model = convert_function(_number_outputs(call, ports), _describe_inputs(inputs, ports), _OPSET)
+    try:
+        _order_outputs(model.graph)
+        given = {item.name.partition(":")[0]: item.name for item in model.graph.input}
+        names = [_INPUT.format(number) for number in range(len(inputs))]
+        name_tensors(model, inputs, [given.get(name, name) for name in names], ports)
+        importlib.import_module("onnx").checker.check_model(model)
+    except Exception as error:  # Those of onnx share no base but this one.
+        raise ModelError("export_failed", detail=str(error).strip()[:_MAX_DETAIL]) from error
     path.write_bytes(model.SerializeToString())
 
 
@@ -84,60 +85,53 @@ def convert_function(call: Callable[..., Any], specs: Sequence[Any], opset: int)
     return model
 
 
-def save_graph(call: Callable[[Any], Any], owner: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> None:
-    """Write a function of one tensor as a SavedModel, flat: `variables.index` stands for `variables/variables.index`.
+def save_graph(call: Callable[[Tree], Tree], owner: Any, inputs: Arrays, folder: Path, ports: Ports) -> None:
+    """Write a function as a SavedModel, flat: `variables.index` stands for `variables/variables.index`.
+
+    Its tensors are `argosy_input_0`, `argosy_output_0` and so on, which the runtime knows.
 
     Args:
-        call: gives one tensor.
+        call: takes and gives trees of tensors.
         owner: a `tf.Module` that holds all variables, or anything else that TensorFlow tracks.
-        rows: some that it takes.
+        inputs: some that it takes.
         folder: to write into.
-        free: axes of its input whose length is free, beside that of the rows.
+        ports: of the function.
 
     Raises:
         ModelError: `save_failed`, it uses something that `owner` does not hold.
     """
-
-    def serve(x: Any) -> dict[str, Any]:
-        return {"output": call(x)}
-
     holder = tf.Module()
     holder.model = owner
-    holder.serve = tf.function(serve, input_signature=[_describe_rows(rows, "input", free)])
+    holder.serve = tf.function(_number_outputs(call, ports), input_signature=_describe_inputs(inputs, ports))
     with tempfile.TemporaryDirectory(dir=folder) as made:
         try:
             tf.saved_model.save(holder, made, signatures=holder.serve)
-        except (AssertionError, KeyError, TypeError, ValueError, tf.errors.OpError) as error:
+        except Exception as error:  # Among them what the code of the model raises while it is traced.
             raise ModelError("save_failed", detail=str(error).strip()) from error
         for file in [file for file in Path(made).rglob("*") if file.is_file()]:
             file.rename(folder / file.name)
 
 
-def _describe_rows(rows: NDArray[Any], name: str, free: Sequence[int]) -> Any:
-    shape = [None if axis in (0, *free) else length for axis, length in enumerate(rows.shape)]
-    return tf.TensorSpec(shape, rows.dtype, name)
+def _number_outputs(call: Callable[[Tree], Tree], ports: Ports) -> Callable[..., dict[str, Any]]:
+    flat = ports.flatten(call)
+
+    def answer(*tensors: Any) -> dict[str, Any]:
+        # Outputs are tensors of their own: one that is a variable is kept apart otherwise.
+        return {_OUTPUT.format(number): tf.identity(tensor) for number, tensor in enumerate(flat(*tensors))}
+
+    return answer
 
 
-def _rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
-    """Rename tensors of an ONNX graph, where they are made and used; others that have a new name already are moved away."""
-    new = dict(names)
-    used = {name for node in graph.node for name in (*node.input, *node.output)} | {item.name for item in graph.initializer}
-    for name in used & set(names.values()) - names.keys():
-        new[name] = _find_free(name, used | set(names.values()))
-    _rename_in(graph, new)
+def _describe_inputs(inputs: Arrays, ports: Ports) -> list[Any]:
+    return [
+        tf.TensorSpec(ports.open_shape(name, array.shape), array.dtype, _INPUT.format(number))
+        for number, (name, array) in enumerate(inputs.items())
+    ]
 
 
-def _find_free(name: str, used: set[str]) -> str:
-    return next(free for number in range(len(used) + 1) if (free := f"{name}__{number}") not in used)
-
-
-def _rename_in(graph: Any, new: Mapping[str, str]) -> None:
-    for item in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        item.name = new.get(item.name, item.name)
-    for node in graph.node:
-        for tensors in (node.input, node.output):
-            tensors[:] = [new.get(name, name) for name in tensors]
-        for attribute in node.attribute:
-            # Bodies of loops and branches use what stands outside of them.
-            for body in (attribute.g, *attribute.graphs):
-                _rename_in(body, new)
+def _order_outputs(graph: Any) -> None:
+    """Bring outputs, which the converter has by name, into their own order."""
+    outputs = {item.name.partition(":")[0]: item.SerializeToString() for item in graph.output}
+    del graph.output[:]
+    for number in range(len(outputs)):
+        graph.output.add().ParseFromString(outputs[_OUTPUT.format(number)])

@@ -9,6 +9,7 @@ import importlib
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,21 +19,23 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.agreement import Saved, check_saved
 from argosy.frameworks.base import (
+    Ability,
     FitOptions,
     Framework,
     LossPart,
     MetricPart,
     Step,
     derive_seed,
-    fail_answer,
-    fail_rows,
 )
+from argosy.frameworks.fitting import ABILITIES
 from argosy.frameworks.layers import Layer
+from argosy.frameworks.ports import Ports
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
+from argosy.frameworks.tensorflow.losses import open_loss
 from argosy.frameworks.tensorflow.network import Network
-from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables
-from argosy.frameworks.trials import draw_trials
+from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables, to_tensors
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, name_arguments, predict_rows
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
 
@@ -40,15 +43,12 @@ __all__ = ["FRAMEWORK", "TensorFlowFramework", "bound_threads", "seed_graphs"]
 
 tf: Any = importlib.import_module("tensorflow")
 
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
-
 _SAVED_TOLERANCE: Final = 1e-4
 """Largest difference of a saved model's answers, relative to their largest magnitude; rounding is 1e-7 to 1e-6."""
 
 
 class TensorFlowFramework:
-    """See `base.Framework`. Models are `tf.Module`s with `__call__(x)` and one output tensor, on the CPU.
+    """See `base.Framework`. Models are `tf.Module`s with any inputs and outputs of `__call__`, on the CPU.
 
     `__call__` may take `training`, a boolean, and `seed`, two integers for the operators of `tf.random` whose names
     begin with `stateless`. Random numbers of any other kind inside a module cannot follow from a step's number,
@@ -58,8 +58,8 @@ class TensorFlowFramework:
 
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = False
-    """A dataset's seeds are set when an epoch begins; to seed anew empties caches, which made small steps five times as long."""
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
@@ -68,7 +68,7 @@ class TensorFlowFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, tf.data.Dataset)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def read_loader(self, data: Any) -> Iterator[Any]:
         if int(data.cardinality()) == int(tf.data.INFINITE_CARDINALITY):
             raise InputError("bad_data", detail="the Dataset never ends; give one epoch of it, such as .take(100)")
         spec: Any = data.element_spec
@@ -87,6 +87,9 @@ class TensorFlowFramework:
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
 
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return None
+
     def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
         return ()
 
@@ -102,8 +105,9 @@ class TensorFlowFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
-        return float(tf.reduce_mean(loss(tf.convert_to_tensor(y), tf.convert_to_tensor(outputs))))
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
+        given = [None if part is None else to_tensors(part) for part in (outputs, y, weights)]
+        return float(open_loss(loss, FitOptions(is_weighted=weights is not None))(*given))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return Network(layers, input_shape, weights)
@@ -117,32 +121,28 @@ class TensorFlowFramework:
             yield
 
     def seed(self, seed: int) -> None:
-        tf.random.set_seed(derive_seed(seed))
+        """Do nothing: the seeds of a dataset's operations are set when it is made.
+
+        To set the global one anew changes none of them, and empties caches: an epoch of a small model took ten times as long.
+        """
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return _scale_rate(optimizer, factor)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = []
-        for start in range(0, len(x), _PREDICT_ROWS):
-            rows = x[start : start + _PREDICT_ROWS]
-            try:
-                outputs = call_module(model, tf.convert_to_tensor(rows), training=False)
-            except (
-                tf.errors.OpError,
-                TypeError,
-                ValueError,
-                LookupError,
-                AttributeError,
-                AssertionError,
-                ArithmeticError,
-            ) as error:
-                raise fail_rows(rows, error) from error
-            if not tf.is_tensor(outputs) or outputs.shape.rank == 0 or len(outputs) != len(rows):
-                got = f"a tensor of shape {tuple(outputs.shape)}" if tf.is_tensor(outputs) else type(outputs).__qualname__
-                raise fail_answer(len(rows), got)
-            parts.append(outputs.numpy())
-        return np.concatenate(parts)
+    def answer(self, model: Any, inputs: Tree) -> Tree:
+        try:
+            outputs = call_module(model, map_tree(tf.convert_to_tensor, inputs), training=False)
+            outputs = map_tree(lambda leaf: leaf.numpy() if tf.is_tensor(leaf) else leaf, outputs)
+        except Exception as error:  # The edge of a model's own code.
+            raise fail_rows(inputs, error) from error
+        check_answer(outputs)
+        return outputs
+
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(variable.dtype == tf.float64 for variable in model.variables)
@@ -159,28 +159,24 @@ class TensorFlowFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, variable in name_variables(model).items() if variable.trainable)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return name_arguments(model.__call__, but=("training", "seed"))
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        names = {"input_name": input_name, "output_name": output_name}
-        export_graph(lambda x: call_module(model, x, training=False), rows, path, **names, free=free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        save_graph(lambda x: call_module(model, x, training=False), model, rows, folder, free)
-        saved = TensorFlowRuntime()
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_graph(lambda tree: call_module(model, tree, training=False), inputs, path, ports)
+
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        save_graph(lambda tree: call_module(model, tree, training=False), model, inputs, folder, ports)
+        saved, options = TensorFlowRuntime(), {"inputs": ports.input_names, "outputs": ports.output_names}
         try:
-            saved.open(folder, SAVED_MODEL, ["input"], ["output"])
+            saved.open(folder, SAVED_MODEL, options["inputs"], options["outputs"])
         except RuntimeError as error:
             raise ModelError("save_failed", detail=str(error)) from error
-        trials = draw_trials({"input": rows}, {"input": free})
-
-        def expect(inputs: Arrays) -> Arrays:
-            return {"output": self.predict(model, inputs["input"])}
-
-        return check_saved(SAVED_MODEL, saved.infer, expect, trials, _SAVED_TOLERANCE)
+        expect, trials = ports.run(partial(self.answer, model)), ports.draw_trials(inputs)
+        return check_saved(SAVED_MODEL, options, saved.infer, expect, trials, _SAVED_TOLERANCE, has_rows=ports.has_rows)
 
 
 def bound_threads(num_threads: int | None) -> None:
@@ -221,6 +217,14 @@ def seed_graphs(seed: int) -> Generator[None]:
         yield
     finally:
         tf.random.set_seed(after)
+
+
+def _scale_rate(optimizer: Any, factor: float) -> bool:
+    try:
+        optimizer.learning_rate = float(optimizer.learning_rate) * factor
+    except TypeError:
+        return False  # A schedule of its own.
+    return True
 
 
 FRAMEWORK: Final[Framework] = TensorFlowFramework()

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError, InputError
+from argosy.errors import ArgosyError
+from argosy.frameworks.fitting import Batch, fail_loss
 from argosy.frameworks.tensorflow.optimizer import make_dense, measure_norm
+from argosy.frameworks.trees import Tree, list_leaves, map_tree
 
 __all__ = ["Graph", "Outcome", "Pass"]
 
@@ -43,7 +45,7 @@ class Graph:
     def __init__(
         self,
         weights: Sequence[Any],
-        forward: Callable[[Any, Any, Any], tuple[Any, Any]],
+        forward: Callable[[Batch, Any], tuple[Any, Any]],
         update: Callable[[list[Any], Any, Any], None],
         *,
         is_dense: bool,
@@ -53,7 +55,7 @@ class Graph:
 
         Args:
             weights: `tf.Variable`s.
-            forward: gives loss and outputs from x, y and a seed (two int32).
+            forward: gives loss and outputs from a batch and a seed (two int32).
             update: moves the weights by gradients, the step's scalars (three float64) and the gradients' norm.
             is_dense: give the gradients of embeddings to `update` as tensors; optimizers of TensorFlow's own take IndexedSlices.
             scale_loss: what an optimizer asks to be differentiated instead of the loss.
@@ -67,39 +69,39 @@ class Graph:
         self._differentiate_graph = _Compiled(self._differentiate)
         self._move_graph = tf.function(self._move, reduce_retracing=True)
 
-    def fit(self, x: Array, y: Array, seed: Array, scalars: Array) -> Outcome:
+    def fit(self, batch: Batch, seed: Array, scalars: Array) -> Outcome:
         """Take one step, unless loss or gradients are not finite."""
-        return Outcome(*self._fit_graph(x, y, seed, scalars))
+        return Outcome(*self._fit_graph(batch, seed, scalars))
 
-    def differentiate(self, x: Array, y: Array, seed: Array) -> Pass:
+    def differentiate(self, batch: Batch, seed: Array) -> Pass:
         """Go forward and back with some rows, and move nothing."""
-        return Pass(*self._differentiate_graph(x, y, seed))
+        return Pass(*self._differentiate_graph(batch, seed))
 
     def move(self, gradients: Sequence[Any], scalars: Array) -> Any:
         """Move the weights by gradients; says whether those were finite, and if not moves nothing."""
         return self._move_graph(list(gradients), scalars)
 
-    def _fit(self, x: Any, y: Any, seed: Any, scalars: Any) -> tuple[Any, Any, Any]:
-        loss, outputs, gradients = self._pass(x, y, seed)
+    def _fit(self, batch: Batch, seed: Any, scalars: Any) -> tuple[Any, Any, Any]:
+        loss, outputs, gradients = self._pass(batch, seed)
         if self._is_dense:
             gradients = [make_dense(gradient) for gradient in gradients]
         return loss, outputs, self._move_if(tf.math.is_finite(loss), gradients, scalars)
 
-    def _differentiate(self, x: Any, y: Any, seed: Any) -> tuple[Any, Any, list[Any]]:
-        loss, outputs, gradients = self._pass(x, y, seed)
+    def _differentiate(self, batch: Batch, seed: Any) -> tuple[Any, Any, list[Any]]:
+        loss, outputs, gradients = self._pass(batch, seed)
         return loss, outputs, [make_dense(gradient) for gradient in gradients]
 
     def _move(self, gradients: list[Any], scalars: Any) -> Any:
         return self._move_if(tf.constant(True), gradients, scalars)
 
-    def _pass(self, x: Any, y: Any, seed: Any) -> tuple[Any, Any, list[Any]]:
+    def _pass(self, batch: Batch, seed: Any) -> tuple[Any, Any, list[Any]]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._weights)
-            loss, outputs = self._forward(x, y, seed)
+            loss, outputs = self._forward(batch, seed)
             scaled = self._scale_loss(loss)
         gradients = tape.gradient(scaled, self._weights)
         if all(gradient is None for gradient in gradients):
-            raise InputError("bad_option", option="model", got="no gradient", expected="a loss that depends on its weights")
+            raise fail_loss("a number without a gradient")
         return loss, outputs, gradients
 
     # Converting it to a graph's control flow, of which it has none but what stands there, would double the time of a trace.
@@ -115,24 +117,43 @@ class Graph:
 
 
 class _Compiled:
-    """A function of x, y and some more arrays as a graph, traced once for any number of rows."""
+    """A function of a batch and some more arrays as a graph, traced once for any number of rows."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = tf.function(function, reduce_retracing=True)
+        self._take = function
+        self._function = tf.function(self._call, reduce_retracing=True)
+        self._form: Batch = Batch(None)
+        """Of the batches, which all have the same: numbers of the leaves instead of them."""
+        self._num_leaves = 0
         self._kind: tuple[Any, ...] = ()
         self._graph: Any = None
 
-    def __call__(self, x: Array, y: Array, *rest: Array) -> Any:
-        kind = x.shape[1:], x.dtype, y.shape[1:], y.dtype
-        tensors = [tf.convert_to_tensor(array) for array in (x, y, *rest)]
+    def __call__(self, batch: Batch, *rest: Array) -> Any:
+        inputs, targets, weights = batch
+        if weights is None and hasattr(inputs, "shape") and hasattr(targets, "shape"):
+            leaves = [inputs, targets]
+        else:
+            leaves = list_leaves(batch)
+        kind = tuple([(leaf.shape[1:], leaf.dtype) for leaf in leaves])
+        tensors = [tf.convert_to_tensor(array) for array in (*leaves, *rest)]
         if self._graph is None:
-            self._kind, self._graph = kind, self._trace(x, y, rest)
+            self._kind, self._graph = kind, self._trace(batch, leaves, rest)
         # Found by TensorFlow, the graph for these tensors takes 0.2 ms a call, half of a small step.
         return self._graph(*tensors) if kind == self._kind else self._function(*tensors)
 
-    def _trace(self, x: Array, y: Array, rest: tuple[Array, ...]) -> Any:
+    def _call(self, *tensors: Any) -> Any:
+        return self._take(self._rebuild(tensors), *tensors[self._num_leaves :])
+
+    @tf.autograph.experimental.do_not_convert
+    def _rebuild(self, tensors: tuple[Any, ...]) -> Batch:
+        return Batch(*(map_tree(lambda number: tensors[number], part) for part in self._form))
+
+    def _trace(self, batch: Batch, leaves: list[Any], rest: tuple[Array, ...]) -> Any:
+        numbers = iter(range(len(leaves)))
+        form: Tree = map_tree(lambda leaf: next(numbers), batch)
+        self._form, self._num_leaves = Batch(*form), len(leaves)
         # Left alone, the first trace would be for as many rows as the first batch has, and the last batch would need another.
-        specs = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (x, y)]
+        specs = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in leaves]
         try:
             return self._function.get_concrete_function(*specs, *(tf.TensorSpec(array.shape, array.dtype) for array in rest))
         except Exception as error:

@@ -25,11 +25,24 @@ class RuleOptimizer(tf.Module):
     a model must train alike in all of them.
     """
 
-    def __init__(self, weights: Iterable[Any], rule: GradientOptimizer) -> None:
-        """Take the variables that it is to move; what the rule remembers of them is made here."""
+    def __init__(self, weights: Iterable[Any], rule: GradientOptimizer, names: Sequence[str] = ()) -> None:
+        """Take the variables that it is to move; what the rule remembers of them is made here.
+
+        Args:
+            weights: variables.
+            rule: to follow.
+            names: of the weights in their order, for a rule that has groups.
+
+        Raises:
+            InputError: `bad_option`, it has, and there are none.
+        """
         super().__init__("rule_optimizer")  # pyright: ignore[reportUnknownMemberType]
         self.rule = rule
         self.weights = list(weights)
+        if rule.groups and len(names) != len(self.weights):
+            expected = "names of the weights, with a rule that has groups"
+            raise InputError("bad_option", option="names", got=[*names], expected=expected)
+        self._parts = [(rule.for_weight(name), rule.find_group(name)) for name in names] if rule.groups else []
         self.taken = tf.Variable(0, dtype=tf.int64, trainable=False, name="taken")
         """Steps taken so far."""
         self.memory = [[tf.Variable(tf.zeros_like(w), trainable=False) for _ in rule.slots] for w in self.weights]
@@ -68,14 +81,19 @@ class RuleOptimizer(tf.Module):
         self._compiled(dense, scalars, scale)
 
     def _move(self, gradients: Sequence[Any], scalars: Any, scale: Any) -> None:
-        for weight, gradient, memory in zip(self.weights, gradients, self.memory, strict=True):
+        for index, (weight, gradient, memory) in enumerate(zip(self.weights, gradients, self.memory, strict=True)):
             if gradient is None:
                 continue
             if scale is not None:
                 gradient = gradient * tf.cast(scale, weight.dtype)
+            if self.rule.clip_value is not None:
+                gradient = tf.clip_by_value(gradient, -self.rule.clip_value, self.rule.clip_value)
             slots = dict(zip(self.rule.slots, memory, strict=True))
-            own = Scalars(*(tf.cast(scalars[i], weight.dtype) for i in range(len(Scalars._fields))))
-            moved, after = self.rule.move(weight, gradient, slots, own, tf.sqrt)
+            rule, group = self._parts[index] if self._parts else (self.rule, None)
+            rate, *rest = (scalars[i] for i in range(len(Scalars._fields)))
+            rate = rate if group is None else rate * group.rate_factor
+            own = Scalars(*(tf.cast(scalar, weight.dtype) for scalar in (rate, *rest)))
+            moved, after = rule.move(weight, gradient, slots, own, tf.sqrt)
             weight.assign(moved)
             for slot, variable in slots.items():
                 variable.assign(after[slot])

@@ -8,23 +8,23 @@ import math
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.own_step import OwnFit, take_own_step
 from argosy.frameworks.tensorflow.graph import Graph
-from argosy.frameworks.tensorflow.optimizer import RuleOptimizer
-from argosy.optim import GradientOptimizer
+from argosy.frameworks.tensorflow.losses import open_loss
+from argosy.frameworks.tensorflow.movers import TapeEngine, open_movers
+from argosy.frameworks.trees import Tree, join_rows, list_leaves, map_tree, spread, take_rows
 from argosy.signature import Arrays
 
-__all__ = ["ModuleStep", "call_module", "is_optimizer", "name_variables"]
+__all__ = ["ModuleStep", "call_module", "is_optimizer", "name_variables", "to_tensors"]
 
 tf: Any = importlib.import_module("tensorflow")
-
-_NO_SCALARS: Final = np.zeros(3)
 
 
 def name_variables(model: Any) -> dict[str, Any]:
@@ -32,11 +32,12 @@ def name_variables(model: Any) -> dict[str, Any]:
     return {_join(path): variable for path, variable in _flatten(model, tf.Variable)}
 
 
-def call_module(model: Any, x: Any, *, training: bool, seed: Any = None) -> Any:
-    """Call a module with what of `training` and `seed` its `__call__` takes."""
+def call_module(model: Any, inputs: Tree, *, training: bool, seed: Any = None) -> Any:
+    """Call a module with its inputs, and with what of `training` and `seed` its `__call__` takes."""
     known = inspect.signature(model.__call__).parameters
-    given = {"training": training} if "training" in known else {}
-    return model(x, **given, **({"seed": seed} if "seed" in known and seed is not None else {}))
+    options = {"training": training} if "training" in known else {}
+    given, named = spread(inputs)
+    return model(*given, **named, **options, **({"seed": seed} if "seed" in known and seed is not None else {}))
 
 
 def is_optimizer(optimizer: object) -> bool:
@@ -45,52 +46,55 @@ def is_optimizer(optimizer: object) -> bool:
     return keras is not None and isinstance(optimizer, keras.optimizers.Optimizer)
 
 
-def _half_mse(y: Any, outputs: Any) -> Any:
-    return 0.5 * tf.reduce_sum(tf.square(outputs - y)) / tf.cast(tf.shape(outputs)[0], outputs.dtype)
-
-
-_LOSSES: Final[dict[str, Callable[[Any, Any], Any]]] = {
-    "binary_cross_entropy": tf.nn.sigmoid_cross_entropy_with_logits,
-    "cross_entropy": tf.nn.sparse_softmax_cross_entropy_with_logits,
-    "half_mse": _half_mse,
-    "mse": tf.math.squared_difference,
-}
-"""From targets and outputs; what is left of axes is averaged."""
-
-
 class ModuleStep:
     """Fits one module in place, a mini-batch a call; see `base.Step`."""
 
-    def __init__(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> None:
+    def __init__(self, model: Any, loss: Tree, optimizer: Any, options: FitOptions) -> None:
         self._model = model
         self._options = options
-        self._weights = {name: v for name, v in name_variables(model).items() if v.trainable}
-        if not self._weights:
+        named = {name: v for name, v in name_variables(model).items() if v.trainable and name not in options.frozen}
+        if not named:
             raise InputError("bad_option", option="model", got=type(model).__qualname__, expected="a model with weights to train")
         if options.precision is not None:
             expected = "None: a tf.Module computes in the type of its variables"
             raise InputError("bad_option", option="precision", got=options.precision, expected=expected)
-        if options.micro_batch_size and getattr(loss, "reduction", "mean") in ("sum", "none", None):
-            raise InputError(
-                "bad_option", option="loss", got=f"reduction {loss.reduction}", expected="a mean, with micro-batches"
-            )
-        self._loss = _LOSSES[loss] if isinstance(loss, str) else loss
-        weights = list(self._weights.values())
-        self._rule = optimizer if isinstance(optimizer, GradientOptimizer) else None
-        self._optimizer: Any = RuleOptimizer(weights, self._rule) if self._rule else _take_over(optimizer, weights)
-        self._graph = Graph(weights, self._forward, self._update, is_dense=self._rule is not None, scale_loss=self._scale_loss)
+        self._weights = named
+        self._loss = open_loss(loss, options) if options.step is None else None
+        self._still = _list_still(model, options.frozen)
+        self._movers = open_movers(optimizer, named, has_step=options.step is not None)
+        self._mover = mover = next(iter(self._movers.values()))
+        self._engine = TapeEngine(model, list(named.values()))
+        self._graph = Graph(
+            mover.weights, self._forward, mover.update, is_dense=mover.rule is not None, scale_loss=mover.scale_loss
+        )
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
-        scalars = np.array(self._rule.scalars_at(number)) if self._rule else _NO_SCALARS
-        size = self._options.micro_batch_size or len(x)
-        if size >= len(x):
-            value, outputs, is_finite = self._graph.fit(x, y, self._make_seed(number, 0), scalars)
+    def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
+        if self._options.step is not None:
+            return self._take_own(self._options.step, batch, number), None
+        scalars = self._mover.scalars_at(number)
+        num_rows = batch.num_rows
+        size = self._options.micro_batch_size or num_rows
+        if size >= num_rows:
+            value, outputs, is_finite = self._graph.fit(batch, self._make_seed(number, 0), scalars)
+            outputs = outputs.numpy() if tf.is_tensor(outputs) else map_tree(_to_array, outputs)
         else:
-            value, outputs, is_finite = self._fit_pieces(x, y, number, scalars)
+            value, outputs, is_finite = self._fit_pieces(batch, number, scalars)
         value = float(value)
         if not (math.isfinite(value) and is_finite):
-            raise self._fail(x, y, number)
-        return value, outputs.numpy()
+            raise self._fail(batch, number)
+        return value, outputs
+
+    def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int) -> float:
+        """Take a step of the user's own."""
+        seed = derive_seed(self._options.seed, number)
+        tf.random.set_seed(seed)
+        fit = OwnFit(self._engine, self._movers, self._options.journal, number, seed)
+
+        def run() -> Any:
+            with self._engine.record(), _hold_still(self._still):
+                return function(self._model, to_tensors(batch.inputs), fit)
+
+        return take_own_step(fit, self._engine, self._movers, run)
 
     def sync(self) -> None:
         """Do nothing: the module itself is fitted."""
@@ -106,61 +110,59 @@ class ModuleStep:
 
     def _name_state(self) -> dict[str, Any]:
         named = {f"weights/{name}": variable for name, variable in name_variables(self._model).items()}
-        if not self._rule:
-            # Their names hold counters of the process.
-            return named | {f"optimizer/{index}": variable for index, variable in enumerate(self._optimizer.variables)}
-        named["optimizer/taken"] = self._optimizer.taken
-        for name, memory in zip(self._weights, self._optimizer.memory, strict=True):
-            named |= {f"optimizer/{name}/{slot}": v for slot, v in zip(self._rule.slots, memory, strict=True)}
+        for mover in self._movers.values():
+            named |= mover.name_state()
         return named
 
     def _make_seed(self, number: int, piece: int) -> NDArray[np.int32]:
         return np.array([derive_seed(self._options.seed, number), piece], np.int32)
 
-    def _forward(self, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        outputs = call_module(self._model, x, training=True, seed=seed)
-        return tf.reduce_mean(self._loss(y, outputs)), outputs
+    def _forward(self, batch: Batch, seed: Any) -> tuple[Any, Any]:
+        assert self._loss is not None
+        outputs = self._run(batch.inputs, seed)
+        return self._loss(outputs, batch.targets, batch.weights), outputs
 
-    def _update(self, gradients: list[Any], scalars: Any, norm: Any) -> None:
-        if self._rule:
-            self._optimizer.move(gradients, scalars, norm)
-        else:
-            self._optimizer.apply_gradients(zip(gradients, self._weights.values(), strict=True))
+    def _run(self, inputs: Tree, seed: Any) -> Any:
+        if not self._still:
+            return call_module(self._model, inputs, training=True, seed=seed)
+        with _hold_still(self._still):
+            return call_module(self._model, inputs, training=True, seed=seed)
 
-    def _scale_loss(self, loss: Any) -> Any:
-        return loss if self._rule else self._optimizer.scale_loss(loss)
-
-    def _fit_pieces(self, x: NDArray[Any], y: NDArray[Any], number: int, scalars: NDArray[Any]) -> tuple[Any, Any, Any]:
+    def _fit_pieces(self, batch: Batch, number: int, scalars: NDArray[Any]) -> tuple[Any, Any, Any]:
         """Go through the batch in pieces; once the loss of one is not finite, the rest is not looked at."""
         value, parts = 0.0, list[Any]()
         total: list[Any] = []
-        for piece, rows in enumerate(self._cut(len(x))):
-            passed = self._graph.differentiate(x[rows], y[rows], self._make_seed(number, piece))
-            share = len(x[rows]) / len(x)
+        for piece, (rows, share) in enumerate(self._cut(batch)):
+            passed = self._graph.differentiate(rows, self._make_seed(number, piece))
             value += share * float(passed.loss)
+            parts.append(map_tree(_to_array, passed.outputs))
             if not math.isfinite(value):
-                return value, passed.outputs, False
+                return value, parts[0], False
             shared: list[Any] = [gradient if gradient is None else share * gradient for gradient in passed.gradients]
             total = [a if b is None else a + b for a, b in zip(total, shared, strict=True)] if total else shared
-            parts.append(passed.outputs)
-        return value, tf.concat(parts, 0), self._graph.move(total, scalars)
+        return value, join_rows(parts), self._graph.move(total, scalars)
 
-    def _cut(self, num_rows: int) -> list[slice]:
+    def _cut(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """Give the pieces of a batch, with their shares of its rows."""
+        num_rows = batch.num_rows
         size = self._options.micro_batch_size or num_rows
-        return [slice(start, start + size) for start in range(0, num_rows, size)]
+        pieces = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+        return [
+            (Batch(*(None if part is None else take_rows(part, rows) for part in batch)), (rows.stop - rows.start) / num_rows)
+            for rows in pieces
+        ]
 
-    def _fail(self, x: NDArray[Any], y: NDArray[Any], number: int) -> ModelError:
+    def _fail(self, batch: Batch, number: int) -> ModelError:
         """Go through the batch again and find the first layer or gradient at fault."""
         what, layer = "gradient", None
-        for piece, rows in enumerate(self._cut(len(x))):
+        for piece, (rows, _) in enumerate(self._cut(batch)):
             seed = self._make_seed(number, piece)
-            passed = self._graph.differentiate(x[rows], y[rows], seed)
+            passed = self._graph.differentiate(rows, seed)
             if not math.isfinite(float(passed.loss)):
-                what, layer = "loss", _find_bad_layer(self._model, x[rows], seed)
+                what, layer = "loss", self._find_bad_layer(rows.inputs, seed)
                 break
             layer = layer or self._find_bad_gradient(passed.gradients)
-        rate = self._rule.rate_at(number) if self._rule else float(self._optimizer.learning_rate)
-        return fail_not_finite(step=number, what=what, layer=layer, learning_rate=rate)
+        return fail_not_finite(step=number, what=what, layer=layer, learning_rate=self._mover.rate_at(number))
 
     def _find_bad_gradient(self, gradients: list[Any]) -> str | None:
         """The gradient runs from the last layer to the first, so the last bad one is where it began."""
@@ -171,39 +173,74 @@ class ModuleStep:
         path = names[-1].rpartition("/")[0]
         return _label_layers(self._model).get(path, path or names[-1])
 
+    def _find_bad_layer(self, inputs: Tree, seed: NDArray[Any]) -> str | None:
+        """Run the forward pass again, operator by operator, and watch the layers.
 
-def _take_over(optimizer: Any, weights: list[Any]) -> Any:
-    """Check one of TensorFlow's own optimizers, and let it make its slots."""
-    if optimizer.use_ema:
-        expected = "one without use_ema, which takes effect only at the end of Keras' own loop"
-        raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
-    if not optimizer.built:
-        optimizer.build(weights)
-    own = {id(variable) for variable in optimizer._trainable_variables}  # there is no other way to ask
-    if not own.issuperset(map(id, weights)):
-        raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected="one made for this model's weights")
-    return optimizer
+        At fault is the first whose output is not finite; with none, the last, whose outputs the loss cannot bear.
+        """
+        labels = _label_layers(self._model)
+        names = {id(layer): labels[_join(path)] for path, layer in _flatten(self._model, tf.Module)}
+        ran: list[str] = []
+        bad: list[str] = []
+
+        def look(layer: Any, output: Any) -> None:
+            if id(layer) in names:
+                ran.append(names[id(layer)])
+                if tf.is_tensor(output) and output.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(output))):
+                    bad.append(names[id(layer)])
+
+        with _watch({type(layer) for layer in self._model.submodules if callable(layer)}, look):
+            self._run(map_tree(tf.convert_to_tensor, inputs), tf.convert_to_tensor(seed))
+        return (bad or ran[-1:] or [None])[0]
 
 
-def _find_bad_layer(model: Any, x: NDArray[Any], seed: NDArray[Any]) -> str | None:
-    """Run the forward pass again, operator by operator, and watch the layers.
+def to_tensors(tree: Any) -> Any:
+    """Give the same with its arrays as tensors; what holds none is given back as it is, whatever it is."""
+    if isinstance(tree, np.ndarray):
+        return tf.convert_to_tensor(tree)
+    if tree is None or tf.is_tensor(tree) or not any(isinstance(leaf, np.ndarray) for leaf in list_leaves(tree)):
+        return tree
+    return map_tree(lambda leaf: tf.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
-    At fault is the first whose output is not finite; with none, the last, whose outputs the loss cannot bear.
-    """
-    labels = _label_layers(model)
-    names = {id(layer): labels[_join(path)] for path, layer in _flatten(model, tf.Module)}
-    ran: list[str] = []
-    bad: list[str] = []
 
-    def look(layer: Any, output: Any) -> None:
-        if id(layer) in names:
-            ran.append(names[id(layer)])
-            if tf.is_tensor(output) and output.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(output))):
-                bad.append(names[id(layer)])
+def _to_array(leaf: Any) -> Any:
+    return leaf.numpy() if tf.is_tensor(leaf) else leaf
 
-    with _watch({type(layer) for layer in model.submodules if callable(layer)}, look):
-        call_module(model, tf.convert_to_tensor(x), training=True, seed=tf.convert_to_tensor(seed))
-    return (bad or ran[-1:] or [None])[0]
+
+def _list_still(model: Any, frozen: frozenset[str]) -> list[Any]:
+    """Give the modules all of whose own weights are frozen: they run as they are served, so that their statistics stay, too."""
+    if not frozen:
+        return []
+    owners: dict[str, bool] = {}
+    for name, variable in name_variables(model).items():
+        if variable.trainable:
+            path = name.rpartition("/")[0]
+            owners[path] = owners.get(path, True) and name in frozen
+    found = {_join(path): module for path, module in _flatten(model, tf.Module)}
+    return [found[path] for path, is_still in owners.items() if is_still and path in found]
+
+
+@contextmanager
+def _hold_still(modules: list[Any]) -> Generator[None]:
+    """Let modules be called with `training=False`, whatever their callers say."""
+    still = {id(module) for module in modules}
+
+    def wrap(call: Any) -> Callable[..., Any]:
+        known = inspect.signature(call)
+        if "training" not in known.parameters:
+            return call
+
+        def held(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if id(self) not in still:
+                return call(self, *args, **kwargs)
+            bound = known.bind(self, *args, **kwargs)
+            bound.arguments["training"] = False
+            return call(*bound.args, **bound.kwargs)
+
+        return held
+
+    with _replace_calls({type(module) for module in modules if callable(module)}, wrap):
+        yield
 
 
 def _label_layers(model: Any) -> dict[str, str]:
@@ -237,8 +274,18 @@ def _watch(kinds: set[type], look: Callable[[Any, Any], None]) -> Generator[None
         return watched
 
     was_eager = tf.config.functions_run_eagerly()
-    before = {kind: vars(kind).get("__call__") for kind in kinds}
     tf.config.run_functions_eagerly(True)
+    try:
+        with _replace_calls(kinds, wrap):
+            yield
+    finally:
+        tf.config.run_functions_eagerly(was_eager)
+
+
+@contextmanager
+def _replace_calls(kinds: set[type], wrap: Callable[[Any], Callable[..., Any]]) -> Generator[None]:
+    """Put something around what instances of some classes do when they are called."""
+    before = {kind: vars(kind).get("__call__") for kind in kinds}
     for kind, call in [(kind, kind.__call__) for kind in kinds]:
         kind.__call__ = wrap(call)
     try:
@@ -249,4 +296,3 @@ def _watch(kinds: set[type], look: Callable[[Any, Any], None]) -> Generator[None
                 del kind.__call__
             else:
                 kind.__call__ = call
-        tf.config.run_functions_eagerly(was_eager)

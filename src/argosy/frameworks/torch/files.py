@@ -7,19 +7,18 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from argosy.errors import ModelError
-from argosy.frameworks.agreement import Saved, check_saved
+from argosy.frameworks.agreement import Run, Saved, check_saved
 from argosy.frameworks.base import import_extra
+from argosy.frameworks.onnx import name_tensors
+from argosy.frameworks.ports import Ports
 from argosy.frameworks.torch.branches import find_looks, refuse_tracer_warnings
-from argosy.frameworks.trials import draw_trials
+from argosy.frameworks.trees import name_arguments, spread
 from argosy.runtimes.torch import TorchRuntime
 from argosy.signature import Arrays
 
@@ -32,44 +31,76 @@ TRACE_OPSET: Final = 17
 PROGRAM_OPSET: Final = 18
 """Of those made from exported programs: the lowest that torch writes."""
 
+_INPUT: Final = "argosy_in_{}"
+"""Of an ONNX file, until its tensors have the names asked for."""
+
 _TOLERANCE: Final = 1e-5
 """Largest difference from the model's answers, relative to their largest magnitude: the operators are the same."""
 _MAX_DETAIL: Final = 300
 
 
+class _Flat(torch.nn.Module):
+    """A model as a function of tensors in order, which gives a tuple of tensors."""
+
+    def __init__(self, model: Any, call: Callable[..., tuple[Any, ...]]) -> None:
+        torch.nn.Module.__init__(self)
+        self.model = model
+        self._call = call
+
+    def forward(self, *tensors: Any) -> Any:
+        return self._call(*tensors)
+
+
 def export_onnx(
     model: Any,
-    rows: NDArray[Any],
+    inputs: Arrays,
     path: Path,
+    ports: Ports,
     *,
-    input_name: str,
-    output_name: str,
-    free: Sequence[int] = (),
+    call: Callable[[Any], Any] | None = None,
     minds_lengths: bool = True,
 ) -> None:
     """See `base.Framework.export_onnx`.
 
     Traced, unless the model looks at its numbers or lengths from Python; then by torch.export, where that follows, or from a
     script, which keeps the code.
+    `call` runs the model on a tree, if that is not just to call it.
     `minds_lengths=False` lets a tracer pass code that looks at lengths, where that is a library's, and fixes none.
     """
-    model.eval()
-    example, names = _take_two(rows), (input_name, output_name)
+    flat, example = _flatten(model, ports, call), _make_example(inputs, ports)
     routes = {
-        "trace": lambda: _trace_onnx(model, example, path, names, free, minds_lengths),
-        "program": lambda: _export_program(model, example, path, names, free),
-        "script": lambda: _write_onnx(torch.jit.script(model), example, path, names, free),
+        "trace": lambda: _trace_onnx(flat, example, path, ports, minds_lengths),
+        "program": lambda: _export_program(flat, example, path, ports),
+        "script": lambda: _script_onnx(model, example, path, ports),
     }
     reasons: list[str] = []
     with _keep_quiet():
         for route, write in routes.items():
             try:
                 write()
+                _name_file(path, inputs, ports)
             except Exception as error:  # Of the exporter, or of the model's own code when it is traced: any.
                 reasons.append(f"{route}: {str(error).strip()[:_MAX_DETAIL]}")
             else:
                 return
     raise ModelError("export_failed", detail="; ".join(reasons))
+
+
+def _flatten(model: Any, ports: Ports, call: Callable[[Any], Any] | None = None) -> Any:
+    model.eval()
+
+    def run(tree: Any) -> Any:
+        given, named = spread(tree)
+        return model(*given, **named)
+
+    return _Flat(model, ports.flatten(call or run)).eval()
+
+
+def _name_file(path: Path, inputs: Arrays, ports: Ports) -> None:
+    onnx: Any = importlib.import_module("onnx")
+    written = onnx.load(str(path), load_external_data=False)
+    name_tensors(written, inputs, [_INPUT.format(number) for number in range(len(inputs))], ports)
+    onnx.save(written, str(path))
 
 
 @contextlib.contextmanager
@@ -86,41 +117,44 @@ def _keep_quiet() -> Generator[None]:
         logger.setLevel(level)
 
 
-def _take_two(rows: NDArray[Any]) -> Any:
-    # Two rows: of a single one, the tracers take the 1 for a constant that broadcasts.
-    return torch.from_numpy(rows[np.arange(2) % len(rows)])
+def _make_example(inputs: Arrays, ports: Ports) -> tuple[Any, ...]:
+    # Copies: torch warns of read-only arrays.
+    return tuple(torch.from_numpy(array.copy()) for array in ports.make_example(inputs).values())
 
 
-def _trace_onnx(model: Any, example: Any, path: Path, names: tuple[str, str], free: Sequence[int], minds_lengths: bool) -> None:
-    _refuse_looks(model, example)
+def _trace_onnx(flat: Any, example: Any, path: Path, ports: Ports, minds_lengths: bool) -> None:
+    _refuse_looks(flat, example)
     with refuse_tracer_warnings() if minds_lengths else contextlib.nullcontext():
-        _write_onnx(model, example, path, names, free)
+        _write_onnx(flat, example, path, range(len(example)), ports)
 
 
-def _write_onnx(model: Any, example: Any, path: Path, names: tuple[str, str], free: Sequence[int]) -> None:
+def _script_onnx(model: Any, example: Any, path: Path, ports: Ports) -> None:
+    script, names = _make_script(model, ports)
+    places = [ports.input_names.index(name) for name in names]
+    _write_onnx(script, tuple(example[place] for place in places), path, places, ports)
+
+
+def _write_onnx(model: Any, example: Any, path: Path, places: Sequence[int], ports: Ports) -> None:
+    """Write a model that takes the inputs at these places, in this order."""
+    axes: dict[str, dict[int, str]] = {}
+    for place in places:
+        own = {axis: f"length_{place}_{axis}" for axis in ports.list_open(ports.input_names[place])}
+        axes[_INPUT.format(place)] = own | ({0: "batch"} if ports.has_rows else {})
     # The TorchScript exporter, deprecated though it is: it needs no onnxscript, takes 0.1 s where the other takes
     # 2 to 6, and keeps the batch dynamic. Of a script it keeps the branches, too.
     torch.onnx.export(
-        model,
-        (example,),
-        str(path),
-        dynamo=False,
-        opset_version=TRACE_OPSET,
-        input_names=[names[0]],
-        output_names=[names[1]],
-        dynamic_axes={names[0]: {0: "batch"} | {axis: f"length_{axis}" for axis in free}, names[1]: {0: "batch"}},
+        model, example, str(path), dynamo=False, opset_version=TRACE_OPSET, input_names=list(axes), dynamic_axes=axes
     )
 
 
-def _export_program(model: Any, example: Any, path: Path, names: tuple[str, str], free: Sequence[int]) -> None:
+def _export_program(flat: Any, example: Any, path: Path, ports: Ports) -> None:
     import_extra("onnxscript", feature="The export of such a model to ONNX", extra="convert")
     # Not the model itself: where torch.export fails, the exporter would try ways of its own.
     written = torch.onnx.export(
-        _make_program(model, example, free),
+        _make_program(flat, example, ports),
         dynamo=True,
         opset_version=PROGRAM_OPSET,
-        input_names=[names[0]],
-        output_names=[names[1]],
+        input_names=[_INPUT.format(number) for number in range(len(example))],
         verbose=False,
     )
     written.save(str(path))
@@ -132,21 +166,22 @@ def _refuse_looks(model: Any, example: Any, *, is_traced: bool = True) -> None:
     Raises:
         ValueError: with the functions' names.
     """
-    looks, as_text = find_looks(lambda: model(example))
+    looks, as_text = find_looks(lambda: model(*example))
     if found := looks if is_traced else as_text:
         raise ValueError(f"its code looks at numbers from Python ({', '.join(found)}), and what depends on them would be fixed")
 
 
-def save_native(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
+def save_native(model: Any, inputs: Arrays, folder: Path, ports: Ports, expect: Run) -> Saved:
     """Write the first of program, script and trace that answers as the model does, any number of rows and other rows, too.
 
     A program keeps the operators that ran; a script keeps the code, with its branches; a trace is for what neither takes.
 
     Args:
-        model: with one input and one output; it is put into the mode in which it is served.
-        rows: real ones.
+        model: of any inputs and outputs; it is put into the mode in which it is served.
+        inputs: real ones.
         folder: empty.
-        free: axes of its input whose length is free, beside that of the rows.
+        ports: of the model.
+        expect: the model's answers.
 
     Returns:
         `model.pt2` or `model.ts`, and how it was held against the model.
@@ -154,58 +189,84 @@ def save_native(model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int
     Raises:
         ModelError: `save_failed`; says why each of the three did not do.
     """
-    model.eval()
-    example = _take_two(rows)
+    flat, example = _flatten(model, ports), _make_example(inputs, ports)
+    routes: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
+        "program": ("model.pt2", lambda path: _write_program(flat, example, path, ports)),
+        "script": ("model.ts", lambda path: _write_script(model, path, ports)),
+        "trace": ("model.ts", lambda path: _write_trace(flat, example, path, ports)),
+    }
     reasons: list[str] = []
-    for name, write in (("model.pt2", _write_program), ("model.ts", _write_script), ("model.ts", _write_trace)):
+    for route, (name, write) in routes.items():
         path = folder / name
         try:
             with _keep_quiet():
-                write(model, example, path, free)
-            saved = _check(model, rows, folder, name, free)
+                names = write(path)
+            saved = _check(expect, inputs, folder, name, names, ports)
         except Exception as error:  # The compilers are made of passes that raise anything.
             path.unlink(missing_ok=True)
             text = error.fields["detail"] if isinstance(error, ModelError) else str(error)
-            reasons.append(f"{write.__name__.removeprefix('_write_')}: {str(text).strip()[:_MAX_DETAIL]}")
+            reasons.append(f"{route}: {str(text).strip()[:_MAX_DETAIL]}")
         else:
             return saved
     raise ModelError("save_failed", detail="; ".join(reasons))
 
 
-def _make_program(model: Any, example: Any, free: Sequence[int]) -> Any:
-    _refuse_looks(model, example, is_traced=False)
+def _make_program(flat: Any, example: Any, ports: Ports) -> Any:
+    _refuse_looks(flat, example, is_traced=False)
     # What torch finds out of lengths, such as that two are one, is its own; whether others run is looked at.
-    axes = {0: torch.export.Dim("rows")} | dict.fromkeys(free, torch.export.Dim.AUTO)
-    return torch.export.export(model, (example,), dynamic_shapes=(axes,))
+    axes: list[dict[int, Any]] = [dict.fromkeys(ports.list_open(name), torch.export.Dim.AUTO) for name in ports.input_names]
+    if ports.has_rows:
+        axes = [own | {0: torch.export.Dim("rows")} for own in axes]
+    return torch.export.export(flat, example, dynamic_shapes=(tuple(axes),))
 
 
-def _write_program(model: Any, example: Any, path: Path, free: Sequence[int]) -> None:
-    program = _make_program(model, example, free)
+def _write_program(flat: Any, example: Any, path: Path, ports: Ports) -> list[str]:
+    program = _make_program(flat, example, ports)
     program.example_inputs = None  # It would be kept as a pickle.
     torch.export.save(program, str(path))
+    return ports.input_names
 
 
-def _write_script(model: Any, example: Any, path: Path, free: Sequence[int]) -> None:
-    torch.jit.save(torch.jit.script(model), str(path))
+def _write_script(model: Any, path: Path, ports: Ports) -> list[str]:
+    script, names = _make_script(model, ports)
+    torch.jit.save(script, str(path))
+    return names
 
 
-def _write_trace(model: Any, example: Any, path: Path, free: Sequence[int]) -> None:
-    _refuse_looks(model, example)
+def _make_script(model: Any, ports: Ports) -> tuple[Any, list[str]]:
+    """Give a script, and the names of its inputs in the order in which it takes them.
+
+    Raises:
+        ValueError: tensors are nested, or one between others is left out, which a call in order cannot do.
+    """
+    given, named = spread(ports.inputs)
+    order: list[Any] = [*given]
+    for argument in name_arguments(model.forward)[len(given) :]:
+        if argument in named:
+            order.append(named.pop(argument))
+        elif named:
+            break
+    while order and order[-1] is None:
+        order.pop()
+    if named or not all(isinstance(name, str) for name in order):
+        raise ValueError("a script takes tensors in order alone")
+    return torch.jit.script(model), order
+
+
+def _write_trace(flat: Any, example: Any, path: Path, ports: Ports) -> list[str]:
+    _refuse_looks(flat, example)
     with torch.no_grad(), refuse_tracer_warnings():
-        torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(path))
+        torch.jit.save(torch.jit.trace(flat, example, check_trace=False), str(path))
+    return ports.input_names
 
 
-def _check(model: Any, rows: NDArray[Any], folder: Path, entry: str, free: Sequence[int]) -> Saved:
+def _check(expect: Run, inputs: Arrays, folder: Path, entry: str, names: list[str], ports: Ports) -> Saved:
     """Run the file as a worker does.
 
     Raises:
         ModelError: `save_failed`, it fails or answers differently.
     """
-    runtime = TorchRuntime()
-    runtime.load(folder, entry, {"inputs": ["x"], "outputs": ["y"]})
-
-    def expect(inputs: Arrays) -> Arrays:
-        with torch.no_grad():
-            return {"y": model(torch.from_numpy(inputs["x"].copy())).numpy()}
-
-    return check_saved(entry, runtime.infer, expect, draw_trials({"x": rows}, {"x": free}), _TOLERANCE)
+    runtime, options = TorchRuntime(), {"inputs": names, "outputs": ports.output_names}
+    runtime.load(folder, entry, options)
+    trials = ports.draw_trials(inputs)
+    return check_saved(entry, options, runtime.infer, expect, trials, _TOLERANCE, has_rows=ports.has_rows)

@@ -8,34 +8,37 @@ from __future__ import annotations
 import importlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, fail_answer, fail_rows
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step
+from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
+from argosy.frameworks.ports import Ports
 from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.torch.files import export_onnx, save_native
+from argosy.frameworks.torch.losses import open_loss
+from argosy.frameworks.torch.movers import scale_rate
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, name_arguments, predict_rows, spread
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "TorchFramework"]
 
 torch: Any = importlib.import_module("torch")
 
-_PREDICT_ROWS: Final = 256
-"""Rows of one forward pass of `predict`: bounds its memory, and is large enough to be fast."""
-
 
 class TorchFramework:
-    """See `base.Framework`. Models are `torch.nn.Module`s with one input and one output tensor, on the CPU."""
+    """See `base.Framework`. Models are `torch.nn.Module`s on the CPU."""
 
     name = "torch"
     packages = ("torch",)
+    abilities: frozenset[Ability] = frozenset(ABILITIES)
     draws_eagerly = True
     training_methods = ("training_step", "train_step")
     """Of Lightning's modules, and of others'."""
@@ -46,16 +49,17 @@ class TorchFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, torch.utils.data.DataLoader)
 
-    def read_loader(self, data: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        batch: Any
-        for batch in data:
-            parts: list[Any] = [*batch] if isinstance(batch, list | tuple) else []
-            if [torch.is_tensor(part) for part in parts] != [True, True]:
-                raise InputError("bad_data", detail=f"the DataLoader gives {_describe(batch)}, expected pairs of tensors (x, y)")
-            yield parts[0].numpy(), parts[1].numpy()
+    def read_loader(self, data: Any) -> Iterator[Any]:
+        return iter(data)
+
+    def scale_rate(self, optimizer: Any, factor: float) -> bool:
+        return scale_rate(optimizer, factor)
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
+
+    def get_compiled_weights(self, model: Any) -> Tree:
+        return None
 
     def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
         return ()
@@ -72,9 +76,13 @@ class TorchFramework:
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
 
-    def measure_loss(self, loss: Any, outputs: NDArray[Any], y: NDArray[Any]) -> float:
+    def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
+        def copy(tree: Tree) -> Tree:
+            return map_tree(lambda leaf: torch.from_numpy(np.array(leaf)), tree)
+
+        compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
         with torch.no_grad():
-            return float(loss(torch.from_numpy(np.array(outputs)), torch.from_numpy(np.array(y))))
+            return float(compute(copy(outputs), copy(y), copy(weights)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         model = torch.nn.Sequential()
@@ -103,25 +111,25 @@ class TorchFramework:
             torch.set_num_threads(num_before)
 
     def seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # That of the processor alone: to seed all devices takes ten times as long.
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return TorchStep(model, loss, optimizer, options)
 
-    def predict(self, model: Any, x: NDArray[Any]) -> NDArray[Any]:
+    def answer(self, model: Any, inputs: Tree) -> Tree:
         model.eval()
-        parts: list[NDArray[Any]] = []
-        with torch.no_grad():
-            for start in range(0, len(x), _PREDICT_ROWS):
-                rows = np.array(x[start : start + _PREDICT_ROWS])  # A copy: torch warns of read-only arrays.
-                try:
-                    outputs = model(torch.from_numpy(rows))
-                except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError) as error:
-                    raise fail_rows(rows, error) from error
-                if not torch.is_tensor(outputs) or outputs.ndim < 1 or len(outputs) != len(rows):
-                    raise fail_answer(len(rows), _describe(outputs))
-                parts.append(outputs.numpy())
-        return np.concatenate(parts)
+        try:
+            # Copies: torch warns of read-only arrays.
+            given, named = spread(map_tree(lambda array: torch.from_numpy(np.array(array)), inputs))
+            with torch.no_grad():
+                outputs = map_tree(_to_array, model(*given, **named))
+        except Exception as error:  # The edge of a model's own code.
+            raise fail_rows(inputs, error) from error
+        check_answer(outputs)
+        return outputs
+
+    def predict(self, model: Any, inputs: Tree) -> Tree:
+        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(weight.dtype == torch.float64 for weight in model.parameters())
@@ -136,22 +144,21 @@ class TorchFramework:
     def list_trainable(self, model: Any) -> tuple[str, ...]:
         return tuple(name for name, weight in model.named_parameters() if weight.requires_grad)
 
-    def list_free_axes(self, model: Any, rows: NDArray[Any]) -> tuple[int, ...]:
-        return ()
+    def list_arguments(self, model: Any) -> tuple[str, ...]:
+        return name_arguments(model.forward)
 
-    def save_native(self, model: Any, rows: NDArray[Any], folder: Path, free: Sequence[int] = ()) -> Saved:
-        return save_native(model, rows, folder, free)
+    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
+        return [() for _ in list_leaves(inputs)]
 
-    def export_onnx(
-        self, model: Any, rows: NDArray[Any], path: Path, *, input_name: str, output_name: str, free: Sequence[int] = ()
-    ) -> None:
-        export_onnx(model, rows, path, input_name=input_name, output_name=output_name, free=free)
+    def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
+        return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
+
+    def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
+        export_onnx(model, inputs, path, ports)
 
 
-def _describe(value: Any) -> str:
-    if torch.is_tensor(value):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return type(value).__qualname__
+def _to_array(leaf: Any) -> Any:
+    return leaf.detach().numpy() if torch.is_tensor(leaf) else leaf
 
 
 def _build_layer(layer: Layer, shape: tuple[int, ...]) -> Any:

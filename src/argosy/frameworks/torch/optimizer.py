@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from argosy.errors import InputError, list_choices
@@ -56,8 +56,13 @@ class RuleOptimizer(torch.optim.Optimizer):
     a model must train alike in all of them.
     """
 
-    def __init__(self, weights: Any, rule: GradientOptimizer) -> None:
+    def __init__(self, weights: Any, rule: GradientOptimizer, names: Sequence[str] = ()) -> None:
         """Take `weights` as any torch optimizer does.
+
+        Args:
+            weights: tensors, or groups of them.
+            rule: to follow.
+            names: of the weights in their order, for a rule that has groups.
 
         Raises:
             InputError: `unknown_choice`, the rule has no implementation here.
@@ -71,6 +76,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             # A step for each weight: one that gets no gradient for a while must be corrected by its own steps.
             slots = {slot: torch.zeros_like(weight, memory_format=torch.preserve_format) for slot in rule.slots}
             self.state[weight] = {"step": 0, **slots}
+        if rule.groups and not names:
+            expected = "names of the weights, with a rule that has groups"
+            raise InputError("bad_option", option="names", got=None, expected=expected)
+        given = zip(self._weights(), names, strict=True) if rule.groups else ()
+        self._rules = {weight: rule.for_weight(name) for weight, name in given}
 
     def measure_norm(self) -> float:
         """Give the Euclidean norm of all gradients together; not finite only if one of them is not."""
@@ -89,6 +99,10 @@ class RuleOptimizer(torch.optim.Optimizer):
             closure: torch's rules that evaluate the loss themselves; none of ours do.
             norm: of all gradients together, where it is known already.
         """
+        self.move(norm)
+
+    def move(self, norm: float | None = None) -> None:
+        """Do what `step` does, without the hooks that torch wraps it in, which take longer than the step of a small model."""
         rule, scale = self.rule, 1.0
         if rule.clip_norm is not None:
             scale = rule.clip_scale(self.measure_norm() if norm is None else norm)
@@ -98,6 +112,10 @@ class RuleOptimizer(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 gradient = weight.grad.mul_(scale) if scale != 1.0 else weight.grad
+                if rule.clip_value is not None:
+                    gradient.clamp_(-rule.clip_value, rule.clip_value)
+                if self._rules:
+                    rule = self._rules[weight]
                 slots = self.state[weight]
                 slots["step"] += 1
                 scalars = rule.scalars_at(slots["step"])

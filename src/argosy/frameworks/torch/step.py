@@ -6,15 +6,17 @@ import importlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import FitOptions, check_state, derive_seed, fail_not_finite, name_kind
-from argosy.frameworks.torch.optimizer import RuleOptimizer
-from argosy.optim import GradientOptimizer
+from argosy.errors import InputError
+from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed
+from argosy.frameworks.fitting import fail_loss, fail_not_finite
+from argosy.frameworks.torch.fit import TorchFit, backpropagate, check_scalar
+from argosy.frameworks.torch.losses import open_loss
+from argosy.frameworks.torch.movers import Mover, open_movers
+from argosy.frameworks.trees import Tree, is_array, list_leaves, map_tree, spread, take_rows
 from argosy.signature import Arrays
 
 __all__ = ["TorchStep", "get_weights", "set_weights"]
@@ -35,117 +37,135 @@ def set_weights(model: Any, weights: Arrays) -> None:
             own[name].copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(own[name].shape))
 
 
-def _half_mse(outputs: Any, targets: Any) -> Any:
-    return 0.5 * (outputs - targets).square().sum() / len(outputs)
-
-
-_LOSSES: Final[dict[str, Callable[[Any, Any], Any]]] = {
-    "binary_cross_entropy": torch.nn.functional.binary_cross_entropy_with_logits,
-    "cross_entropy": torch.nn.functional.cross_entropy,
-    "half_mse": _half_mse,
-    "mse": torch.nn.functional.mse_loss,
-}
-
-
 class TorchStep:
     """Fits one model in place, a mini-batch a call; see `base.Step`."""
 
-    def __init__(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> None:
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        if not weights:
+    def __init__(self, model: Any, loss: Tree, optimizer: Any, options: FitOptions) -> None:
+        named = {name: w for name, w in model.named_parameters() if w.requires_grad and name not in options.frozen}
+        if not named:
             raise InputError("bad_option", option="model", got=type(model).__qualname__, expected="a model with weights to train")
         self._model = model
         self._options = options
-        self._loss = _LOSSES[loss] if isinstance(loss, str) else loss
-        reduction = getattr(loss, "reduction", "mean")
-        if options.micro_batch_size and reduction != "mean":
-            raise InputError("bad_option", option="loss", got=f"reduction {reduction}", expected="mean, with micro-batches")
-        self._rule = optimizer if isinstance(optimizer, GradientOptimizer) else None
-        self._optimizer: Any = RuleOptimizer(weights, self._rule) if self._rule else _check_owner(optimizer, weights)
+        self._loss = open_loss(loss, options) if options.step is None else None
+        self._movers = open_movers(optimizer, named)
+        self._mover = next(iter(self._movers.values()))
+        if len(self._movers) > 1 and options.step is None:
+            expected = "one, or several with a step of one's own that says which to use"
+            raise InputError("bad_option", option="optimizer", got=[*self._movers], expected=expected)
+        self._is_alone = not options.frozen and len(self._movers) == 1
+        self._still = _list_still(model, options.frozen)
         self._generator = torch.default_generator
 
-    def __call__(self, x: NDArray[Any], y: NDArray[Any], number: int) -> tuple[float, NDArray[Any]]:
-        self._generator.manual_seed(derive_seed(self._options.seed, number))
-        self._model.train()
-        self._optimizer.zero_grad()
-        inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-        size = self._options.micro_batch_size or len(x)
+    def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
+        seed = derive_seed(self._options.seed, number)
+        self._generator.manual_seed(seed)
+        if not self._model.training or self._still:
+            self._model.train()
+        for layer in self._still:
+            layer.eval()
+        if self._options.step is not None:
+            return self._take_own(self._options.step, batch, number, seed), None
+        mover = self._mover
+        mover.clear()
+        batch = Batch(*(_to_tensors(part) for part in batch))
+        num_rows = batch.num_rows
+        size = self._options.micro_batch_size or num_rows
+        if size >= num_rows:
+            value, outputs = self._pass(batch, 1.0, number)
+        else:
+            value, outputs = self._fit_pieces(batch, num_rows, size, number)
+        self._move(mover, number)
+        return value, outputs
+
+    def _fit_pieces(self, batch: Batch, num_rows: int, size: int, number: int) -> tuple[float, Tree]:
         value, parts = 0.0, list[Any]()
-        for start in range(0, len(x), size):
-            piece = slice(start, start + size)
-            part_value, outputs = self._pass(inputs[piece], targets[piece], min(size, len(x) - start) / len(x), number)
+        for start in range(0, num_rows, size):
+            rows = slice(start, start + size)
+            piece = Batch(*(None if part is None else take_rows(part, rows) for part in batch))
+            part_value, outputs = self._pass(piece, min(size, num_rows - start) / num_rows, number)
             value += part_value
             parts.append(outputs)
-        norm = self._measure_norm()
-        if not math.isfinite(norm):
-            raise self._fail(number, "gradient", self._find_bad_gradient())
-        if self._rule:
-            self._optimizer.step(norm=norm)
-        else:
-            self._optimizer.step()
-        return value, (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
+        columns = iter([np.concatenate(column) for column in zip(*(list_leaves(part) for part in parts), strict=True)])
+        return value, map_tree(lambda leaf: next(columns), parts[0])
 
-    def _pass(self, inputs: Any, targets: Any, share: float, number: int) -> tuple[float, Any]:
+    def _pass(self, batch: Batch, share: float, number: int) -> tuple[float, Tree]:
         """Go forward and back with some rows; give their share of the loss, and their outputs."""
-        is_mixed = self._options.precision is not None
-        with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
-            outputs = self._model(inputs)
-            loss = self._loss(outputs.float() if is_mixed else outputs, targets)
+        assert self._loss is not None
+        if self._options.precision is not None:
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = map_tree(lambda leaf: leaf.float() if torch.is_tensor(leaf) else leaf, self._run(batch.inputs))
+                loss = self._loss(outputs, batch.targets, batch.weights)
+        else:
+            outputs = self._run(batch.inputs)
+            loss = self._loss(outputs, batch.targets, batch.weights)
+        if not loss.requires_grad:
+            raise fail_loss("a number without a gradient")
         if share != 1.0:
             loss = loss * share
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._fail(number, "loss", self._find_bad_layer(inputs))
-        loss.backward()
-        return value, (outputs.detach().float() if is_mixed else outputs.detach())
+        value = backpropagate(
+            loss, self._mover, number, is_alone=self._is_alone, find_layer=lambda: self._find_bad_layer(batch.inputs)
+        )
+        if torch.is_tensor(outputs):
+            return value, outputs.detach().numpy()
+        return value, map_tree(lambda leaf: leaf.detach().numpy() if torch.is_tensor(leaf) else leaf, outputs)
+
+    def _run(self, inputs: Tree) -> Any:
+        if torch.is_tensor(inputs):
+            return self._model(inputs)
+        given, named = spread(inputs)
+        return self._model(*given, **named)
+
+    def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int, seed: int) -> float:
+        """Take a step of the user's own."""
+        fit = TorchFit(self._model, self._movers, self._options.journal, number, seed)
+        is_mixed = self._options.precision is not None
+        with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
+            loss = function(self._model, _to_tensors(batch.inputs), fit)
+        if fit.value is not None:
+            value = fit.value if loss is None else _read_loss(loss)
+            if not math.isfinite(value):
+                raise fail_not_finite(step=number, what="loss", layer=None, learning_rate=self._mover.rate_at(number))
+            return value
+        scalar = check_scalar(loss)
+        if len(self._movers) > 1:
+            expected = "a step that calls fit.minimize with the name of an optimizer"
+            raise InputError("bad_option", option="step", got="no call of fit.minimize", expected=expected)
+        self._mover.clear()
+        value = backpropagate(scalar, self._mover, number, is_alone=self._is_alone)
+        self._move(self._mover, number)
+        return value
+
+    def _move(self, mover: Mover, number: int) -> None:
+        if mover.weights[0].grad is None and all(weight.grad is None for weight in mover.weights):
+            raise fail_loss("one that depends on no weight which is trained")
+        norm = mover.measure_norm()
+        if not math.isfinite(norm):
+            found = mover.find_bad_gradient()
+            raise fail_not_finite(step=number, what="gradient", layer=found, learning_rate=mover.rate_at(number))
+        mover.step(norm)
 
     def sync(self) -> None:
         """Do nothing: the model itself is fitted."""
 
     def get_state(self) -> Arrays:
         state = {f"weights/{name}": tensor for name, tensor in get_weights(self._model).items()}
-        for name, weight in self._named():
-            for slot, value in self._optimizer.state.get(weight, {}).items():
-                if value is not None:
-                    state[f"optimizer/{name}/{slot}"] = (
-                        value.detach().numpy().copy() if torch.is_tensor(value) else np.array(value)
-                    )
+        for mover in self._movers.values():
+            state |= mover.get_state()
         return state
 
     def set_state(self, state: Arrays) -> None:
         weights = {name: array for name, array in state.items() if name.startswith("weights/")}
-        expected = self.get_state()
-        if self._rule:
-            check_state(expected, state)
-        else:
-            # torch's own optimizers make their slots in the first step, so that there is nothing to compare yet.
-            check_state({name: array for name, array in expected.items() if name.startswith("weights/")}, weights)
+        check_state({f"weights/{name}": tensor for name, tensor in get_weights(self._model).items()}, weights)
+        owned = tuple(f"optimizer/{name}/" for mover in self._movers.values() for name in mover.named)
+        for mover in self._movers.values():
+            mover.check_state(state)
+        strange = {name: array for name, array in state.items() if name.startswith("optimizer/") and not name.startswith(owned)}
+        check_state({}, strange)
         set_weights(self._model, {name.removeprefix("weights/"): array for name, array in weights.items()})
-        for name, weight in self._named():
-            prefix = f"optimizer/{name}/"
-            slots = {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
-            if self._rule:
-                restored = {
-                    slot: int(array) if slot == "step" else torch.from_numpy(array.copy()) for slot, array in slots.items()
-                }
-                self._optimizer.state[weight] = restored
-            elif slots:
-                self._optimizer.state[weight] = {slot: torch.from_numpy(array.copy()) for slot, array in slots.items()}
+        for mover in self._movers.values():
+            mover.set_state(state)
 
-    def _named(self) -> list[tuple[str, Any]]:
-        return [(name, weight) for name, weight in self._model.named_parameters() if weight.requires_grad]
-
-    def _measure_norm(self) -> float:
-        if self._rule:
-            return self._optimizer.measure_norm()
-        gradients = [weight.grad for _, weight in self._named() if weight.grad is not None]
-        return math.sqrt(sum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients))
-
-    def _fail(self, number: int, what: str, layer: str | None) -> ModelError:
-        rate = self._rule.rate_at(number) if self._rule else self._optimizer.param_groups[0].get("lr")
-        return fail_not_finite(step=number, what=what, layer=layer, learning_rate=rate)
-
-    def _find_bad_layer(self, inputs: Any) -> str | None:
+    def _find_bad_layer(self, inputs: Tree) -> str | None:
         """Run the forward pass again and watch the layers.
 
         At fault is the first whose output is not finite; with none, the last, whose outputs the loss cannot bear.
@@ -163,23 +183,44 @@ class TorchStep:
 
         leaves = [(name, layer) for name, layer in self._model.named_modules() if not any(layer.children())]
         hooks = [layer.register_forward_hook(watch(name or type(layer).__name__)) for name, layer in leaves]
-        with torch.no_grad():
-            self._model(inputs)
-        for hook in hooks:
-            hook.remove()
+        try:
+            with torch.no_grad():
+                self._run(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return (bad or ran[-1:] or [None])[0]
 
-    def _find_bad_gradient(self) -> str | None:
-        """The gradient runs from the last layer to the first, so the last bad one is where it began."""
-        names = [name for name, w in self._named() if w.grad is not None and not bool(w.grad.isfinite().all())]
-        return names[-1].rpartition(".")[0] or names[-1] if names else None
+
+def _to_tensors(tree: Tree) -> Any:
+    """Give the same with its arrays as tensors; what holds none is given back as it is, whatever it is."""
+    if isinstance(tree, np.ndarray):
+        return torch.from_numpy(tree)
+    if tree is None or torch.is_tensor(tree) or not any(isinstance(leaf, np.ndarray) for leaf in list_leaves(tree)):
+        return tree
+    return map_tree(_to_tensor, tree)
 
 
-def _check_owner(optimizer: Any, weights: list[Any]) -> Any:
-    """Refuse an optimizer that was made for another model's weights: it would train nothing."""
-    own = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    if not own & {id(weight) for weight in weights}:
-        raise InputError(
-            "bad_option", option="optimizer", got=name_kind(optimizer), expected="one over this model's parameters()"
-        )
-    return optimizer
+def _to_tensor(leaf: Any) -> Any:
+    return torch.from_numpy(leaf) if is_array(leaf) and leaf.dtype.kind in "fiubc" else leaf
+
+
+def _read_loss(loss: Any) -> float:
+    if torch.is_tensor(loss) and loss.numel() != 1:
+        raise fail_loss(f"a tensor of shape {tuple(loss.shape)}")
+    try:
+        return float(loss.detach() if torch.is_tensor(loss) else loss)
+    except (TypeError, ValueError) as error:
+        raise fail_loss(type(loss).__qualname__) from error
+
+
+def _list_still(model: Any, frozen: frozenset[str]) -> list[Any]:
+    """Give the layers all of whose own weights are frozen: they run as they are served, so that their statistics stay, too."""
+    if not frozen:
+        return []
+    still: list[Any] = []
+    for path, layer in model.named_modules():
+        own = [f"{path}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)]
+        if own and frozen.issuperset(own):
+            still.append(layer)
+    return still

@@ -166,6 +166,15 @@ class ForeignModel(ABC):
         named = {name: tuple(axes) for name, axes in self.dynamic.items()}
         return {name: tuple(sorted({*told.get(name, ()), *named.get(name, ())})) for name in self.input_names}
 
+    def take_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Name the inputs for a sample with these names, where the file does not even tell how many there are.
+
+        Raises:
+            InputError: `bad_sample`, there are no such inputs.
+        """
+        del names  # The file tells.
+        return self.input_names
+
     def arrange(self, inputs: Arrays) -> Arrays:
         """Give sample rows the types and shapes that the model takes; they have the names of its inputs.
 

@@ -35,43 +35,47 @@ _SERVING: Final = {"train": False, "training": False, "is_training": False, "det
 
 
 class JaxProgram(ForeignModel):
-    """A function of one array as StableHLO. See `base.ForeignModel`."""
+    """A function of arrays as StableHLO. See `base.ForeignModel`."""
 
     framework = "jax"
     packages = ("jax", "jaxlib")
-    input_names = (_INPUT,)
     runtime = "jax"
 
     def __init__(self, program: Any) -> None:
         """Take a program.
 
         Raises:
-            InputError: `bad_model_file`, it does not give one array for one, of any number of rows; or it reaches out of itself.
+            InputError: `bad_model_file`, it does not take arrays of any number of rows; or it reaches out of itself.
         """
-        if len(program.in_avals) != 1 or len(program.out_avals) != 1:
+        if not program.in_avals or not program.out_avals:
             got = f"{len(program.out_avals)} arrays for {len(program.in_avals)}"
-            raise refuse(_TITLE, f"it gives {got}, expected one for one, with the weights inside")
-        (rows,) = program.in_avals
-        shape = tuple(dim if isinstance(dim, int) else -1 for dim in rows.shape)
-        if shape[:1] != (-1,) or -1 in shape[1:]:
-            raise refuse(
-                _TITLE, f"it takes shape {rows.shape}, expected any number of rows alone: jax.export.symbolic_shape('b, ...')"
-            )
-        self.inputs = (TensorSpec(_INPUT, datatype_of(np.dtype(rows.dtype)), shape),)
+            raise refuse(_TITLE, f"it gives {got}, expected some for some, with the weights inside")
+        shapes = [tuple(dim if isinstance(dim, int) else -1 for dim in aval.shape) for aval in program.in_avals]
+        rows = {str(aval.shape[:1]) for aval in program.in_avals}
+        if len(rows) > 1 or any(shape[:1] != (-1,) or -1 in shape[1:] for shape in shapes):
+            got = ", ".join(str(aval.shape) for aval in program.in_avals)
+            raise refuse(_TITLE, f"it takes shape {got}, expected any number of rows alone: jax.export.symbolic_shape('b, ...')")
+        self.input_names = tuple(_name_leaves(program.in_tree, _INPUT, len(shapes)))
+        self._output_names = _name_leaves(program.out_tree, _OUTPUT, len(program.out_avals))
+        self.inputs = tuple(
+            TensorSpec(name, datatype_of(np.dtype(aval.dtype)), shape)
+            for name, aval, shape in zip(self.input_names, program.in_avals, shapes, strict=True)
+        )
         self._program = program
         self._is_wide = any(np.dtype(aval.dtype).itemsize == 8 for aval in (*program.in_avals, *program.out_avals))
         with tempfile.TemporaryDirectory() as folder:
             # The runtime looks at every operation, before one is run.
             self._save(Path(folder))
             try:
-                JaxRuntime().load(Path(folder), _FILE, {"inputs": [_INPUT], "outputs": [_OUTPUT]})
+                JaxRuntime().load(Path(folder), _FILE, {"inputs": list(self.input_names), "outputs": self._output_names})
             except ValueError as error:
                 raise refuse(_TITLE, str(error)) from error
 
     def predict(self, inputs: Arrays) -> Arrays:
         try:
             with jax.enable_x64(self._is_wide):
-                return {_OUTPUT: np.asarray(self._call(inputs[_INPUT]))}
+                answers = map(np.asarray, self._call(*inputs.values()))
+                return dict(zip(self._output_names, answers, strict=True))
         except _FAULTS as error:
             raise InputError("bad_sample", detail=f"the model fails on them: {str(error).strip()[:400]}") from error
 
@@ -82,24 +86,36 @@ class JaxProgram(ForeignModel):
         self._save(folder)
         return _FILE
 
-    def _call(self, rows: Any) -> Any:
-        positional, named = jax.tree.unflatten(self._program.in_tree, [rows])
-        (answer,) = jax.tree.leaves(self._program.call(*positional, **named))
-        return answer
+    def _call(self, *arrays: Any) -> list[Any]:
+        positional, named = jax.tree.unflatten(self._program.in_tree, arrays)
+        return jax.tree.leaves(self._program.call(*positional, **named))
 
-    def _call_weighted(self, weights: list[Any], rows: Any) -> Any:
+    def _call_weighted(self, weights: list[Any], *arrays: Any) -> list[Any]:
         del weights  # They are inside.
-        return self._call(rows)
+        return self._call(*arrays)
 
     def _save(self, folder: Path) -> None:
-        """Write the program as the runtime takes it: a function of weights, here none, and rows."""
+        """Write the program as the runtime takes it: a function of weights, here none, and arrays."""
         (any_number,) = export.symbolic_shape("B")
-        (spec,) = self.inputs
         with jax.enable_x64(self._is_wide):
-            rows = jax.ShapeDtypeStruct((any_number, *spec.shape[1:]), spec.dtype)
-            written = export.export(jax.jit(self._call_weighted), platforms=["cpu"])([], rows)
+            given = [jax.ShapeDtypeStruct((any_number, *spec.shape[1:]), spec.dtype) for spec in self.inputs]
+            written = export.export(jax.jit(self._call_weighted), platforms=["cpu"])([], *given)
         (folder / _FILE).write_bytes(written.serialize())
         np.savez(folder / f"{_FILE}{WEIGHTS_SUFFIX}")
+
+
+def _name_leaves(structure: Any, stem: str, num_leaves: int) -> list[str]:
+    """Name arrays by their keys, or else by their places; a single one by the stem."""
+    if num_leaves == 1:
+        return [stem]
+    paths, _ = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(structure, range(num_leaves)))
+    names: list[str] = []
+    for path, _ in paths:
+        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+        # Arguments are a pair: those in order, and those by name.
+        parts = parts[1:] if stem == _INPUT else parts
+        names.append("_".join(parts if not parts[0].isdigit() else [stem, *parts]))
+    return names
 
 
 def load(source: Source) -> ForeignModel:
@@ -135,9 +151,12 @@ def wrap_linen(model: Any, weights: Mapping[str, Any]) -> LiveModel | None:
         def __init__(self) -> None:
             self.variables = nnx.Variable(jax.tree.map(jax.numpy.asarray, variables))
 
-        def __call__(self, rows: Any) -> Any:
-            return model.apply(self.variables.get_value(), rows, **arguments)
+        def __call__(self, *tensors: Any, **named: Any) -> Any:
+            return model.apply(self.variables.get_value(), *tensors, **named, **arguments)
 
+    # Its arguments are those of the module.
+    told: Any = Linen.__call__
+    told.__signature__ = inspect.signature(type(model).__call__)
     return LiveModel(get_framework("jax"), Linen())
 
 

@@ -12,8 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from argosy.environment import is_importable
-from argosy.errors import InputError, ModelError
+from argosy.errors import InputError
 from argosy.frameworks.base import get_framework
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import map_tree
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.runtimes.keras import BACKEND_FILE
 from argosy.signature import Arrays, TensorSpec, datatype_of
@@ -52,7 +54,7 @@ class KerasFile(ForeignModel):
     def predict(self, inputs: Arrays) -> Arrays:
         try:
             answers = self._call(*(self._keras.ops.convert_to_tensor(array) for array in inputs.values()))
-            return {name: np.ascontiguousarray(self._keras.ops.convert_to_numpy(answer)) for name, answer in answers.items()}
+            return {name: np.asarray(self._keras.ops.convert_to_numpy(answer), order="C") for name, answer in answers.items()}
         except Exception as error:  # Those of the backends share no base but this one.
             raise InputError("bad_sample", detail=f"the model fails on them: {str(error).strip()[:400]}") from error
 
@@ -60,18 +62,22 @@ class KerasFile(ForeignModel):
         if self._keras.backend.backend() == "tensorflow":
             files: Any = importlib.import_module("argosy.importers.formats.tensorflow")
             files.export_function(self._call, self.inputs, path)
-        elif len(self.inputs) == len(self.outputs) == 1:
-            (rows,) = inputs.values()
-            names = {"input_name": self.input_names[0], "output_name": self.outputs[0].name}
-            free = self.free_axes[self.input_names[0]]
-            get_framework("keras").export_onnx(self._model, rows, path, **names, free=free)
         else:
-            raise ModelError("export_failed", detail="several inputs or outputs are exported on the backend tensorflow alone")
+            get_framework("keras").export_onnx(self._model, inputs, path, self._describe_ports())
 
     def save_native(self, inputs: Arrays, folder: Path) -> str:
         (folder / BACKEND_FILE).write_text(json.dumps({"backend": self._keras.backend.backend()}))
         shutil.copyfile(self._path, folder / _FILE)
         return _FILE
+
+    def _describe_ports(self) -> Ports:
+        """Give the names of the tensors in the form in which the model takes and gives them."""
+        given: Any = self.input_names[0]
+        if not isinstance(self._model, self._keras.Sequential):
+            given = self._keras.tree.pack_sequence_as(self._model.input, list(self.input_names))
+        made = self._keras.tree.pack_sequence_as(self._model.output, [spec.name for spec in self.outputs])
+        has_rows = all(spec.shape[:1] == (-1,) for spec in self.inputs)
+        return Ports(inputs=map_tree(str, given), outputs=map_tree(str, made), free=self.free_axes, has_rows=has_rows)
 
     def _call(self, *tensors: Any) -> dict[str, Any]:
         nested: Any = tensors[0]

@@ -1,8 +1,8 @@
-"""A live model of a training framework with one input and one output, as what a file gave."""
+"""A live model of a training framework, as what a file gave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,55 +10,79 @@ import numpy as np
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import Framework, framework_of
+from argosy.frameworks.ports import Ports
+from argosy.frameworks.trees import Tree, name_tree, pack, unpack
 from argosy.importers.formats.base import ForeignModel, Source, refuse_weights
 from argosy.importers.formats.code import refuse_model
 from argosy.signature import Arrays, TensorSpec
 
 __all__ = ["LiveModel", "load_weights", "refuse_names"]
 
+_INPUT: Final = "input"
 _OUTPUT: Final = "output"
 
 
 class LiveModel(ForeignModel):
     """A model as its framework's object. See `base.ForeignModel`."""
 
-    def __init__(self, framework: Framework, model: Any, inputs: tuple[TensorSpec, ...] = (), output_name: str = _OUTPUT) -> None:
+    def __init__(self, framework: Framework, model: Any, inputs: tuple[TensorSpec, ...] = ()) -> None:
         """Take a model.
 
         Args:
             framework: its.
-            model: with one input and one output.
-            inputs: what is known of its input; () if nothing is.
-            output_name: what its output is called.
+            model: of any inputs and outputs of rows.
+            inputs: what is known of its inputs; () if nothing is.
         """
         self.framework = framework.name
         self.packages = framework.packages
         self.runtime = framework.name
         self.inputs = inputs
-        self.input_names = (inputs[0].name,) if inputs else ("input",)
-        self._framework, self._model, self._output_name = framework, model, output_name
+        self.input_names = tuple(spec.name for spec in inputs) or (_INPUT,)
+        self._framework, self._model = framework, model
+        self._outputs: Tree = None
+
+    def take_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        if self.inputs:
+            return self.input_names
+        if [*names] == [_INPUT]:
+            return (_INPUT,)
+        known = self._framework.list_arguments(self._model)
+        if not {*names} <= {*known}:
+            detail = f"it has {list_choices(names)}, expected {_INPUT}, or names of the model's arguments: {list_choices(known)}"
+            raise InputError("bad_sample", detail=detail)
+        # In the order in which the model takes them.
+        self.input_names = tuple(name for name in known if name in names)
+        return self.input_names
 
     def arrange(self, inputs: Arrays) -> Arrays:
         if self.inputs:
             return super().arrange(inputs)
-        (name,) = self.input_names
-        array = inputs[name]
-        return {name: array.astype(self._framework.float_dtype(self._model)) if array.dtype.kind == "f" else array}
+        dtype = self._framework.float_dtype(self._model)
+        return {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in inputs.items()}
 
     def predict(self, inputs: Arrays) -> Arrays:
         try:
-            return {self._output_name: np.ascontiguousarray(self._framework.predict(self._model, *inputs.values()))}
+            outputs = self._framework.predict(self._model, pack(inputs, self._name_inputs()))
+            if self._outputs is None:
+                self._outputs = name_tree(outputs, "output_name", _OUTPUT)
+            return {name: np.ascontiguousarray(array) for name, array in unpack(outputs, self._outputs).items()}
         except InputError as error:
             raise InputError("bad_sample", detail=error.fields.get("detail", error.message)) from error
 
     def export_onnx(self, inputs: Arrays, path: Path) -> None:
-        ((name, rows),) = inputs.items()
-        names = {"input_name": name, "output_name": self._output_name}
-        self._framework.export_onnx(self._model, rows, path, **names, free=self.free_axes[name])
+        self._framework.export_onnx(self._model, inputs, path, self._describe(inputs))
 
     def save_native(self, inputs: Arrays, folder: Path) -> str:
-        ((name, rows),) = inputs.items()
-        return self._framework.save_native(self._model, rows, folder, self.free_axes[name]).entry
+        return self._framework.save_native(self._model, inputs, folder, self._describe(inputs)).entry
+
+    def _name_inputs(self) -> Tree:
+        """Give the form in which the model is called: with one tensor, or several by the names of its arguments."""
+        return self.input_names[0] if len(self.input_names) == 1 else {name: name for name in self.input_names}
+
+    def _describe(self, inputs: Arrays) -> Ports:
+        if self._outputs is None:
+            self.predict(inputs)
+        return Ports(inputs=self._name_inputs(), outputs=self._outputs, free=self.free_axes)
 
 
 def load_weights(source: Source, model: Any, weights: Arrays) -> LiveModel:

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from argosy.errors import InputError, ModelError
+from argosy.errors import InputError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx, to_tensor
+from argosy.frameworks.ports import Ports
 from argosy.importers.formats.base import FORMATS, ForeignModel, Source, refuse
 from argosy.runtimes.mxnet_files import GRAPH_FILE, PARAMETERS_FILE, read_graph, read_parameters
 from argosy.signature import Arrays
@@ -66,12 +67,8 @@ class MxnetFile(ForeignModel):
             raise InputError("bad_sample", detail=f"the model fails on them: {explain(error)}") from error
 
     def export_onnx(self, inputs: Arrays, path: Path) -> None:
-        if len(inputs) != 1 or len(self._output_names) != 1:
-            raise ModelError("export_failed", detail="MXNet exports models of one input and one output")
-        ((name, rows),) = inputs.items()
-        (output,) = self._output_names
-        names = {"input_name": name, "output_name": output}
-        get_framework("mxnet").export_onnx(self._block, rows, path, **names, free=self.free_axes[name])
+        ports = Ports(inputs=tuple(inputs), outputs=self._output_names, free=self.free_axes)
+        get_framework("mxnet").export_onnx(self._block, inputs, path, ports)
 
     def save_native(self, inputs: Arrays, folder: Path) -> str:
         (folder / GRAPH_FILE).write_bytes(self._graph)

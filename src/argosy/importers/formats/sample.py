@@ -49,10 +49,10 @@ def name_sample(given: Mapping[str, NDArray[Any]] | NDArray[Any], model: Foreign
             known = list_choices(model.input_names)
             raise InputError("bad_sample", detail=f"it is one array, expected one for each of the inputs {known}, by name")
         given = {model.input_names[0]: given}
-    if set(given) != set(model.input_names):
-        detail = f"it has {list_choices(given)}, expected {list_choices(model.input_names)}"
-        raise InputError("bad_sample", detail=detail)
-    inputs = {name: np.asarray(given[name]) for name in model.input_names}
+    names = model.take_names(list(given))
+    if set(given) != set(names):
+        raise InputError("bad_sample", detail=f"it has {list_choices(given)}, expected {list_choices(names)}")
+    inputs = {name: np.asarray(given[name]) for name in names}
     if is_batched(model):
         lengths = {name: len(array) if array.ndim else 0 for name, array in inputs.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():

@@ -103,7 +103,7 @@ class TorchFile(ForeignModel):
         try:
             with torch.no_grad():
                 answers = self._flat.run(*_to_tensors(inputs))
-            return {name: np.ascontiguousarray(tensor.detach().numpy()) for name, tensor in answers.items()}
+            return {name: np.asarray(tensor.detach().numpy(), order="C") for name, tensor in answers.items()}
         except _FAULTS as error:
             raise InputError("bad_sample", detail=f"the model fails on them: {str(error).strip()[-_MAX_DETAIL:]}") from error
 

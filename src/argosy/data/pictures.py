@@ -1,0 +1,120 @@
+"""Folders of pictures: a file a row, decoded as a server that is sent the same file decodes it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+
+from argosy.data.block import BadRow, Block, Chunk, Column, load_module
+from argosy.data.files import File, open_file, read_range
+from argosy.errors import InputError
+from argosy.runtimes.base import BadInput
+from argosy.runtimes.preprocess import BadStep
+from argosy.runtimes.preprocess_image import ImageStep
+
+__all__ = ["PictureReader"]
+
+_MAX_BYTES: Final = 64 << 20
+"""Of a file: no picture that is taken has more."""
+_BLOCK_FILES: Final = 16
+_TYPES: Final = {"UINT8", "FP16", "FP32", "FP64"}
+
+
+class PictureReader:
+    """Reads pictures. Columns: `image`, and where there are folders `label`, the number of the file's folder among them.
+
+    Options:
+        size: [height, width], which all are brought to.
+        datatype: of the pixels: FP32 (the default), UINT8, FP16 or FP64.
+        layout: NCHW (the default), NHWC, or NHW for grey without an axis of channels.
+        channels: RGB (the default), BGR or grey.
+        classes: names of folders in the order of their numbers; by default all, sorted.
+
+    And resize, shorter, filter, fill, scale, mean, std and max_pixels, as of the step `image` of preprocessing.
+    """
+
+    def __init__(self, files: Sequence[File], options: Mapping[str, Any]) -> None:
+        load_module("PIL.Image", "Reading pictures")
+        self.files = files
+        folders = [str(Path(file.name).parent) for file in files]
+        given: Any = options.get("classes")
+        self.classes: list[str] = list(given) if given is not None else sorted(set(folders) - {"."})
+        places = {name: place for place, name in enumerate(self.classes)}
+        self._labels = [places.get(folder, -1) for folder in folders]
+        if given is None and self.classes and "." in folders:
+            name = files[folders.index(".")].path
+            raise InputError("bad_file", path=repr(str(name)), detail="it stands in no folder, which would be its label")
+        self.step = self._make_step(options)
+
+    def _make_step(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = {key: value for key, value in options.items() if key not in ("classes", "datatype", "schema", "max_bad_rows")}
+        layout, channels = chosen.setdefault("layout", "NCHW"), chosen.setdefault("channels", "RGB")
+        datatype = options.get("datatype", "FP32")
+        size: Any = chosen.get("size")
+        sides = cast("list[Any]", size) if isinstance(size, list | tuple) else []
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise InputError("bad_option", option="size", got=options.get("size"), expected="[height, width] of all pictures")
+        if datatype not in _TYPES:
+            raise InputError("bad_option", option="datatype", got=datatype, expected=", ".join(sorted(_TYPES)))
+        height, width = chosen["size"] = list(sides)
+        count = 1 if channels == "grey" else 3
+        shapes = {"NCHW": [-1, count, height, width], "NHWC": [-1, height, width, count], "NHW": [-1, height, width]}
+        spec = {"datatype": datatype, "shape": shapes.get(layout, [])}
+        try:
+            self._step = ImageStep({"image": spec}, chosen, Path())
+        except BadStep as error:
+            raise InputError("bad_preprocess", detail=error) from error
+        return {"kind": "image", **chosen}
+
+    def read_schema(self) -> dict[str, str]:
+        return {"image": "picture", **({"label": "int64"} if self.classes else {})}
+
+    def list_blocks(self) -> Sequence[Block]:
+        files = self.files
+        return [Block(0, at, len(part), sum(file.size for file in part)) for at, part in _cut(files)]
+
+    def read(
+        self, block: Block, names: Sequence[str], *, columns: Mapping[str, Column], first: int, limit: int
+    ) -> Generator[Chunk]:
+        assert block.num_rows is not None
+        for start in range(first, block.num_rows, limit):
+            yield self._read(block.place, range(start, min(start + limit, block.num_rows)), "image" in names)
+
+    def _read(self, base: int, rows: Sequence[int], with_pictures: bool) -> Chunk:
+        pictures: list[Any] = []
+        kept: list[int] = []
+        bad: list[BadRow] = []
+        for row in rows:
+            file = self.files[base + row]
+            if self.classes and self._labels[base + row] < 0:
+                bad.append(BadRow(row, f"label {str(Path(file.name).parent)!r} is none of the classes"))
+                continue
+            try:
+                if with_pictures:
+                    pictures.append(self._decode(file))
+            except BadInput as error:
+                bad.append(BadRow(row, str(error)))
+                continue
+            kept.append(row)
+        columns: dict[str, Any] = {"image": np.stack(pictures)} if pictures else {}
+        if self.classes and (columns or not with_pictures):
+            columns["label"] = np.array([self._labels[base + row] for row in kept], np.int64)
+        return Chunk(columns, np.array(kept, np.int64), bad)
+
+    def _decode(self, file: File) -> Any:
+        if file.size > _MAX_BYTES:
+            raise BadInput(f"it has {file.size} bytes, at most {_MAX_BYTES} are taken")
+        with open_file(file) as descriptor:
+            data = read_range(file, descriptor, 0, file.size)
+        return self._step.convert("image", [data]).tensors["image"][0]
+
+    def locate(self, block: Block, row: int) -> str:
+        return repr(str(self.files[block.place + row].path))
+
+
+def _cut(files: Sequence[File]) -> Iterator[tuple[int, Sequence[File]]]:
+    for start in range(0, len(files), _BLOCK_FILES):
+        yield start, files[start : start + _BLOCK_FILES]

@@ -1,0 +1,222 @@
+"""Recorded preprocessing: what a stream's columns become on the way to a model, by the code of the workers."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argosy.data.block import BadRow, Chunk
+from argosy.data.choice import Rows
+from argosy.errors import InputError, list_choices
+from argosy.runtimes.base import BadInput
+from argosy.runtimes.preprocess import BadStep
+from argosy.runtimes.preprocess_row import RowStep
+
+__all__ = ["Encoder", "learn_row"]
+
+_BATCH_ROWS: Final = 4096
+_DEFAULT: Final = "input"
+"""The tensor that columns go to, if none is named."""
+_NUM_COUNTED: Final = 1_000_000
+"""Values of a category that are told apart, at most."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Readable(Protocol):
+    """What can be learned from: a stream."""
+
+    def select(self, names: Sequence[str]) -> Self:
+        """Give the same rows with these columns as inputs, by their names."""
+        ...
+
+    def iterate(self, batch_size: int) -> Iterator[Rows]:
+        """Give the rows."""
+        ...
+
+
+class Encoder:
+    """A step of preprocessing on columns.
+
+    Args:
+        table: `kind` (`row` or `text`) and the options of the step, as a version keeps them. Of text also `column`, whose
+            strings are taken, and `inputs`, the names of its tensors.
+
+    Attributes:
+        names: of the columns that it takes.
+        tensors: that it makes, by name; INT64 where all are places of categories or tokens, else FP32.
+        step: for `argosy.publish(preprocess=[...])`.
+
+    Raises:
+        InputError: `bad_preprocess`, `bad_option`.
+    """
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self.step = {key: value for key, value in table.items() if key != "column"}
+        options = {key: value for key, value in self.step.items() if key not in ("kind", "name", "inputs")}
+        try:
+            if table.get("kind") == "row":
+                self._row, self.tensors = _make_row(options)
+                self.names: list[str] = self._row.names
+            elif table.get("kind") == "text":
+                self._row, self.tensors = None, _list_text_tensors(table)
+                self._text = _make_text(self.tensors, options)
+                self.names = [str(table.get("column", "text"))]
+            else:
+                raise InputError("unknown_choice", kind="preprocessing of columns", got=table.get("kind"), known="row, text")
+        except BadStep as error:
+            raise InputError("bad_preprocess", detail=error) from error
+
+    def encode(self, chunk: Chunk) -> Chunk:
+        """Give the rows with their tensors beside their columns; those that have none become bad rows."""
+        try:
+            return _add(chunk, self._encode(chunk.columns))
+        except BadInput:
+            pass
+        good = np.ones(len(chunk.rows), bool)
+        bad: list[BadRow] = []
+        for place, row in enumerate(chunk.rows.tolist()):
+            try:
+                self._encode({name: chunk.columns[name][place : place + 1] for name in self.names})
+            except BadInput as error:
+                good[place] = False
+                bad.append(BadRow(row, str(error)))
+        kept = Chunk({name: a[good] for name, a in chunk.columns.items()}, chunk.rows[good], sorted([*chunk.bad, *bad]))
+        return _add(kept, self._encode(kept.columns)) if good.any() else kept
+
+    def _encode(self, columns: Mapping[str, NDArray[Any]]) -> Arrays:
+        if self._row is not None:
+            return self._row.encode(columns)
+        (name,) = self.names
+        made = self._text.convert(name, [str(text).encode() for text in columns[name].tolist()])
+        return {tensor: np.stack(rows) for tensor, rows in made.tensors.items()}
+
+
+def _add(chunk: Chunk, made: Arrays) -> Chunk:
+    return Chunk({**chunk.columns, **made}, chunk.rows, chunk.bad)
+
+
+def _make_row(options: Mapping[str, Any]) -> tuple[RowStep, dict[str, str]]:
+    given: Any = options.get("columns")
+    tables = [cast("Mapping[str, Any]", item) for item in given or () if isinstance(item, Mapping)]
+    tensors: dict[str, str] = {}
+    for table in tables:
+        is_place = table.get("kind") == "category" and not table.get("one_hot")
+        name = str(table.get("input", _DEFAULT))
+        tensors[name] = "INT64" if is_place and tensors.get(name) != "FP32" else "FP32"
+    specs = {name: {"datatype": kind, "shape": [-1, -1], "pad": None} for name, kind in tensors.items()}
+    return RowStep(specs, options, Path()), tensors
+
+
+def _list_text_tensors(table: Mapping[str, Any]) -> dict[str, str]:
+    return dict.fromkeys(cast("Sequence[str]", table.get("inputs", ["input_ids"])), "INT64")
+
+
+def _make_text(tensors: Mapping[str, str], options: Mapping[str, Any]) -> Any:
+    # Few streams have text: whoever opens another needs no tokenizer.
+    from argosy.runtimes.preprocess_text import TextStep
+
+    length, file = options.get("max_length"), options.get("file")
+    if type(length) is not int or length < 1 or not isinstance(file, str | Path):
+        raise BadStep(f"max_length is {length!r} and file {file!r}, expected the tokens of each row, and a path")
+    specs = {name: {"datatype": kind, "shape": [-1, length], "pad": None} for name, kind in tensors.items()}
+    return TextStep(specs, {**options, "file": Path(file).name}, Path(file).parent)
+
+
+def learn_row(
+    stream: Readable,
+    *,
+    numbers: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    one_hot: bool = True,
+    max_values: int = 1000,
+) -> dict[str, Any]:
+    """Learn how columns become a model's input, in one pass over a stream.
+
+    Numbers are brought to mean 0 and spread 1. Categories are numbered, the most frequent first; a value that is not among
+    them has the place 0.
+
+    Args:
+        stream: the part to train on: what others hold is not learned from.
+        numbers: columns of numbers.
+        categories: columns of strings or whole numbers.
+        one_hot: a category becomes as many numbers as it has places; else the number of its place, for an embedding, which is
+            then an input of its own by the column's name.
+        max_values: of a category, the most frequent; the others are as unknown ones.
+
+    Returns:
+        A step, for `Stream.prepare` and `argosy.publish(preprocess=[...])`: its columns are a row's fields, in this order.
+
+    Raises:
+        InputError: `bad_option`, `bad_data`.
+    """
+    names = [*numbers, *categories]
+    if not names or len(set(names)) != len(names):
+        raise InputError("bad_option", option="numbers", got=names, expected="columns, each once")
+    moments = {name: _Moments() for name in numbers}
+    counts: dict[str, collections.Counter[Any]] = {name: collections.Counter() for name in categories}
+    whole: dict[str, bool] = {}
+    for rows in stream.select(names).iterate(_BATCH_ROWS):
+        for name, moment in moments.items():
+            moment.add(name, rows.inputs[name])
+        for name, count in counts.items():
+            values: NDArray[Any] = rows.inputs[name]
+            if values.ndim > 1 or values.dtype.kind not in "iuO" or isinstance(values[0], bytes):
+                expected = "strings or whole numbers; schema={...} says how text is read"
+                raise InputError("bad_option", option="categories", got=f"{name} ({values.dtype})", expected=expected)
+            whole[name] = values.dtype.kind != "O"
+            count.update(values.tolist())
+            if len(count) > _NUM_COUNTED:
+                raise InputError("bad_data", detail=f"column {name!r} has more than {_NUM_COUNTED} values, which is no category")
+    if any(not moment.count for moment in moments.values()) or any(not count for count in counts.values()):
+        raise InputError("bad_data", detail="the stream has no row to learn from")
+    columns: list[dict[str, Any]] = [{"name": name, "kind": "number", **moments[name].describe()} for name in numbers]
+    for name in categories:
+        found = sorted(counts[name].items(), key=lambda item: (-item[1], item[0]))[:max_values]
+        table: dict[str, Any] = {"name": name, "kind": "category", "values": [value for value, _ in found]}
+        table |= {"whole": True} if whole[name] else {}
+        columns.append(table | ({"one_hot": True} if one_hot else {"input": name} if len(names) > 1 else {}))
+    if not one_hot and categories and numbers:
+        columns = [table if "input" in table else {**table, "input": "numbers"} for table in columns]
+    return {"kind": "row", "columns": columns}
+
+
+class _Moments:
+    """Count, mean and sum of squared differences from it, of numbers that come in parts.
+
+    Source: T. F. Chan, G. H. Golub, R. J. LeVeque 1979, "Updating formulae ... for computing sample
+        variances".
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, name: str, values: NDArray[Any]) -> None:
+        if values.dtype.kind not in "iufb" or values.ndim > 1:
+            raise InputError("bad_option", option="numbers", got=name, expected="a column of one number a row")
+        part = values.astype(np.float64)
+        mean, count = float(part.mean()), self.count + len(part)
+        self.squares += float(np.square(part - mean).sum()) + (mean - self.mean) ** 2 * self.count * len(part) / count
+        self.mean += (mean - self.mean) * len(part) / count
+        self.count = count
+
+    def describe(self) -> dict[str, float]:
+        spread = math.sqrt(self.squares / self.count)
+        # A column that is always the same tells nothing: it becomes 0.
+        return {"mean": self.mean, "std": spread if spread > 0 else 1.0}
+
+
+def check_names(names: Sequence[str], schema: Mapping[str, str]) -> None:
+    """Refuse columns that the files have not.
+
+    Raises:
+        InputError: `bad_option`.
+    """
+    if unknown := [name for name in names if name not in schema]:
+        raise InputError("bad_option", option="preprocess", got=unknown[0], expected=f"columns: {list_choices(schema)}")

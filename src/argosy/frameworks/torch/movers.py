@@ -1,0 +1,138 @@
+"""What moves the weights of a torch model: one of Argosy's optimizers or torch's own, or several, each for its part."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from argosy.errors import InputError
+from argosy.frameworks.base import check_state, name_kind
+from argosy.frameworks.fitting import share_weights
+from argosy.frameworks.torch.optimizer import RuleOptimizer
+from argosy.frameworks.trees import is_named
+from argosy.optim import GradientOptimizer
+from argosy.signature import Arrays
+
+__all__ = ["Mover", "open_movers"]
+
+torch: Any = importlib.import_module("torch")
+
+
+class Mover:
+    """One optimizer and its weights."""
+
+    def __init__(self, optimizer: Any, named: Mapping[str, Any]) -> None:
+        self.named = dict(named)
+        self.weights = list(named.values())
+        self.rule = optimizer if isinstance(optimizer, GradientOptimizer) else None
+        self.optimizer: Any = RuleOptimizer(self.weights, self.rule, [*named]) if self.rule else _check_owner(optimizer, named)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for weight in self.weights:
+            weight.grad = None
+
+    def measure_norm(self) -> float:
+        """Give the Euclidean norm of all its gradients together."""
+        if self.rule:
+            return self.optimizer.measure_norm()
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        return math.sqrt(sum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients))
+
+    def step(self, norm: float) -> None:
+        """Move the weights; `norm` is that of the gradients."""
+        if self.rule:
+            self.optimizer.move(norm)
+        else:
+            self.optimizer.step()
+
+    def rate_at(self, number: int) -> object:
+        """Give the learning rate, for a message."""
+        return self.rule.rate_at(number) if self.rule else self.optimizer.param_groups[0].get("lr")
+
+    def find_bad_gradient(self) -> str | None:
+        """The gradient runs from the last layer to the first, so the last bad one is where it began."""
+        names = [name for name, w in self.named.items() if w.grad is not None and not bool(w.grad.isfinite().all())]
+        return names[-1].rpartition(".")[0] or names[-1] if names else None
+
+    def get_state(self) -> Arrays:
+        """Give what it remembers; of torch's own also the rates, which `scale_rate` changes."""
+        state: Arrays = {}
+        for name, weight in self.named.items():
+            for slot, value in self.optimizer.state.get(weight, {}).items():
+                if value is not None:
+                    tensor = torch.is_tensor(value)
+                    state[f"optimizer/{name}/{slot}"] = value.detach().numpy().copy() if tensor else np.array(value)
+        if not self.rule:
+            first = next(iter(self.named))
+            for index, group in enumerate(self.optimizer.param_groups):
+                state[f"rate/{first}/{index}"] = np.array(float(group["lr"]))
+        return state
+
+    def check_state(self, state: Arrays) -> None:
+        """See that a state is that of such an optimizer.
+
+        Raises:
+            InputError: `bad_checkpoint`.
+        """
+        if self.rule:  # torch's own make their slots in the first step, so that there is nothing to compare yet.
+            prefixes = tuple(f"optimizer/{name}/" for name in self.named)
+            check_state(self.get_state(), {name: array for name, array in state.items() if name.startswith(prefixes)})
+
+    def set_state(self, state: Arrays) -> None:
+        """Remember what `get_state` gave."""
+        for name, weight in self.named.items():
+            prefix = f"optimizer/{name}/"
+            slots = {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
+            if self.rule:
+                self.optimizer.state[weight] = {
+                    slot: int(array) if slot == "step" else torch.from_numpy(array.copy()) for slot, array in slots.items()
+                }
+            elif slots:
+                self.optimizer.state[weight] = {slot: torch.from_numpy(array.copy()) for slot, array in slots.items()}
+            else:
+                self.optimizer.state.pop(weight, None)
+        first = next(iter(self.named))
+        for index, group in enumerate(self.optimizer.param_groups):
+            if (rate := state.get(f"rate/{first}/{index}")) is not None:
+                _set_rate(group, float(rate))
+
+
+def open_movers(optimizer: Any, named: Mapping[str, Any]) -> dict[str | None, Mover]:
+    """Give the movers of a model's weights by name; None names the only one.
+
+    Raises:
+        InputError: `bad_option`, one has no weight of the model, or a weight has not one.
+    """
+    if not is_named(optimizer):
+        return {None: Mover(optimizer, named)}
+    given = {str(name): one for name, one in optimizer.items()}
+    shares = share_weights(given, [*named])
+    return {name: Mover(one, {weight: named[weight] for weight in shares[name]}) for name, one in given.items()}
+
+
+def scale_rate(optimizer: Any, factor: float) -> bool:
+    """See `base.Framework.scale_rate`."""
+    for group in optimizer.param_groups:
+        _set_rate(group, float(group["lr"]) * factor)
+    return True
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _check_owner(optimizer: Any, named: Mapping[str, Any]) -> Any:
+    """Refuse an optimizer that was made for other weights: it would train nothing, or what is to stay as it is."""
+    own = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    if not own & {id(weight) for weight in named.values()}:
+        expected = "one over this model's parameters()"
+        raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
+    return optimizer

@@ -1,0 +1,118 @@
+"""Batches that would ruin a run, as their loss is not finite or rises out of nowhere.
+
+The run goes back to where it was before such a batch, leaves it out, and goes on with a lower rate. A state is kept in memory at
+the beginning of each epoch and every `KEPT_STEPS` steps of it. From there the steps are taken again up to the batch, which gives
+the very state before it, wherever the kept one stood: a resumed run ends as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from argosy.errors import ModelError
+from argosy.signature import Arrays
+
+__all__ = ["KEPT_STEPS", "Kept", "Rescue", "Skip"]
+
+_LOG = logging.getLogger(__name__)
+
+KEPT_STEPS: Final = 100
+_HUGE: Final = 20.0
+"""A loss so many times the largest that the run had rises out of nowhere: bad rows of clean data stay far below."""
+_SEEN_STEPS: Final = 3
+"""So many steps must have been taken before that is said."""
+_SMALL: Final = 1.0
+"""The largest loss counts as this at least: one that begins at nothing, as some do, may grow."""
+_FACTOR: Final = 0.5
+"""By which rates are multiplied at each batch that is left out."""
+_IN_A_ROW: Final = 3
+"""So many bad batches are no accident: the weights are at fault."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A batch that was left out."""
+
+    epoch: int
+    batch: int
+    """Of the epoch, counted from 0."""
+    step: int
+    """Number of the step that was not taken with it; the next batch takes it."""
+    loss: float | str
+    """`nan` and infinities by their names, as JSON has none."""
+    rate_factor: float = _FACTOR
+    """By which learning rates were multiplied there."""
+
+
+@dataclass
+class Kept:
+    """A state to go back to."""
+
+    state: Arrays
+    standing: Any
+    pace: dict[str, Any]
+
+
+class Rescue:
+    """Judges losses, and remembers what was left out."""
+
+    factor: Final = _FACTOR
+
+    def __init__(self) -> None:
+        self.kept: Kept | None = None
+        self.skipped: list[Skip] = []
+        self._blamed: set[tuple[int, int]] = set()
+        self._first: ModelError | None = None
+
+    def is_due(self, epoch: int, step: int) -> bool:
+        """Say whether the state before the step after this one is to be kept."""
+        return self.kept is None or self.kept.standing.epoch != epoch or step - self.kept.standing.step >= KEPT_STEPS
+
+    def is_skipped(self, epoch: int, batch: int) -> bool:
+        """Say whether a batch is left out."""
+        return any(skip.epoch == epoch and skip.batch == batch for skip in self.skipped)
+
+    def is_bad(self, loss: float, largest: float, num_steps: int) -> bool:
+        """Say whether a loss is not finite, or rises out of nowhere.
+
+        Args:
+            loss: of a step.
+            largest: magnitude of the losses before.
+            num_steps: taken before.
+        """
+        return not math.isfinite(loss) or (num_steps >= _SEEN_STEPS and loss > _HUGE * max(largest, _SMALL))
+
+    def blame(self, epoch: int, batch: int, step: int, loss: float, error: ModelError | None) -> None:
+        """Leave a batch out from now on.
+
+        Raises:
+            ModelError: `not_finite`, `loss_rose`, too many in a row.
+        """
+        self._first = self._first or error
+        row = [batch - back for back in range(1, _IN_A_ROW) if self.is_skipped(epoch, batch - back)]
+        if len(row) == _IN_A_ROW - 1:
+            before = batch - _IN_A_ROW
+            assert self.kept is not None
+            if (epoch, before) in self._blamed or before < self.kept.standing.batch or self.is_skipped(epoch, before):
+                raise self.make_error(step, loss, error)
+            # The batch before all of these may have ruined the weights, though not its own loss.
+            self.skipped = [skip for skip in self.skipped if skip.epoch != epoch or skip.batch not in row]
+            batch = before
+        self._blamed.add((epoch, batch))
+        self.skipped.append(Skip(epoch, batch, step, loss if math.isfinite(loss) else str(loss)))
+        _LOG.warning(
+            "step %d: the loss is %g; batch %d of epoch %d is left out, and learning rates are multiplied by %g",
+            step, loss, batch, epoch, _FACTOR,
+        )  # fmt: skip
+
+    def make_error(self, step: int, loss: float, error: ModelError | None) -> ModelError:
+        """Make the error of a run that cannot be rescued."""
+        return self._first or error or ModelError("loss_rose", step=step, loss=loss)
+
+    @property
+    def first_error(self) -> ModelError | None:
+        """The first error that a batch met which was left out."""
+        return self._first
