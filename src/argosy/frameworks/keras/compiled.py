@@ -29,11 +29,13 @@ def read_factors(model: Any) -> Tree:
     """Give the factors of the losses in their form; None if there are none."""
     if not model.compiled:
         return None
-    factors: Any = (model.get_compile_config() or {}).get("loss_weights")
-    if factors is None:
+    config: dict[str, Any] = model.get_compile_config() or {}
+    if config.get("loss_weights") is None:
         return None
-    arranged = _arrange(model, factors, float, has_all=False)
-    return tuple(1.0 if part is None else part for part in arranged) if isinstance(arranged, tuple) else arranged
+    arranged = _arrange(model, config["loss_weights"], float, has_all=False)
+    if isinstance(arranged, tuple):
+        return tuple(1.0 if part is None else part for part in cast("tuple[Any, ...]", arranged))
+    return arranged
 
 
 def list_metrics(model: Any) -> tuple[object, ...] | dict[str, list[object]]:
@@ -48,8 +50,8 @@ def list_metrics(model: Any) -> tuple[object, ...] | dict[str, list[object]]:
     by_output: dict[str, list[object]] = {}
     for part in given:
         arranged = _arrange(model, part, lambda leaf: [*_flatten([leaf])], has_all=False)
-        items: Any = arranged.items() if isinstance(arranged, dict) else enumerate(arranged)
-        for name, listed in items:
+        places = cast("dict[Any, Any]", arranged) if isinstance(arranged, dict) else dict(enumerate(arranged))
+        for name, listed in places.items():
             if listed:
                 by_output.setdefault(str(name), []).extend(listed)
     return by_output
@@ -109,5 +111,5 @@ def _arrange(model: Any, given: Any, read: Callable[[Any], Any], *, has_all: boo
         return {name: read(part) for name, part in zip(names, parts, strict=False) if part is not None}
     if has_all and any(part is None for part in parts):
         expected = f"a loss for each of {list_choices(model.output_names)}"
-        raise InputError("bad_option", option="loss of the compiled model", got=given, expected=expected)
+        raise InputError("bad_option", option="loss of the compiled model", got=str(parts), expected=expected)
     return tuple(None if part is None else read(part) for part in parts)
