@@ -52,7 +52,7 @@ def describe_metric(metric: object) -> MetricPart | None:
 
 
 def describe_callback(callback: Any) -> dict[str, Any]:
-    """See `base.TakesCallbacks`: what its user chose, and its code."""
+    """See `fitting.TakesCallbacks`: what its user chose, and its code."""
     chosen = {
         name: part
         for name, part in list_attributes(callback).items()
