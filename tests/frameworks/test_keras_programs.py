@@ -1,6 +1,7 @@
 """Programs of any form as Keras models, through `argosy.train`, beside Keras' own loop.
 
-All of it runs on the backend of the process; `test_on_backend` runs it on the others.
+All of it runs on the backend of the process; `test_on_backend` runs what is marked `backend` on the others, and all of it where slow
+tests run.
 """
 
 from __future__ import annotations
@@ -36,12 +37,23 @@ ROUNDING = {"rtol": 1e-5, "atol": 2e-6}
 ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_on_backend(backend):
+SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "tests"),
+    [
+        pytest.param("jax", ("-m", "backend"), id="jax"),
+        pytest.param("torch", ("-m", "backend"), id="torch"),
+        pytest.param("jax", (), marks=SLOW, id="all of jax"),
+        pytest.param("torch", (), marks=SLOW, id="all of torch"),
+    ],
+)
+def test_on_backend(backend, tests):
     if BACKEND != "tensorflow":
         pytest.skip("this is the other run")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", __file__],
+        [sys.executable, "-m", "pytest", "-x", "-q", *tests, __file__],
         cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
@@ -105,7 +117,7 @@ LOSSES = {"loss": {"kind": ENTROPY, "value": "mse"}, "loss_weights": {"kind": 1.
 @pytest.mark.parametrize(
     ("make", "data", "options"),
     [
-        pytest.param(make_two, ROWS, LOSSES, id="functional"),
+        pytest.param(make_two, ROWS, LOSSES, id="functional", marks=pytest.mark.backend),
         pytest.param(
             make_list, ((A, B), (KIND, VALUE)), {"loss": ("cross_entropy", "mse"), "loss_weights": (1, 0.25)}, id="list"
         ),
@@ -157,7 +169,7 @@ def by_row(y_true, y_pred):
     [
         "cross_entropy",
         ENTROPY,
-        lambda outputs, targets: by_row(targets, outputs),
+        pytest.param(lambda outputs, targets: by_row(targets, outputs), marks=pytest.mark.backend),
         lambda y_true, y_pred, weights: keras.ops.mean(by_row(y_true, y_pred) * weights),
     ],
     ids=["ours", "keras", "by-row", "weighted-itself"],
@@ -209,7 +221,7 @@ def make_tuned():
     return keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dropout(0.0), keras.layers.Dense(2, name="head")])
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["ours", "keras"])
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.backend)], ids=["ours", "keras"])
 def test_frozen_layers_stay_as_those_of_keras_that_are_not_trainable(own):
     ours, theirs = make_tuned(), make_tuned()
     for layer in theirs.layers[:2]:
@@ -259,7 +271,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["ours", "keras"])
+@pytest.mark.parametrize("own", [pytest.param(False, marks=pytest.mark.backend), True], ids=["ours", "keras"])
 def test_adversaries_train_by_two_optimizers_as_by_hand_and_resume_bit_for_bit(own, tmp_path):
     def run(epochs, folder, resume=False):
         NOISES.clear()
@@ -292,6 +304,7 @@ def test_adversaries_train_by_two_optimizers_as_by_hand_and_resume_bit_for_bit(o
         np.testing.assert_array_equal(weight, FRAMEWORK.get_weights(again.model)[name])
 
 
+@pytest.mark.backend
 def test_loss_that_a_step_returns_is_made_small():
     def step(model, batch, fit):
         x, y = batch
@@ -335,7 +348,7 @@ class Poisoned(keras.utils.PyDataset):
         return x, KIND[index * 20 : index * 20 + 20]
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["ours", "keras"])
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.backend)], ids=["ours", "keras"])
 def test_ruinous_batch_is_left_out_and_the_rate_is_lowered(own):
     optimizer = keras.optimizers.SGD(0.1) if own else SGD(learning_rate=0.1)
     result = quick(make_linear(), Poisoned(), optimizer=optimizer, batch_size=None)
@@ -377,6 +390,7 @@ class Heard(keras.callbacks.Callback):
         self.note("end", self.params["steps"], logs)
 
 
+@pytest.mark.backend
 def test_callbacks_are_told_what_keras_tells_them():
     ours, theirs, heard, expected = make_linear(), make_linear(), Heard(), Heard()
     plain_fit(theirs, A, KIND, loss=ENTROPY)
@@ -393,7 +407,7 @@ def make_plateau():
     return keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["ours", "keras"])
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.backend)], ids=["ours", "keras"])
 def test_callbacks_of_keras_lower_rates_stop_and_restore_as_in_fit(own, tmp_path):
     """A threshold that no epoch passes: the rate is halved each time, and the run stopped after the fourth epoch."""
 
@@ -473,7 +487,12 @@ def test_callback_that_cannot_work_is_refused(make, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        pytest.param({"loss": lambda o, y: keras.ops.stop_gradient(keras.ops.sum(o))}, "without a gradient", id="no-gradient"),
+        pytest.param(
+            {"loss": lambda o, y: keras.ops.stop_gradient(keras.ops.sum(o))},
+            "without a gradient",
+            id="no-gradient",
+            marks=pytest.mark.backend,
+        ),
         pytest.param({"loss": lambda o, y: keras.ops.sum(o, axis=0)}, "a tensor of shape (1,)", id="no-row"),
         pytest.param({"loss": lambda o, y: 3.0}, "builtins.float", id="a-float"),
         pytest.param({"loss": lambda a, b: keras.ops.sum(a)}, "a function of (a, b)", id="unnamed"),

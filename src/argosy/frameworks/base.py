@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from argosy.frameworks.fitting import (
     Batch,
     Fit,
     FitOptions,
-    Listener,
     Precision,
     Step,
     check_state,
@@ -45,7 +44,6 @@ __all__ = [
     "MetricPart",
     "Precision",
     "Step",
-    "TakesCallbacks",
     "check_state",
     "count_weights",
     "derive_seed",
@@ -291,32 +289,6 @@ class Framework(Protocol):
         Raises:
             ModelError: `save_failed`.
         """
-        ...
-
-
-@runtime_checkable
-class TakesCallbacks(Protocol):
-    """What a framework has beside whose own callbacks are called."""
-
-    def open_callbacks(
-        self, callbacks: Sequence[Any], model: Any, step: Step, params: Mapping[str, Any], measured: Collection[str] | None
-    ) -> Listener:
-        """Check callbacks of the framework's own, and make one listener of them.
-
-        Args:
-            callbacks: as the user gave them.
-            model: that is fitted.
-            step: that fits it.
-            params: what they are told of the run: `epochs`, `steps` of an epoch; None where only the end tells.
-            measured: names of what an epoch measures, None if a step of the user's own logs more.
-
-        Raises:
-            InputError: `bad_option`, one cannot work here.
-        """
-        ...
-
-    def describe_callback(self, callback: Any) -> dict[str, Any]:
-        """Describe one as JSON data for a lineage."""
         ...
 
 

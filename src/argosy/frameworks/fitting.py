@@ -5,9 +5,9 @@ A framework says in `Framework.abilities` how much of this it has; `train` refus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.trees import Tree, list_leaves
@@ -24,6 +24,7 @@ __all__ = [
     "Listener",
     "Precision",
     "Step",
+    "TakesCallbacks",
     "check_state",
     "derive_seed",
     "fail_loss",
@@ -229,6 +230,32 @@ class Listener(Protocol):
 
     def set_state(self, state: Arrays) -> None:
         """Have them remember it again."""
+        ...
+
+
+@runtime_checkable
+class TakesCallbacks(Protocol):
+    """What a framework has beside whose own callbacks are called."""
+
+    def open_callbacks(
+        self, callbacks: Sequence[Any], model: Any, step: Step, params: Mapping[str, Any], measured: Collection[str] | None
+    ) -> Listener:
+        """Check callbacks of the framework's own, and make one listener of them.
+
+        Args:
+            callbacks: as the user gave them.
+            model: that is fitted.
+            step: that fits it.
+            params: what they are told of the run: `epochs`, `steps` of an epoch; None where only the end tells.
+            measured: names of what an epoch measures, None if a step of the user's own logs more.
+
+        Raises:
+            InputError: `bad_option`, one cannot work here.
+        """
+        ...
+
+    def describe_callback(self, callback: Any) -> dict[str, Any]:
+        """Describe one as JSON data for a lineage."""
         ...
 
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Framework, Step, TakesCallbacks, name_kind
-from argosy.frameworks.fitting import Listener
+from argosy.frameworks.base import Framework, Step, name_kind
+from argosy.frameworks.fitting import Listener, TakesCallbacks
 
 __all__ = ["check_callbacks", "describe_callbacks", "open_listener"]
 

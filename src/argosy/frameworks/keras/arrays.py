@@ -59,7 +59,7 @@ def _name_attributes(layer: Any) -> dict[int, str]:
     if type(layer).__module__.startswith("keras."):
         return {}
     named: dict[int, str] = {}
-    own = vars(layer)
+    own: dict[str, Any] = layer.__dict__
     # On torch, a layer is a module, which keeps its parts there.
     for name, value in {**own, **own.get("_modules", {})}.items():
         if name in _list_own() or name.startswith(("_self_", "_obj_")):
@@ -71,14 +71,15 @@ def _name_attributes(layer: Any) -> dict[int, str]:
             parts = [(f"{name}/{key}", part) for key, part in cast("dict[Any, Any]", value).items()]
         for shown, part in parts:
             if isinstance(part, keras.layers.Layer):
-                named.setdefault(id(cast("Any", part)), shown)
+                named.setdefault(id(part), shown)
     return named
 
 
 def _list_own() -> set[str]:
     """Name what Keras and its backend keep in a model themselves."""
     if not _OWN:
-        _OWN.update(vars(keras.Model()), ("_functional",))
+        blank: dict[str, Any] = keras.Model().__dict__
+        _OWN.update(blank, ("_functional",))
     return _OWN
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import name_kind
+from argosy.frameworks.describe import list_attributes
 from argosy.frameworks.fitting import Listener, Step
 from argosy.frameworks.keras.step import KerasStep
 from argosy.signature import Arrays
@@ -72,7 +73,8 @@ def open_callbacks(
 
 def _overrides(callback: Any, *methods: str) -> bool:
     base = keras.callbacks.Callback
-    return any(getattr(type(callback), method) is not getattr(base, method) for method in methods)
+    kind: Any = type(callback)
+    return any(getattr(kind, method) is not getattr(base, method) for method in methods)
 
 
 def _hears_steps(callback: Any) -> bool:
@@ -113,7 +115,7 @@ class KerasListener:
 
     def begin(self, state: Arrays | None = None) -> bool:
         """See `fitting.Listener`."""
-        own = vars(self._model)
+        own: dict[str, Any] = self._model.__dict__
         self._before = {name: own[name] for name in ("optimizer", "stop_training") if name in own}
         if self._optimizer is not None:
             own["optimizer"] = self._optimizer
@@ -170,7 +172,7 @@ class KerasListener:
 
     def close(self) -> None:
         """See `fitting.Listener`."""
-        own = vars(self._model)
+        own: dict[str, Any] = self._model.__dict__
         for name in ("optimizer", "stop_training"):
             own.pop(name, None)
         own.update(self._before)
@@ -190,7 +192,7 @@ class KerasListener:
         for index, callback in enumerate(self._callbacks):
             arrays: list[Any] = []
             plain = {"kind": name_kind(callback)}
-            values = {name: _keep(value, arrays) for name, value in vars(callback).items() if name not in _FOREIGN}
+            values = {name: _keep(value, arrays) for name, value in list_attributes(callback).items() if name not in _FOREIGN}
             plain["values"] = {name: kept for name, (kept, is_kept) in values.items() if is_kept}  # type: ignore[assignment]
             state[f"{_PREFIX}{index}"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
             state |= {f"{_PREFIX}{index}/{number}": array for number, array in enumerate(arrays)}
@@ -223,7 +225,8 @@ def _keep(value: Any, arrays: list[Any]) -> tuple[Any, bool]:
     if value is None or isinstance(value, bool | int | float | str):
         return value, True
     if isinstance(value, np.generic):
-        return value.item(), isinstance(value, np.number | np.bool_)
+        number: Any = cast("Any", value).item()
+        return number, isinstance(value, np.number | np.bool_)
     if isinstance(value, np.ndarray):
         arrays.append(np.array(cast("Any", value)))
         return {_ARRAY: len(arrays) - 1}, True

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from argosy.frameworks.base import LossPart, MetricPart, name_kind
 from argosy.frameworks.describe import Describer, list_attributes
 from argosy.frameworks.keras.arrays import to_numpy
+from argosy.frameworks.keras.losses import CompiledLoss
 from argosy.frameworks.keras.optimizer import RuleOptimizer
 
 __all__ = ["describe_callback", "describe_loss", "describe_metric", "describe_optimizer", "describe_program"]
@@ -28,6 +29,7 @@ def describe_loss(loss: object) -> LossPart | None:
     """See `base.Framework.describe_loss`."""
     if not callable(loss):
         return None
+    loss = loss.func if isinstance(loss, CompiledLoss) else loss
     config = _get_config(loss)
     name = getattr(getattr(loss, "func", loss), "__name__", type(loss).__name__)
     takes_logits = bool(config.get("from_logits")) or "hinge" in name.lower()
@@ -50,7 +52,7 @@ def describe_metric(metric: object) -> MetricPart | None:
 
 
 def describe_callback(callback: Any) -> dict[str, Any]:
-    """See `base.TakesCallbacks`: what its user chose, and its code."""
+    """See `fitting.TakesCallbacks`: what its user chose, and its code."""
     chosen = {
         name: part
         for name, part in list_attributes(callback).items()

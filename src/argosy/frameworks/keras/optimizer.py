@@ -102,7 +102,8 @@ class RuleOptimizer(keras.optimizers.Optimizer):
         ops = keras.ops
         index = self._get_variable_index(variable)
         memory = {slot: variables[index] for slot, variables in self.memory.items()}
-        rule, group = self._parts[index] if self._parts else (self.rule, None)
+        parts: Any = self._parts
+        rule, group = parts[index] if parts else (self.rule, None)
         rate, *rest = (self._scalars[i] for i in range(len(Scalars._fields)))
         scalars = (rate if group is None else rate * group.rate_factor, *rest)
         own = Scalars(*(value if isinstance(value, float) else ops.cast(value, variable.dtype) for value in scalars))
@@ -155,7 +156,7 @@ class RuleOptimizer(keras.optimizers.Optimizer):
         """Whether the rule has a number as learning rate, no schedule."""
         rate: Any = self.rule.learning_rate
         while isinstance(rate, Steered):
-            rate = rate.rate
+            rate = cast("Any", rate).rate
         return not isinstance(rate, Schedule)
 
     @learning_rate.setter

@@ -118,7 +118,9 @@ class _TorchEngine:
     def minimize(self, loss: Any, mover: Any, number: int) -> float:
         """See `own_step.Engine`."""
         torch = self._torch
-        scalar = loss if torch.is_tensor(loss) or not callable(loss) else loss(self._model)
+        scalar: Any = loss
+        if not torch.is_tensor(loss) and callable(loss):
+            scalar = loss(self._model)
         if not torch.is_tensor(scalar):
             raise fail_loss(name_kind(scalar))
         if scalar.numel() != 1:

@@ -93,7 +93,8 @@ class Fit:
             for variable in self._frozen:
                 variable.trainable = True
             for layer in self._still:
-                vars(layer).pop("call", None)
+                if "call" in vars(layer):
+                    del layer.call
 
     def list_seeds(self, seed: Any) -> list[Any]:
         """Give the states of the model's random generators for a pass: they follow from its seed, two int32."""

@@ -45,11 +45,13 @@ def open_loss(loss: Tree, options: FitOptions) -> Compute:
 
 
 def _open_leaf(loss: Any, options: FitOptions) -> Compute:
-    function = _LOSSES[loss] if isinstance(loss, str) else loss
-    if options.micro_batch_size and getattr(loss, "reduction", "mean") in ("sum", "none", None):
-        raise InputError("bad_option", option="loss", got=f"reduction {loss.reduction}", expected="a mean, with micro-batches")
-    if hasattr(loss, "reduction"):  # A loss of Keras' classes.
-        return lambda outputs, targets, weights: reduce_loss(loss(targets, outputs, sample_weight=weights), None)
+    function: Any = _LOSSES[loss] if isinstance(loss, str) else loss
+    if options.micro_batch_size and getattr(function, "reduction", "mean") in ("sum", "none", None):
+        raise InputError(
+            "bad_option", option="loss", got=f"reduction {function.reduction}", expected="a mean, with micro-batches"
+        )
+    if hasattr(function, "reduction"):  # A loss of Keras' classes.
+        return lambda outputs, targets, weights: reduce_loss(function(targets, outputs, sample_weight=weights), None)
     has_targets_first = isinstance(loss, str) or is_targets_first(function, ("tensorflow", "keras"))
     has_weights = not isinstance(loss, str) and takes_weights(function)
 
