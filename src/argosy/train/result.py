@@ -55,6 +55,7 @@ _LATER: Final = (
     "own_metrics",
     "step",
     "columns",
+    "start",
     "frozen",
     "average",
     "rescue",
@@ -95,6 +96,8 @@ class Settings:
     frozen: tuple[str, ...] | None = None
     """Patterns of weights that stay as they are."""
     average: Mapping[str, Any] | None = None
+    start: Mapping[str, Any] | None = None
+    """The version whose weights the model took before the first step."""
     rescue: bool = True
 
     def __post_init__(self) -> None:

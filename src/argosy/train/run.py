@@ -43,6 +43,7 @@ from argosy.train.publish import pick_sample
 from argosy.train.rescue import Rescue
 from argosy.train.result import Epoch, Settings, TrainResult
 from argosy.train.source import Source
+from argosy.train.start import Start, read_start
 from argosy.train.tensorboard import open_tensorboard
 
 __all__ = ["count_steps", "train"]
@@ -61,6 +62,7 @@ def train(
     step: Callable[[Any, Any, Any], Any] | None = None,
     optimizer: Any = None,
     freeze: Sequence[str] | str = (),
+    start: Start | str | None = None,
     targets: str | Sequence[str] | None = None,
     weights: str | None = None,
     batch_size: int | None = None,
@@ -116,6 +118,8 @@ def train(
             that which a Keras model was compiled with, else `adam`.
         freeze: patterns of names of weights, or parts of the model, that stay as they are; layers of which all weights do run
             as they are served.
+        start: a version of the store whose weights the model takes by name before the first step, `NAME@3`; or `Start`, which says
+            for which parts.
         targets: of data by column, the name of the column, or names, that is the target; the rest are inputs.
         weights: of data by column, the name of the column of weights.
         batch_size: rows of a step, default 32; the last batch of an epoch has the rows that are left. A loader has its own.
@@ -154,7 +158,7 @@ def train(
         The model with its history; `publish` takes it into the store.
 
     Raises:
-        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says
+        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`, `bad_start`; `own_training`, the model says
             itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
@@ -183,6 +187,7 @@ def train(
         raise InputError("bad_option", option="average", got=name_kind(average), expected="argosy.Ema(decay=0.999), or None")
     columns = Columns(tuple(targets) if isinstance(targets, list | tuple) else cast("Any", targets), weights)
     frozen = _find_frozen(framework, model, freeze)
+    beginning = None if start is None else read_start(framework, model, start)
     is_loader = loader_framework(data) is not None
     if is_loader and batch_size is not None:
         raise InputError("bad_option", option="batch_size", got=batch_size, expected="None with a loader, which has its own")
@@ -206,6 +211,7 @@ def train(
         columns={"targets": columns.targets, "weights": columns.weights} if columns.are_named else None,
         frozen=((freeze,) if isinstance(freeze, str) else tuple(freeze)) or None,
         average=None if average is None else average.describe(),
+        start=None if beginning is None else beginning.describe(),
         rescue=rescue,
     )
     with framework.session(seed, num_threads):
@@ -230,6 +236,8 @@ def train(
             run = _describe_run(framework, model, opened.source, settings) if plan is not None else {}
             keeper = stack.enter_context(open_checkpoints(plan, run))
             _check_folder(keeper, plan, resume)
+            if beginning is not None:
+                framework.set_weights(model, beginning.weights)
             taker = _build_step(framework, model, opened.objective, pace.optimizer, options)
             num_batches = opened.source.num_batches
             num_steps = None if num_batches is None or epochs is None else num_batches * epochs
