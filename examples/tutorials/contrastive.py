@@ -1,6 +1,7 @@
 """Contrastive pairs: an encoder that learns from pictures without labels, by a step of one's own.
 
-Two views of a picture are to be nearer to one another than to any other picture of the batch (Chen et al. 2020, arXiv:2002.05709).
+Two views of a picture are to be nearer to one another than to any other picture of the batch (Chen et al. 2020,
+arXiv:2002.05709).
 """
 
 from __future__ import annotations

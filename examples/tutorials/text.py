@@ -5,6 +5,7 @@ The labels are names, and the served version says them. Whole numbers go to the 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import re
@@ -58,12 +59,13 @@ def split_words(sentence: str) -> list[str]:
     return re.findall(r"[a-z]{2,}", sentence.lower())
 
 
+@functools.cache
 def make_data() -> tuple[Any, Any]:
     """Rows of word numbers and names of libraries, to train on and to test; the words are those of the first."""
     sentences = read_sentences()
     split = len(sentences) * 4 // 5
     counts: dict[str, int] = {}
-    for sentence, library in sentences[:split]:
+    for sentence, _ in sentences[:split]:
         for word in split_words(sentence):
             if word not in LIBRARIES:
                 counts[word] = counts.get(word, 0) + 1

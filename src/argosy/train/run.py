@@ -118,8 +118,8 @@ def train(
             that which a Keras model was compiled with, else `adam`.
         freeze: patterns of names of weights, or parts of the model, that stay as they are; layers of which all weights do run
             as they are served.
-        start: a version of the store whose weights the model takes by name before the first step, `NAME@3`; or `Start`, which says
-            for which parts.
+        start: a version of the store, `NAME@3`, whose weights the model takes by name before the first step; or `Start`, which
+            says for which parts.
         targets: of data by column, the name of the column, or names, that is the target; the rest are inputs.
         weights: of data by column, the name of the column of weights.
         batch_size: rows of a step, default 32; the last batch of an epoch has the rows that are left. A loader has its own.
@@ -158,8 +158,8 @@ def train(
         The model with its history; `publish` takes it into the store.
 
     Raises:
-        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`, `bad_start`; `own_training`, the model says
-            itself how it is trained; the model is as it was.
+        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`, `bad_start`; `own_training`, the
+            model says itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
         StoreError: `disk_full`, `write_failed`, a checkpoint.
