@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,28 @@ _TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_HOME", str(tmp_path_factory.mktemp("tutorials")))
-        with argosy.serve() as running:
-            yield running
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tutorials")
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[Any]:
+    with argosy.serve(home=home) as running:
+        yield running
 
 
 @pytest.mark.timeout(120)  # beside much other work; alone it is seconds
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_tutorial_trains_and_is_served_with_the_answers_of_its_framework(name: str, server: Any) -> None:
+def test_tutorial_trains_and_is_served_with_the_answers_of_its_framework(
+    name: str, home: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("torch", NEEDED.get(name, "torch")):
         pytest.importorskip(package)
+    monkeypatch.setenv("ARGOSY_HOME", str(home))
     tutorial = load_script(f"examples/tutorials/{name}.py")
     result = tutorial.fit(epochs=1)
     assert np.isfinite(tutorial.measure(result.model))
-    version = tutorial.publish(result)
-    assert version.manifest.lineage["kind"] == "training" or version.manifest.lineage["kind"] == "live model"
+    tutorial.publish(result)
     server.deploy(tutorial.NAME)
     with server.client() as client:
         served, expected = tutorial.ask(client, result)
