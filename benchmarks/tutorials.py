@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import t as student
 
 from machine import describe_machine
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--only", type=lambda names: names.split(","), default=[*LOOPS])
     given = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    torch.set_num_threads(1)  # As the tutorials ask for; small models gain nothing by more.
     print(f"{describe_machine()}; {given.seeds} seeds; mean ± half of the interval of {COVERAGE:.0%}")
     print("| tutorial | argosy.train | own loop | difference | served, largest difference | s a run, own loop | |")
     print("|---|---|---|---|---|---|---|", flush=True)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from argosy.bench.artifact import open_version
 from argosy.errors import InputError, NotFoundError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Flatten, Relu, draw_weights
 from argosy.optim import SGD
 from argosy.signature import Signature, TensorSpec
-from argosy.train.kept import WEIGHTS_FILE
+from argosy.store.manifest import WEIGHTS_FILE
 from argosy.train.publish import publish
 from argosy.train.run import train
 from argosy.train.start import Start
@@ -210,3 +211,10 @@ def test_run_that_started_from_a_version_resumes_from_its_own_checkpoint_alone(s
     with pytest.raises(InputError, match="its start is"):
         run(4, "base@2", True)
     np.testing.assert_equal(state_of(run(4, "base@1", True)), whole)
+
+
+def test_weights_that_are_kept_are_no_part_of_what_is_served(store):
+    served = [open_version(store, publish(Recurrent(), "base", store, sample=IDS, native=native)) for native in (False, True)]
+    for artifact in served:
+        assert (artifact.folder / WEIGHTS_FILE).is_file() and WEIGHTS_FILE not in artifact.files
+        assert artifact.size_bytes == sum(path.stat().st_size for path in artifact.files.values())

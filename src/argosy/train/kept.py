@@ -2,7 +2,7 @@
 
 What the ONNX file of a version holds already is referred to; only the rest is written beside it, as safetensors:
 
-    weights.safetensors    8 bytes: length of the header; header: JSON, a tensor by name; then their bytes
+    argosy.safetensors    8 bytes: length of the header; header: JSON, a tensor by name; then their bytes
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.signature import Arrays
+from argosy.store.manifest import WEIGHTS_FILE
 
-__all__ = ["WEIGHTS_FILE", "KeptWeight", "KeptWeights", "open_kept", "write_kept"]
-
-WEIGHTS_FILE: Final = "weights.safetensors"
+__all__ = ["KeptWeight", "KeptWeights", "open_kept", "write_kept"]
 
 _CODES: Final = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL",

@@ -22,9 +22,9 @@ from argosy.rows.axis import judge_file
 from argosy.signature import Arrays, JoinVerdict, Ragged, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 from argosy.store.local import Store
-from argosy.store.manifest import Version
+from argosy.store.manifest import WEIGHTS_FILE, Version
 from argosy.store.preprocess import Steps, add_steps
-from argosy.train.kept import WEIGHTS_FILE, write_kept
+from argosy.train.kept import write_kept
 from argosy.train.lineage import describe_code, describe_environment
 from argosy.train.ports import Names, find_ports, read_sample
 
