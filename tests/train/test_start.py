@@ -218,3 +218,12 @@ def test_weights_that_are_kept_are_no_part_of_what_is_served(store):
     for artifact in served:
         assert (artifact.folder / WEIGHTS_FILE).is_file() and WEIGHTS_FILE not in artifact.files
         assert artifact.size_bytes == sum(path.stat().st_size for path in artifact.files.values())
+
+
+def test_run_that_cannot_begin_gives_the_model_its_own_weights_back(store):
+    publish(Net(), "base", store, sample=X)
+    model = Net()
+    before = state_of(model)
+    with pytest.raises(InputError, match="a model with weights to train"):
+        begin(model, Start("base", store=store), freeze=["body", "head"])
+    np.testing.assert_equal(state_of(model), before)

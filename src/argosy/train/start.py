@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +53,17 @@ class Beginning:
     version: Version
     parts: Sequence[str]
     weights: Arrays
+
+    @contextmanager
+    def give(self, framework: Framework, model: Any) -> Generator[None]:
+        """Give the model the weights; where the block fails, it gets back those that it had."""
+        before = framework.get_weights(model)
+        framework.set_weights(model, self.weights)
+        try:
+            yield
+        except BaseException:
+            framework.set_weights(model, before)
+            raise
 
     def describe(self) -> dict[str, Any]:
         """Give it as JSON data, for the lineage."""
