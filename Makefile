@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-stream bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small bench-minilm clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-stream bench-tutorials bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small bench-minilm clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -184,6 +184,10 @@ bench-train-kill: setup
 ## A Parquet set of 4 GB beside the same rows in memory: samples/s, memory, time to the first step.
 bench-stream: setup
 	$(BIN)/python benchmarks/stream.py
+
+## Twelve known tutorials by argosy.train and by their framework's own loop, over five seeds, each served.
+bench-tutorials: setup
+	$(BIN)/python benchmarks/tutorials.py
 
 ## The race of the optimizers; writes the plot and the tables of docs/optimizers.md.
 bench-optimizers: setup

@@ -23,6 +23,7 @@ EXPORTED = [
     "Prediction",
     "Server",
     "Signature",
+    "Start",
     "Store",
     "TensorSpec",
     "TrainResult",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from argosy.train.checkpoint import Checkpoints
     from argosy.train.publish import publish
     from argosy.train.run import TrainResult, train
+    from argosy.train.start import Start
 
 __all__ = [
     "AdminClient",
@@ -39,6 +40,7 @@ __all__ = [
     "Prediction",
     "Server",
     "Signature",
+    "Start",
     "Store",
     "TensorSpec",
     "TrainResult",
@@ -68,6 +70,7 @@ _HOMES: Final = {
     "Prediction": "argosy.client",
     "Server": "argosy.server",
     "Signature": "argosy.signature",
+    "Start": "argosy.train.start",
     "Store": "argosy.store.local",
     "TensorSpec": "argosy.signature",
     "TrainResult": "argosy.train.run",

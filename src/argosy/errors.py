@@ -307,6 +307,11 @@ MESSAGES: dict[str, Message] = {
         "The checkpoint does not fit this run: {detail}",
         "resume with the model, optimizer and options that it was made with, or begin anew in another folder",
     ),
+    "bad_start": Message(
+        "Training cannot start from version {version}: {detail}",
+        "build the model as it was when the version was published, or name the parts that start so: "
+        "start=argosy.Start(version, parts=[...])",
+    ),
     "bad_program": Message("Training program {target} cannot be used: {detail}"),
     "bad_space": Message(
         "The space{parameter} cannot be searched: {detail}",

@@ -111,3 +111,19 @@ def test_version_that_is_no_onnx_file_is_not_compressed_and_the_error_says_what_
     assert result.exit_code == 1
     assert "Model 'code' version 1 is of the runtime python, and compression works on files of ONNX, OpenVINO" in result.stderr
     assert "hint: publish the network as ONNX" in result.stderr
+
+
+def test_train_begins_with_the_weights_of_a_version(call: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    target = f"{tmp_path / 'program.py'}:line"
+    losses = []
+    for options in ((), ("--from", "line@1"), ("--from", "line")):
+        result = call("train", target, "--seed", "3", *options, "--json")
+        assert result.exit_code == 0, result.output
+        losses.append(json.loads(result.stdout)["measurements"]["validation_loss"])
+    assert losses[2] < losses[1] < losses[0]
+    store = Store(tmp_path / "home")
+    start = store.get_version("line@3").manifest.lineage["training"]["start"]
+    assert start == {"version": "line@2", "digest": store.get_version("line@2").digest, "weights": 2}
+    refused = call("train", "recipe:digits", "--from", "line@1")
+    assert refused.exit_code != 0 and "Training cannot start from version line@1: it has no" in refused.stderr

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from argosy.signature import Signature
 from argosy.store.local import Store
-from argosy.store.manifest import OWN_FILES, Version
+from argosy.store.manifest import OWN_FILES, WEIGHTS_FILE, Version
 
 __all__ = ["Artifact", "open_version"]
+
+_UNSERVED: Final = frozenset((*OWN_FILES, WEIGHTS_FILE))
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Artifact:
 
     @property
     def files(self) -> dict[str, Path]:
-        """All files, by their names below the folder."""
+        """All files that serve, by their names below the folder."""
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {name: path for path in paths if (name := path.relative_to(self.folder).as_posix()) not in OWN_FILES}
+        return {name: path for path in paths if (name := path.relative_to(self.folder).as_posix()) not in _UNSERVED}
 
     @property
     def size_bytes(self) -> int:

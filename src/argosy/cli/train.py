@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ __all__ = ["train"]
 
 @command("train")
 @click.argument("target", metavar="recipe:NAME|FILE.py:FUNCTION")
+@click.option("--from", "start", metavar="NAME@V", help="Version of the store whose weights the model begins with, by name.")
 @click.option("--framework", help="What builds a recipe's network: torch, keras, tensorflow, mxnet, jax.  [default: torch]")
 @click.option("--optimizer", help="How its weights follow the gradients: sgd, momentum, rmsprop, adam ...  [default: adam]")
 @click.option("--form", type=click.Choice(["common", "text"]), help="Of the optimizer; see its card.  [default: common]")
@@ -47,6 +49,7 @@ def train(
     target: str,
     framework: str | None,
     name: str | None,
+    start: str | None,
     checkpoints: Path | None,
     resume: bool,
     restart: bool,
@@ -84,6 +87,10 @@ def train(
     folder = checkpoints or shell.home / "runs" / name
     options |= {"checkpoints": folder, "resume": "restart" if restart else resume}
     given = {option: value for option, value in options.items() if value is not None}
+    if start is not None:
+        from argosy.train.start import Start
+
+        given["start"] = Start(start, store=shell.open_store())
     confusion, labels = None, None
     with shell.hold_stdout():
         if is_program(target):
@@ -133,7 +140,10 @@ def _train_program(shell: Shell, target: str, name: str, given: dict[str, Any]) 
     parts = {part: given.pop(part) for part in ("form", "learning_rate") if part in given}
     store = shell.open_store()
     store.check_writable()
-    arguments = {**load_program(target), **given}
+    program = load_program(target)
+    arguments = {**program, **given}
+    if "start" in given:  # Which parts of the model begin so, the program says.
+        arguments["start"] = replace(given["start"], parts=getattr(program.get("start"), "parts", ()))
     if parts:
         rule = arguments.get("optimizer") or "adam"
         arguments["optimizer"] = get_optimizer(rule, **parts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +13,10 @@ from argosy.errors import ModelError
 from argosy.frameworks.base import Framework
 from argosy.frameworks.trees import Tree, list_leaves
 
-__all__ = ["merge_adapters"]
+__all__ = ["merge_adapters", "name_plainly"]
+
+_WRAPPED: Final = re.compile(r"\b(?:base_layer|original_module|modules_to_save\.\w+)\.")
+"""What PEFT puts into the names of a layer's own weights."""
 
 _TOLERANCE: Final = 1e-3
 """By which answers may move when matrices are added before they are multiplied, relative to their largest magnitude."""
@@ -28,8 +33,7 @@ def merge_adapters(framework: Framework, model: Any, sample: Tree) -> tuple[Any,
     Raises:
         ModelError: `export_differs`, the merged model answers otherwise.
     """
-    is_adapted = any(base.__module__.partition(".")[0] == "peft" for base in type(model).__mro__)
-    if not is_adapted or not hasattr(model, "merge_and_unload"):
+    if not _is_adapted(model) or not hasattr(model, "merge_and_unload"):
         return model, []
     adapters = [
         {"name": str(name), "kind": str(getattr(config.peft_type, "value", config.peft_type)), "rank": getattr(config, "r", None)}
@@ -44,3 +48,24 @@ def merge_adapters(framework: Framework, model: Any, sample: Tree) -> tuple[Any,
         if not difference <= allowed:
             raise ModelError("export_differs", rows="merged", got=difference, allowed=allowed)
     return merged, adapters
+
+
+def name_plainly(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Give the names that weights have in the model without its adapters; those of the adapters themselves are left out.
+
+    Args:
+        model: any; one without adapters has plain names.
+        names: of its weights.
+    """
+    if not _is_adapted(model):
+        return {name: name for name in names}
+    own = str(getattr(getattr(model, "base_model", model), "prefix", "lora_"))
+    return {
+        name: _WRAPPED.sub("", name.removeprefix("base_model.").removeprefix("model."))
+        for name in names
+        if not any(part.startswith(own) for part in name.split("."))
+    }
+
+
+def _is_adapted(model: Any) -> bool:
+    return any(base.__module__.partition(".")[0] == "peft" for base in type(model).__mro__)

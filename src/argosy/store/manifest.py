@@ -31,6 +31,7 @@ __all__ = [
     "MANIFEST_TYPE",
     "OWN_FILES",
     "RUNTIMES",
+    "WEIGHTS_FILE",
     "Descriptor",
     "ImageIndex",
     "ImageManifest",
@@ -64,6 +65,10 @@ MANIFEST_FILE: Final = "argosy.json"
 GOLDEN_FILE: Final = "golden.npz"
 OWN_FILES: Final = (MANIFEST_FILE, GOLDEN_FILE)
 """Names that the store itself gives to layers; no file of a publisher may have them."""
+
+WEIGHTS_FILE: Final = "argosy.safetensors"
+"""Weights of a live model by its framework's names, for training to start from: no runtime reads it, it is no part of what is
+served, nor of its size."""
 
 RUNTIMES: Final = tuple(sorted((*runtimes.RUNTIMES, "llm")))
 """What a version may name: those that there are, and one whose versions can be kept already."""

@@ -21,9 +21,10 @@ from argosy.rows.axis import judge_file
 from argosy.signature import Arrays, JoinVerdict, Ragged, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 from argosy.store.local import Store
-from argosy.store.manifest import Version
+from argosy.store.manifest import WEIGHTS_FILE, Version
 from argosy.store.preprocess import Steps, add_steps
 from argosy.store.temporary import work_folder
+from argosy.train.kept import write_kept
 from argosy.train.lineage import describe_code, describe_environment
 from argosy.train.ports import Names, find_ports, read_sample
 
@@ -122,9 +123,11 @@ def publish(
         except Fails as error:
             raise ModelError("save_failed", detail=str(error)) from error
         signature, step_files = add_steps(signature, preprocess)
+        kept = Path(folder, WEIGHTS_FILE)
+        write_kept(framework.get_weights(model), kept, made.files[0] if made.runtime == "onnx" else None)
         return store.publish(
             name,
-            {path.name: path for path in made.files} | step_files,
+            {path.name: path for path in (*made.files, kept)} | step_files,
             signature=signature,
             runtime=made.runtime,
             entry=made.entry,

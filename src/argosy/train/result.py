@@ -55,6 +55,7 @@ _LATER: Final = (
     "own_metrics",
     "step",
     "columns",
+    "start",
     "frozen",
     "average",
     "rescue",
@@ -96,6 +97,8 @@ class Settings:
     frozen: tuple[str, ...] | None = None
     """Patterns of weights that stay as they are."""
     average: Mapping[str, Any] | None = None
+    start: Mapping[str, Any] | None = None
+    """The version whose weights the model took before the first step."""
     rescue: bool = True
     callbacks: tuple[dict[str, Any], ...] | None = None
     """Of the framework's own: their settings and code."""

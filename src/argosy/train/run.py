@@ -21,6 +21,7 @@ from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimi
 from argosy.train.objective import describe_function, open_objective
 from argosy.train.opening import open_data
 from argosy.train.result import Epoch, Settings, TrainResult
+from argosy.train.start import Start, read_start
 from argosy.train.task import Task
 
 __all__ = ["count_steps", "train"]
@@ -39,6 +40,7 @@ def train(
     step: Callable[[Any, Any, Any], Any] | None = None,
     optimizer: Any = None,
     freeze: Sequence[str] | str = (),
+    start: Start | str | None = None,
     targets: str | Sequence[str] | None = None,
     weights: str | None = None,
     batch_size: int | None = None,
@@ -95,6 +97,8 @@ def train(
             that which a Keras model was compiled with, else `adam`.
         freeze: patterns of names of weights, or parts of the model, that stay as they are; layers of which all weights do run
             as they are served.
+        start: a version of the store, `NAME@3`, whose weights the model takes by name before the first step; or `Start`, which
+            says for which parts.
         targets: of data by column, the name of the column, or names, that is the target; the rest are inputs.
         weights: of data by column, the name of the column of weights.
         batch_size: rows of a step, default 32; the last batch of an epoch has the rows that are left. A loader has its own.
@@ -134,8 +138,8 @@ def train(
         The model with its history; `publish` takes it into the store.
 
     Raises:
-        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`; `own_training`, the model says
-            itself how it is trained; the model is as it was.
+        InputError: `bad_data`, `bad_option`, `bad_loss`, `unknown_choice`, `bad_checkpoint`, `bad_start`; `own_training`, the
+            model says itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
         StoreError: `disk_full`, `write_failed`, a checkpoint.
@@ -159,11 +163,13 @@ def train(
     rule = resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
     heard = check_callbacks(framework, callbacks)
     columns = Columns.read(targets, weights)
+    beginning = None if start is None else read_start(framework, model, start)
     task = Task(
         framework=framework,
         model=model,
         rule=rule,
         frozen=find_frozen(framework, model, freeze),
+        beginning=beginning,
         step=step,
         average=average,
         plan=checkpoints if isinstance(checkpoints, Checkpoints | None) else Checkpoints(folder=checkpoints),
@@ -193,6 +199,7 @@ def train(
         columns={"targets": columns.targets, "weights": columns.weights} if columns.are_named else None,
         frozen=((freeze,) if isinstance(freeze, str) else tuple(freeze)) or None,
         average=None if average is None else average.describe(),
+        start=None if beginning is None else beginning.describe(),
         rescue=rescue,
         callbacks=describe_callbacks(framework, heard),
     )

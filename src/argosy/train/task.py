@@ -29,6 +29,7 @@ from argosy.train.publish import pick_sample
 from argosy.train.rescue import Rescue
 from argosy.train.result import Settings, TrainResult
 from argosy.train.source import Source
+from argosy.train.start import Beginning
 from argosy.train.tensorboard import open_tensorboard
 
 __all__ = ["Task"]
@@ -44,6 +45,8 @@ class Task:
     """One optimizer, or several by name."""
     frozen: frozenset[str]
     """Names of weights that stay as they are."""
+    beginning: Beginning | None
+    """Weights that the model takes before the first step."""
     step: Callable[[Any, Any, Any], Any] | None
     average: Ema | None
     plan: Checkpoints | None
@@ -72,7 +75,8 @@ class Task:
             run = _describe_run(self.framework, self.model, opened.source, settings) if self.plan is not None else {}
             keeper = stack.enter_context(open_checkpoints(self.plan, run))
             self._check_folder(keeper)
-            program = self._write_program(opened, settings, pace)
+            with contextlib.nullcontext() if self.beginning is None else self.beginning.give(self.framework, self.model):
+                program = self._write_program(opened, settings, pace)
             num_batches = opened.source.num_batches
             num_steps = None if num_batches is None or settings.epochs is None else num_batches * settings.epochs
             shown = stack.enter_context(open_progress(self.is_shown, settings.epochs, num_steps))
