@@ -14,7 +14,7 @@ from argosy.errors import InputError
 from argosy.frameworks.base import Batch
 from argosy.frameworks.describe import digest_arrays
 from argosy.frameworks.trees import count_rows, list_leaves, map_tree, take_rows
-from argosy.train.elements import Columns, check_weights, read_element, to_arrays
+from argosy.train.elements import Columns, check_weights, make_array, read_element, to_arrays
 
 __all__ = [
     "Dataset",
