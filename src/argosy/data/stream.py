@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -73,6 +74,7 @@ class Stream:
         self._num_threads = num_threads
         step = getattr(reader, "step", None)
         self.preprocess: list[dict[str, Any]] = [] if step is None else [step]
+        self._recorded = self.preprocess
         self.classes: int | list[str] | None = classes if isinstance(classes, int) else list(classes or ()) or None
         self.classes = getattr(reader, "classes", None) or self.classes
         self._blocks = list(reader.list_blocks())
@@ -128,28 +130,30 @@ class Stream:
         if self.classes is not None:
             described["classes"] = self.classes
         if self.preprocess:
-            described["preprocess"] = self.preprocess
+            described["preprocess"] = self._recorded
         return described
 
     def select(self, names: Sequence[str]) -> Stream:
         """Give the stream of the same rows with other columns as inputs, by their names, and no targets."""
         choice = Choice({name: name for name in names}, None, None, self._schema)
-        finish = dataclasses.replace(self._finish, choice=choice, names=tuple(choice.names), encoder=None)
-        return self._change(finish, [])
+        return self._change(dataclasses.replace(self._finish, choice=choice, names=tuple(choice.names), encoder=None))
 
-    def prepare(self, step: Mapping[str, Any]) -> Stream:
-        """Give the stream whose inputs a step of preprocessing makes of columns; a worker makes the same of raw requests.
+    def prepare(self, *steps: Mapping[str, Any]) -> Stream:
+        """Give the stream whose inputs are made of columns by steps of preprocessing; a worker makes the same of raw requests.
 
         Args:
-            step: a table with `kind` and options, as of `argosy.publish(preprocess=[...])`. `row`: of `argosy.data.learn_row`,
+            steps: tables with `kind` and options, as of `argosy.publish(preprocess=[...])`. `row`: of `argosy.data.learn_row`,
                 or written by hand. `text`: with `column`, the column of text (by default `text`), `file`, the path of the
                 tokenizer, `max_length`, and `inputs`, the names of the tensors (by default `input_ids` alone). Several tensors
                 are inputs by their names.
 
         Raises:
-            InputError: `bad_preprocess`, `bad_option`, `bad_rows`.
+            InputError: `bad_preprocess`, `bad_option`, `unknown_choice`, `bad_rows`.
         """
-        encoder = Encoder(step)
+        for step in steps:
+            if not isinstance(step, Mapping):
+                raise InputError("bad_option", option="prepare", got=type(step).__qualname__, expected="tables, one after the other")
+        encoder = Encoder([_find_file(step) for step in steps])
         check_names(encoder.names, self._schema)
         _, targets, weights = self._finish.choice.parts
         names = list(encoder.tensors)
@@ -161,12 +165,13 @@ class Stream:
         schema = {**self._schema, **encoder.tensors}
         choice = Choice(names[0] if len(names) == 1 else {name: name for name in names}, targets, weights, schema)
         taken = tuple(dict.fromkeys([*encoder.names, *others]))
-        return self._change(dataclasses.replace(self._finish, choice=choice, names=taken, encoder=encoder), [encoder.step])
+        return self._change(dataclasses.replace(self._finish, choice=choice, names=taken, encoder=encoder))
 
-    def _change(self, finish: Finish, preprocess: list[dict[str, Any]]) -> Stream:
+    def _change(self, finish: Finish) -> Stream:
         """Give the same rows, otherwise finished; in the same order."""
         changed = copy.copy(self)
-        changed._finish, changed.preprocess = finish, preprocess
+        changed._finish, encoder = finish, finish.encoder
+        changed.preprocess, changed._recorded = ([], []) if encoder is None else (encoder.steps, encoder.recorded)
         chunk = changed._read_sample()
         changed.sample = finish.choice.build([leaf[:_SAMPLE_ROWS] for leaf in finish.choice.join(chunk.columns)])
         return changed
@@ -352,6 +357,11 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """Say what the data is, and which rows were left out so far, as JSON data for a lineage."""
         return self._stream.describe() | self._bad.describe()
+
+
+def _find_file(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a step with the whole path of its file, which is read again when a model is published."""
+    return {**step, "file": os.path.abspath(step["file"])} if isinstance(step.get("file"), str | os.PathLike) else dict(step)
 
 
 def _describe(array: NDArray[Any]) -> Column:

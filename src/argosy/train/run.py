@@ -42,7 +42,7 @@ from argosy.train.progress import open_progress
 from argosy.train.publish import pick_sample
 from argosy.train.rescue import Rescue
 from argosy.train.result import Epoch, Settings, TrainResult
-from argosy.train.source import Source
+from argosy.train.source import Source, is_stream
 from argosy.train.tensorboard import open_tensorboard
 
 __all__ = ["count_steps", "train"]
@@ -261,6 +261,7 @@ def train(
         keeper.latest if keeper else None,
         loop.skipped,
         describe_weights(framework, model, frozen),
+        tuple(data.preprocess) if is_stream(data) and hasattr(data, "preprocess") else (),
     )
     if on_end is not None:
         on_end(result)
