@@ -152,7 +152,9 @@ class Stream:
         """
         for step in steps:
             if not isinstance(step, Mapping):
-                raise InputError("bad_option", option="prepare", got=type(step).__qualname__, expected="tables, one after the other")
+                raise InputError(
+                    "bad_option", option="prepare", got=type(step).__qualname__, expected="tables, one after the other"
+                )
         encoder = Encoder([_find_file(step) for step in steps])
         check_names(encoder.names, self._schema)
         _, targets, weights = self._finish.choice.parts
