@@ -324,7 +324,9 @@ def test_predict_joins_its_pieces():
         pytest.param(make_mlp, make_rows(2, 5), "shape (2, 5)", id="wrong-width"),
         pytest.param(make_mlp, make_rows(2, 4, dtype="float64"), "it is float64, expected float32", id="float64"),
         pytest.param(Embedding, np.full((2, 3), 2**40), "integers beyond int32", id="large-integers"),
-        pytest.param(lambda: Apply(lambda x: (x, x[:1])), make_rows(2, 4), "a tensor of shape (1, 4)", id="one-output-of-no-rows"),
+        pytest.param(
+            lambda: Apply(lambda x: (x, x[:1])), make_rows(2, 4), "a tensor of shape (1, 4)", id="one-output-of-no-rows"
+        ),
         pytest.param(lambda: Apply(jnp.ravel), make_rows(2, 4), "an array of shape (8,)", id="rows-lost"),
     ],
 )

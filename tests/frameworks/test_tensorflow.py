@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -22,7 +23,8 @@ import tensorflow as tf
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Batch, FitOptions, count_weights, framework_of, get_framework, loader_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Relu, draw_weights
-from argosy.frameworks.onnx import OnnxModel
+from argosy.frameworks.onnx import OnnxModel, check_export
+from argosy.frameworks.ports import Ports
 from argosy.frameworks.tensorflow import FRAMEWORK, RuleOptimizer
 from argosy.optim import SGD, Adam, CosineDecay, Momentum, RMSprop, StepDecay
 from argosy.runtimes.base import BadInput
@@ -411,15 +413,16 @@ def test_names_may_be_those_of_other_tensors_of_the_graph(names, tmp_path):
 def test_tensors_that_are_no_variables_are_constants_of_the_file(names, tmp_path):
     model, rows = Unwritable(lambda x: x * HELD + HELD[0]), make_rows(3, 4)
     path = tmp_path / "model.onnx"
-    FRAMEWORK.export_onnx(model, rows, path, input_name=names[0], output_name=names[1])
+    export_one(FRAMEWORK, model, rows, path, input_name=names[0], output_name=names[1])
     exported = OnnxModel(path)
     assert (exported.input_names, exported.output_names) == ([names[0]], [names[1]])
-    check_export(exported, partial(FRAMEWORK.predict, model), rows)
+    check_one(exported, partial(FRAMEWORK.predict, model), rows)
+    ports = Ports(inputs=names[0], outputs=names[1])
     # Of what else an exporter leaves beside one tensor in and one out, nothing is believed.
     file = onnx.load(path)
     file.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
-    with pytest.raises(ModelError, match="expected one tensor each"):
-        check_export(OnnxModel(file.SerializeToString()), partial(FRAMEWORK.predict, model), rows)
+    with pytest.raises(ModelError, match=re.escape(f"more, {names[0]} and gives {names[1]}, expected")):
+        check_export(OnnxModel(file.SerializeToString()), ports.run(partial(FRAMEWORK.predict, model)), {names[0]: rows}, ports)
 
 
 def test_keras_layer_that_holds_tensors_is_published(tmp_path):
@@ -484,6 +487,7 @@ def test_runtime_serves_from_a_forked_process_of_its_own(tmp_path):
     # As a worker does it: forked from a process that has only imported the runtime.
     code = f"""
 import os
+import re
 from argosy.runtimes.base import load_runtime_class
 kind = load_runtime_class("tensorflow")
 child = os.fork()

@@ -68,7 +68,9 @@ def test_predict_takes_read_only_rows_and_joins_its_pieces():
     ("model", "x", "words"),
     [
         pytest.param(torch.nn.Linear(3, 1), np.ones((2, 4), np.float32), "shape (2, 4)", id="wrong-width"),
-        pytest.param(torch.nn.LSTM(4, 2), np.ones((2, 3, 4), np.float32), "a tensor of shape (1, 3, 2)", id="states-of-another-axis"),
+        pytest.param(
+            torch.nn.LSTM(4, 2), np.ones((2, 3, 4), np.float32), "a tensor of shape (1, 3, 2)", id="states-of-another-axis"
+        ),
         pytest.param(torch.nn.Flatten(0), np.ones((2, 4), np.float32), "tensor of shape (8,)", id="rows-lost"),
     ],
 )

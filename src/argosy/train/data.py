@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch
 from argosy.frameworks.describe import digest_arrays
-from argosy.frameworks.trees import count_rows, list_leaves, map_tree, take_rows
+from argosy.frameworks.trees import count_rows, is_named, is_ordered, list_leaves, map_tree, take_rows
 from argosy.train.elements import Columns, check_weights, make_array, read_element, to_arrays
 
 __all__ = [
@@ -80,7 +80,7 @@ def check_dataset(data: object, dtype: DTypeLike = np.float32, *, columns: Colum
         InputError: `bad_data`, another form, x as `check_rows` says, y has not one entry a row, bad weights.
     """
     columns = columns or Columns()
-    if not (isinstance(data, Mapping) or (isinstance(data, tuple | list) and 1 < len(cast("Sequence[object]", data)) <= 3)):
+    if not (is_named(data) or (is_ordered(data) and 1 < len(data) <= 3)):
         expected = "a pair of arrays (x, y), with weights (x, y, w), a dict by column, or a loader of a framework"
         raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected {expected}")
     inputs, targets, weights = read_element(data, columns, source="data")
