@@ -2,8 +2,9 @@
 
     python benchmarks/train_kill.py [--kills 20] [--frameworks torch,keras,tensorflow,mxnet,jax] [--data memory,stream] [--seed 0]
 
-So many kills for rows in memory, and as many for the same rows as a stream of Parquet files. Every run trains the same small network (convolution, batch normalisation, dropout), keeps a checkpoint at every step, and
-prints the SHA-256 of its final weights and of its history. Exit status 1 if any differs.
+So many kills for rows in memory, and as many for the same rows as a stream of Parquet files. Every run trains the same small
+network (convolution, batch normalisation, dropout), keeps a checkpoint at every step, and prints the SHA-256 of its final weights
+and of its history. Exit status 1 if any differs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for what the tests share
 
-from argosy.environment import find_interpreter, lives_apart  # noqa: E402
 from tests.frameworks.small_run import write_data  # noqa: E402
+
+from argosy.environment import find_interpreter, lives_apart  # noqa: E402
 
 PAUSE_S = 0.02
 NUM_STEPS = 12 * 6

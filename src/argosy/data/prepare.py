@@ -46,8 +46,8 @@ class Encoder:
     """Steps of preprocessing on columns.
 
     Args:
-        tables: each has `kind` (`row` or `text`) and the options of the step, as a version keeps them. Of text also `column`, whose
-            strings are taken, and `inputs`, the names of its tensors.
+        tables: each has `kind` (`row` or `text`) and the options of the step, as a version keeps them. Of text also `column`,
+            whose strings are taken, and `inputs`, the names of its tensors.
 
     Attributes:
         names: of the columns that they take.

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -363,7 +364,7 @@ class Source:
 
 def _find_file(step: Mapping[str, Any]) -> dict[str, Any]:
     """Give a step with the whole path of its file, which is read again when a model is published."""
-    return {**step, "file": os.path.abspath(step["file"])} if isinstance(step.get("file"), str | os.PathLike) else dict(step)
+    return {**step, "file": str(Path(step["file"]).absolute())} if isinstance(step.get("file"), str | os.PathLike) else dict(step)
 
 
 def _describe(array: NDArray[Any]) -> Column:

@@ -78,7 +78,8 @@ def publish(
         measurements: what is known of it, such as the accuracy on test rows.
         lineage: where it comes from, JSON data; added to what the model tells.
         input_name: of the tensor that goes in; or the names of all, in order. None: those of the dict, of Keras' inputs or
-            of the arguments; for one that which steps of `preprocess` have for it, or `input`. A single name for several in order is followed by their numbers: `x_0`, `x_1`.
+            of the arguments; for one that which steps of `preprocess` have for it, or `input`. A single name for several in order
+            is followed by their numbers: `x_0`, `x_1`.
         output_name: of the tensor that comes out; or the names of all, in order. None: those of the dict, or `output`, of
             several in order `output_0`, `output_1`.
         labels: names of the output's last axis, such as class names; of several outputs a dict of them by output.
