@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from argosy.data.arrow import convert_batch
-from argosy.data.block import BadRow, Block, Chunk, Column, load_module
+from argosy.data.block import BadRow, Block, Chunk, Column, Location, load_module
 from argosy.data.files import File
 from argosy.data.lines import Lines, find_first_line, list_ranges, parse_lines, read_head, read_lines
 from argosy.data.schema import check_same_schema
@@ -145,9 +145,9 @@ class CsvReader:
             chunks.append(Chunk(chunk.columns, places[chunk.rows], bad))
         yield join_chunks(chunks)
 
-    def locate(self, block: Block, row: int) -> str:
+    def locate(self, block: Block, row: int) -> Location:
         file = self.files[block.file]
-        return f"{str(file.path)!r}, line {find_first_line(file, block, self._starts[block.file]) + row}"
+        return Location(file.path, "line", find_first_line(file, block, self._starts[block.file]) + row)
 
 
 def join_chunks(chunks: Sequence[Chunk]) -> Chunk:

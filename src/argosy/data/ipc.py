@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
 
 from argosy.data.arrow import convert_batch, is_taken
-from argosy.data.block import Block, Chunk, Column, load_module
+from argosy.data.block import Block, Chunk, Column, Location, load_module
 from argosy.data.files import File, open_file
 from argosy.data.parquet import guard_arrow
 from argosy.data.schema import check_same_schema
@@ -80,8 +80,8 @@ class ArrowReader:
                 chunk = convert_batch(batch.slice(start, limit), columns, start, self._pa)
             yield chunk
 
-    def locate(self, block: Block, row: int) -> str:
-        return f"{str(self.files[block.file].path)!r}, row {self._firsts[block.file, block.place] + row}"
+    def locate(self, block: Block, row: int) -> Location:
+        return Location(self.files[block.file].path, "row", self._firsts[block.file, block.place] + row)
 
     @contextlib.contextmanager
     def _open(self, number: int, names: Sequence[Any] | None) -> Generator[Any]:

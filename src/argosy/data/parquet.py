@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from argosy.data.arrow import convert_batch, is_string, is_taken
-from argosy.data.block import Block, Chunk, Column, load_module
+from argosy.data.block import Block, Chunk, Column, Location, load_module
 from argosy.data.files import File, open_file
 from argosy.data.schema import check_same_schema
 from argosy.errors import ArgosyError, InputError
@@ -85,8 +85,8 @@ class ParquetReader:
             )
             raise InputError("bad_file", path=repr(str(self.files[block.file].path)), detail=detail)
 
-    def locate(self, block: Block, row: int) -> str:
-        return f"{str(self.files[block.file].path)!r}, row {self._firsts[block.file, block.place] + row}"
+    def locate(self, block: Block, row: int) -> Location:
+        return Location(self.files[block.file].path, "row", self._firsts[block.file, block.place] + row)
 
     def _iterate(self, parquet: Any, block: Block, names: Sequence[str], limit: int) -> Iterator[Any]:
         """Give pieces of `limit` rows, but for the last."""

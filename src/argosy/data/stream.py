@@ -20,6 +20,7 @@ from argosy.data.block import CHUNK_BYTES, Block, Chunk, Column, Reader
 from argosy.data.choice import Choice, Rows
 from argosy.data.files import digest_files
 from argosy.data.finish import Finish
+from argosy.data.naming import make_places, name_rows
 from argosy.data.order import LANES, Piece, draw_rows, list_pieces, list_windows
 from argosy.data.prepare import Encoder, check_names
 from argosy.data.reading import read_pieces
@@ -240,6 +241,28 @@ class Stream:
         finally:
             windows.close()
 
+    def locate(self, batch_size: int, *, epoch: int, batch: int, seed: int | None = None) -> list[str]:
+        """Say where the rows of a batch stand: a text for each file, with the numbers of at most 1024 rows.
+
+        Args:
+            batch_size: as of `iterate`.
+            epoch: counted from 1.
+            batch: counted from 0.
+            seed: of the order.
+
+        Raises:
+            InputError: `bad_rows`, `bad_file`, `data_changed`.
+        """
+        places: list[NDArray[np.int64]] = []
+        left = batch_size
+        windows = self._iterate_windows(epoch, batch * batch_size, seed, BadRows(self.max_bad_rows), with_places=True)
+        with contextlib.closing(windows):
+            while left and (window := next(windows, None)) is not None:
+                leaves, order = window
+                places.append((leaves[-1] if order is None else leaves[-1][order])[:left])
+                left -= len(places[-1])
+        return name_rows(self._reader, self._blocks, np.concatenate(places)) if places else []
+
     def open_source(self, *, batch_size: int, shuffle: bool, seed: int) -> Source:
         """Give the batches of one run of training, epoch by epoch.
 
@@ -250,8 +273,13 @@ class Stream:
         """
         return Source(self, batch_size, seed if shuffle else None)
 
-    def _iterate_windows(self, epoch: int, skip: int, seed: int | None, bad: BadRows) -> Iterator[tuple[Leaves, Any]]:
-        """Give the leaves of each window and the order of its rows, the first `skip` rows left out."""
+    def _iterate_windows(
+        self, epoch: int, skip: int, seed: int | None, bad: BadRows, *, with_places: bool = False
+    ) -> Generator[tuple[Leaves, Any]]:
+        """Give the leaves of each window and the order of its rows, the first `skip` rows left out.
+
+        The last leaf are the rows' places, if these are wanted.
+        """
         windows = enumerate(
             list_windows(list_pieces(self._blocks, self._count_about, self._limit, seed, epoch), self.buffer_rows)
         )
@@ -268,7 +296,7 @@ class Stream:
         chunks = read_pieces(self._reader, pieces, self._finish.list_names(), self.columns, self._finish.apply, self._num_threads)
         try:
             for number, size in groups:
-                leaves = self._gather(itertools.islice(chunks, size), bad)
+                leaves = self._gather(itertools.islice(chunks, size), bad, with_places)
                 if leaves is None:
                     continue
                 order = draw_rows(len(leaves[0]), seed, epoch, number)
@@ -279,7 +307,7 @@ class Stream:
         finally:
             chunks.close()
 
-    def _gather(self, chunks: Iterator[tuple[Piece, Chunk]], bad: BadRows) -> Leaves | None:
+    def _gather(self, chunks: Iterator[tuple[Piece, Chunk]], bad: BadRows, with_places: bool) -> Leaves | None:
         """Put the chunks of a window together."""
         parts: list[Leaves] = []
         size = 0
@@ -293,6 +321,8 @@ class Stream:
                 detail = f"{sum(len(part[0]) for part in parts)} rows have {size >> 20} MiB"
                 expected = f"fewer: {detail}, about {self._reader.locate(piece.block, piece.first)}"
                 raise InputError("bad_option", option="buffer_rows", got=self.buffer_rows, expected=expected)
+            if with_places:
+                parts[-1].append(make_places(piece.block, chunk.rows))
         if len(parts) <= 1:
             return parts[0] if parts else None
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -356,6 +386,10 @@ class Source:
         """Give the batches of an epoch as `Stream.iterate` does."""
         stream, size = self._stream, self._batch_size
         return stream.iterate(size, epoch=epoch, start=start, seed=self._seed, part=part, bad=self._bad)
+
+    def locate(self, epoch: int, batch: int) -> list[str]:
+        """Say where the rows of a batch stand, as `Stream.locate` does."""
+        return self._stream.locate(self._batch_size, epoch=epoch, batch=batch, seed=self._seed)
 
     def describe(self) -> dict[str, Any]:
         """Say what the data is, and which rows were left out so far, as JSON data for a lineage."""

@@ -251,7 +251,8 @@ class TrainResult:
         """Give what the run knows of itself, as JSON data."""
         training = self.settings.describe() | {"steps": self.num_steps}
         if self.skipped:
-            training["skipped"] = [dataclasses.asdict(skip) for skip in self.skipped]
+            skipped = map(dataclasses.asdict, self.skipped)
+            training["skipped"] = [{key: value for key, value in skip.items() if value is not None} for skip in skipped]
         described = {"kind": "training", "data": self.data, "training": training}
         return described | ({"weights": dict(self.weights)} if self.weights else {})
 
