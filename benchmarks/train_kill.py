@@ -36,7 +36,7 @@ def start(framework: str, folder: Path, pause_s: float, data: Path | None) -> su
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     if process.returncode:
         raise SystemExit(f"a run ended with code {process.returncode}:\n{err[-3000:]}")
     return out.strip().splitlines()[-1]
