@@ -1,9 +1,10 @@
 """Kill training runs at random moments with SIGKILL, resume them, and hold the weights against an undisturbed run's.
 
-    python benchmarks/train_kill.py [--kills 20] [--frameworks torch,keras,tensorflow,mxnet,jax] [--seed 0]
+    python benchmarks/train_kill.py [--kills 20] [--frameworks torch,keras,tensorflow,mxnet,jax] [--data memory,stream] [--seed 0]
 
-Every run trains the same small network (convolution, batch normalisation, dropout), keeps a checkpoint at every step, and
-prints the SHA-256 of its final weights and of its history. Exit status 1 if any differs.
+So many kills for rows in memory, and as many for the same rows as a stream of Parquet files. Every run trains the same small
+network (convolution, batch normalisation, dropout), keeps a checkpoint at every step, and prints the SHA-256 of its final weights
+and of its history. Exit status 1 if any differs.
 """
 
 from __future__ import annotations
@@ -16,29 +17,34 @@ import tempfile
 import time
 from pathlib import Path
 
-from argosy.environment import find_interpreter, lives_apart
-
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for what the tests share
+
+from tests.frameworks.small_run import write_data  # noqa: E402
+
+from argosy.environment import find_interpreter, lives_apart  # noqa: E402
+
 PAUSE_S = 0.02
 NUM_STEPS = 12 * 6
 
 
-def start(framework: str, folder: Path, pause_s: float) -> subprocess.Popen[str]:
+def start(framework: str, folder: Path, pause_s: float, data: Path | None) -> subprocess.Popen[str]:
     python = find_interpreter(framework) if lives_apart(framework) else sys.executable
     command = [str(python), "-W", "ignore", "-m", "tests.frameworks.small_run", framework, str(folder), str(pause_s)]
+    command += [] if data is None else [str(data)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     if process.returncode:
         raise SystemExit(f"a run ended with code {process.returncode}:\n{err[-3000:]}")
     return out.strip().splitlines()[-1]
 
 
-def kill_and_resume(framework: str, folder: Path, after_step: int) -> tuple[int, str]:
+def kill_and_resume(framework: str, folder: Path, after_step: int, data: Path | None) -> tuple[int, str]:
     """Kill a run once it has passed a step, resume it; the step that it was resumed from, and what it printed."""
-    process = start(framework, folder, PAUSE_S)
+    process = start(framework, folder, PAUSE_S, data)
     marker = folder / f"step-{after_step:09d}.npz"
     passed = 0
     while process.poll() is None and not passed:
@@ -48,32 +54,42 @@ def kill_and_resume(framework: str, folder: Path, after_step: int) -> tuple[int,
     process.kill()
     process.wait()
     kept = sorted(folder.glob("step-*.npz"))
-    return int(kept[-1].stem.removeprefix("step-")) if kept else 0, finish(start(framework, folder, 0.0))
+    return int(kept[-1].stem.removeprefix("step-")) if kept else 0, finish(start(framework, folder, 0.0, data))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--frameworks", default="torch,keras,tensorflow,mxnet,jax")
+    parser.add_argument("--data", default="memory,stream")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
-    frameworks = options.frameworks.split(",")
-    broken = 0
+    broken = num_kills = 0
     with tempfile.TemporaryDirectory() as scratch:
-        expected = {name: finish(start(name, Path(scratch, f"{name}-whole"), 0.0)) for name in frameworks}
-        for number in range(options.kills):
-            name = frameworks[number % len(frameworks)]
-            after_step = random.randrange(1, NUM_STEPS - 5)
-            step, got = kill_and_resume(name, Path(scratch, f"{name}-{number}"), after_step)
-            is_same = got == expected[name]
-            broken += not is_same
-            print(
-                f"{name:<11} killed after step {step:>2} of {NUM_STEPS}  {'same' if is_same else 'DIFFERENT'}  {got[:12]}",
-                flush=True,
-            )
-    print(f"{options.kills} kills, {broken} runs that ended otherwise")
+        rows = Path(scratch, "rows")
+        write_data(rows)
+        for kind in options.data.split(","):
+            folder = Path(scratch, kind)
+            num_kills += options.kills
+            broken += kill_all(options.frameworks.split(","), options.kills, folder, rows if kind == "stream" else None)
+    print(f"{num_kills} kills, {broken} runs that ended otherwise")
     raise SystemExit(1 if broken else 0)
+
+
+def kill_all(frameworks: list[str], num_kills: int, folder: Path, data: Path | None) -> int:
+    """Kill runs of each framework in turn; how many ended otherwise."""
+    kind, broken = folder.name, 0
+    expected = {name: finish(start(name, folder / f"{name}-whole", 0.0, data)) for name in frameworks}
+    for number in range(num_kills):
+        name = frameworks[number % len(frameworks)]
+        after_step = random.randrange(1, NUM_STEPS - 5)
+        step, got = kill_and_resume(name, folder / f"{name}-{number}", after_step, data)
+        is_same = got == expected[name]
+        broken += not is_same
+        said = "same" if is_same else "DIFFERENT"
+        print(f"{name:<11} {kind:<7} killed after step {step:>2} of {NUM_STEPS}  {said}  {got[:12]}", flush=True)
+    return broken
 
 
 if __name__ == "__main__":

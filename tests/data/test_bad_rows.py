@@ -138,6 +138,9 @@ def test_file_of_another_schema_is_named_before_the_first_step(suffix, change, w
 
 
 def test_other_widths_of_numbers_and_columns_that_no_model_takes_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     write_parquet(tmp_path / "1.parquet", {"a": np.zeros(3, np.float32)})
     write_parquet(tmp_path / "2.parquet", {"a": np.zeros(3, np.float64)})
     with pytest.raises(InputError, match="got double, expected float"):
@@ -146,6 +149,10 @@ def test_other_widths_of_numbers_and_columns_that_no_model_takes_are_named(tmp_p
     with pytest.raises(InputError, match=r"`inputs` is 'when', expected columns of numbers.*date32"):
         argosy.data.open(tmp_path / "1.parquet")
     assert argosy.data.open(tmp_path / "1.parquet", columns=["a"]).sample.inputs.tolist() == [1.0]
+    for words in (pa.list_(pa.string()), pa.list_(pa.dictionary(pa.int8(), pa.string()))):
+        pq.write_table(pa.table({"a": pa.array([["x"], ["y"]], words)}), tmp_path / "1.parquet")
+        with pytest.raises(InputError, match=r"`inputs` is 'a', expected columns of numbers.*not taken"):
+            argosy.data.open(tmp_path / "1.parquet")
 
 
 def test_columns_of_csv_in_another_order_are_refused(tmp_path):

@@ -226,6 +226,70 @@ def test_parquet_that_claims_rows_that_it_has_not_is_refused(tmp_path):
     assert found == {"bad_file"}
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv"])
+def test_two_columns_of_one_name_are_refused(suffix, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_arrays([pa.array([1, 2]), pa.array([3, 4])], names=["a", "a"])
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        path.write_text("a,a\n1,3\n2,4\n")
+    elif suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(InputError, match=r"two of its columns are called 'a'"):
+        argosy.data.open(path)
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_strings_that_are_written_as_differences_are_read(encoding, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    words, places = [f"word {row}" for row in range(300)], ["here", "there"] * 150
+    encodings = {"a": encoding, "b": "PLAIN"}
+    pq.write_table(
+        pa.table({"a": words, "b": places}),
+        tmp_path / "1.parquet",
+        use_dictionary=False,
+        column_encoding=encodings,
+        row_group_size=70,
+    )
+    write_parquet(tmp_path / "2.parquet", {"a": words, "b": places})
+    rows = read(tmp_path)
+    assert [word for part in rows for word in part.inputs["a"]] == words * 2
+    assert [word for part in rows for word in part.inputs["b"]] == places * 2
+
+
+def test_strings_that_are_longer_than_the_file_tells_are_refused_in_bounded_memory(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.array(["x" * 100, *["y" * (1 << 18)] * 2000])
+    encodings = {"a": "DELTA_BYTE_ARRAY"}
+    # The row group's own size is some kilobytes.
+    pq.write_table(pa.table({"a": text}), tmp_path / "a.parquet", use_dictionary=False, column_encoding=encodings)
+    (said,), peak = read_apart(tmp_path / "a.parquet")
+    assert said == "read" or said.startswith(("bad_file", "bad_option Option `buffer_rows`"))
+    assert peak < 700
+
+
+def test_page_that_is_not_what_its_checksum_says_is_an_error(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"a": np.random.default_rng(0).standard_normal(4000)})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none", write_page_checksum=True)
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.parquet'.*checksum"):
+        read(tmp_path / "a.parquet")
+
+
 def test_arrow_batch_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("argosy.data.ipc.MAX_BATCH_BYTES", 100)
     write_feather(tmp_path / "a.feather", {"a": np.arange(10_000)})

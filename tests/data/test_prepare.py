@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,27 +14,15 @@ import torch
 
 import argosy
 from argosy.data import learn_row, split
+from argosy.environment import find_interpreter, lives_apart
 from argosy.errors import InputError
-from argosy.frameworks.base import framework_of
-from argosy.train.publish import publish
 from argosy.train.run import train
 from tests.data.conftest import write_parquet
+from tests.frameworks import raw_rows
+from tests.frameworks.raw_rows import CITIES, write_rows
+from tests.scripts import ROOT
 
 pytestmark = pytest.mark.needs("pyarrow")
-
-CITIES = ["Köln", "Paris, TX", 'the "city"', "Oslo"]
-
-
-def write_people(path, num_rows=300):
-    """A table with numbers, categories of strings and of whole numbers, and a label."""
-    random = np.random.default_rng(5)
-    rows = [
-        [round(float(random.normal(40, 10)), 3), CITIES[random.integers(4)], int(random.integers(1, 4)), int(random.integers(2))]
-        for _ in range(num_rows)
-    ]
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["age", "city", "class", "label"], *rows])
-    return rows
 
 
 def write_line(fields):
@@ -47,7 +37,7 @@ def join(stream, **options):
 
 @pytest.fixture
 def people(tmp_path):
-    return write_people(tmp_path / "people.csv")
+    return write_rows(tmp_path)
 
 
 def open_people(tmp_path):
@@ -88,25 +78,45 @@ def test_preparing_changes_no_part_and_no_order(tmp_path, people):
     np.testing.assert_array_equal(join(split(open_people(tmp_path).prepare(step), (0.7,))[0]), join(parts[0].prepare(step)))
 
 
-def test_raw_rows_that_are_served_give_the_pipelines_predictions(tmp_path, home, people):
-    training, test = split(open_people(tmp_path), (0.8, 0.2))
-    step = learn_row(training, numbers=["age"], categories=["city", "class"])
-    stream = training.prepare(step)
-    model = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    result = train(model, stream, epochs=2, progress=False)
-    assert result.data["preprocess"] == [step]
-    publish(model, "people", home.store, sample=result.sample, preprocess=stream.preprocess)
-    raw = next(rows.inputs for rows in test.iterate(1000))
-    columns = [raw[name].tolist() for name in ("age", "city", "class")]
-    expected = framework_of(model).predict(model, join(test.prepare(step)))
-    lines = [write_line(row) for row in zip(*columns, strict=True)]
-    objects = [
-        json.dumps(dict(zip(("class", "city", "age"), row[::-1], strict=True))).encode() for row in zip(*columns, strict=True)
-    ]
+@pytest.mark.parametrize(
+    "framework",
+    ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("keras", "tensorflow", "jax", "mxnet"))],
+)
+def test_raw_rows_and_pictures_that_are_served_give_the_pipelines_predictions(framework, tmp_path, home):
+    rows = write_rows(tmp_path / "data")
+    if framework == "torch":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["raw_rows", framework, str(home.store.home), str(tmp_path / "data")])
+            raw_rows.main()
+    else:
+        python = find_interpreter(framework) if lives_apart(framework) else sys.executable
+        command = [python, "-W", "ignore", "-m", "tests.frameworks.raw_rows", framework, home.store.home, tmp_path / "data"]
+        subprocess.run([*map(str, command)], cwd=ROOT, check=True, timeout=200)
+    people, pictures = (np.load(tmp_path / "data" / f"{name}.npy") for name in ("people", "pictures"))
+    lines = [write_line(row[:3]) for row in rows]
+    objects = [json.dumps(dict(zip(("class", "city", "age"), row[2::-1], strict=True))).encode() for row in rows]
+    files = [path.read_bytes() for path in sorted((tmp_path / "data" / "pictures").glob("*/*"))]
+    with home.serve() as server, server.client() as client:
+        for name in ("people", "pictures"):
+            server.deploy(name, allow_code=True)
+        for raw in (lines, objects):
+            check(client.predict("people", {"row": raw})["output"], people)
+        check(client.predict("pictures", {"image": files})["output"], pictures)
+    assert home.store.get_version("pictures").manifest.signature.outputs[0].labels == ("cat", "dog")
+
+
+def check(got, expected):
+    assert got.shape == expected.shape
+    # Float32 kernels may sum in another order.
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_bad_raw_rows_are_refused_when_served(tmp_path, home, people):
+    stream = open_people(tmp_path)
+    stream = stream.prepare(learn_row(stream, numbers=["age"], categories=["city", "class"]))
+    result = train(torch.nn.Linear(10, 2), stream, epochs=1, progress=False)
+    result.publish("people", home.store)
     with home.serve("people") as server, server.client() as client:
-        for rows in (lines, objects):
-            got = client.predict("people", {"row": rows})["output"]
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
         unknown = client.predict("people", {"row": [b"40,Rome,9"]})["output"]
         assert np.isfinite(unknown).all()
         for row, words in (
@@ -127,24 +137,84 @@ def test_raw_rows_that_are_served_give_the_pipelines_predictions(tmp_path, home,
                 client.predict("people", {"row": [row]})
 
 
-def test_pictures_that_are_served_give_the_pipelines_predictions(tmp_path, home):
-    from PIL import Image
+class Reviews(torch.nn.Module):
+    """Takes numbers, the place of a category, and tokens."""
 
-    random = np.random.default_rng(0)
-    files = []
-    for number in range(12):
-        path = tmp_path / "pictures" / ("ab"[number % 2]) / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 255, (9, 7 + number, 3), np.uint8)).save(path)
-        files.append(path)
-    stream = argosy.data.open(tmp_path / "pictures", size=[6, 6], resize="crop", scale=1 / 255, mean=0.5)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 2))
+    def __init__(self):
+        super().__init__()
+        self.cities, self.words = torch.nn.Embedding(8, 3), torch.nn.Embedding(16, 3)
+        self.last = torch.nn.Linear(1 + 3 + 3, 2)
+
+    def forward(self, numbers, city, input_ids, attention_mask):
+        mask = attention_mask.unsqueeze(-1).float()
+        mean = (self.words(input_ids) * mask).sum(1) / mask.sum(1)
+        return self.last(torch.cat([numbers, self.cities(city).flatten(1), mean], 1))
+
+
+def write_reviews(folder):
+    (folder / "words.txt").write_text("[PAD]\n[UNK]\na\ngood\nbad\nfilm\n")
+    rows = [
+        {"age": 20.5 + n, "city": CITIES[n % 4], "text": ("a good film", "bad bad film", "a")[n % 3], "y": n % 2}
+        for n in range(60)
+    ]
+    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+TEXT = {"kind": "text", "split": "whitespace", "max_length": 4, "pad_id": 0, "inputs": ["input_ids", "attention_mask"]}
+
+
+def test_table_and_text_together_are_served_as_they_were_trained(tmp_path, home):
+    rows = write_reviews(tmp_path)
+    stream = argosy.data.open(tmp_path / "reviews.jsonl", targets="y")
+    table = learn_row(stream, numbers=["age"], categories=["city"], one_hot=False)
+    stream = stream.prepare(table, {**TEXT, "file": str(tmp_path / "words.txt")})
+    result = train(Reviews(), stream, epochs=1, progress=False)
+    assert [step["kind"] for step in result.data["preprocess"]] == ["row", "text"]
+    result.publish("reviews", home.store)
+    expected = np.concatenate([result.predict(part.inputs) for part in stream.iterate(7)])
+    with home.serve("reviews") as server, server.client() as client:
+        raw = [write_line([row["age"], row["city"]]) for row in rows]
+        got = client.predict("reviews", {"row": raw, "text": [row["text"].encode() for row in rows]})["output"]
+        check(got, expected)
+        with pytest.raises(InputError, match="text"):
+            client.predict("reviews", {"row": raw})
+
+
+@pytest.mark.parametrize("inputs", [["ids"], None])
+def test_tensor_of_text_has_the_name_that_the_step_says(inputs, tmp_path, home):
+    write_reviews(tmp_path)
+    step = {key: value for key, value in {**TEXT, "file": str(tmp_path / "words.txt")}.items() if key != "inputs"}
+    stream = argosy.data.open(tmp_path / "reviews.jsonl", targets="y").prepare(step | ({"inputs": inputs} if inputs else {}))
+    model = torch.nn.Sequential(torch.nn.Embedding(8, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    version = train(model, stream, epochs=1, progress=False).publish("words", home.store)
+    assert [spec.name for spec in version.manifest.signature.inputs] == (inputs or ["input"])
+    assert [step.name for step in version.manifest.signature.preprocess] == ["text"]
+
+
+def test_what_is_served_may_be_said_otherwise(tmp_path, home, people):
+    stream = open_people(tmp_path)
+    step = learn_row(stream, numbers=["age"])
+    result = train(torch.nn.Linear(1, 2), stream.prepare(step), epochs=1, progress=False)
+    assert not result.publish("plain", home.store, preprocess=()).manifest.signature.preprocess
+    named = result.publish("named", home.store, preprocess=[{**step, "name": "person"}]).manifest.signature.preprocess
+    assert [step.name for step in named] == ["person"]
+
+
+def test_tokenizer_that_was_changed_since_is_not_served(tmp_path, home):
+    write_reviews(tmp_path)
+    step = {**TEXT, "file": str(tmp_path / "words.txt"), "inputs": ["input_ids"]}
+    stream = argosy.data.open(tmp_path / "reviews.jsonl", targets="y").prepare(step)
+    model = torch.nn.Sequential(torch.nn.Embedding(8, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2))
     result = train(model, stream, epochs=1, progress=False)
-    publish(model, "pictures", home.store, sample=result.sample, preprocess=stream.preprocess)
-    expected = framework_of(model).predict(model, join(stream))
-    with home.serve("pictures") as server, server.client() as client:
-        raw = [path.read_bytes() for path in sorted(files)]
-        np.testing.assert_allclose(client.predict("pictures", {"image": raw})["output"], expected, rtol=1e-5, atol=1e-6)
+    assert result.data["preprocess"][0]["file"] == "words.txt" and len(result.data["preprocess"][0]["sha256"]) == 64
+    (tmp_path / "words.txt").write_text("[PAD]\n[UNK]\ngood\na\n")
+    with pytest.raises(InputError, match=r"words\.txt' changed while it was used as data: it holds something else"):
+        result.publish("words", home.store)
+    (tmp_path / "words.txt").unlink()
+    with pytest.raises(InputError, match=r"words\.txt' changed"):
+        result.publish("words", home.store)
+    assert not home.store.list_models()
 
 
 def test_text_becomes_tokens_as_in_serving(tmp_path):
@@ -173,11 +243,27 @@ def test_text_becomes_tokens_as_in_serving(tmp_path):
         ({"kind": "row", "columns": [{"name": "age", "kind": "number"}], "delimiter": ""}, "expected one character"),
         ({"kind": "row", "columns": [{"name": "age", "kind": "number", "input": "label"}]}, "names that no target has"),
         ({"kind": "text", "column": "city"}, "the tokens of each row, and a path"),
+        ([], "expected tables, one after the other"),
     ],
 )
 def test_step_that_does_not_fit_is_refused(step, words, tmp_path, people):
     with pytest.raises(InputError, match=words):
         open_people(tmp_path).prepare(step)
+
+
+def test_steps_that_would_be_confused_are_refused(tmp_path):
+    write_reviews(tmp_path)
+    stream = argosy.data.open(tmp_path / "reviews.jsonl", targets="y")
+    text = {**TEXT, "file": str(tmp_path / "words.txt")}
+    for steps, words in (
+        ((), "at least one step"),
+        ((text, text), "tensors that one step makes each"),
+        ((text, {**text, "inputs": ["ids"]}), "another `name` for each step"),
+        ((text, {**text, "inputs": ["ids"], "name": "input_ids"}), "another `name` for each step"),
+        (({**text, "column": "age"},), r"age \(float64\)', expected a column of text"),
+    ):
+        with pytest.raises(InputError, match=words):
+            next(stream.prepare(*steps).iterate(4))
 
 
 @pytest.mark.parametrize(

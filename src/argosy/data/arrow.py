@@ -22,7 +22,8 @@ def is_taken(kind: Any, pa: Any) -> bool:
     if types.is_dictionary(kind):
         return is_taken(kind.value_type, pa)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return is_taken(kind.value_type, pa) and not is_string(kind.value_type, pa)
+        inner = kind.value_type.value_type if types.is_dictionary(kind.value_type) else kind.value_type
+        return is_taken(inner, pa) and not is_string(inner, pa)
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or is_string(kind, pa)
 
 

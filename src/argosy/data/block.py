@@ -6,7 +6,8 @@ import importlib
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from argosy.data.files import File
 from argosy.errors import InputError
 
-__all__ = ["CHUNK_BYTES", "BadRow", "Block", "Chunk", "Column", "Reader", "load_module", "make_zeros"]
+__all__ = ["CHUNK_BYTES", "BadRow", "Block", "Chunk", "Column", "Location", "Reader", "load_module", "make_zeros"]
 
 CHUNK_BYTES: Final = 4 << 20
 """What a chunk is to hold: small beside the buffer, so that many places of the data mix in it, and large beside the cost
@@ -37,6 +38,18 @@ class Block(NamedTuple):
     """None where only reading tells."""
     size: int
     """Bytes in the file, about."""
+
+
+class Location(NamedTuple):
+    """Where a row stands."""
+
+    path: Path
+    unit: Literal["row", "line", "picture"]
+    number: int
+    """In the file: of lines counted from 1, of rows from 0; of a picture, which is a file, nothing."""
+
+    def __str__(self) -> str:
+        return repr(str(self.path)) + ("" if self.unit == "picture" else f", {self.unit} {self.number}")
 
 
 class BadRow(NamedTuple):
@@ -107,8 +120,8 @@ class Reader(Protocol):
         """
         ...
 
-    def locate(self, block: Block, row: int) -> str:
-        """Say in words where a row stands: in which file, and which it is there; lines are counted from 1, rows from 0."""
+    def locate(self, block: Block, row: int) -> Location:
+        """Say where a row stands."""
         ...
 
 

@@ -7,10 +7,10 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
 
 from argosy.data.arrow import convert_batch, is_taken
-from argosy.data.block import Block, Chunk, Column, load_module
+from argosy.data.block import Block, Chunk, Column, Location, load_module
 from argosy.data.files import File, open_file
 from argosy.data.parquet import guard_arrow
-from argosy.data.schema import check_same_schema
+from argosy.data.schema import check_names, check_same_schema
 from argosy.errors import InputError
 
 __all__ = ["ArrowReader"]
@@ -33,6 +33,7 @@ class ArrowReader:
         schema: dict[str, str] = {}
         for number, file in enumerate(self.files):
             with self._open(number, None) as reader:
+                check_names(reader.schema.names, file)
                 found = {field.name: str(field.type) for field in reader.schema}
                 found = {
                     name: kind if is_taken(reader.schema.field(name).type, self._pa) else f"{kind} (not taken)"
@@ -80,8 +81,8 @@ class ArrowReader:
                 chunk = convert_batch(batch.slice(start, limit), columns, start, self._pa)
             yield chunk
 
-    def locate(self, block: Block, row: int) -> str:
-        return f"{str(self.files[block.file].path)!r}, row {self._firsts[block.file, block.place] + row}"
+    def locate(self, block: Block, row: int) -> Location:
+        return Location(self.files[block.file].path, "row", self._firsts[block.file, block.place] + row)
 
     @contextlib.contextmanager
     def _open(self, number: int, names: Sequence[Any] | None) -> Generator[Any]:

@@ -11,7 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from argosy.data.arrow import make_chunk, mark_infinite
-from argosy.data.block import BadRow, Block, Chunk, Column, make_zeros
+from argosy.data.block import BadRow, Block, Chunk, Column, Location, make_zeros
 from argosy.data.csv import choose_type, widen_type
 from argosy.data.files import File
 from argosy.data.lines import Lines, find_first_line, list_ranges, read_head, read_lines
@@ -89,9 +89,9 @@ class JsonLinesReader:
         bad += [BadRow(places[row], detail) for row, detail in chunk.bad]
         yield Chunk(chunk.columns, rows[chunk.rows], sorted(bad))
 
-    def locate(self, block: Block, row: int) -> str:
+    def locate(self, block: Block, row: int) -> Location:
         file = self.files[block.file]
-        return f"{str(file.path)!r}, line {find_first_line(file, block, self._starts[block.file]) + row}"
+        return Location(file.path, "line", find_first_line(file, block, self._starts[block.file]) + row)
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:

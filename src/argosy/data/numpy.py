@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from argosy.data.arrow import make_chunk, mark_infinite
-from argosy.data.block import CHUNK_BYTES, Block, Chunk, Column
+from argosy.data.block import CHUNK_BYTES, Block, Chunk, Column, Location
 from argosy.data.files import File, open_file, read_range
 from argosy.errors import InputError
 
@@ -77,8 +77,8 @@ class NumpyReader:
         array = np.frombuffer(data, head.dtype).reshape(count, *head.shape[1:])
         return array.astype(head.dtype.newbyteorder("="), copy=False)
 
-    def locate(self, block: Block, row: int) -> str:
-        return f"{str(self.files[0].path)!r}, row {block.place + row}"
+    def locate(self, block: Block, row: int) -> Location:
+        return Location(self.files[0].path, "row", block.place + row)
 
 
 def _count_bytes(head: _Head) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from argosy.data.arrow import convert_batch, is_string, is_taken
-from argosy.data.block import Block, Chunk, Column, load_module
+from argosy.data.block import Block, Chunk, Column, Location, load_module
 from argosy.data.files import File, open_file
-from argosy.data.schema import check_same_schema
+from argosy.data.schema import check_names, check_same_schema
 from argosy.errors import ArgosyError, InputError
 
 __all__ = ["ParquetReader"]
@@ -18,6 +18,12 @@ _BUFFER_BYTES: Final = 256 << 10
 """Of a column of an open row group: a group is never in memory as a whole."""
 _MAX_HEADS: Final = 64
 """Footers of files that are kept: one is read and decoded in some milliseconds."""
+
+
+_DELTAS: Final = frozenset(("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"))
+_SPELLED_ROWS: Final = 64
+MAX_PIECE_BYTES: Final = 256 << 20
+"""Of strings that are written as differences, where a few bytes of the file may stand for any number."""
 
 
 class ParquetReader:
@@ -30,17 +36,19 @@ class ParquetReader:
         self._heads: dict[int, Any] = {}
         self._firsts: dict[tuple[int, int], int] = {}
         self._blocks: list[Block] = []
-        self._words: list[str] = []
-        """Columns of strings: read as dictionaries, of which a string that many rows have is one."""
+        self._words: dict[int, list[str]] = {}
+        """By file its columns of strings: read as dictionaries, of which a string that many rows have is one."""
+        self._spelled: set[int] = set()
+        """Files with strings that are written as what they differ in from the one before, of which Arrow makes no dictionary."""
 
     def read_schema(self) -> dict[str, str]:
         schema: dict[str, str] = {}
-        words: list[str] = []
         for number, file in enumerate(self.files):
             with self._open(number) as parquet:
+                check_names(parquet.schema_arrow.names, file)
                 found = {field.name: self._name_type(field.type) for field in parquet.schema_arrow}
-                words = [field.name for field in parquet.schema_arrow if is_string(field.type, self._pa)]
                 head, first = parquet.metadata, 0
+                self._find_words(number, head, [field.name for field in parquet.schema_arrow if is_string(field.type, self._pa)])
                 for place in range(head.num_row_groups):
                     group = head.row_group(place)
                     if group.num_rows < 0:
@@ -53,8 +61,22 @@ class ParquetReader:
                         self._blocks.append(Block(number, place, group.num_rows, max(group.total_byte_size, 0)))
             schema = schema or found
             check_same_schema(schema, found, self.files[0], file)
-        self._words = words
         return schema
+
+    def _find_words(self, number: int, head: Any, names: Sequence[str]) -> None:
+        """Say how the strings of a file are read."""
+        if not names:
+            return
+        places = {head.schema.column(place).path: place for place in range(head.num_columns)}
+        spelled = {
+            name
+            for group in map(head.row_group, range(head.num_row_groups))
+            for name in names
+            if not _DELTAS.isdisjoint(group.column(places[name]).encodings)
+        }
+        self._words[number] = [name for name in names if name not in spelled]
+        if spelled:
+            self._spelled.add(number)
 
     def _name_type(self, kind: Any) -> str:
         if self._pa.types.is_dictionary(kind):
@@ -85,13 +107,14 @@ class ParquetReader:
             )
             raise InputError("bad_file", path=repr(str(self.files[block.file].path)), detail=detail)
 
-    def locate(self, block: Block, row: int) -> str:
-        return f"{str(self.files[block.file].path)!r}, row {self._firsts[block.file, block.place] + row}"
+    def locate(self, block: Block, row: int) -> Location:
+        return Location(self.files[block.file].path, "row", self._firsts[block.file, block.place] + row)
 
     def _iterate(self, parquet: Any, block: Block, names: Sequence[str], limit: int) -> Iterator[Any]:
         """Give pieces of `limit` rows, but for the last."""
         with self._guard(self.files[block.file]):
-            pieces = parquet.iter_batches(limit, row_groups=[block.place], columns=list(names), use_threads=False)
+            size = min(limit, _SPELLED_ROWS) if block.file in self._spelled else limit
+            pieces = parquet.iter_batches(size, row_groups=[block.place], columns=list(names), use_threads=False)
         left: list[Any] = []
         while True:
             with self._guard(self.files[block.file]):
@@ -100,6 +123,7 @@ class ParquetReader:
                     break
                 # A dictionary's codes may differ from piece to piece, and a column's name stand in another order.
                 left.append(piece.select(list(names)))
+                self._check_size(block, left)
                 if sum(part.num_rows for part in left) < limit:
                     continue
                 whole = self._pa.Table.from_batches(left) if len(left) > 1 else left[0]
@@ -107,6 +131,12 @@ class ParquetReader:
             yield whole.slice(0, limit)
         if left:
             yield self._pa.Table.from_batches(left)
+
+    def _check_size(self, block: Block, pieces: Sequence[Any]) -> None:
+        """Strings that are written as differences may be far longer than the file tells."""
+        if block.file in self._spelled and sum(piece.nbytes for piece in pieces) > MAX_PIECE_BYTES:
+            detail = f"strings that follow one another have more than {MAX_PIECE_BYTES >> 20} MiB: write them as a dictionary"
+            raise InputError("bad_file", path=repr(str(self.files[block.file].path)), detail=detail)
 
     @contextlib.contextmanager
     def _open(self, number: int) -> Generator[Any]:
@@ -119,7 +149,8 @@ class ParquetReader:
                     metadata=self._heads.get(number),
                     buffer_size=_BUFFER_BYTES,
                     pre_buffer=False,
-                    read_dictionary=self._words,
+                    read_dictionary=self._words.get(number),
+                    page_checksum_verification=True,
                 )
             if len(self._heads) < _MAX_HEADS:
                 self._heads[number] = parquet.metadata

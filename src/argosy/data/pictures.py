@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from argosy.data.block import BadRow, Block, Chunk, Column, load_module
+from argosy.data.block import BadRow, Block, Chunk, Column, Location, load_module
 from argosy.data.files import File, open_file, read_range
 from argosy.errors import InputError
 from argosy.runtimes.base import BadInput
@@ -111,8 +111,8 @@ class PictureReader:
             data = read_range(file, descriptor, 0, file.size)
         return self._step.convert("image", [data]).tensors["image"][0]
 
-    def locate(self, block: Block, row: int) -> str:
-        return repr(str(self.files[block.place + row].path))
+    def locate(self, block: Block, row: int) -> Location:
+        return Location(self.files[block.place + row].path, "picture", 0)
 
 
 def _cut(files: Sequence[File]) -> Iterator[tuple[int, Sequence[File]]]:

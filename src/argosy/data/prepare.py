@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, Self, cast
+from typing import Any, Final, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from argosy.runtimes.base import BadInput
 from argosy.runtimes.preprocess import BadStep
 from argosy.runtimes.preprocess_row import RowStep
 
-__all__ = ["Encoder", "learn_row"]
+__all__ = ["Encoder", "check_files", "check_names", "learn_row"]
 
 _BATCH_ROWS: Final = 4096
 _DEFAULT: Final = "input"
@@ -42,36 +43,46 @@ class Readable(Protocol):
 
 
 class Encoder:
-    """A step of preprocessing on columns.
+    """Steps of preprocessing on columns.
 
     Args:
-        table: `kind` (`row` or `text`) and the options of the step, as a version keeps them. Of text also `column`, whose
-            strings are taken, and `inputs`, the names of its tensors.
+        tables: each has `kind` (`row` or `text`) and the options of the step, as a version keeps them. Of text also `column`,
+            whose strings are taken, and `inputs`, the names of its tensors.
 
     Attributes:
-        names: of the columns that it takes.
-        tensors: that it makes, by name; INT64 where all are places of categories or tokens, else FP32.
-        step: for `argosy.publish(preprocess=[...])`.
+        names: of the columns that they take.
+        tensors: that they make, by name; INT64 where all are places of categories or tokens, else FP32.
+        steps: for `argosy.publish(preprocess=...)`.
+        recorded: the same for a lineage: a file by its name and what it holds.
 
     Raises:
-        InputError: `bad_preprocess`, `bad_option`.
+        InputError: `bad_preprocess`, `bad_option`, `unknown_choice`.
     """
 
-    def __init__(self, table: Mapping[str, Any]) -> None:
-        self.step = {key: value for key, value in table.items() if key != "column"}
-        options = {key: value for key, value in self.step.items() if key not in ("kind", "name", "inputs")}
-        try:
-            if table.get("kind") == "row":
-                self._row, self.tensors = _make_row(options)
-                self.names: list[str] = self._row.names
-            elif table.get("kind") == "text":
-                self._row, self.tensors = None, _list_text_tensors(table)
-                self._text = _make_text(self.tensors, options)
-                self.names = [str(table.get("column", "text"))]
-            else:
-                raise InputError("unknown_choice", kind="preprocessing of columns", got=table.get("kind"), known="row, text")
-        except BadStep as error:
-            raise InputError("bad_preprocess", detail=error) from error
+    def __init__(self, tables: Sequence[Mapping[str, Any]]) -> None:
+        if not tables:
+            raise InputError("bad_option", option="prepare", got=[], expected="at least one step")
+        self._parts = [_make_part(table) for table in tables]
+        self.names = list(dict.fromkeys(name for part in self._parts for name in part.names))
+        self.tensors = {name: kind for part in self._parts for name, kind in part.tensors.items()}
+        self.steps = [{key: value for key, value in table.items() if key != "column"} for table in tables]
+        if len(tables) > 1:
+            self._tell_apart()
+        self.recorded = [
+            {**step, "file": Path(step["file"]).name, "sha256": digest_file(step["file"])} if "file" in step else step
+            for step in self.steps
+        ]
+
+    def _tell_apart(self) -> None:
+        """Say of each of several steps which tensors are its own: a single one makes all."""
+        if sum(len(part.tensors) for part in self._parts) != len(self.tensors):
+            expected = "tensors that one step makes each: name them by `input` of columns, and `inputs` of text"
+            raise InputError("bad_option", option="prepare", got=[list(part.tensors) for part in self._parts], expected=expected)
+        self.steps = [{**step, "inputs": [*part.tensors]} for step, part in zip(self.steps, self._parts, strict=True)]
+        called = [str(step.get("name", step["kind"])) for step in self.steps]
+        if len({*called, *self.tensors}) != len(called) + len(self.tensors):
+            expected = "another `name` for each step, by which a client sends what it takes, and that no tensor has"
+            raise InputError("bad_option", option="prepare", got=called, expected=expected)
 
     def encode(self, chunk: Chunk) -> Chunk:
         """Give the rows with their tensors beside their columns; those that have none become bad rows."""
@@ -91,11 +102,66 @@ class Encoder:
         return _add(kept, self._encode(kept.columns)) if good.any() else kept
 
     def _encode(self, columns: Mapping[str, NDArray[Any]]) -> Arrays:
-        if self._row is not None:
-            return self._row.encode(columns)
-        (name,) = self.names
-        made = self._text.convert(name, [str(text).encode() for text in columns[name].tolist()])
-        return {tensor: np.stack(rows) for tensor, rows in made.tensors.items()}
+        made: Arrays = {}
+        for part in self._parts:
+            made |= part.encode(columns)
+        return made
+
+
+class _Part(NamedTuple):
+    """One step of several."""
+
+    names: list[str]
+    tensors: dict[str, str]
+    encode: Callable[[Mapping[str, NDArray[Any]]], Arrays]
+
+
+def _make_part(table: Mapping[str, Any]) -> _Part:
+    options = {key: value for key, value in table.items() if key not in ("kind", "name", "inputs", "column")}
+    try:
+        if table.get("kind") == "row":
+            row, tensors = _make_row(options)
+            return _Part(row.names, tensors, row.encode)
+        if table.get("kind") == "text":
+            tensors = _list_text_tensors(table)
+            text, name = _make_text(tensors, options), str(table.get("column", "text"))
+            return _Part([name], tensors, lambda columns: _encode_text(text, name, columns[name]))
+    except BadStep as error:
+        raise InputError("bad_preprocess", detail=error) from error
+    raise InputError("unknown_choice", kind="preprocessing of columns", got=table.get("kind"), known="row, text")
+
+
+def _encode_text(step: Any, name: str, texts: NDArray[Any]) -> Arrays:
+    if texts.dtype.kind != "O":
+        expected = f"a column of text; schema={{{name!r}: 'string'}} has text read as it stands"
+        raise InputError("bad_option", option="column", got=f"{name} ({texts.dtype})", expected=expected)
+    made = step.convert(name, [text if isinstance(text, bytes) else text.encode() for text in texts.tolist()])
+    return {tensor: np.stack(rows) for tensor, rows in made.tensors.items()}
+
+
+def digest_file(path: str | Path) -> str:
+    """Name what a file of a step holds.
+
+    Raises:
+        InputError: `data_changed`, it cannot be read any more.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError("data_changed", path=repr(str(path)), detail=error.strerror) from error
+
+
+def check_files(steps: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, Any]]) -> None:
+    """See that the files of steps hold what they held when rows were prepared by them.
+
+    Raises:
+        InputError: `data_changed`.
+    """
+    for step, known in zip(steps, recorded, strict=True):
+        if "sha256" in known and digest_file(step["file"]) != known["sha256"]:
+            detail = "it holds something else than when the rows were prepared by it"
+            raise InputError("data_changed", path=repr(str(step["file"])), detail=detail)
 
 
 def _add(chunk: Chunk, made: Arrays) -> Chunk:

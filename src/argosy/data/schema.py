@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from argosy.data.files import File
 from argosy.errors import InputError
 
-__all__ = ["check_same_schema"]
+__all__ = ["check_names", "check_same_schema"]
+
+
+def check_names(names: Sequence[str], file: File) -> None:
+    """Refuse a file of which two columns have one name.
+
+    Raises:
+        InputError: `bad_file`.
+    """
+    if len(set(names)) != len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise InputError("bad_file", path=repr(str(file.path)), detail=f"two of its columns are called {twice!r}")
 
 
 def check_same_schema(expected: Mapping[str, str], found: Mapping[str, str], first: File, file: File) -> None:

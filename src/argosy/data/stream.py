@@ -6,7 +6,9 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +20,7 @@ from argosy.data.block import CHUNK_BYTES, Block, Chunk, Column, Reader
 from argosy.data.choice import Choice, Rows
 from argosy.data.files import digest_files
 from argosy.data.finish import Finish
+from argosy.data.naming import make_places, name_rows
 from argosy.data.order import LANES, Piece, draw_rows, list_pieces, list_windows
 from argosy.data.prepare import Encoder, check_names
 from argosy.data.reading import read_pieces
@@ -73,6 +76,7 @@ class Stream:
         self._num_threads = num_threads
         step = getattr(reader, "step", None)
         self.preprocess: list[dict[str, Any]] = [] if step is None else [step]
+        self._recorded = self.preprocess
         self.classes: int | list[str] | None = classes if isinstance(classes, int) else list(classes or ()) or None
         self.classes = getattr(reader, "classes", None) or self.classes
         self._blocks = list(reader.list_blocks())
@@ -128,28 +132,32 @@ class Stream:
         if self.classes is not None:
             described["classes"] = self.classes
         if self.preprocess:
-            described["preprocess"] = self.preprocess
+            described["preprocess"] = self._recorded
         return described
 
     def select(self, names: Sequence[str]) -> Stream:
         """Give the stream of the same rows with other columns as inputs, by their names, and no targets."""
         choice = Choice({name: name for name in names}, None, None, self._schema)
-        finish = dataclasses.replace(self._finish, choice=choice, names=tuple(choice.names), encoder=None)
-        return self._change(finish, [])
+        return self._change(dataclasses.replace(self._finish, choice=choice, names=tuple(choice.names), encoder=None))
 
-    def prepare(self, step: Mapping[str, Any]) -> Stream:
-        """Give the stream whose inputs a step of preprocessing makes of columns; a worker makes the same of raw requests.
+    def prepare(self, *steps: Mapping[str, Any]) -> Stream:
+        """Give the stream whose inputs are made of columns by steps of preprocessing; a worker makes the same of raw requests.
 
         Args:
-            step: a table with `kind` and options, as of `argosy.publish(preprocess=[...])`. `row`: of `argosy.data.learn_row`,
+            steps: tables with `kind` and options, as of `argosy.publish(preprocess=[...])`. `row`: of `argosy.data.learn_row`,
                 or written by hand. `text`: with `column`, the column of text (by default `text`), `file`, the path of the
                 tokenizer, `max_length`, and `inputs`, the names of the tensors (by default `input_ids` alone). Several tensors
                 are inputs by their names.
 
         Raises:
-            InputError: `bad_preprocess`, `bad_option`, `bad_rows`.
+            InputError: `bad_preprocess`, `bad_option`, `unknown_choice`, `bad_rows`.
         """
-        encoder = Encoder(step)
+        for step in steps:
+            if not isinstance(step, Mapping):
+                raise InputError(
+                    "bad_option", option="prepare", got=type(step).__qualname__, expected="tables, one after the other"
+                )
+        encoder = Encoder([_find_file(step) for step in steps])
         check_names(encoder.names, self._schema)
         _, targets, weights = self._finish.choice.parts
         names = list(encoder.tensors)
@@ -161,12 +169,13 @@ class Stream:
         schema = {**self._schema, **encoder.tensors}
         choice = Choice(names[0] if len(names) == 1 else {name: name for name in names}, targets, weights, schema)
         taken = tuple(dict.fromkeys([*encoder.names, *others]))
-        return self._change(dataclasses.replace(self._finish, choice=choice, names=taken, encoder=encoder), [encoder.step])
+        return self._change(dataclasses.replace(self._finish, choice=choice, names=taken, encoder=encoder))
 
-    def _change(self, finish: Finish, preprocess: list[dict[str, Any]]) -> Stream:
+    def _change(self, finish: Finish) -> Stream:
         """Give the same rows, otherwise finished; in the same order."""
         changed = copy.copy(self)
-        changed._finish, changed.preprocess = finish, preprocess
+        changed._finish, encoder = finish, finish.encoder
+        changed.preprocess, changed._recorded = ([], []) if encoder is None else (encoder.steps, encoder.recorded)
         chunk = changed._read_sample()
         changed.sample = finish.choice.build([leaf[:_SAMPLE_ROWS] for leaf in finish.choice.join(chunk.columns)])
         return changed
@@ -232,6 +241,28 @@ class Stream:
         finally:
             windows.close()
 
+    def locate(self, batch_size: int, *, epoch: int, batch: int, seed: int | None = None) -> list[str]:
+        """Say where the rows of a batch stand: a text for each file, with the numbers of at most 1024 rows.
+
+        Args:
+            batch_size: as of `iterate`.
+            epoch: counted from 1.
+            batch: counted from 0.
+            seed: of the order.
+
+        Raises:
+            InputError: `bad_rows`, `bad_file`, `data_changed`.
+        """
+        places: list[NDArray[np.int64]] = []
+        left = batch_size
+        windows = self._iterate_windows(epoch, batch * batch_size, seed, BadRows(self.max_bad_rows), with_places=True)
+        with contextlib.closing(windows):
+            while left and (window := next(windows, None)) is not None:
+                leaves, order = window
+                places.append((leaves[-1] if order is None else leaves[-1][order])[:left])
+                left -= len(places[-1])
+        return name_rows(self._reader, self._blocks, np.concatenate(places)) if places else []
+
     def open_source(self, *, batch_size: int, shuffle: bool, seed: int) -> Source:
         """Give the batches of one run of training, epoch by epoch.
 
@@ -242,8 +273,13 @@ class Stream:
         """
         return Source(self, batch_size, seed if shuffle else None)
 
-    def _iterate_windows(self, epoch: int, skip: int, seed: int | None, bad: BadRows) -> Iterator[tuple[Leaves, Any]]:
-        """Give the leaves of each window and the order of its rows, the first `skip` rows left out."""
+    def _iterate_windows(
+        self, epoch: int, skip: int, seed: int | None, bad: BadRows, *, with_places: bool = False
+    ) -> Generator[tuple[Leaves, Any]]:
+        """Give the leaves of each window and the order of its rows, the first `skip` rows left out.
+
+        The last leaf are the rows' places, if these are wanted.
+        """
         windows = enumerate(
             list_windows(list_pieces(self._blocks, self._count_about, self._limit, seed, epoch), self.buffer_rows)
         )
@@ -260,7 +296,7 @@ class Stream:
         chunks = read_pieces(self._reader, pieces, self._finish.list_names(), self.columns, self._finish.apply, self._num_threads)
         try:
             for number, size in groups:
-                leaves = self._gather(itertools.islice(chunks, size), bad)
+                leaves = self._gather(itertools.islice(chunks, size), bad, with_places)
                 if leaves is None:
                     continue
                 order = draw_rows(len(leaves[0]), seed, epoch, number)
@@ -271,7 +307,7 @@ class Stream:
         finally:
             chunks.close()
 
-    def _gather(self, chunks: Iterator[tuple[Piece, Chunk]], bad: BadRows) -> Leaves | None:
+    def _gather(self, chunks: Iterator[tuple[Piece, Chunk]], bad: BadRows, with_places: bool) -> Leaves | None:
         """Put the chunks of a window together."""
         parts: list[Leaves] = []
         size = 0
@@ -285,6 +321,8 @@ class Stream:
                 detail = f"{sum(len(part[0]) for part in parts)} rows have {size >> 20} MiB"
                 expected = f"fewer: {detail}, about {self._reader.locate(piece.block, piece.first)}"
                 raise InputError("bad_option", option="buffer_rows", got=self.buffer_rows, expected=expected)
+            if with_places:
+                parts[-1].append(make_places(piece.block, chunk.rows))
         if len(parts) <= 1:
             return parts[0] if parts else None
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -349,9 +387,18 @@ class Source:
         stream, size = self._stream, self._batch_size
         return stream.iterate(size, epoch=epoch, start=start, seed=self._seed, part=part, bad=self._bad)
 
+    def locate(self, epoch: int, batch: int) -> list[str]:
+        """Say where the rows of a batch stand, as `Stream.locate` does."""
+        return self._stream.locate(self._batch_size, epoch=epoch, batch=batch, seed=self._seed)
+
     def describe(self) -> dict[str, Any]:
         """Say what the data is, and which rows were left out so far, as JSON data for a lineage."""
         return self._stream.describe() | self._bad.describe()
+
+
+def _find_file(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a step with the whole path of its file, which is read again when a model is published."""
+    return {**step, "file": str(Path(step["file"]).absolute())} if isinstance(step.get("file"), str | os.PathLike) else dict(step)
 
 
 def _describe(array: NDArray[Any]) -> Column:

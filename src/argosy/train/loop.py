@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -261,7 +261,7 @@ class Loop:
         """Take batches to the end of the epoch; False where the run went back, and is to begin from there."""
         standing, rescue, journal = self._standing, self._rescue, self._program.journal
         standing.sums = standing.sums or [0.0] * (1 + len(self._computes))
-        for batch in source.iterate(standing.epoch, standing.batch):
+        for batch in self._read(source):
             if rescue:
                 if rescue.skipped and rescue.is_skipped(standing.epoch, standing.batch):
                     self._pace.lower(rescue.factor)
@@ -280,10 +280,10 @@ class Loop:
                     raise
                 if rescue is None:
                     raise self._keep_and_fail(error) from error
-                self._go_back(rescue, math.nan, error)
+                self._go_back(rescue, math.nan, error, source)
                 return False
             if rescue and rescue.is_bad(loss, standing.largest, standing.step):
-                self._go_back(rescue, loss, None)
+                self._go_back(rescue, loss, None, source)
                 return False
             self._count(batch, loss, outputs)
             if self._keeper and self._keeper.is_due(standing.step):
@@ -292,6 +292,20 @@ class Loop:
             if self._is_ended:
                 break
         return True
+
+    def _read(self, source: Source) -> Iterator[Batch]:
+        """Give the batches that are left of the epoch; before data that fails ends the run, its state is kept."""
+        batches = source.iterate(self._standing.epoch, self._standing.batch)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except InputError:
+                if self._keeper and self._standing.step:
+                    self._save()
+                raise
+            yield batch
 
     def _take_step(self, batch: Batch) -> tuple[float, Any]:
         if self._initial is None:
@@ -331,12 +345,12 @@ class Loop:
             taken = Taken(standing.step, standing.epoch, loss, logged)
             self._is_ended = self._hooks.on_step(taken) is True or self._is_ended
 
-    def _go_back(self, rescue: Rescue, loss: float, error: ModelError | None) -> None:
+    def _go_back(self, rescue: Rescue, loss: float, error: ModelError | None, source: Source) -> None:
         """Return to the kept state; the batch at fault is left out from now on."""
         standing, kept = self._standing, rescue.kept
         assert kept is not None
         try:
-            rescue.blame(standing.epoch, standing.batch, standing.step + 1, loss, error)
+            rescue.blame(standing.epoch, standing.batch, standing.step + 1, loss, error, getattr(source, "locate", None))
         except ModelError as final:
             raise self._keep_and_fail(final) from error
         self._set_state(kept.state)

@@ -73,7 +73,12 @@ class Pace:
                 raise InputError("bad_option", option="reduce_on_plateau.watch", got=watch, expected=expected)
 
     def end_epoch(self, epoch: Epoch) -> None:
-        """Let schedules see what an epoch came to."""
+        """Let schedules see what an epoch came to; a rescue lowers rates no longer than to the end of its epoch.
+
+        Otherwise rows that ruin their batch in every epoch would bring rates to nothing.
+        """
+        if self._rescued.factor != 1:
+            self.lower(1 / self._rescued.factor)
         if not self._plateaus:
             return
         seen = epoch.list_values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from argosy.frameworks.onnx import OnnxModel, check_export, declare_shapes
 from argosy.frameworks.ports import Ports
 from argosy.frameworks.trees import unpack
 from argosy.rows.axis import judge_file
-from argosy.signature import Arrays, JoinVerdict, Ragged, Signature, TensorSpec, datatype_of
+from argosy.signature import Arrays, JoinVerdict, Preprocess, Ragged, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import WEIGHTS_FILE, Version
@@ -79,7 +79,8 @@ def publish(
         measurements: what is known of it, such as the accuracy on test rows.
         lineage: where it comes from, JSON data; added to what the model tells.
         input_name: of the tensor that goes in; or the names of all, in order. None: those of the dict, of Keras' inputs or
-            of the arguments; `input` for one. A single name for several in order is followed by their numbers: `x_0`, `x_1`.
+            of the arguments; for one that which steps of `preprocess` have for it, or `input`. A single name for several in order
+            is followed by their numbers: `x_0`, `x_1`.
         output_name: of the tensor that comes out; or the names of all, in order. None: those of the dict, or `output`, of
             several in order `output_0`, `output_1`.
         labels: names of the output's last axis, such as class names; of several outputs a dict of them by output.
@@ -103,6 +104,8 @@ def publish(
     framework = framework_of(model)
     tree = read_sample(framework, model, sample)
     model, adapters = merge_adapters(framework, model, tree)
+    if input_name is None and isinstance(tree, np.ndarray):
+        input_name = _find_name(preprocess)
     names: dict[str, Names] = {"input_name": input_name, "output_name": output_name}
     ports, outputs = find_ports(framework, model, tree, **names, dynamic=dynamic, ragged=ragged)
     inputs = ports.take_rows(unpack(tree, ports.inputs), slice(_NUM_TRIED))
@@ -140,6 +143,17 @@ def publish(
             | dict(lineage),
             measurements={"size_bytes": sum(path.stat().st_size for path in made.files), **measurements},
         )
+
+
+def _find_name(steps: Steps) -> str | None:
+    """Give the name of the only tensor, if steps have one for it."""
+    names: set[str] = set()
+    for step in steps:
+        table: Mapping[str, Any] = {"inputs": step.inputs} if isinstance(step, Preprocess) else step
+        columns: Any = table.get("columns", ())
+        for found in (table.get("inputs", ()), [column.get("input") for column in columns if isinstance(column, Mapping)]):
+            names.update(str(name) for name in cast("Sequence[object]", found) if name is not None)
+    return names.pop() if len(names) == 1 else None
 
 
 def pick_sample(rows: NDArray[Any]) -> NDArray[Any]:

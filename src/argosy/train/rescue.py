@@ -1,14 +1,15 @@
 """Batches that would ruin a run, as their loss is not finite or rises out of nowhere.
 
-The run goes back to where it was before such a batch, leaves it out, and goes on with a lower rate. A state is kept in memory at
-the beginning of each epoch and every `KEPT_STEPS` steps of it. From there the steps are taken again up to the batch, which gives
-the very state before it, wherever the kept one stood: a resumed run ends as an undisturbed one.
+The run goes back to where it was before such a batch, leaves it out, and goes on with a lower rate to the end of the epoch. A
+state is kept in memory at the beginning of each epoch and every `KEPT_STEPS` steps of it. From there the steps are taken again up
+to the batch, which gives the very state before it, wherever the kept one stood: a resumed run ends as an undisturbed one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ _SMALL: Final = 1.0
 """The largest loss counts as this at least: one that begins at nothing, as some do, may grow."""
 _FACTOR: Final = 0.5
 """By which rates are multiplied at each batch that is left out."""
+Locate = Callable[[int, int], list[str] | None]
+"""Says where the rows of a batch of an epoch stand; None where that is not known."""
+
 _IN_A_ROW: Final = 3
 """So many bad batches are no accident: the weights are at fault."""
 
@@ -45,6 +49,8 @@ class Skip:
     """`nan` and infinities by their names, as JSON has none."""
     rate_factor: float = _FACTOR
     """By which learning rates were multiplied there."""
+    rows: list[str] | None = None
+    """Of a stream: the files that the batch was of, and the numbers of its rows there."""
 
 
 @dataclass
@@ -85,8 +91,18 @@ class Rescue:
         """
         return not math.isfinite(loss) or (num_steps >= _SEEN_STEPS and loss > _HUGE * max(largest, _SMALL))
 
-    def blame(self, epoch: int, batch: int, step: int, loss: float, error: ModelError | None) -> None:
+    def blame(
+        self, epoch: int, batch: int, step: int, loss: float, error: ModelError | None, locate: Locate | None = None
+    ) -> None:
         """Leave a batch out from now on.
+
+        Args:
+            epoch: of the batch.
+            batch: of the epoch, counted from 0.
+            step: that would have been taken with it.
+            loss: of it.
+            error: that it met.
+            locate: says where the rows of a batch stand.
 
         Raises:
             ModelError: `not_finite`, `loss_rose`, too many in a row.
@@ -102,10 +118,11 @@ class Rescue:
             self.skipped = [skip for skip in self.skipped if skip.epoch != epoch or skip.batch not in row]
             batch = before
         self._blamed.add((epoch, batch))
-        self.skipped.append(Skip(epoch, batch, step, loss if math.isfinite(loss) else str(loss)))
+        rows = None if locate is None else locate(epoch, batch)
+        self.skipped.append(Skip(epoch, batch, step, loss if math.isfinite(loss) else str(loss), rows=rows))
         _LOG.warning(
-            "step %d: the loss is %g; batch %d of epoch %d is left out, and learning rates are multiplied by %g",
-            step, loss, batch, epoch, _FACTOR,
+            "step %d: the loss is %g; batch %d of epoch %d is left out%s, and learning rates are multiplied by %g in this epoch",
+            step, loss, batch, epoch, f" ({'; '.join(rows)})" if rows else "", _FACTOR,
         )  # fmt: skip
 
     def make_error(self, step: int, loss: float, error: ModelError | None) -> ModelError:

@@ -6,15 +6,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import numpy as np
+
+from argosy.data.prepare import check_files
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Precision
-from argosy.frameworks.trees import Tree, map_tree
+from argosy.frameworks.trees import Tree, map_tree, take_rows
 from argosy.optim.schedules import check_count, check_number
 from argosy.signature import Ragged
 from argosy.store.local import Store
 from argosy.store.manifest import Version
+from argosy.store.preprocess import Steps
 from argosy.train.data import check_dataset, check_rows
 from argosy.train.elements import to_arrays
 from argosy.train.objective import Objective
@@ -155,6 +159,8 @@ class TrainResult:
     """Batches that were left out, as their loss was not finite or rose out of nowhere."""
     weights: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """How many numbers were trained, and how many not; and adapters that they belong to."""
+    preprocess: tuple[Mapping[str, Any], ...] = ()
+    """The steps by which the stream that was trained on makes its inputs; a version that is published carries them."""
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -195,6 +201,7 @@ class TrainResult:
         input_name: Names = None,
         output_name: Names = None,
         labels: Labels = None,
+        preprocess: Steps | None = None,
         dynamic: Mapping[str, Sequence[int]] | None = None,
         ragged: Ragged | None = None,
     ) -> Version:
@@ -209,14 +216,19 @@ class TrainResult:
             input_name: of the tensor that goes in, or the names of all, as for `publish`.
             output_name: of the tensor that comes out, or the names of all, as for `publish`.
             labels: names of the output's last axis, such as class names; of several outputs by output. Default: those
-                of the targets, if these were names.
+                of the targets, if these were names, or those of the stream's classes, if the only output has as many.
+            preprocess: what makes tensors of raw rows, text and pictures in the worker, as for `publish`. Default: the steps
+                of the stream that was trained on; `()` for none.
             dynamic: axes of the inputs that may have any length, as for `publish`.
             ragged: which of them may differ between the requests of a batch, as for `publish`.
 
         Raises:
             ModelError: `save_failed`; nothing was published.
-            InputError: `bad_data`, the sample; `bad_option`, the labels or axes; `bad_name` and more from the store.
+            InputError: `bad_data`, the sample; `bad_option`, the labels or axes; `data_changed`, a file of a step is not what
+                it was in training; `bad_name` and more from the store.
         """
+        if preprocess is None:
+            check_files(self.preprocess, self.data.get("preprocess", ()))
         return publish(
             self.model,
             name,
@@ -226,16 +238,27 @@ class TrainResult:
             lineage=self.describe_lineage() | dict(lineage),
             input_name=input_name,
             output_name=output_name,
-            labels=self.labels if labels is None else labels,
+            labels=self._find_labels() if labels is None else labels,
+            preprocess=self.preprocess if preprocess is None else preprocess,
             dynamic=dynamic,
             ragged=ragged,
         )
+
+    def _find_labels(self) -> Labels:
+        """Give the names of classes, of the targets or of the stream, if these are those of the output."""
+        classes = self.data.get("classes")
+        if self.labels is not None or not isinstance(classes, list) or self.sample is None:
+            return self.labels
+        outputs = self.framework.predict(self.model, take_rows(self.sample, slice(1)))
+        fits = isinstance(outputs, np.ndarray) and outputs.shape[-1] == len(cast("list[str]", classes))
+        return cast("list[str]", classes) if fits else None
 
     def describe_lineage(self) -> dict[str, Any]:
         """Give what the run knows of itself, as JSON data."""
         training = self.settings.describe() | {"steps": self.num_steps}
         if self.skipped:
-            training["skipped"] = [dataclasses.asdict(skip) for skip in self.skipped]
+            skipped = map(dataclasses.asdict, self.skipped)
+            training["skipped"] = [{key: value for key, value in skip.items() if value is not None} for skip in skipped]
         described = {"kind": "training", "data": self.data, "training": training}
         return described | ({"weights": dict(self.weights)} if self.weights else {})
 

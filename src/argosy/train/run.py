@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,6 +22,7 @@ from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimi
 from argosy.train.objective import describe_function, open_objective
 from argosy.train.opening import open_data
 from argosy.train.result import Epoch, Settings, TrainResult
+from argosy.train.source import is_stream
 from argosy.train.start import Start, read_start
 from argosy.train.task import Task
 
@@ -206,6 +208,8 @@ def train(
     with framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
         result = task.run(opened, settings)
+    if is_stream(data):
+        result = replace(result, preprocess=tuple(getattr(data, "preprocess", ())))
     if on_end is not None:
         on_end(result)
     return result

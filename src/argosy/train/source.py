@@ -208,6 +208,11 @@ class StreamSource:
         """As of a loader."""
         self._prepare, self._dtype = prepare, dtype
 
+    def locate(self, epoch: int, batch: int) -> list[str] | None:
+        """Say where the rows of a batch stand, if the stream can."""
+        locate = getattr(self._source, "locate", None)
+        return None if locate is None else locate(epoch, batch)
+
     def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
         for batch in self._source.iterate(epoch, start):
             yield _make_element(batch) if self._is_raw else self.convert(batch, start)

@@ -204,5 +204,9 @@ def _describe_run(framework: Framework, model: Any, source: Source, settings: Se
     described = settings.describe()
     for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue", "callbacks"):
         described.pop(free, None)
-    identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": source.describe(), **described}
+    data = source.describe()
+    if "max_bad_rows" in data:
+        # Rows that are left out move no others: a run may go on with another limit of them, and counts them anew.
+        data = {key: value for key, value in data.items() if key not in ("max_bad_rows", "left_out", "rows")}
+    identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": data, **described}
     return identity | {"program": framework.describe_program(model)}
