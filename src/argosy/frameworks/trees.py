@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ __all__ = [
     "check_answer",
     "count_rows",
     "fail_rows",
+    "is_array",
+    "is_named",
+    "is_ordered",
     "join_rows",
     "list_leaves",
     "map_tree",
@@ -41,12 +44,27 @@ _PREDICT_ROWS: Final = 256
 """Rows of one forward pass of `predict_rows`: bounds its memory, and is large enough to be fast."""
 
 
+def is_array(tree: object) -> TypeGuard[NDArray[Any]]:
+    """Whether a tree is an array of NumPy's."""
+    return isinstance(tree, np.ndarray)
+
+
+def is_named(tree: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether a tree is a dict of trees by name."""
+    return isinstance(tree, Mapping)
+
+
+def is_ordered(tree: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a tree is several trees in order."""
+    return isinstance(tree, tuple | list)
+
+
 def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
     """Give a tree of the same form, whose leaves are what a function makes of them; lists become tuples."""
-    if isinstance(tree, Mapping):
-        return {str(name): map_tree(function, item) for name, item in cast("Mapping[Any, Any]", tree).items()}
-    if isinstance(tree, tuple | list):
-        return tuple(map_tree(function, item) for item in cast("Sequence[Any]", tree))
+    if is_named(tree):
+        return {str(name): map_tree(function, item) for name, item in tree.items()}
+    if is_ordered(tree):
+        return tuple(map_tree(function, item) for item in tree)
     return None if tree is None else function(tree)
 
 
@@ -88,10 +106,10 @@ def _is_name(name: object) -> bool:
 
 def _name_leaves(tree: Tree, path: str) -> Iterator[str]:
     items: Any = ()
-    if isinstance(tree, Mapping):
-        items = cast("Mapping[Any, Any]", tree).items()
-    elif isinstance(tree, tuple | list):
-        items = enumerate(cast("Sequence[Any]", tree))
+    if is_named(tree):
+        items = tree.items()
+    elif is_ordered(tree):
+        items = enumerate(tree)
     elif tree is not None:
         yield path
     for name, item in items:
@@ -110,23 +128,21 @@ def unpack(tree: Tree, names: Tree) -> Arrays:
 
 
 def _unpack(tree: Tree, names: Tree, arrays: Arrays) -> None:
-    if isinstance(names, Mapping):
-        known = cast("Mapping[str, Any]", names)
-        found = {str(key): item for key, item in cast("Mapping[Any, Any]", tree).items()} if isinstance(tree, Mapping) else {}
-        if found.keys() != known.keys():
-            raise _fail_form(tree, f"the names {list_choices(known)}")
-        for key, item in known.items():
+    if is_named(names):
+        found = {str(key): item for key, item in tree.items()} if is_named(tree) else {}
+        if found.keys() != names.keys():
+            raise _fail_form(tree, f"the names {list_choices(names)}")
+        for key, item in names.items():
             _unpack(found[key], item, arrays)
-    elif isinstance(names, tuple):
-        items = cast("tuple[Any, ...]", names)
-        if not isinstance(tree, tuple | list) or len(cast("Sequence[Any]", tree)) != len(items):
-            raise _fail_form(tree, f"{len(items)} in order")
-        for found, item in zip(cast("Sequence[Any]", tree), items, strict=True):
+    elif is_ordered(names):
+        if not is_ordered(tree) or len(tree) != len(names):
+            raise _fail_form(tree, f"{len(names)} in order")
+        for found, item in zip(tree, names, strict=True):
             _unpack(found, item, arrays)
     elif names is None:
         if tree is not None:
             raise _fail_form(tree, "nothing")
-    elif tree is None or isinstance(tree, Mapping | tuple | list):
+    elif tree is None or is_named(tree) or is_ordered(tree):
         raise _fail_form(tree, "a tensor")
     else:
         arrays[names] = tree
@@ -134,10 +150,10 @@ def _unpack(tree: Tree, names: Tree, arrays: Arrays) -> None:
 
 def _fail_form(tree: Tree, expected: str) -> InputError:
     got = "nothing" if tree is None else type(tree).__qualname__
-    if isinstance(tree, Mapping):
-        got = f"the names {list_choices(map(str, cast('Mapping[Any, Any]', tree)))}"
-    elif isinstance(tree, tuple | list):
-        got = f"{len(cast('Sequence[Any]', tree))} in order"
+    if is_named(tree):
+        got = f"the names {list_choices(map(str, tree))}"
+    elif is_ordered(tree):
+        got = f"{len(tree)} in order"
     return InputError("bad_data", detail=f"tensors have another form than in the sample: {got}, expected {expected}")
 
 
@@ -148,10 +164,10 @@ def pack(arrays: Mapping[str, Any], names: Tree) -> Tree:
 
 def spread(tree: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give the arguments that a call takes a tree as: several in order as they are, by name as keywords, else the only one."""
-    if isinstance(tree, Mapping):
-        return (), {str(name): item for name, item in cast("Mapping[Any, Any]", tree).items()}
-    if isinstance(tree, tuple | list):
-        return tuple(cast("Sequence[Any]", tree)), {}
+    if is_named(tree):
+        return (), {str(name): item for name, item in tree.items()}
+    if is_ordered(tree):
+        return tuple(tree), {}
     return (tree,), {}
 
 

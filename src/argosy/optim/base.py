@@ -52,7 +52,9 @@ class Optimizer(ABC):
                 continue
             if isinstance(value, Schedule):
                 value = {"name": value.name, **dataclasses.asdict(value)}
-            values[key.name] = [dataclasses.asdict(group) for group in value] if key.name == "groups" else value
+            elif key.name == "groups":
+                value = [dataclasses.asdict(group) for group in value]
+            values[key.name] = value
         return {"name": self.name, **values}
 
     def init_state(self, weights: Arrays) -> OptimizerState:

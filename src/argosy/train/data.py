@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch
 from argosy.frameworks.describe import digest_arrays
-from argosy.frameworks.trees import count_rows, list_leaves, map_tree, take_rows
+from argosy.frameworks.trees import count_rows, is_named, is_ordered, list_leaves, map_tree, take_rows
 from argosy.train.elements import Columns, check_weights, make_array, read_element, to_arrays
 
 __all__ = [
@@ -80,19 +80,19 @@ def check_dataset(data: object, dtype: DTypeLike = np.float32, *, columns: Colum
         InputError: `bad_data`, another form, x as `check_rows` says, y has not one entry a row, bad weights.
     """
     columns = columns or Columns()
-    if not (isinstance(data, Mapping) or (isinstance(data, tuple | list) and 1 < len(cast("Sequence[object]", data)) <= 3)):
+    if not (is_named(data) or (is_ordered(data) and 1 < len(data) <= 3)):
         expected = "a pair of arrays (x, y), with weights (x, y, w), a dict by column, or a loader of a framework"
         raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected {expected}")
     inputs, targets, weights = read_element(data, columns, source="data")
-    x = map_tree(lambda leaf: check_rows(leaf, dtype), to_arrays(inputs, is_given=True))
+    x = map_tree(lambda leaf: check_rows(leaf, dtype), to_arrays(inputs, "x", is_given=True))
     num_rows = count_rows(x)
-    y = None if targets is None else to_arrays(targets, is_given=True)
+    y = None if targets is None else to_arrays(targets, "y", is_given=True)
     for leaf in list_leaves(y) if y is not None else ():
         if leaf.ndim == 0 or len(leaf) != num_rows:
             raise InputError("bad_data", detail=f"x has {num_rows} rows, y has shape {leaf.shape}, expected one target a row")
         if leaf.dtype.kind not in "fiubUOS":
             raise InputError("bad_data", detail=f"y has type {leaf.dtype}, expected numbers, or names of classes")
-    w = None if weights is None else check_weights(to_arrays(weights, is_given=True), num_rows, np.dtype(dtype))
+    w = None if weights is None else check_weights(to_arrays(weights, "weights", is_given=True), num_rows, np.dtype(dtype))
     return Batch(x, y, w)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import Batch, name_kind
-from argosy.frameworks.trees import Tree, count_rows, list_leaves, map_tree
+from argosy.frameworks.trees import Tree, count_rows, is_array, is_named, is_ordered, list_leaves, map_tree
 
 __all__ = [
     "Columns",
@@ -44,9 +44,10 @@ class Columns:
     """All data is by column; otherwise such data alone is looked at."""
 
     def __post_init__(self) -> None:
-        for option, value in (("targets", self.targets), ("weights", self.weights)):
-            names: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
-            if (isinstance(value, tuple) and option == "weights") or not all(isinstance(name, str) for name in names):
+        given: dict[str, object] = {"targets": self.targets, "weights": self.weights}
+        for option, value in given.items():
+            names = value if is_ordered(value) and option == "targets" else () if value is None else (value,)
+            if not all(isinstance(name, str) for name in names):
                 expected = "the name of a column" + (", or several" if option == "targets" else "")
                 raise InputError("bad_option", option=option, got=value, expected=expected)
 
@@ -88,22 +89,19 @@ def read_element(element: Any, columns: Columns, *, source: str) -> Batch:
     Raises:
         InputError: `bad_data`, it is something else.
     """
-    if isinstance(element, tuple | list) and not columns.are_named and 1 <= len(parts := cast("Sequence[Any]", element)) <= 3:
-        return Batch(*parts)
-    if isinstance(element, Mapping):
-        named = {str(name): part for name, part in cast("Mapping[Any, Any]", element).items()}
+    if is_named(element):
+        named = {str(name): part for name, part in element.items()}
         return columns.part(named) if columns.are_named else Batch(named)
     if columns.are_named and columns.is_strict:
         got = describe_form(element)
         raise InputError(
             "bad_data", detail=f"{source} gives {got}, expected a dict by column, as `targets` or `weights` is given"
         )
-    if not isinstance(element, tuple | list):
+    if not is_ordered(element):
         return Batch(element)
-    parts = cast("Sequence[Any]", element)
-    if 1 <= len(parts) <= 3:
-        return Batch(*parts)
-    raise InputError("bad_data", detail=f"{source} gives {len(parts)} parts, expected x, (x, y) or (x, y, weights)")
+    if 1 <= len(element) <= 3:
+        return Batch(*element)
+    raise InputError("bad_data", detail=f"{source} gives {len(element)} parts, expected x, (x, y) or (x, y, weights)")
 
 
 def make_array(given: object, what: str) -> NDArray[Any]:
@@ -118,37 +116,39 @@ def make_array(given: object, what: str) -> NDArray[Any]:
         raise InputError("bad_data", detail=f"{what}: no array can be made of them: {str(error)[:200]}") from error
 
 
-def to_arrays(tree: Tree, *, is_given: bool = False) -> Tree:
+def to_arrays(tree: Tree, what: str = "data", *, is_given: bool = False) -> Tree:
     """Give a tree whose leaves are NumPy arrays; of tensors on the processor they are views.
 
     Args:
         tree: of arrays, tensors, or what NumPy makes arrays of.
+        what: it is, for messages.
         is_given: by a user as a whole: lists, and tuples of anything but arrays, are rows, not parts.
     """
-    if isinstance(tree, np.ndarray):
-        return cast("NDArray[Any]", tree)
+    if is_array(tree):
+        return tree
     for convert in ("numpy", "asnumpy"):
-        if callable(method := getattr(cast("Any", tree), convert, None)):
-            detach = getattr(cast("Any", tree), "detach", None)
-            return np.asarray(detach().numpy() if callable(detach) else method())
-    if isinstance(tree, Mapping):
-        items = cast("Mapping[Any, Any]", tree).items()
-        return {str(name): to_arrays(item, is_given=is_given) for name, item in items}
-    if isinstance(tree, tuple | list):
-        parts = cast("Sequence[Any]", tree)
-        if _holds_parts(tree, parts, is_given):
-            return tuple(to_arrays(item, is_given=is_given) for item in parts)
-        return make_array(parts, "data")
-    return make_array(tree, "data")
+        if callable(method := getattr(tree, convert, None)):
+            detach = getattr(tree, "detach", None)
+            return np.asarray(method() if detach is None else detach().numpy())
+    if is_named(tree):
+        return {str(name): to_arrays(item, what, is_given=is_given) for name, item in tree.items()}
+    if is_ordered(tree) and _holds_parts(tree, is_given=is_given):
+        return tuple(to_arrays(item, what, is_given=is_given) for item in tree)
+    return make_array(tree, what)
 
 
-def _holds_parts(tree: object, parts: Sequence[Any], is_given: bool) -> bool:
+def _holds_parts(parts: Sequence[Any], *, is_given: bool) -> bool:
     """Whether a list or tuple is a tree, and no array that is written out."""
-    if is_given and not isinstance(tree, tuple):
+    if is_given and not isinstance(parts, tuple):
         return False
-    return any(hasattr(item, "shape") or isinstance(item, Mapping | tuple) for item in parts) and not (
-        is_given and all(isinstance(item, tuple) and not any(hasattr(part, "shape") for part in item) for item in parts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    )
+    if not any(hasattr(item, "shape") or isinstance(item, Mapping | tuple) for item in parts):
+        return False
+    # Tuples of numbers alone are rows.
+    return not is_given or not all(isinstance(item, tuple) and _holds_no_array(item) for item in parts)
+
+
+def _holds_no_array(parts: Any) -> bool:
+    return not any(hasattr(part, "shape") for part in parts)
 
 
 def check_inputs(inputs: Tree, dtype: np.dtype[Any], *, source: str) -> Tree:
@@ -163,7 +163,7 @@ def check_inputs(inputs: Tree, dtype: np.dtype[Any], *, source: str) -> Tree:
             raise InputError("bad_data", detail=f"{source} gives inputs of type {leaf.dtype}, expected numbers")
         return np.ascontiguousarray(leaf, dtype if leaf.dtype.kind == "f" else None)
 
-    return check(inputs) if isinstance(inputs, np.ndarray) else map_tree(check, inputs)
+    return check(inputs) if is_array(inputs) else map_tree(check, inputs)
 
 
 def check_weights(weights: Any, num_rows: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -190,7 +190,7 @@ def check_counts(batch: Batch) -> None:
         InputError: `bad_data`.
     """
     inputs, targets, weights = batch
-    if isinstance(inputs, np.ndarray) and isinstance(targets, np.ndarray):
+    if is_array(inputs) and is_array(targets):
         if inputs.ndim and inputs.shape[:1] == targets.shape[:1]:
             return
         detail = f"a batch has x of shape {inputs.shape} and y of shape {targets.shape}, expected as many rows"
@@ -202,10 +202,10 @@ def describe_form(value: Any) -> str:
     """Say what something is, for a message: a tensor by its shape, a tree by its parts."""
     if hasattr(value, "shape"):
         return f"one tensor of shape {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"a dict of {list_choices(map(str, cast('Mapping[Any, Any]', value)))}"
-    if isinstance(value, tuple | list):
-        return f"a {type(cast('object', value)).__name__} of {len(cast('Sequence[Any]', value))}"
+    if is_named(value):
+        return f"a dict of {list_choices(map(str, value))}"
+    if is_ordered(value):
+        return f"a {type(value).__name__} of {len(value)}"
     return name_kind(value)
 
 
@@ -215,13 +215,13 @@ def name_schema(batch: Batch) -> tuple[Any, ...]:
 
 
 def _name_part(part: Tree) -> Any:
-    if isinstance(part, np.ndarray):
+    if is_array(part):
         return part.dtype, part.ndim
-    if isinstance(part, Mapping):
-        return tuple((name, _name_part(item)) for name, item in cast("Mapping[str, Any]", part).items())
-    if isinstance(part, tuple):
-        return tuple(_name_part(item) for item in cast("tuple[Any, ...]", part))
-    return type(part)
+    if is_named(part):
+        return tuple((name, _name_part(item)) for name, item in part.items())
+    if is_ordered(part):
+        return tuple(_name_part(item) for item in part)
+    return name_kind(part)
 
 
 def describe_schema(batch: Batch) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from argosy.frameworks.base import Batch, Framework
-from argosy.frameworks.trees import Tree, list_leaves, map_tree
+from argosy.frameworks.trees import Tree, is_ordered, list_leaves, map_tree
 from argosy.train.data import digest_arrays
 
 __all__ = ["describe_code", "describe_data", "describe_environment", "describe_tree", "describe_weights"]
@@ -33,7 +33,7 @@ def describe_data(data: Batch) -> dict[str, Any]:
 def describe_tree(tree: Tree) -> Any:
     """Give type and shape of a row's tensors, in their form."""
     described = map_tree(lambda leaf: f"{leaf.dtype} {list(leaf.shape[1:])}", tree)
-    return list(described) if isinstance(described, tuple) else described
+    return list(described) if is_ordered(described) else described
 
 
 def describe_code(code: Any) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from argosy.frameworks.fitting import Journal
 from argosy.signature import Arrays
 from argosy.train.average import Average
 from argosy.train.checkpoint import Keeper
-from argosy.train.objective import Measure, Objective
+from argosy.train.measures import Measure
+from argosy.train.objective import Objective
 from argosy.train.pace import Pace
 from argosy.train.progress import Progress
 from argosy.train.rescue import Kept, Rescue, Skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, loader_framework, name_kind
 from argosy.frameworks.fitting import ABILITIES, Ability
-from argosy.frameworks.trees import Tree, count_rows, map_tree, take_rows
+from argosy.frameworks.trees import Tree, count_rows, is_named, is_ordered, map_tree, take_rows
 from argosy.train.data import check_dataset, split_rows
 from argosy.train.elements import Columns, check_inputs, to_arrays
 from argosy.train.objective import Objective
@@ -117,7 +117,7 @@ def _bind(framework: Framework, model: Any, inputs: Tree, objective: Objective, 
     for what, tree in (("data", inputs), ("model", outputs)):
         if not isinstance(tree, np.ndarray):
             check_ability(framework, "trees", what, f"one of several {'inputs' if what == 'data' else 'outputs'}")
-    return _Bound(objective.fit_outputs(outputs).find_labels(targets), outputs, dtype)
+    return _Bound(objective.bind(outputs, targets), outputs, dtype)
 
 
 def _finish(
@@ -163,7 +163,7 @@ def _open_validation(
     if data is None and kept is None:
         return None
     objective, columns = bound.objective, replace(columns, is_strict=False)
-    if objective.criteria is None and not objective.own_metrics:
+    if objective.criteria is None and not objective.metrics.own:
         expected = "None, or with a `loss` or `metrics` to measure it by, beside a step of one's own"
         raise InputError("bad_option", option="validation_data", got=name_kind(data), expected=expected)
     if data is not None and (loader_framework(data) is not None or is_stream(data)):
@@ -231,14 +231,14 @@ def _sample_validation(data: Any, columns: Columns, settings: Settings, dtype: n
 
 
 def _as_tuple(data: Any) -> Any:
-    return tuple(data) if isinstance(data, list) and all(hasattr(part, "shape") for part in data) else data  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return tuple(data) if is_ordered(data) and all(hasattr(part, "shape") for part in data) else data
 
 
 def _find_inputs(rows: Tree) -> Tree:
     """Give what the model takes, as far as that is known: the first of a pair, or the only array."""
-    if isinstance(rows, tuple):
+    if is_ordered(rows):
         return rows[0]
-    return None if isinstance(rows, Mapping) else rows
+    return None if is_named(rows) else rows
 
 
 def _narrow(leaf: Any, dtype: np.dtype[Any]) -> Any:

@@ -25,7 +25,7 @@ from argosy.frameworks.base import (
 )
 from argosy.frameworks.fitting import Journal, fail_not_finite
 from argosy.frameworks.own_training import check_training
-from argosy.frameworks.trees import map_tree
+from argosy.frameworks.trees import is_ordered, map_tree
 from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, GradientOptimizer, Optimizer, get_optimizer
 from argosy.optim.groups import match_names
 from argosy.train.average import Average, Ema
@@ -341,7 +341,7 @@ def _complete(settings: Settings, opened: Opened) -> Settings:
     objective = opened.objective
     labels = {".".join(map(str, place)): names for place, names in objective.labels.items()}
     metrics = tuple(measure.name for measure in objective.measures)
-    factors = list(objective.factors) if isinstance(objective.factors, tuple) else objective.factors
+    factors = list(objective.factors) if is_ordered(objective.factors) else objective.factors
     return replace(settings, loss=objective.describe(), loss_weights=factors, metrics=metrics, labels=labels or None)
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from argosy.frameworks.base import Batch, Framework
 from argosy.frameworks.trees import Tree, join_rows
-from argosy.train.objective import Measure, Objective
+from argosy.train.measures import Measure
+from argosy.train.objective import Objective
 
 __all__ = ["Score", "Validation", "measure_rows"]
 

@@ -74,13 +74,12 @@ class TorchFramework:
         return describe_program(model)
 
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
-        given = (
-            map_tree(lambda leaf: torch.from_numpy(np.array(leaf)), part) if part is not None else None for part in (outputs, y)
-        )
-        rows = None if weights is None else torch.from_numpy(np.array(weights))
+        def copy(tree: Tree) -> Tree:
+            return map_tree(lambda leaf: torch.from_numpy(np.array(leaf)), tree)
+
         compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
         with torch.no_grad():
-            return float(compute(*given, rows))
+            return float(compute(copy(outputs), copy(y), copy(weights)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         model = torch.nn.Sequential()

@@ -16,7 +16,7 @@ from argosy.frameworks.fitting import fail_loss, fail_not_finite
 from argosy.frameworks.torch.fit import TorchFit, backpropagate, check_scalar
 from argosy.frameworks.torch.losses import open_loss
 from argosy.frameworks.torch.movers import Mover, open_movers
-from argosy.frameworks.trees import Tree, list_leaves, map_tree, spread, take_rows
+from argosy.frameworks.trees import Tree, is_array, list_leaves, map_tree, spread, take_rows
 from argosy.signature import Arrays
 
 __all__ = ["TorchStep", "get_weights", "set_weights"]
@@ -202,7 +202,7 @@ def _to_tensors(tree: Tree) -> Any:
 
 
 def _to_tensor(leaf: Any) -> Any:
-    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiubc" else leaf
+    return torch.from_numpy(leaf) if is_array(leaf) and leaf.dtype.kind in "fiubc" else leaf
 
 
 def _read_loss(loss: Any) -> float:
