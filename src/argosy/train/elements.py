@@ -51,6 +51,15 @@ class Columns:
                 expected = "the name of a column" + (", or several" if option == "targets" else "")
                 raise InputError("bad_option", option=option, got=value, expected=expected)
 
+    @classmethod
+    def read(cls, targets: Any, weights: Any) -> Columns:
+        """Take what a user names.
+
+        Raises:
+            InputError: `bad_option`, these are no names.
+        """
+        return cls(tuple(targets) if is_ordered(targets) else targets, weights)
+
     @property
     def are_named(self) -> bool:
         """Whether any column is told apart."""
