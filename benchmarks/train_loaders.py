@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from ratios import find_interval
 from train_overhead import Array, make_data
 
@@ -197,9 +196,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         ratios = [pair[number][0] / pair[number][1] for pair in counted]
         low, high, coverage = find_interval(ratios)
         found[key] = {"ratio": statistics.median(ratios), "low": low, "high": high, "coverage": coverage}
-    found["argosy_s"], found["bare_s"] = (
-        statistics.median(pair[0][side] for pair in counted) / NUM_STEPS for side in range(2)
-    )
+    found["argosy_s"], found["bare_s"] = (statistics.median(pair[0][side] for pair in counted) / NUM_STEPS for side in range(2))
     return found
 
 
@@ -226,7 +223,10 @@ def main() -> None:
     from argosy.environment import find_interpreter, lives_apart
 
     table = sys.stderr if options.json else sys.stdout
-    print(f"{'loader':<14} {'bare us':>8}  {'argosy us':>8}  ratio of wall time      ratio of processor time  at most {LIMIT}", file=table)
+    print(
+        f"{'loader':<14} {'bare us':>8}  {'argosy us':>8}  ratio of wall time      ratio of processor time  at most {LIMIT}",
+        file=table,
+    )
     found: dict[str, Any] = {}
     for name in names:
         framework = CASES[name].framework

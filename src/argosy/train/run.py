@@ -20,6 +20,7 @@ from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimi
 from argosy.train.objective import describe_function, open_objective
 from argosy.train.opening import open_data
 from argosy.train.result import Epoch, Settings, TrainResult
+from argosy.train.source import keep_numbers
 from argosy.train.task import Task
 
 __all__ = ["count_steps", "train"]
@@ -190,7 +191,7 @@ def train(
         average=None if average is None else average.describe(),
         rescue=rescue,
     )
-    with framework.session(seed, num_threads):
+    with keep_numbers(), framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
         result = task.run(opened, settings)
     if on_end is not None:
