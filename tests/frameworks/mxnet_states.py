@@ -127,11 +127,11 @@ def loaders() -> Any:
 
     def read(loader: Any, seed: int = 0) -> Any:
         FRAMEWORK.seed(seed)
-        return [[batch[0].ravel().tolist(), batch[1].tolist()] for batch in FRAMEWORK.read_loader(loader)]
+        return [[part.asnumpy().ravel().tolist() for part in batch] for batch in FRAMEWORK.read_loader(loader)]
 
     def read_alone(loader: Any) -> Any:
         batches = FRAMEWORK.read_loader(loader)
-        return [(batch[0] if isinstance(batch, tuple) else batch).ravel().tolist() for batch in batches]
+        return [(batch[0] if isinstance(batch, tuple | list) else batch).asnumpy().ravel().tolist() for batch in batches]
 
     def shuffled() -> Any:
         np.random.seed(4)
@@ -151,6 +151,7 @@ def loaders() -> Any:
         "rolled": refuse(lambda: read(mx.io.NDArrayIter(x, y, batch_size=3, last_batch_handle="roll_over"))),
         "alone": read_alone(mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(x), 3)),
         "unlabelled": read_alone(mx.io.NDArrayIter(x, batch_size=3)),
+        "several": [len(rows) for rows, _ in FRAMEWORK.read_loader(mx.io.NDArrayIter({"a": x, "b": x}, y, batch_size=3))],
     }
 
 

@@ -681,23 +681,14 @@ def test_dataset_gives_one_epoch_of_arrays():
     data = Batches([(x[:3], y[:3]), (keras.ops.convert_to_tensor(x[3:]), y[3:])])
     assert loader_framework(data) is FRAMEWORK
     (one, _), (two, labels) = FRAMEWORK.read_loader(data)
-    assert (np.concatenate([one, two]) == x).all()
+    assert (np.concatenate([one, keras.ops.convert_to_numpy(two)]) == x).all()
     assert (labels == y[3:]).all()
     assert data.ends == 1
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        pytest.param(Batches([(make_rows(2, 2), make_rows(2), make_rows(2))] * 2), "expected pairs", id="sample weights"),
-        pytest.param(Batches([make_rows(2, 2)] * 2), "ndarray, expected pairs", id="no targets"),
-        pytest.param(Batches([(make_rows(2, 2), make_rows(3))] * 2), "as many rows", id="rows"),
-        pytest.param(Batches([], None), "never ends", id="endless"),
-    ],
-)
-def test_dataset_of_something_else_is_refused(data, words):
-    with pytest.raises(InputError, match=words):
-        list(FRAMEWORK.read_loader(data))
+def test_endless_dataset_is_refused():
+    with pytest.raises(InputError, match="never ends"):
+        list(FRAMEWORK.read_loader(Batches([], None)))
 
 
 class Late(keras.Model):

@@ -276,7 +276,9 @@ def test_loaders_may_give_inputs_alone(states):
     assert found["alone"] == found["unlabelled"] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_loader_that_depends_on_the_past_is_refused(states):
-    key, message = states("loaders")["rolled"]
+def test_iterator_gives_what_it_has_and_one_that_depends_on_the_past_is_refused(states):
+    found = states("loaders")
+    assert found["several"] == [2, 2, 2]
+    key, message = found["rolled"]
     assert key == "bad_data"
     assert "rolls rows over" in message

@@ -100,19 +100,27 @@ class Framework(Protocol):
         """What its steps can do beside fitting one output of one input to a loss by one optimizer."""
         ...
 
-    @property
-    def draws_eagerly(self) -> bool:
-        """Whether its loaders draw from global random numbers batch by batch, and steps do, too: then each seeds its own."""
-        ...
-
     def is_loader(self, data: object) -> bool:
         """Say whether this is something of this framework that gives mini-batches, such as a DataLoader."""
+        ...
+
+    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
+        """Begin an epoch of a loader that keeps random numbers of its own from epoch to epoch.
+
+        Args:
+            data: a loader.
+            state: what this gave for this epoch (`is_same`) or for the one before, in this process or another; empty if none did.
+            is_same: this epoch was begun already, and is to come again.
+
+        Returns:
+            What `read_loader` reads the epoch from, and its state; the loader itself and none where it keeps none.
+        """
         ...
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         """Give the elements of one epoch, batches as the loader makes them; rows that only fill the last one up are left out.
 
-        Leaves are arrays, which may be views of the loader's tensors, wherever NumPy has such; the form is the loader's.
+        Leaves are arrays or the framework's tensors; the form is the loader's.
 
         Raises:
             InputError: `bad_data`, the loader never ends, or gives no batches.
@@ -185,7 +193,11 @@ class Framework(Protocol):
         ...
 
     def seed(self, seed: int) -> None:
-        """Seed the random numbers that loaders and models draw from."""
+        """Seed the global random numbers that loaders and models draw from, before an epoch."""
+        ...
+
+    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
+        """Give what seeds those of them that both steps and this loader draw from, batch by batch; None where there are none."""
         ...
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:

@@ -121,7 +121,7 @@ def split_rows(data: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
     return take_batch(data, kept), take_batch(data, taken)
 
 
-def take_batch(data: Batch, rows: NDArray[Any]) -> Batch:
+def take_batch(data: Batch, rows: NDArray[Any] | slice) -> Batch:
     """Give some of the rows."""
     return Batch(*(None if part is None else take_rows(part, rows) for part in data))
 

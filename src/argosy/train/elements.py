@@ -138,7 +138,7 @@ def to_arrays(tree: Tree, what: str = "data", *, is_given: bool = False) -> Tree
     for convert in ("numpy", "asnumpy"):
         if callable(method := getattr(tree, convert, None)):
             detach = getattr(tree, "detach", None)
-            return np.asarray(method() if detach is None else detach().numpy())
+            return np.asarray(method() if detach is None or convert == "asnumpy" else detach().numpy())
     if is_named(tree):
         return {str(name): to_arrays(item, what, is_given=is_given) for name, item in tree.items()}
     if is_ordered(tree) and _holds_parts(tree, is_given=is_given):

@@ -247,6 +247,13 @@ def _resolve_metrics(metrics: Sequence[Any], framework: Framework) -> tuple[tupl
     return tuple(names), own
 
 
+def bound_targets(loss: str, output_shape: tuple[int, ...]) -> tuple[float, float]:
+    """Give the least and the largest number that targets of a loss may hold, once they have its form."""
+    if loss == "cross_entropy":
+        return 0, output_shape[-1] - 1
+    return (0, 1) if loss == "binary_cross_entropy" else (-_LARGEST, _LARGEST)
+
+
 def prepare_targets(
     loss: str, y: Array, output_shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.floating[Any]] = np.float64
 ) -> Array:

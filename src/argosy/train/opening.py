@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, loader_framework, name_kind
@@ -14,6 +15,7 @@ from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.trees import Tree, count_rows, is_named, is_ordered, map_tree, take_rows
 from argosy.train.data import check_dataset, split_rows
 from argosy.train.elements import Columns, check_inputs, to_arrays
+from argosy.train.losses import bound_targets
 from argosy.train.objective import Objective
 from argosy.train.result import Settings
 from argosy.train.source import ArraySource, LoaderSource, Source, StreamSource, is_stream
@@ -107,6 +109,14 @@ class _Bound(NamedTuple):
         """Bring a batch into the form that training takes."""
         return self.objective.weigh(self.prepare_plain(batch), self.dtype)
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """What the numbers of a single target lie between that is taken as it is; None where nobody knows."""
+        criterion, outputs = self.objective.criterion, self.outputs
+        if criterion is None or not criterion.is_ours or self.objective.class_weights or not isinstance(outputs, np.ndarray):
+            return None
+        return bound_targets(criterion.name, cast("NDArray[Any]", outputs).shape)
+
     def prepare_plain(self, batch: Batch) -> Batch:
         """The same without weights of classes, by which nothing is judged."""
         return batch._replace(targets=self.objective.prepare(batch.targets, self.outputs, self.dtype))
@@ -142,7 +152,7 @@ def _open_loader(
     first = source.sample
     inputs = check_inputs(first.inputs, dtype, source=f"the {name_kind(data)}")
     bound = _bind(framework, model, take_rows(inputs, slice(0, 1)), objective, None, dtype)
-    source.prepare(bound.prepare, dtype)
+    source.prepare(bound.prepare, dtype, bound.bounds)
     prepared = source.convert(first, 0)  # What the loss cannot take is said before the first step.
     validation = _open_validation(validation_data, None, bound, settings, columns, dtype)
     return _finish(framework, source, validation, inputs, bound, prepared.weights is not None)
@@ -168,7 +178,7 @@ def _open_validation(
         raise InputError("bad_option", option="validation_data", got=name_kind(data), expected=expected)
     if data is not None and (loader_framework(data) is not None or is_stream(data)):
         source = _make_source(data, columns, settings, dtype)
-        source.prepare(bound.prepare_plain, dtype)
+        source.prepare(bound.prepare_plain, dtype, bound.bounds)
         source.convert(source.sample, 0)
         return Validation(lambda: source.iterate(0, 0))
     batch = bound.prepare_plain(check_dataset(data, dtype, columns=columns) if kept is None else kept)

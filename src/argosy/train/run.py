@@ -22,7 +22,7 @@ from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimi
 from argosy.train.objective import describe_function, open_objective
 from argosy.train.opening import open_data
 from argosy.train.result import Epoch, Settings, TrainResult
-from argosy.train.source import is_stream
+from argosy.train.source import is_stream, keep_numbers
 from argosy.train.start import Start, read_start
 from argosy.train.task import Task
 
@@ -205,7 +205,7 @@ def train(
         rescue=rescue,
         callbacks=describe_callbacks(framework, heard),
     )
-    with framework.session(seed, num_threads):
+    with keep_numbers(), framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
         result = task.run(opened, settings)
     if is_stream(data):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+import random
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, derive_seed, name_kind
+from argosy.frameworks.trees import count_rows, take_rows
 from argosy.train.data import iterate_batches, take_batch
 from argosy.train.elements import (
     Columns,
@@ -22,11 +26,28 @@ from argosy.train.elements import (
     to_arrays,
 )
 from argosy.train.lineage import describe_data, describe_tree
+from argosy.train.plain import Plain
 
-__all__ = ["ArraySource", "LoaderSource", "Prepare", "Source", "Stream", "StreamSource", "is_stream"]
+__all__ = [
+    "ArraySource",
+    "LoaderSource",
+    "Prepare",
+    "Source",
+    "Stream",
+    "StreamSource",
+    "find_share",
+    "is_stream",
+    "keep_numbers",
+]
+
+Part = tuple[int, int]
+"""Which worker, counted from 0, and how many there are."""
+WHOLE: Final[Part] = (0, 1)
 
 Prepare = Callable[[Batch], Batch]
 """Brings targets and weights into the form that the losses take; inputs stay."""
+
+_NOTHING: Final = object()
 
 
 class Source(Protocol):
@@ -37,11 +58,25 @@ class Source(Protocol):
         """Of an epoch; None where only the end tells."""
         ...
 
-    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
+    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
         """Give the mini-batches of an epoch (counted from 1), from number `start` (counted from 0) on.
 
-        Called again for an epoch that was begun already, it gives the same ones.
+        Called again for the epoch that was begun last, it gives the same ones. Their order depends on no number of workers.
+
+        Args:
+            epoch: counted from 1; 0 where there are none.
+            start: the batch to begin with.
+            part: of each batch, the rows of one worker; none where a batch has fewer rows than there are workers.
         """
+        ...
+
+    @property
+    def mark(self) -> str | None:
+        """Where the source's own random numbers stand in this epoch; a checkpoint keeps it. None: they follow from the seed."""
+        ...
+
+    def go_to(self, mark: str) -> None:
+        """Go on from a mark of this data, in this process or another."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -82,11 +117,16 @@ class ArraySource:
         self._seed = seed
         self._is_simple = isinstance(prepared.inputs, np.ndarray) and isinstance(prepared.targets, np.ndarray)
         self.num_batches = -(-prepared.num_rows // batch_size)
+        self.mark: str | None = None
 
-    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
+    def go_to(self, mark: str) -> None:
+        """Do nothing: the order follows from seed and epoch."""
+
+    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
         data = self._data
         orders = iterate_batches(data.num_rows, self._batch_size, shuffle=self._shuffle, seed=self._seed, epoch=epoch)
-        for rows in itertools.islice(orders, start, None):
+        for order in itertools.islice(orders, start, None):
+            rows = order if part == WHOLE else order[find_share(len(order), part)]
             if self._is_simple:
                 weights = None if data.weights is None else data.weights[rows]
                 yield Batch(data.inputs[rows], data.targets[rows], weights)
@@ -100,9 +140,9 @@ class ArraySource:
 class LoaderSource:
     """A loader of some framework's, which decides about batches and their order.
 
-    What it draws from the framework's global random numbers, such as a shuffled order, follows from seed and epoch, and where
-    steps draw from the same ones from the batch, too. A resumed run takes the batches that it had, and leaves them. What the
-    loader draws from a generator of its own is drawn anew.
+    What it draws from global random numbers, such as a shuffled order, follows from seed and epoch, and where steps draw from
+    the same ones from the batch, too. What a loader of TensorFlow's draws from seeds of its own goes on from a mark. A resumed
+    run takes the batches that it had, and leaves them. What a loader draws from a generator of its own is drawn anew.
     """
 
     def __init__(self, loader: Any, framework: Framework, columns: Columns, seed: int, *, is_raw: bool = False) -> None:
@@ -127,23 +167,79 @@ class LoaderSource:
             self.num_batches: int | None = len(loader)
         except TypeError:
             self.num_batches = None
-        first = next(self._read(0), None)
-        if first is None:
+        framework.seed(derive_seed(seed, 0))
+        elements = framework.read_loader(loader)
+        self._first = next(iter(elements), _NOTHING)
+        if self._first is _NOTHING:
             raise InputError("bad_data", detail=f"the {name_kind(loader)} gives no batch")
-        self.sample: Batch = first
+        self.sample: Batch = self._read(self._first)
         """The first batch, as it is given."""
-        self._schema = None if is_raw else name_schema(first)
+        self._schema = None if is_raw else name_schema(self.sample)
         self._prepare: Prepare = _keep
         self._dtype = np.dtype(np.float32)
+        self._plain: Plain | None = None
+        self._epoch = 0
+        self._state = b""
 
-    def prepare(self, prepare: Prepare, dtype: np.dtype[Any]) -> None:
-        """Say how targets are prepared, and in which type the model takes numbers with a fraction."""
+    def prepare(self, prepare: Prepare, dtype: np.dtype[Any], bounds: tuple[float, float] | None = None) -> None:
+        """Say what makes a batch of an element.
+
+        Args:
+            prepare: of the targets.
+            dtype: in which the model takes numbers with a fraction.
+            bounds: of targets that are taken as they are, if these are in the form of the loss already.
+
+        Raises:
+            InputError: `bad_data`, the first batch does not do.
+        """
         self._prepare, self._dtype = prepare, dtype
+        batch = self.convert(self.sample, 0)
+        self._plain = None if self._columns.are_named else Plain.learn(self._first, batch, bounds)
 
-    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        for number, batch in enumerate(self._read(epoch)):
+    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
+        framework = self._framework
+        seed_batch = framework.find_seeder(self._loader)
+        placed = self._place(epoch)
+        framework.seed(derive_seed(self._seed, epoch))
+        for number, element in enumerate(framework.read_loader(placed)):
             if number >= start:
-                yield batch if self._is_raw else self.convert(batch, number)
+                batch = (self._plain and self._plain.take(element)) or self._take(element, number)
+                yield batch if part == WHOLE else self._share(batch, part)
+            if seed_batch is not None:
+                seed_batch(derive_seed(self._seed, epoch, number))
+
+    @property
+    def mark(self) -> str | None:
+        """See `Source`."""
+        return f"{self._epoch} {base64.b64encode(self._state).decode()}" if self._state else None
+
+    def go_to(self, mark: str) -> None:
+        """See `Source`."""
+        epoch, _, state = mark.partition(" ")
+        self._epoch, self._state = int(epoch), base64.b64decode(state)
+
+    def _place(self, epoch: int) -> Any:
+        """Begin an epoch, where the loader keeps random numbers of its own."""
+        placed, self._state = self._framework.place_loader(self._loader, self._state, is_same=epoch == self._epoch)
+        self._epoch = epoch
+        return placed
+
+    def _take(self, element: Any, number: int) -> Batch:
+        batch = self._read(element)
+        return batch if self._is_raw else self.convert(batch, number)
+
+    def _share(self, batch: Batch, part: Part) -> Batch:
+        """Give the rows of one worker."""
+        if not self._is_raw:
+            return take_batch(batch, find_share(batch.num_rows, part))
+        return Batch(take_rows(batch.inputs, find_share(count_rows(batch.inputs), part)))
+
+    def _read(self, element: Any) -> Batch:
+        """Tell the parts of an element apart, as arrays."""
+        if self._is_raw:
+            return Batch(element)
+        parts = read_element(element, self._columns, source=f"the {name_kind(self._loader)}")
+        return Batch(*(None if part is None else to_arrays(part) for part in parts))
 
     def convert(self, batch: Batch, number: int) -> Batch:
         """Give a batch as a step takes it.
@@ -164,23 +260,6 @@ class LoaderSource:
         described = {"loader": name_kind(self._loader), "batches": self.num_batches}
         return described if self._is_raw else {**described, "x": describe_tree(self.sample.inputs)}
 
-    def _read(self, epoch: int) -> Iterator[Batch]:
-        framework, source = self._framework, f"the {name_kind(self._loader)}"
-        is_shared = framework.draws_eagerly
-        framework.seed(derive_seed(self._seed, epoch))
-        for number, element in enumerate(framework.read_loader(self._loader)):
-            if self._is_raw:
-                yield Batch(element)
-            else:
-                inputs, targets, weights = read_element(element, self._columns, source=source)
-                yield Batch(
-                    to_arrays(inputs),
-                    None if targets is None else to_arrays(targets),
-                    None if weights is None else to_arrays(weights),
-                )
-            if is_shared:
-                framework.seed(derive_seed(self._seed, epoch, number))
-
 
 class StreamSource:
     """A stream: data that reads itself, in an order of its own, and begins an epoch anywhere without reading what went before."""
@@ -196,6 +275,7 @@ class StreamSource:
         self._is_raw = is_raw
         self._prepare: Prepare = _keep
         self.num_batches = source.num_batches
+        self.mark: str | None = None
         batches = source.iterate(1, 0)
         first = next(batches, None)
         if callable(close := getattr(batches, "close", None)):
@@ -204,7 +284,7 @@ class StreamSource:
             raise InputError("bad_data", detail="the data has no rows")
         self.sample: Batch = first
 
-    def prepare(self, prepare: Prepare, dtype: np.dtype[Any]) -> None:
+    def prepare(self, prepare: Prepare, dtype: np.dtype[Any], bounds: tuple[float, float] | None = None) -> None:
         """As of a loader."""
         self._prepare, self._dtype = prepare, dtype
 
@@ -213,8 +293,11 @@ class StreamSource:
         locate = getattr(self._source, "locate", None)
         return None if locate is None else locate(epoch, batch)
 
-    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        for batch in self._source.iterate(epoch, start):
+    def go_to(self, mark: str) -> None:
+        """Do nothing: the order follows from seed and epoch."""
+
+    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
+        for batch in self._source.iterate(epoch, start, part):
             yield _make_element(batch) if self._is_raw else self.convert(batch, start)
 
     def convert(self, batch: Batch, number: int) -> Batch:
@@ -233,6 +316,23 @@ def _make_element(batch: Batch) -> Batch:
     if targets is None and weights is None:
         return Batch(inputs)
     return Batch((inputs, targets) if weights is None else (inputs, targets, weights))
+
+
+@contextmanager
+def keep_numbers() -> Generator[None]:
+    """Let the caller's random numbers of Python and NumPy go on after a block as if loaders had drawn none of them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def find_share(num_rows: int, part: Part) -> slice:
+    """Say which rows of a batch fall to a worker: as many to each as to any other, or one more."""
+    index, count = part
+    return slice(num_rows * index // count, num_rows * (index + 1) // count)
 
 
 def _keep(batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ Their types are partial, so the modules are taken as `Any`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -50,7 +50,6 @@ class JaxFramework:
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
     abilities: frozenset[Ability] = frozenset(ABILITIES)
-    draws_eagerly = False
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
@@ -58,6 +57,9 @@ class JaxFramework:
 
     def is_loader(self, data: object) -> bool:
         return False
+
+    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
+        return data, b""
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")
@@ -107,6 +109,9 @@ class JaxFramework:
 
     def seed(self, seed: int) -> None:
         """Do nothing: JAX has no random numbers but those that a model or a program asks of a key of its own."""
+
+    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
+        return None  # Steps draw from a seed of their own.
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return scale_rate(optimizer, factor)

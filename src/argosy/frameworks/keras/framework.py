@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,6 @@ class KerasFramework:
 
     name = "keras"
     abilities: frozenset[Ability] = frozenset(ABILITIES)
-    draws_eagerly = False
     training_methods = (
         "compute_loss",
         "compute_metrics",
@@ -86,6 +85,9 @@ class KerasFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, keras.utils.PyDataset)
 
+    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
+        return data, b""
+
     def read_loader(self, data: Any) -> Iterator[Any]:
         num_batches = data.num_batches
         if num_batches is None:
@@ -94,13 +96,7 @@ class KerasFramework:
             )
         data.on_epoch_begin()
         for index in range(num_batches):
-            batch: Any = data[index]
-            kind = type(batch).__name__
-            parts = list(cast(tuple[Any, ...], batch)) if isinstance(batch, list | tuple) else list[Any]()
-            if [np.ndim(part) > 0 for part in parts] != [True, True] or len(parts[0]) != len(parts[1]):
-                got = ", ".join(type(part).__name__ for part in parts) or kind
-                raise InputError("bad_data", detail=f"the PyDataset gives {got}, expected pairs of arrays (x, y) of as many rows")
-            yield to_numpy(parts[0]), to_numpy(parts[1])
+            yield data[index]
         data.on_epoch_end()
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
@@ -154,6 +150,9 @@ class KerasFramework:
     def seed(self, seed: int) -> None:
         random.seed(seed)
         np.random.seed(derive_seed(seed))
+
+    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
+        return None  # Steps draw from a seed of their own.
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return _scale_rate(optimizer, factor)

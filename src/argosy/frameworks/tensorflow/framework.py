@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+import random
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from argosy.frameworks.base import (
 from argosy.frameworks.fitting import ABILITIES
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
+from argosy.frameworks.tensorflow.datasets import place_dataset, read_dataset
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.losses import open_loss
@@ -59,7 +61,6 @@ class TensorFlowFramework:
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
     abilities: frozenset[Ability] = frozenset(ABILITIES)
-    draws_eagerly = False
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
@@ -68,21 +69,11 @@ class TensorFlowFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, tf.data.Dataset)
 
+    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
+        return place_dataset(data, state, is_same=is_same)
+
     def read_loader(self, data: Any) -> Iterator[Any]:
-        if int(data.cardinality()) == int(tf.data.INFINITE_CARDINALITY):
-            raise InputError("bad_data", detail="the Dataset never ends; give one epoch of it, such as .take(100)")
-        spec: Any = data.element_spec
-        kind = type(spec).__name__
-        parts = list(cast(tuple[Any, ...], spec)) if isinstance(spec, tuple) else list[Any]()
-        if [isinstance(part, tf.TensorSpec) for part in parts] != [True, True]:
-            got = ", ".join(type(part).__name__ for part in parts) or kind
-            raise InputError("bad_data", detail=f"the Dataset gives {got}, expected pairs of tensors (x, y)")
-        for x, y in data.as_numpy_iterator():
-            if np.ndim(x) == 0 or np.ndim(y) == 0 or len(x) != len(y):
-                detail = f"the Dataset gives x of shape {np.shape(x)} and y of shape {np.shape(y)}, expected rows; use .batch(32)"
-                raise InputError("bad_data", detail=detail)
-            # Its arrays are read-only.
-            yield x.copy(), y.copy()
+        return read_dataset(data)
 
     def get_compiled(self, model: Any) -> tuple[object, object]:
         return None, None
@@ -121,10 +112,16 @@ class TensorFlowFramework:
             yield
 
     def seed(self, seed: int) -> None:
-        """Do nothing: the seeds of a dataset's operations are set when it is made.
+        """Seed what generators draw from: the seeds of a dataset's own operations are set when it is made.
 
-        To set the global one anew changes none of them, and empties caches: an epoch of a small model took ten times as long.
+        To set TensorFlow's global one anew changes none of them, and empties caches: an epoch of a small model took ten times
+        as long.
         """
+        random.seed(seed)
+        np.random.seed(derive_seed(seed))
+
+    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
+        return None  # Steps draw from a seed of their own.
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return _scale_rate(optimizer, factor)

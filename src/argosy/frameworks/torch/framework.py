@@ -6,7 +6,8 @@ torch's stubs are partial, so the module is taken as `Any`; tensors are annotate
 from __future__ import annotations
 
 import importlib
-from collections.abc import Generator, Iterator, Sequence
+import random
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step
+from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, derive_seed
 from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
 from argosy.frameworks.ports import Ports
@@ -32,6 +33,9 @@ __all__ = ["FRAMEWORK", "TorchFramework"]
 
 torch: Any = importlib.import_module("torch")
 
+_DEFAULT_COLLATE: Final = torch.utils.data.default_collate
+_SAMPLERS: Final = (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler)
+
 
 class TorchFramework:
     """See `base.Framework`. Models are `torch.nn.Module`s on the CPU."""
@@ -39,7 +43,6 @@ class TorchFramework:
     name = "torch"
     packages = ("torch",)
     abilities: frozenset[Ability] = frozenset(ABILITIES)
-    draws_eagerly = True
     training_methods = ("training_step", "train_step")
     """Of Lightning's modules, and of others'."""
 
@@ -48,6 +51,9 @@ class TorchFramework:
 
     def is_loader(self, data: object) -> bool:
         return isinstance(data, torch.utils.data.DataLoader)
+
+    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
+        return data, b""
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         return iter(data)
@@ -111,7 +117,15 @@ class TorchFramework:
             torch.set_num_threads(num_before)
 
     def seed(self, seed: int) -> None:
-        torch.default_generator.manual_seed(seed)  # That of the processor alone: to seed all devices takes ten times as long.
+        # Transforms draw from all three. That of the processor alone: to seed all devices takes ten times as long.
+        random.seed(seed)
+        np.random.seed(derive_seed(seed))
+        torch.default_generator.manual_seed(seed)
+
+    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
+        # Rows that are tensors already draw nothing, and the order is drawn when an epoch begins.
+        is_still = type(data.dataset) is torch.utils.data.TensorDataset and data.collate_fn is _DEFAULT_COLLATE
+        return None if is_still and type(data.sampler) in _SAMPLERS else torch.default_generator.manual_seed
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return TorchStep(model, loss, optimizer, options)
