@@ -121,6 +121,13 @@ def test_models_keeps_its_lines_short(call: Call, filled: Path) -> None:
     assert summarise_lineage({"code": "x" * 90, "kind": "training"}) == f"code {'x' * 90}, and 1 more"
 
 
+def test_runtime_that_is_not_here_is_told_when_it_is_recorded(call: Call, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "openvino" not in call("deploy", "affine@1").stderr
+    monkeypatch.setattr("argosy.environment.is_importable", lambda package: False)
+    done = call("deploy", "affine@1", "--runtime", "openvino")
+    assert done.exit_code == 0 and "pip install 'argosy[openvino]'" in done.stderr
+
+
 def test_alias_points_to_a_version(call: Call, filled: Path) -> None:
     found = json.loads(call("models", "affine", "--alias", "champion=1", "--json").stdout)
     assert [version["aliases"] for version in found] == [["champion"], ["latest"]]

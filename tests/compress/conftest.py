@@ -29,7 +29,7 @@ class Digits:
 def alone():
     """Nothing is measured behind a server, which takes long; but where a test asks for that."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(run, "open_stage", lambda *given: None)
+    patch.setattr(run, "Stage", lambda *given: None)
     yield patch
     patch.undo()
 
@@ -38,7 +38,7 @@ def alone():
 def as_served(alone):
     """Measure behind a server, as is done by default."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "open_stage", served.open_stage)
+        patch.setattr(run, "Stage", served.Stage)
         yield
 
 

@@ -83,6 +83,7 @@ def roll_out(
     admin = shell.find_admin()
     if admin is None:
         _show_recorded(shell, ledger.request_rollout(spec, allow_signature_change=allow_signature_change), known)
+        _warn_of_package(shell, spec.runtime)
         return
     with admin:
         rollout = admin.deploy(spec, allow_signature_change=allow_signature_change)
@@ -137,6 +138,16 @@ def _show_recorded(shell: Shell, rollout: Rollout, known: Mapping[str, Any] = {}
     spec = rollout.spec
     text = f"no server runs: recorded, the next `argosy serve` will deploy {spec.model}@{spec.version} as {spec.name}"
     shell.show({**known, "rollout": rollout, "events": []}, text)
+
+
+def _warn_of_package(shell: Shell, runtime: str | None) -> None:
+    """Tell of a runtime that was asked for and is not here; the server will say so, too, but maybe nobody looks then."""
+    from argosy.environment import is_importable, lives_apart
+    from argosy.runtimes.base import PACKAGES
+
+    package = PACKAGES.get(runtime or "")
+    if package is not None and not is_importable(package) and not lives_apart(package):
+        shell.say(f"runtime {runtime} needs the package {package}, which is not installed here: pip install 'argosy[{runtime}]'")
 
 
 def _show_begun(shell: Shell, rollout: Rollout, known: Mapping[str, Any] = {}) -> None:

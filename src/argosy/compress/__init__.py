@@ -2,13 +2,13 @@
 
 run.py         the whole of it; the place to start
 find.py        which recipe serves an objective best; catalogue.py: which suit a model; space.py: with which layers in float
-trials.py      what a search asks for, made and judged; gradient.py, layers.py: which layers suffer
+trials.py      what a search asks for, made and judged; keeping.py: where it is kept; gradient.py, layers.py: which layers suffer
 recipe.py      recipes as data, carried out; steps/: what they are made of
 step_process.py    the confined process in which steps work; step_child.py: the process itself
 retrain.py     what steps that train share; student.py: models that the user gives; channels/: of an ONNX graph
 sample.py      rows to calibrate with and rows to judge on, never the same
 jury.py        candidates beside their original, each in a process of its own
-judge.py       the guard; fidelity.py, interval.py, kind.py, ruin.py: its measures
+judge.py       the guard; fidelity.py, spread.py, interval.py, kind.py, ruin.py: its measures
 measure.py     bytes, seconds, memory; served.py: what clients see of it
 publish.py     the child version; result.py, examples.py, report.py, plot.py: what it came to
 """

@@ -23,7 +23,7 @@ from argosy.compress.publish import publish_artifact
 from argosy.compress.recipe import Recipe, get_recipe, retrains, run_recipe
 from argosy.compress.result import CompressResult, Tried
 from argosy.compress.sample import Sample, remove_known, split_sample, take_golden, take_sample
-from argosy.compress.served import open_stage, serve_finalists
+from argosy.compress.served import Stage, serve_finalists
 from argosy.compress.steps.base import Step, Workshop
 from argosy.compress.steps.distill import take_student
 from argosy.compress.student import open_student
@@ -149,7 +149,7 @@ def compress(
         meaning, golden = find_meaning(parent), _take_golden(store, parent).rows if parent.manifest.num_golden else ()
         workshop = Workshop(work / "made", rows, training.rows, training.targets, meaning, taught, say=say)
         is_served = (recipe is None or bool(trace)) if served is None else served
-        stage = open_stage(artifact, parent, sample.rows, work / "stage", trace) if is_served else None
+        stage = Stage(artifact, parent, sample.rows, work / "stage", trace) if is_served else None
         with (
             closing(workshop.process),
             stage or nullcontext(),

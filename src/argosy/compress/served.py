@@ -30,7 +30,7 @@ from argosy.tune.client import run_client, write_requests
 from argosy.tune.load import Job
 from argosy.tune.traffic import Requests, build_mix
 
-__all__ = ["Candidate", "Stage", "open_stage", "serve_finalists"]
+__all__ = ["Candidate", "Stage", "serve_finalists"]
 
 _ORIGINAL: Final = "original"
 _NUM_REQUESTS: Final = 64
@@ -244,11 +244,6 @@ class Stage:
     def _compare(self, lane: _Lane) -> tuple[Served, Served]:
         rounds = len(lane.load)
         return _sum_up(self._original, rounds), _sum_up(lane, rounds)
-
-
-def open_stage(artifact: Artifact, parent: Version, rows: Rows, folder: Path, trace: Sequence[Arrival]) -> Stage:
-    """Give a stage for a version; its arguments are those of `Stage`."""
-    return Stage(artifact, parent, rows, folder, trace)
 
 
 def serve_finalists(
