@@ -1,7 +1,7 @@
 """Programs of any form as Keras models, through `argosy.train`, beside Keras' own loop.
 
-All of it runs on the backend of the process; `test_on_backend` runs what is marked `backend` on the others, and all of it where slow
-tests run.
+All of it runs on the backend of the process; `test_on_backend` runs what is marked `backend` on the others, and all of it where
+slow tests run.
 """
 
 from __future__ import annotations

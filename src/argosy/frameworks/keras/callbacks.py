@@ -73,7 +73,7 @@ def open_callbacks(
 
 def _overrides(callback: Any, *methods: str) -> bool:
     base = keras.callbacks.Callback
-    kind: Any = type(callback)
+    kind = cast("Any", type(callback))
     return any(getattr(kind, method) is not getattr(base, method) for method in methods)
 
 

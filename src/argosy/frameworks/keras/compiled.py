@@ -49,12 +49,11 @@ def list_metrics(model: Any) -> tuple[object, ...] | dict[str, list[object]]:
         return tuple(_flatten(given))
     by_output: dict[str, list[object]] = {}
     for part in given:
-        arranged = _arrange(model, part, lambda leaf: [*_flatten([leaf])], has_all=False)
-        places = cast("dict[Any, Any]", arranged) if isinstance(arranged, dict) else dict(enumerate(arranged))
-        for name, listed in places.items():
-            if listed:
-                by_output.setdefault(str(name), []).extend(listed)
-    return by_output
+        arranged: Any = _arrange(model, part, lambda leaf: [*_flatten([leaf])], has_all=False)
+        names: list[Any] = [*arranged] if isinstance(arranged, dict) else [*range(len(arranged))]
+        for name in names:
+            by_output.setdefault(str(name), []).extend(arranged[name] or ())
+    return {name: listed for name, listed in by_output.items() if listed}
 
 
 def _flatten(given: Sequence[Any]) -> list[object]:
