@@ -61,7 +61,11 @@ class Mover:
         whole = jax.tree.unflatten(self._tree, [next(left) if is_own else None for is_own in self._is_own])
         if all(self._is_own):
             return nnx.as_pure(whole)
-        return nnx.as_pure(nnx.filter_state(whole, lambda path, value: ".".join(map(str, path)) in self.names, ...)[0])
+        return nnx.as_pure(nnx.filter_state(whole, self.owns, ...)[0])
+
+    def owns(self, path: Any, value: object) -> bool:
+        """Say whether a variable at a path of the model is one of its own weights, as flax asks it."""
+        return ".".join(map(str, path)) in self.names
 
     def scalars_at(self, number: int) -> NDArray[Any]:
         """Give the scalars of a step: of a rule its own, else the factor alone."""

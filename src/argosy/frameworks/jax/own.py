@@ -64,7 +64,7 @@ class _Engine:
         if not callable(loss):
             expected = "a function of the model that gives a scalar: JAX differentiates functions"
             raise InputError("bad_option", option="fit.minimize(loss)", got=name_kind(loss), expected=expected)
-        graph, own, others = nnx.split(self.model, lambda path, value: _is_own(mover, path, value), ...)
+        graph, own, others = nnx.split(self.model, mover.owns, ...)
         weights, tree = jax.tree.flatten(own)
 
         def measure(weights: Leaves) -> tuple[Any, tuple[Leaves, dict[str, Any]]]:
@@ -76,10 +76,13 @@ class _Engine:
                 logged = self.journal.logged
             finally:
                 self.journal.logged = outside
-            after = nnx.split(model, lambda path, value: _is_own(mover, path, value), ...)[2]
+            after = nnx.split(model, mover.owns, ...)[2]
             return value, (follow(others, after), logged)
 
-        if _is_traced(weights) and not has_gradient(lambda weights: measure(weights)[0], weights):
+        def measure_loss(weights: Leaves) -> Any:
+            return measure(weights)[0]
+
+        if _is_traced(weights) and not has_gradient(measure_loss, weights):
             raise fail_loss("a number without a gradient")
         (value, (after, logged)), gradients = jax.value_and_grad(measure, has_aux=True)(weights)
         self.journal.logged.update(logged)
@@ -95,10 +98,6 @@ class _Engine:
         if np.size(value) != 1:
             raise ValueError("no scalar")
         return jnp.asarray(value).reshape(())
-
-
-def _is_own(mover: Mover, path: Any, value: Any) -> bool:
-    return isinstance(value, nnx.Param) and ".".join(map(str, path)) in mover.names
 
 
 def _is_traced(leaves: Leaves) -> bool:
@@ -142,12 +141,17 @@ def take_own(
         # Once more, to be differentiated: what the first pass computed falls away when this is compiled.
         engine = _Engine(build(), movers, memories, numbers)
         fit = OwnFit(engine, movers, engine.journal, numbers.number, numbers.seed)
-        fit.minimize(lambda model: step(model, batch, fit), next(iter(movers)))
+        fit.minimize(_call(step, batch, fit), next(iter(movers)))
         returned = None
     value: Any = fit.value if returned is None else check_scalar(jnp.asarray(returned))
     trained, after = parts.structure.read(engine.model, rest)
     measured = jnp.stack([jnp.asarray(one).astype(engine.norms[0].dtype) for one in (value, fit.value, sum(engine.norms))])
     return Taken(trained, after, list(engine.memories.values()), measured, engine.journal.logged)
+
+
+def _call(step: Own, batch: Any, fit: OwnFit) -> Callable[[Any], Any]:
+    """Give a step as a function of the model."""
+    return lambda model: step(model, batch, fit)
 
 
 def to_arrays(batch: Any) -> tuple[Any, bool]:

@@ -150,8 +150,11 @@ def take_apart(model: Any, *, is_training: bool, frozen: frozenset[str] = frozen
     else:
         model.eval()
     if still := _list_still(model, frozen):
-        as_served = {"deterministic": True, "use_running_average": True}
-        model.set_attributes(lambda path, module: tuple(path) in still, raise_if_not_found=False, **as_served)
+
+        def is_still(path: Any, module: object) -> bool:
+            return tuple(path) in still
+
+        model.set_attributes(is_still, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graph, *states = nnx.split(model, *group_arrays(frozen))
     (trained, trained_tree), (random, random_tree), (rest, rest_tree) = (jax.tree.flatten(state) for state in states)
     trained_names, rest_names = name_leaves(states[0]), name_leaves(states[2])

@@ -18,7 +18,7 @@ from argosy.frameworks.jax.movers import Mover, open_movers
 from argosy.frameworks.jax.optimizer import measure_norm, sum_squares
 from argosy.frameworks.jax.own import Numbers, take_own, to_arrays
 from argosy.frameworks.jax.state import Leaves, is_key, list_trained, open_precision, pack, prepare, take_apart, unpack
-from argosy.frameworks.trees import Tree, map_tree, spread
+from argosy.frameworks.trees import Tree, map_tree, spread, take_rows
 from argosy.signature import Arrays
 
 __all__ = ["JaxStep"]
@@ -216,19 +216,23 @@ class JaxStep:
 
         num_whole = num_rows // size
         cut = num_whole * size
-        pieces = (
-            jnp.arange(num_whole),
-            jax.tree.map(lambda leaf: leaf[:cut].reshape(num_whole, size, *leaf.shape[1:]), rows),
-        )
-        first = jax.tree.map(lambda leaf: leaf[:size], rows)
+
+        def cut_rows(leaf: Any) -> Any:
+            return leaf[:cut].reshape(num_whole, size, *leaf.shape[1:])
+
+        def join(leaf: Any, *last: Any) -> Any:
+            return jnp.concatenate([leaf.reshape(cut, *leaf.shape[2:]), *last])
+
+        pieces = jnp.arange(num_whole), jax.tree.map(cut_rows, rows)
+        first = tuple(part if part is None else take_rows(part, slice(size)) for part in rows)
         # A loop, not its body again and again: memory is that of one piece, and compiling takes no longer for many.
         dtype = jax.eval_shape(self._pass, trained, rest, first, seed, 0)[0].dtype
         total, outputs = jax.lax.scan(add, (jnp.zeros((), dtype), [jnp.zeros_like(leaf) for leaf in trained], rest), pieces)
-        outputs = jax.tree.map(lambda leaf: leaf.reshape(cut, *leaf.shape[2:]), outputs)
-        if cut < num_rows:
-            total, last = add(total, (num_whole, jax.tree.map(lambda leaf: leaf[cut:], rows)))
-            outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
-        return total[0], outputs, total[1], total[2]
+        if cut == num_rows:
+            return total[0], jax.tree.map(join, outputs), total[1], total[2]
+        left = tuple(part if part is None else take_rows(part, slice(cut, None)) for part in rows)
+        total, last = add(total, (num_whole, left))
+        return total[0], jax.tree.map(join, outputs, last), total[1], total[2]
 
     def _pass(self, trained: Leaves, rest: Leaves, rows: Rows, seed: Any, piece: Any) -> tuple[Any, Any, Leaves, Leaves]:
         """Go forward and back with some rows."""

@@ -42,7 +42,7 @@ class Still:
             self._layers[index][0]._kwargs["use_global_stats"] = value
         for block in self._blocks:
             if isinstance(block, mx.gluon.HybridBlock):
-                block._clear_cached_op()  # pyright: ignore[reportUnknownMemberType]
+                block._clear_cached_op()
 
 
 def _is_frozen(block: Any, known: set[int]) -> bool:
