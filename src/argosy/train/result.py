@@ -243,9 +243,9 @@ class TrainResult:
         classes = self.data.get("classes")
         if self.labels is not None or not isinstance(classes, list) or self.sample is None:
             return self.labels
-        outputs = self.framework.predict(self.model, take_rows(self.sample, slice(1)))
-        fits = isinstance(outputs, np.ndarray) and outputs.shape[-1] == len(cast("list[str]", classes))
-        return cast("list[str]", classes) if fits else None
+        names = cast("list[str]", classes)
+        outputs: Any = self.framework.predict(self.model, take_rows(self.sample, slice(1)))
+        return names if isinstance(outputs, np.ndarray) and outputs.shape[-1:] == (len(names),) else None  # pyright: ignore[reportUnknownMemberType]
 
     def describe_lineage(self) -> dict[str, Any]:
         """Give what the run knows of itself, as JSON data."""
