@@ -56,6 +56,17 @@ class Raw(torch.nn.Linear):
             super().__init__(4, 2)
 
 
+class Cliff(Raw):
+    """Whatever a step makes of its weights, it gives no numbers any more."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = self.weight.detach().clone()
+
+    def forward(self, x):
+        return super().forward(x) if torch.equal(self.weight, self.start) else super().forward(x) * math.nan
+
+
 def run(model, poison, **options):
     loader = torch.utils.data.DataLoader(Poisoned(poison), batch_size=10)
     return train(model, loader, validation_data=make_data(), progress=False, **{"epochs": 3, "optimizer": "adam", **options})
@@ -140,8 +151,8 @@ def test_batch_that_ruins_the_weights_is_found_by_those_after_it():
 
 def test_weights_that_every_batch_ruins_end_the_run(tmp_path):
     with pytest.raises(ModelError) as caught:
-        train(Raw(), make_data(), optimizer=SGD(learning_rate=1e38), metrics=(), checkpoints=tmp_path, progress=False)
-    assert caught.value.key in ("not_finite", "loss_rose")
+        train(Cliff(), make_data(), optimizer="sgd", checkpoints=tmp_path, progress=False)
+    assert caught.value.key == "not_finite"
     assert any(tmp_path.glob("step-*.npz"))
 
 

@@ -84,15 +84,15 @@ def check_dataset(data: object, dtype: DTypeLike = np.float32, *, columns: Colum
         expected = "a pair of arrays (x, y), with weights (x, y, w), a dict by column, or a loader of a framework"
         raise InputError("bad_data", detail=f"data is a {type(data).__qualname__}, expected {expected}")
     inputs, targets, weights = read_element(data, columns, source="data")
-    x = map_tree(lambda leaf: check_rows(leaf, dtype), to_arrays(inputs, is_given=True))
+    x = map_tree(lambda leaf: check_rows(leaf, dtype), to_arrays(inputs, "x", is_given=True))
     num_rows = count_rows(x)
-    y = None if targets is None else to_arrays(targets, is_given=True)
+    y = None if targets is None else to_arrays(targets, "y", is_given=True)
     for leaf in list_leaves(y) if y is not None else ():
         if leaf.ndim == 0 or len(leaf) != num_rows:
             raise InputError("bad_data", detail=f"x has {num_rows} rows, y has shape {leaf.shape}, expected one target a row")
         if leaf.dtype.kind not in "fiubUOS":
             raise InputError("bad_data", detail=f"y has type {leaf.dtype}, expected numbers, or names of classes")
-    w = None if weights is None else check_weights(to_arrays(weights, is_given=True), num_rows, np.dtype(dtype))
+    w = None if weights is None else check_weights(to_arrays(weights, "weights", is_given=True), num_rows, np.dtype(dtype))
     return Batch(x, y, w)
 
 

@@ -51,6 +51,15 @@ class Columns:
                 expected = "the name of a column" + (", or several" if option == "targets" else "")
                 raise InputError("bad_option", option=option, got=value, expected=expected)
 
+    @classmethod
+    def read(cls, targets: Any, weights: Any) -> Columns:
+        """Take what a user names.
+
+        Raises:
+            InputError: `bad_option`, these are no names.
+        """
+        return cls(tuple(targets) if is_ordered(targets) else targets, weights)
+
     @property
     def are_named(self) -> bool:
         """Whether any column is told apart."""
@@ -116,11 +125,12 @@ def make_array(given: object, what: str) -> NDArray[Any]:
         raise InputError("bad_data", detail=f"{what}: no array can be made of them: {str(error)[:200]}") from error
 
 
-def to_arrays(tree: Tree, *, is_given: bool = False) -> Tree:
+def to_arrays(tree: Tree, what: str = "data", *, is_given: bool = False) -> Tree:
     """Give a tree whose leaves are NumPy arrays; of tensors on the processor they are views.
 
     Args:
         tree: of arrays, tensors, or what NumPy makes arrays of.
+        what: it is, for messages.
         is_given: by a user as a whole: lists, and tuples of anything but arrays, are rows, not parts.
     """
     if is_array(tree):
@@ -130,10 +140,10 @@ def to_arrays(tree: Tree, *, is_given: bool = False) -> Tree:
             detach = getattr(tree, "detach", None)
             return np.asarray(method() if detach is None else detach().numpy())
     if is_named(tree):
-        return {str(name): to_arrays(item, is_given=is_given) for name, item in tree.items()}
+        return {str(name): to_arrays(item, what, is_given=is_given) for name, item in tree.items()}
     if is_ordered(tree) and _holds_parts(tree, is_given=is_given):
-        return tuple(to_arrays(item, is_given=is_given) for item in tree)
-    return make_array(tree, "data")
+        return tuple(to_arrays(item, what, is_given=is_given) for item in tree)
+    return make_array(tree, what)
 
 
 def _holds_parts(parts: Sequence[Any], *, is_given: bool) -> bool:

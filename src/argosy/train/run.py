@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
-import numpy as np
-
-from argosy.errors import ConflictError, InputError, list_choices
-from argosy.frameworks.base import (
-    FitOptions,
-    Framework,
-    Precision,
-    Step,
-    count_weights,
-    framework_of,
-    loader_framework,
-    name_kind,
-)
-from argosy.frameworks.fitting import Journal, fail_not_finite
+from argosy.errors import InputError
+from argosy.frameworks.base import Precision, framework_of, loader_framework, name_kind
 from argosy.frameworks.own_training import check_training
-from argosy.frameworks.trees import is_ordered, map_tree
-from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, GradientOptimizer, Optimizer, get_optimizer
-from argosy.optim.groups import match_names
-from argosy.train.average import Average, Ema
-from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
+from argosy.train.average import Ema
+from argosy.train.checkpoint import Checkpoints
 from argosy.train.data import count_taken
 from argosy.train.elements import Columns
-from argosy.train.free import FreeStep
-from argosy.train.lineage import describe_weights
-from argosy.train.loop import Hooks, Loop, Program, Taken
-from argosy.train.objective import Objective, describe_function, open_objective
-from argosy.train.opening import Opened, check_ability, open_data
-from argosy.train.pace import Pace
-from argosy.train.progress import open_progress
-from argosy.train.publish import pick_sample
-from argosy.train.rescue import Rescue
+from argosy.train.loop import Hooks, Taken
+from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimizers
+from argosy.train.objective import describe_function, open_objective
+from argosy.train.opening import open_data
 from argosy.train.result import Epoch, Settings, TrainResult
-from argosy.train.source import Source, is_stream
-from argosy.train.tensorboard import open_tensorboard
+from argosy.train.source import is_stream
+from argosy.train.task import Task
 
 __all__ = ["count_steps", "train"]
 
@@ -162,35 +141,40 @@ def train(
     """
     if workers != 1:
         raise InputError("bad_option", option="workers", got=workers, expected="1")
+    functions = {"step": step, "on_step": on_step, "on_epoch": on_epoch, "on_end": on_end}
+    _check_functions(functions, average)
     framework = framework_of(model)
     check_training(framework, model)
     own_loss, own_optimizer = framework.get_compiled(model)
-    measured = framework.list_compiled_metrics(model) or None if metrics is None and step is None else metrics
     objective = open_objective(
         framework,
         loss if step is not None else _choose(loss, own_loss, "cross_entropy"),
         loss_weights=loss_weights,
         class_weights=class_weights,
         labels=labels,
-        metrics=measured,
+        metrics=framework.list_compiled_metrics(model) or None if metrics is None and step is None else metrics,
         is_own_step=step is not None,
     )
-    rule = _resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
-    for option, function in (("step", step), ("on_step", on_step), ("on_epoch", on_epoch), ("on_end", on_end)):
-        if function is not None and not callable(function):
-            raise InputError("bad_option", option=option, got=name_kind(function), expected="a function")
-    if average is not None and not isinstance(average, Ema):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError("bad_option", option="average", got=name_kind(average), expected="argosy.Ema(decay=0.999), or None")
-    columns = Columns(tuple(targets) if isinstance(targets, list | tuple) else cast("Any", targets), weights)
-    frozen = _find_frozen(framework, model, freeze)
-    is_loader = loader_framework(data) is not None
-    if is_loader and batch_size is not None:
-        raise InputError("bad_option", option="batch_size", got=batch_size, expected="None with a loader, which has its own")
+    rule = resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
+    columns = Columns.read(targets, weights)
+    task = Task(
+        framework=framework,
+        model=model,
+        rule=rule,
+        frozen=find_frozen(framework, model, freeze),
+        step=step,
+        average=average,
+        plan=checkpoints if isinstance(checkpoints, Checkpoints | None) else Checkpoints(folder=checkpoints),
+        resume=resume,
+        tensorboard=None if tensorboard is None else Path(tensorboard),
+        is_shown=progress is not False,
+        hooks=Hooks(on_step, on_epoch),
+    )
     settings = Settings(
         loss=objective.describe(),
         metrics=(),
-        optimizer=_describe_optimizers(rule, framework),
-        batch_size=None if is_loader else _choose(batch_size, None, _BATCH_SIZE),
+        optimizer=describe_optimizers(rule, framework),
+        batch_size=_choose_batch_size(batch_size, data),
         epochs=epochs,
         tolerance=tolerance,
         patience=patience,
@@ -210,59 +194,9 @@ def train(
     )
     with framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
-        settings = _complete(settings, opened)
-        measures = opened.objective.measures
-        journal = Journal()
-        pace = Pace(framework, rule)
-        pace.check(_list_measured(opened))
-        plan = checkpoints if isinstance(checkpoints, Checkpoints) or checkpoints is None else Checkpoints(folder=checkpoints)
-        options = FitOptions(
-            seed=seed,
-            precision=precision,
-            micro_batch_size=micro_batch_size,
-            loss_weights=opened.objective.factors,
-            is_weighted=opened.is_weighted,
-            step=step,
-            journal=journal,
-            frozen=frozen,
-        )
-        with contextlib.ExitStack() as stack:
-            run = _describe_run(framework, model, opened.source, settings) if plan is not None else {}
-            keeper = stack.enter_context(open_checkpoints(plan, run))
-            _check_folder(keeper, plan, resume)
-            taker = _build_step(framework, model, opened.objective, pace.optimizer, options)
-            num_batches = opened.source.num_batches
-            num_steps = None if num_batches is None or epochs is None else num_batches * epochs
-            shown = stack.enter_context(open_progress(progress is not False, epochs, num_steps))
-            logged = stack.enter_context(open_tensorboard(Path(tensorboard) if tensorboard is not None else None))
-            loop = Loop(
-                Program(framework, model, taker, opened.objective, measures, journal, _is_own(rule)),
-                settings,
-                keeper,
-                [shown, logged] if logged else [shown],
-                pace,
-                hooks=Hooks(on_step, on_epoch),
-                average=None if average is None else Average(average, framework, model),
-                rescue=Rescue() if rescue and not isinstance(rule, GradientFreeOptimizer) else None,
-            )
-            if resume is True or (plan is not None and plan.parent is not None):
-                loop.resume()
-            history = loop.run(opened.source, opened.validation)
-    _check_weights(framework, model, loop.num_steps, rule)
-    result = TrainResult(
-        model,
-        framework,
-        opened.objective,
-        settings,
-        history,
-        loop.num_steps,
-        opened.source.describe(),
-        None if opened.sample is None else map_tree(pick_sample, opened.sample),
-        keeper.latest if keeper else None,
-        loop.skipped,
-        describe_weights(framework, model, frozen),
-        tuple(data.preprocess) if is_stream(data) and hasattr(data, "preprocess") else (),
-    )
+        result = task.run(opened, settings)
+    if is_stream(data):
+        result = replace(result, preprocess=tuple(getattr(data, "preprocess", ())))
     if on_end is not None:
         on_end(result)
     return result
@@ -279,125 +213,17 @@ def _choose(given: Any, own: Any, default: Any) -> Any:
     return default if own is None else own
 
 
-def _resolve_optimizers(optimizer: Any, framework: Framework) -> Any:
-    """Give one optimizer, or several by name: ours, or the framework's own as they are."""
-    if not isinstance(optimizer, Mapping):
-        return _resolve_optimizer(optimizer, framework)
-    check_ability(framework, "optimizers", "optimizer", "a dict")
-    given = cast("Mapping[Any, Any]", optimizer).items()
-    named = {str(name): _resolve_optimizer(one, framework) for name, one in given}
-    if not named or any(isinstance(one, GradientFreeOptimizer) for one in named.values()):
-        raise InputError("bad_option", option="optimizer", got=[*named], expected="optimizers that follow a gradient, by name")
-    return named
+def _check_functions(functions: Mapping[str, object], average: object) -> None:
+    for option, function in functions.items():
+        if function is not None and not callable(function):
+            raise InputError("bad_option", option=option, got=name_kind(function), expected="a function")
+    if average is not None and not isinstance(average, Ema):
+        raise InputError("bad_option", option="average", got=name_kind(average), expected="argosy.Ema(decay=0.999), or None")
 
 
-def _resolve_optimizer(optimizer: Any, framework: Framework) -> Any:
-    if isinstance(optimizer, str | Optimizer):
-        rule = get_optimizer(optimizer)
-        if isinstance(rule, GradientOptimizer) and rule.groups:
-            check_ability(framework, "groups", "optimizer", "one with groups")
-        return rule
-    if framework.describe_optimizer(optimizer) is None:
-        expected = f"a name ({list_choices(OPTIMIZERS)}), one of argosy.optim, or an optimizer of {framework.name}"
-        raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
-    return optimizer
-
-
-def _describe_optimizers(rule: Any, framework: Framework) -> dict[str, Any]:
-    if isinstance(rule, Mapping):
-        named = cast("Mapping[str, Any]", rule).items()
-        return {name: _describe_optimizers(one, framework) for name, one in named}
-    return rule.describe() if isinstance(rule, Optimizer) else framework.describe_optimizer(rule) or {}
-
-
-def _is_own(rule: Any) -> bool:
-    """Whether an optimizer is the framework's own."""
-    if isinstance(rule, Mapping):
-        return any(_is_own(one) for one in cast("Mapping[str, Any]", rule).values())
-    return not isinstance(rule, Optimizer)
-
-
-def _find_frozen(framework: Framework, model: Any, freeze: Sequence[str] | str) -> frozenset[str]:
-    """Give the names of the weights that stay as they are.
-
-    Raises:
-        InputError: `bad_option`, a pattern means none.
-    """
-    patterns = (freeze,) if isinstance(freeze, str) else tuple(freeze)
-    if not patterns:
-        return frozenset()
-    check_ability(framework, "freeze", "freeze", patterns)
-    names = framework.list_trainable(model)
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = match_names(str(pattern), names)
-        if not matched:
-            raise InputError("bad_option", option="freeze", got=pattern, expected=f"names of weights: {list_choices(names)}")
-        found.update(matched)
-    return frozenset(found)
-
-
-def _complete(settings: Settings, opened: Opened) -> Settings:
-    """Give the settings with what the data said."""
-    objective = opened.objective
-    labels = {".".join(map(str, place)): names for place, names in objective.labels.items()}
-    metrics = tuple(measure.name for measure in objective.measures)
-    factors = list(objective.factors) if is_ordered(objective.factors) else objective.factors
-    return replace(settings, loss=objective.describe(), loss_weights=factors, metrics=metrics, labels=labels or None)
-
-
-def _list_measured(opened: Opened) -> list[str]:
-    """Name what an epoch measures."""
-    measures = opened.objective.measures
-    names = ["loss", *(measure.name for measure in measures if measure.is_mean)]
-    if opened.validation is None:
-        return names
-    validated = [f"validation_{measure.name}" for measure in measures]
-    return [*names, *(["validation_loss"] if opened.objective.criteria is not None else []), *validated]
-
-
-def _describe_run(framework: Framework, model: Any, source: Source, settings: Settings) -> dict[str, Any]:
-    """Say what a run must have in common with the one whose checkpoint it goes on from; it may be longer."""
-    described = settings.describe()
-    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue"):
-        described.pop(free, None)
-    data = source.describe()
-    if "max_bad_rows" in data:
-        # Rows that are left out move no others: a run may go on with another limit of them, and counts them anew.
-        data = {key: value for key, value in data.items() if key not in ("max_bad_rows", "left_out", "rows")}
-    identity = {"framework": framework.name, "weights": count_weights(framework, model), "data": data, **described}
-    return identity | {"program": framework.describe_program(model)}
-
-
-def _check_folder(keeper: Keeper | None, plan: Checkpoints | None, resume: bool | str) -> None:
-    if resume not in (True, False, "restart"):
-        raise InputError("bad_option", option="resume", got=resume, expected="True, False or 'restart'")
-    if keeper is None or plan is None:
-        if resume:
-            raise InputError("bad_option", option="resume", got=resume, expected="False without checkpoints")
-        return
-    if resume == "restart":
-        keeper.clear()
-    elif not resume and not keeper.is_empty:
-        raise ConflictError("checkpoints_exist", folder=plan.folder)
-
-
-def _build_step(framework: Framework, model: Any, objective: Objective, rule: Any, options: FitOptions) -> Step:
-    if options.step is not None:
-        check_ability(framework, "step", "step", "a function")
-    if not isinstance(rule, GradientFreeOptimizer):
-        return framework.build_step(model, objective.loss, rule, options)
-    for option in ("precision", "micro_batch_size", "step"):
-        if getattr(options, option) is not None:
-            raise InputError("bad_option", option=option, got=getattr(options, option), expected=f"None with {rule.name}")
-    if options.frozen:
-        raise InputError("bad_option", option="freeze", got=[*options.frozen], expected=f"nothing with {rule.name}")
-    return FreeStep(framework, model, objective, rule, options.seed)
-
-
-def _check_weights(framework: Framework, model: Any, num_steps: int, rule: Any) -> None:
-    """A step checks what the step before made of the weights; only the last one is left to check."""
-    for name, weight in framework.get_weights(model).items():
-        if not np.isfinite(weight).all():
-            rate = getattr(rule, "learning_rate", None)
-            raise fail_not_finite(step=num_steps, what="weight", layer=name, learning_rate=rate)
+def _choose_batch_size(given: int | None, data: object) -> int | None:
+    if loader_framework(data) is None:
+        return _BATCH_SIZE if given is None else given
+    if given is not None:
+        raise InputError("bad_option", option="batch_size", got=given, expected="None with a loader, which has its own")
+    return None
