@@ -10,7 +10,6 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from argosy.data.prepare import check_files
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Precision
 from argosy.frameworks.trees import Tree, map_tree, take_rows
@@ -221,7 +220,10 @@ class TrainResult:
             InputError: `bad_data`, the sample; `bad_option`, the labels or axes; `data_changed`, a file of a step is not what
                 it was in training; `bad_name` and more from the store.
         """
-        if preprocess is None:
+        if preprocess is None and self.preprocess:
+            # Few runs have steps: whoever trains by another loads none of it.
+            from argosy.data.prepare import check_files
+
             check_files(self.preprocess, self.data.get("preprocess", ()))
         return publish(
             self.model,
