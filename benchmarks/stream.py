@@ -42,10 +42,12 @@ class Timed(torch.nn.Module):
         super().__init__()
         self.layers = torch.nn.Sequential(torch.nn.Linear(WIDTH, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, NUM_CLASSES))
         self.times: list[float] = []
+        self.cpu_times: list[float] = []
 
     def forward(self, x: Any) -> Any:
         if len(x) == BATCH:
             self.times.append(time.monotonic())
+            self.cpu_times.append(time.process_time())
         return self.layers(x)
 
 
@@ -67,17 +69,19 @@ def write_files(folder: Path, num_bytes: int) -> None:
                 file.write_table(pa.table(columns, ["x", "y"]), row_group_size=GROUP_ROWS)
 
 
-def fit(model: Timed, data: Any, seed: int) -> float:
-    """Train an epoch; samples/s from the first step to the last."""
+def fit(model: Timed, data: Any, seed: int) -> tuple[float, float]:
+    """Train an epoch; samples/s from the first step to the last, and microseconds of all threads for each."""
     model.times.clear()
+    model.cpu_times.clear()
     argosy.train(model, data, batch_size=BATCH, epochs=1, optimizer="sgd", seed=seed, metrics=[], progress=False, num_threads=1)
-    return BATCH * (len(model.times) - 1) / (model.times[-1] - model.times[0])
+    num_rows = BATCH * (len(model.times) - 1)
+    return num_rows / (model.times[-1] - model.times[0]), 1e6 * (model.cpu_times[-1] - model.cpu_times[0]) / num_rows
 
 
 def run_child(folder: Path, hidden: int) -> None:
     """Train on all files, and print when the first step began and how much memory there was."""
     model = Timed(hidden)
-    rate = fit(model, argosy.data.open(folder, inputs="x", targets="y"), 0)
+    rate, _ = fit(model, argosy.data.open(folder, inputs="x", targets="y"), 0)
     # Not what getrusage says, which a new program inherits from its parent.
     peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
     print(json.dumps({"first_s": model.times[0], "peak_mib": peak / 1024, "rate": rate, "steps": len(model.times)}))
@@ -95,7 +99,8 @@ def choose_width() -> int:
     return hidden
 
 
-def compare(files: list[Path], hidden: int, rounds: int) -> Iterator[tuple[float, float]]:
+def compare(files: list[Path], hidden: int, rounds: int) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    """Give what `fit` found of the stream and of the same rows in memory."""
     stream = argosy.data.open(files, inputs="x", targets="y")
     parts = list(stream.iterate(1000))
     rows = np.concatenate([part.inputs for part in parts]), np.concatenate([part.targets for part in parts])
@@ -130,11 +135,13 @@ def main() -> None:
         "first_step_s": round(child["first_s"] - started, 2),
         "peak_mib": round(child["peak_mib"]),
         "epoch_samples_per_s": round(child["rate"]),
-        "step_ms": round(1e3 * BATCH / statistics.median(memory for _, memory in pairs), 2),
-        "stream_samples_per_s": round(statistics.median(stream for stream, _ in pairs)),
-        "memory_samples_per_s": round(statistics.median(memory for _, memory in pairs)),
-        "ratio": round(statistics.median(stream / memory for stream, memory in pairs), 3),
-        "ratios": [round(stream / memory, 3) for stream, memory in pairs],
+        "step_ms": round(1e3 * BATCH / statistics.median(memory[0] for _, memory in pairs), 2),
+        "stream_samples_per_s": round(statistics.median(stream[0] for stream, _ in pairs)),
+        "memory_samples_per_s": round(statistics.median(memory[0] for _, memory in pairs)),
+        "ratio": round(statistics.median(stream[0] / memory[0] for stream, memory in pairs), 3),
+        "ratios": [round(stream[0] / memory[0], 3) for stream, memory in pairs],
+        "stream_cpu_us": round(statistics.median(stream[1] for stream, _ in pairs), 1),
+        "memory_cpu_us": round(statistics.median(memory[1] for _, memory in pairs), 1),
     }
     print(json.dumps(figures) if arguments.json else "\n".join(f"{name:22}{value}" for name, value in figures.items()))
 

@@ -19,6 +19,7 @@ from argosy.errors import ConflictError, InputError, ModelError, StoreError
 from argosy.optim import SGD, Adam, Genetic, RandomSearch
 from argosy.train.checkpoint import Checkpoints, read_checkpoint
 from argosy.train.run import train
+from tests.frameworks.small_run import write_data
 from tests.scripts import ROOT
 
 
@@ -69,10 +70,25 @@ def test_resumed_run_ends_as_an_undisturbed_one(optimizer, after, blobs, make_mo
     assert got.num_steps == expected.num_steps
 
 
+@pytest.mark.parametrize("data", ["memory", pytest.param("stream", marks=pytest.mark.needs("pyarrow"))])
 @pytest.mark.parametrize("framework", ["torch"])
-def test_killed_run_resumes_bit_for_bit(framework, tmp_path):
+def test_killed_run_resumes_bit_for_bit(framework, data, tmp_path):
+    rows = [str(tmp_path / "rows")] if data == "stream" else []
+    if rows:
+        write_data(tmp_path / "rows")
+
     def start(folder, pause_s):
-        command = [sys.executable, "-W", "ignore", "-m", "tests.frameworks.small_run", framework, str(folder), str(pause_s)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.frameworks.small_run",
+            framework,
+            str(folder),
+            str(pause_s),
+            *rows,
+        ]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
     expected = start(tmp_path / "whole", 0).communicate(timeout=60)[0]

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -16,28 +10,9 @@ import argosy
 from argosy.errors import InputError
 from argosy.train.run import train
 from tests.data.conftest import WRITERS, write_parquet
-from tests.scripts import ROOT
 from tests.train.test_checkpoint import Interrupt, fit, weights_of
 
 pytestmark = pytest.mark.needs("pyarrow")
-
-PROGRAM = """
-import sys, time
-import torch
-import argosy
-
-class Slow(torch.nn.Linear):
-    def forward(self, x):
-        time.sleep(float(sys.argv[3]))
-        return super().forward(x)
-
-torch.manual_seed(1)
-model = Slow(4, 3)
-stream = argosy.data.open(sys.argv[1], inputs="x", targets="y", buffer_rows=60)
-plan = argosy.Checkpoints(folder=sys.argv[2], every_steps=1, every_s=None)
-argosy.train(model, stream, batch_size=16, epochs=4, checkpoints=plan, resume=True, progress=False, num_threads=1)
-print(model.weight.tolist(), model.bias.tolist())
-"""
 
 
 @pytest.fixture(params=["parquet", "jsonl"])
@@ -72,24 +47,6 @@ def test_interrupted_run_takes_the_same_rows_in_the_same_order(after, path, make
         fit(broken, open_stream(path), tmp_path / "broken")
     fit(resumed, open_stream(path, num_threads=1), tmp_path / "broken", resume=True)
     np.testing.assert_array_equal(weights_of(resumed), weights_of(whole))
-
-
-@pytest.mark.slow
-def test_killed_run_resumes_bit_for_bit(tmp_path, blobs):
-    write_parquet(tmp_path / "rows.parquet", {"x": blobs[0], "y": blobs[1]}, group=20)
-
-    def start(folder, pause_s):
-        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "rows.parquet"), str(folder), str(pause_s)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ)
-
-    expected = start(tmp_path / "whole", 0).communicate(timeout=60)[0]
-    killed = start(tmp_path / "killed", 0.05)
-    while not (tmp_path / "killed" / "step-000000013.npz").exists():
-        assert killed.poll() is None
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert start(tmp_path / "killed", 0).communicate(timeout=60)[0] == expected != ""
 
 
 def test_what_was_left_out_is_in_the_lineage(tmp_path, blobs, make_model):

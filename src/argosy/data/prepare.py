@@ -6,6 +6,7 @@ import collections
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self, cast
 
@@ -124,14 +125,15 @@ def _make_part(table: Mapping[str, Any]) -> _Part:
             return _Part(row.names, tensors, row.encode)
         if table.get("kind") == "text":
             tensors = _list_text_tensors(table)
-            text, name = _make_text(tensors, options), str(table.get("column", "text"))
-            return _Part([name], tensors, lambda columns: _encode_text(text, name, columns[name]))
+            name = str(table.get("column", "text"))
+            return _Part([name], tensors, partial(_encode_text, _make_text(tensors, options), name))
     except BadStep as error:
         raise InputError("bad_preprocess", detail=error) from error
     raise InputError("unknown_choice", kind="preprocessing of columns", got=table.get("kind"), known="row, text")
 
 
-def _encode_text(step: Any, name: str, texts: NDArray[Any]) -> Arrays:
+def _encode_text(step: Any, name: str, columns: Mapping[str, NDArray[Any]]) -> Arrays:
+    texts = columns[name]
     if texts.dtype.kind != "O":
         expected = f"a column of text; schema={{{name!r}: 'string'}} has text read as it stands"
         raise InputError("bad_option", option="column", got=f"{name} ({texts.dtype})", expected=expected)

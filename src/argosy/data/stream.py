@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,7 +152,7 @@ class Stream:
         Raises:
             InputError: `bad_preprocess`, `bad_option`, `unknown_choice`, `bad_rows`.
         """
-        for step in steps:
+        for step in cast("tuple[object, ...]", steps):
             if not isinstance(step, Mapping):
                 raise InputError(
                     "bad_option", option="prepare", got=type(step).__qualname__, expected="tables, one after the other"

@@ -175,8 +175,15 @@ def _read_weights(path: Path, avals: list[Any]) -> list[Any]:
 
 def count_threads() -> int:
     """Count the threads that XLA computes with in this process; 0 if it has not begun."""
-    names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
-    return sum(name == _THREAD_NAME for name in names)
+    return sum(_read_name(path) == _THREAD_NAME for path in Path("/proc/self/task").glob("*/comm"))
+
+
+def _read_name(path: Path) -> str | None:
+    """Give the name of a thread; None of one that has ended since it was listed."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
 
 
 def begin(num_threads: int) -> None:

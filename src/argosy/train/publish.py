@@ -150,9 +150,9 @@ def _find_name(steps: Steps) -> str | None:
     names: set[str] = set()
     for step in steps:
         table: Mapping[str, Any] = {"inputs": step.inputs} if isinstance(step, Preprocess) else step
-        columns: Any = table.get("columns", ())
-        for found in (table.get("inputs", ()), [column.get("input") for column in columns if isinstance(column, Mapping)]):
-            names.update(str(name) for name in cast("Sequence[object]", found) if name is not None)
+        columns = cast("Sequence[Mapping[str, object]]", table.get("columns", ()))
+        named = (*cast("Sequence[object]", table.get("inputs", ())), *(column.get("input") for column in columns))
+        names.update(str(name) for name in named if name is not None)
     return names.pop() if len(names) == 1 else None
 
 

@@ -10,7 +10,6 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from argosy.data.prepare import check_files
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Precision
 from argosy.frameworks.trees import Tree, map_tree, take_rows
@@ -227,7 +226,10 @@ class TrainResult:
             InputError: `bad_data`, the sample; `bad_option`, the labels or axes; `data_changed`, a file of a step is not what
                 it was in training; `bad_name` and more from the store.
         """
-        if preprocess is None:
+        if preprocess is None and self.preprocess:
+            # Few runs have steps: whoever trains by another loads none of it.
+            from argosy.data.prepare import check_files
+
             check_files(self.preprocess, self.data.get("preprocess", ()))
         return publish(
             self.model,
@@ -249,9 +251,9 @@ class TrainResult:
         classes = self.data.get("classes")
         if self.labels is not None or not isinstance(classes, list) or self.sample is None:
             return self.labels
-        outputs = self.framework.predict(self.model, take_rows(self.sample, slice(1)))
-        fits = isinstance(outputs, np.ndarray) and outputs.shape[-1] == len(cast("list[str]", classes))
-        return cast("list[str]", classes) if fits else None
+        names = cast("list[str]", classes)
+        outputs: Any = self.framework.predict(self.model, take_rows(self.sample, slice(1)))
+        return names if isinstance(outputs, np.ndarray) and outputs.shape[-1:] == (len(names),) else None  # pyright: ignore[reportUnknownMemberType]
 
     def describe_lineage(self) -> dict[str, Any]:
         """Give what the run knows of itself, as JSON data."""
