@@ -145,6 +145,28 @@ def test_weights_of_rows_and_classes_multiply_the_loss_of_a_row(loss, size):
     assert result.history[-1].validation_loss == pytest.approx(plain, rel=1e-5)
 
 
+def test_classes_that_are_one_hot_are_weighted_as_those_by_number():
+    def fit(weights, **options):
+        model = seeded(lambda: torch.nn.Linear(3, 2))
+        given = np.eye(2, dtype=np.float32)[KIND]
+        return weights_of(quick(model, (A, given, weights), loss=torch.nn.CrossEntropyLoss(reduction="none"), **options).model)
+
+    by_row = np.where(KIND == 1, 5.0, 1.0)
+    np.testing.assert_array_equal(fit(np.ones(90), class_weights={1: 5.0}), fit(by_row))
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "loss", "words"),
+    [
+        pytest.param(Two, ((A, B), {"kind": B, "value": VALUE}), "mse", "with a single loss", id="several"),
+        pytest.param(lambda: torch.nn.Linear(3, 3), (A, B), torch.nn.MSELoss(reduction="none"), "one-hot", id="no-classes"),
+    ],
+)
+def test_weights_of_classes_want_one_class_a_row(make, data, loss, words):
+    with pytest.raises(InputError, match=words):
+        quick(make(), data, loss=loss, class_weights={1: 2.0})
+
+
 def test_labels_may_be_names_and_are_published(store):
     names = np.array(["cat", "dog"])[KIND]
     model = seeded(lambda: torch.nn.Linear(3, 2))
@@ -344,6 +366,9 @@ def test_functions_are_called_at_steps_epochs_and_the_end(blobs, make_model):
         pytest.param({"targets": "y"}, "expected a dict by column", id="columns-of-no-dict"),
         pytest.param({"class_weights": {1: 2.0}, "loss": lambda o, y: o.sum()}, "a loss that gives a scalar", id="unweighable"),
         pytest.param({"labels": ["a", "a", "b"]}, "different names", id="labels"),
+        pytest.param({"labels": {"kind": ["a", "b", "c"]}}, "names for outputs that have losses", id="labels-of-nothing"),
+        pytest.param({"metrics": {"kind": ["accuracy"]}}, "names of outputs that have losses", id="metrics-of-nothing"),
+        pytest.param({"class_weights": {"cat": 2.0}}, "or by name: none", id="class-of-no-name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_and_the_model_is_as_it_was(options, words, blobs, make_model):

@@ -48,7 +48,7 @@ class Metrics:
         places = list_places(criteria)
         outputs = {str(place[0]): place[0] for place, _ in places if place}
         if strange := self.by_output.keys() - outputs.keys():
-            expected = f"names of outputs that have losses: {list_choices(outputs) or 'there are none'}"
+            expected = f"names of outputs that have losses: {list_choices(outputs)}"
             raise InputError("bad_option", option="metrics", got=list_choices(strange), expected=expected)
         found = [
             measure

@@ -88,7 +88,7 @@ class Objective:
             raise InputError("bad_option", option="class_weights", got=self.class_weights, expected=_SINGLE)
         strange = [label for label in self.class_weights if isinstance(label, str) and label not in known]
         if strange:
-            expected = f"classes by number, or by name: {list_choices(known) or 'there are no names'}"
+            expected = f"classes by number, or by name: {list_choices(known)}"
             raise InputError("bad_option", option="class_weights", got=list_choices(strange), expected=expected)
 
     def prepare(self, targets: Tree, outputs: Tree, dtype: np.dtype[Any]) -> Tree:

@@ -7,6 +7,7 @@ from typing import Any
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import Framework
+from argosy.frameworks.trees import is_named
 from argosy.optim import GradientOptimizer
 from argosy.optim.schedules import ReduceOnPlateau, Steering
 from argosy.train.result import Epoch
@@ -43,8 +44,8 @@ class Pace:
         self._rescued = Steering()
         self._plateaus: list[_Plateau] = []
         self._own: list[Any] = []
-        if isinstance(optimizer, Mapping):
-            self.optimizer: Any = {str(name): self._steer(one) for name, one in optimizer.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        if is_named(optimizer):
+            self.optimizer: Any = {str(name): self._steer(one) for name, one in optimizer.items()}
         else:
             self.optimizer = self._steer(optimizer)
 

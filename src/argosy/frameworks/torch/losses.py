@@ -7,12 +7,12 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from argosy.errors import InputError
 from argosy.frameworks.base import FitOptions, name_kind
 from argosy.frameworks.fitting import fail_loss
-from argosy.frameworks.trees import Tree
+from argosy.frameworks.trees import Tree, is_named, is_ordered
 
 __all__ = ["open_loss"]
 
@@ -53,12 +53,9 @@ def open_loss(loss: Tree, options: FitOptions) -> Compute:
 
 
 def _open_part(loss: Tree, factors: Tree, options: FitOptions) -> Compute:
-    if isinstance(loss, Mapping):
-        parts = {str(name): part for name, part in cast("Mapping[Any, Any]", loss).items()}
-        return _add({name: _open_part(part, factors and factors[name], options) for name, part in parts.items()})
-    if isinstance(loss, tuple):
-        given = cast("tuple[Any, ...]", loss)
-        return _add({index: _open_part(part, factors and factors[index], options) for index, part in enumerate(given)})
+    if is_named(loss) or is_ordered(loss):
+        parts = loss.items() if is_named(loss) else enumerate(loss)
+        return _add({key: _open_part(part, factors and factors[key], options) for key, part in parts})
     compute = _open_leaf(loss, options)
     if factors is None or factors == 1:
         return compute

@@ -13,6 +13,7 @@ from argosy.errors import InputError
 from argosy.frameworks.base import check_state, name_kind
 from argosy.frameworks.fitting import share_weights
 from argosy.frameworks.torch.optimizer import RuleOptimizer
+from argosy.frameworks.trees import is_named
 from argosy.optim import GradientOptimizer
 from argosy.signature import Arrays
 
@@ -107,9 +108,9 @@ def open_movers(optimizer: Any, named: Mapping[str, Any]) -> dict[str | None, Mo
     Raises:
         InputError: `bad_option`, one has no weight of the model, or a weight has not one.
     """
-    if not isinstance(optimizer, Mapping):
+    if not is_named(optimizer):
         return {None: Mover(optimizer, named)}
-    given: dict[str, Any] = {str(name): one for name, one in optimizer.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    given = {str(name): one for name, one in optimizer.items()}
     shares = share_weights(given, [*named])
     return {name: Mover(one, {weight: named[weight] for weight in shares[name]}) for name, one in given.items()}
 
