@@ -176,6 +176,7 @@ bench-mnist: setup
 ## What argosy.train costs over the loops that users write by hand.
 bench-train: setup
 	$(BIN)/python benchmarks/train_overhead.py
+	$(BIN)/python benchmarks/train_loaders.py
 
 ## Kills of training runs at random moments, resumed bit for bit.
 bench-train-kill: setup

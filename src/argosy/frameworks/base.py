@@ -104,16 +104,10 @@ class Framework(Protocol):
         """Say whether this is something of this framework that gives mini-batches, such as a DataLoader."""
         ...
 
-    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
-        """Begin an epoch of a loader that keeps random numbers of its own from epoch to epoch.
+    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
+        """Give what opens a loader for an epoch (counted from 1; in any order), where its own random numbers go on in the next.
 
-        Args:
-            data: a loader.
-            state: what this gave for this epoch (`is_same`) or for the one before, in this process or another; empty if none did.
-            is_same: this epoch was begun already, and is to come again.
-
-        Returns:
-            What `read_loader` reads the epoch from, and its state; the loader itself and none where it keeps none.
+        What that gives, `read_loader` reads. None where there are none such: then the loader itself is read.
         """
         ...
 

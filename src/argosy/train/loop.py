@@ -94,8 +94,6 @@ class _Standing:
     """Magnitude of the losses so far."""
     skipped: list[Skip] = field(default_factory=list[Skip])
     pace: dict[str, Any] = field(default_factory=dict[str, Any])
-    mark: str | None = None
-    """Of the source; see `Source.mark`."""
 
     def describe(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -146,7 +144,6 @@ class Loop:
         self._standing = _Standing()
         self._best: Arrays | None = None
         self._initial: Arrays | None = None
-        self._source: Source | None = None
 
     @property
     def num_steps(self) -> int:
@@ -210,9 +207,6 @@ class Loop:
             StoreError: `disk_full`, before the first step if that can be said; `write_failed`.
             ModelError: `not_finite`, `loss_rose`; the last good state is kept as a checkpoint.
         """
-        self._source = source
-        if self._standing.mark is not None:
-            source.go_to(self._standing.mark)
         if self._listener is None:
             return self._run(source, validation)
         try:
@@ -426,16 +420,12 @@ class Loop:
             if settings.patience is not None:
                 self._best = self._get_state()
             if self._keeper:
-                self._keeper.save_best(self._best or self._get_state(), self._describe())
+                standing.pace = self._pace.get_state()
+                self._keeper.save_best(self._best or self._get_state(), standing.describe())
         for watcher in self._watchers:
             watcher.end_epoch(epoch)
 
     def _save(self) -> None:
         assert self._keeper is not None
-        self._keeper.save(self._get_state(), self._describe(), self._standing.step)
-
-    def _describe(self) -> dict[str, Any]:
-        """Say how far the run is, for a checkpoint."""
         self._standing.pace = self._pace.get_state()
-        self._standing.mark = None if self._source is None else self._source.mark
-        return self._standing.describe()
+        self._keeper.save(self._get_state(), self._standing.describe(), self._standing.step)

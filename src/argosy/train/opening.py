@@ -17,6 +17,7 @@ from argosy.train.data import check_dataset, split_rows
 from argosy.train.elements import Columns, check_inputs, to_arrays
 from argosy.train.losses import bound_targets
 from argosy.train.objective import Objective
+from argosy.train.plain import FREE
 from argosy.train.result import Settings
 from argosy.train.source import ArraySource, LoaderSource, Source, StreamSource, is_stream
 from argosy.train.validation import Validation
@@ -113,8 +114,10 @@ class _Bound(NamedTuple):
     def bounds(self) -> tuple[float, float] | None:
         """What the numbers of a single target lie between that is taken as it is; None where nobody knows."""
         criterion, outputs = self.objective.criterion, self.outputs
-        if criterion is None or not criterion.is_ours or self.objective.class_weights or not isinstance(outputs, np.ndarray):
+        if criterion is None or self.objective.class_weights or not isinstance(outputs, np.ndarray):
             return None
+        if not criterion.is_ours:
+            return FREE
         return bound_targets(criterion.name, cast("NDArray[Any]", outputs).shape)
 
     def prepare_plain(self, batch: Batch) -> Batch:

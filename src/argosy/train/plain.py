@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 from argosy.frameworks.base import Batch
 
-__all__ = ["Plain"]
+__all__ = ["FREE", "Plain"]
 
 Array = NDArray[Any]
+FREE: Final = (-math.inf, math.inf)
+"""Bounds of targets at which nobody looks: those of a loss that is not ours."""
 _maximum: Final = np.maximum.reduce
 
 
@@ -25,11 +28,12 @@ class Plain:
     def __init__(self, element: Sequence[Any], inputs: Array, targets: Array, bounds: tuple[float, float]) -> None:
         """Take an element, and the arrays that were made of it."""
         self._form = type(element)
-        self._kinds = type(element[0]), type(element[1])
+        self._kinds: tuple[Any, Any] = (type(element[0]), type(element[1]))
         self._shows = _find_method(element[0]), _find_method(element[1])
         self._inputs = inputs.dtype, inputs.shape[1:]
         self._targets = targets.dtype, targets.shape[1:]
         self._low, self._high = bounds
+        self._is_free = bounds == FREE
         # The bits of numbers from 0 up, read as whole ones, have their order; those of negative ones and of NaN are larger: one
         # look at the largest says what else takes two.
         is_plain = self._low == 0 and targets.dtype.kind in "fiu" and targets.dtype.isnative
@@ -74,6 +78,8 @@ class Plain:
         return Batch(x, y)
 
     def _are_within(self, y: Array) -> bool:
+        if self._is_free:
+            return True
         if self._bits is None or not y.flags.c_contiguous:
             return bool(y.min() >= self._low and y.max() <= self._high)  # Comparisons with NaN are false.
         return bool(_maximum(y.view(self._bits), None) <= self._limit)
@@ -83,11 +89,13 @@ def _find_method(tensor: Any) -> Callable[[Any], Any] | None:
     """Give what makes an array of a tensor; None of an array."""
     if isinstance(tensor, np.ndarray):
         return None
-    if hasattr(tensor, "asnumpy"):
-        return type(tensor).asnumpy
-    if hasattr(tensor, "detach"):
+    kind: Any = cast("object", type(tensor))
+    if hasattr(kind, "asnumpy"):
+        return kind.asnumpy
+    if hasattr(kind, "detach"):
         return lambda given: given.detach().numpy()
-    return type(tensor).numpy if hasattr(tensor, "numpy") else np.asarray
+    show: Callable[[Any], Any] = kind.numpy if hasattr(kind, "numpy") else np.asarray
+    return show
 
 
 def _is_same(taken: Batch, batch: Batch) -> bool:

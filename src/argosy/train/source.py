@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import random
 from collections.abc import Callable, Generator, Iterator
@@ -70,15 +69,6 @@ class Source(Protocol):
         """
         ...
 
-    @property
-    def mark(self) -> str | None:
-        """Where the source's own random numbers stand in this epoch; a checkpoint keeps it. None: they follow from the seed."""
-        ...
-
-    def go_to(self, mark: str) -> None:
-        """Go on from a mark of this data, in this process or another."""
-        ...
-
     def describe(self) -> dict[str, Any]:
         """Say what the data is, as JSON data for a lineage."""
         ...
@@ -117,10 +107,6 @@ class ArraySource:
         self._seed = seed
         self._is_simple = isinstance(prepared.inputs, np.ndarray) and isinstance(prepared.targets, np.ndarray)
         self.num_batches = -(-prepared.num_rows // batch_size)
-        self.mark: str | None = None
-
-    def go_to(self, mark: str) -> None:
-        """Do nothing: the order follows from seed and epoch."""
 
     def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
         data = self._data
@@ -141,7 +127,7 @@ class LoaderSource:
     """A loader of some framework's, which decides about batches and their order.
 
     What it draws from global random numbers, such as a shuffled order, follows from seed and epoch, and where steps draw from
-    the same ones from the batch, too. What a loader of TensorFlow's draws from seeds of its own goes on from a mark. A resumed
+    the same ones from the batch, too. What a dataset of TensorFlow's draws follows from its own seeds and the epoch. A resumed
     run takes the batches that it had, and leaves them. What a loader draws from a generator of its own is drawn anew.
     """
 
@@ -178,8 +164,8 @@ class LoaderSource:
         self._prepare: Prepare = _keep
         self._dtype = np.dtype(np.float32)
         self._plain: Plain | None = None
-        self._epoch = 0
-        self._state = b""
+        self._opener: Callable[[int], Any] | None = None
+        self._is_begun = False
 
     def prepare(self, prepare: Prepare, dtype: np.dtype[Any], bounds: tuple[float, float] | None = None) -> None:
         """Say what makes a batch of an element.
@@ -199,30 +185,22 @@ class LoaderSource:
     def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
         framework = self._framework
         seed_batch = framework.find_seeder(self._loader)
-        placed = self._place(epoch)
+        opened = self._open(epoch)
         framework.seed(derive_seed(self._seed, epoch))
-        for number, element in enumerate(framework.read_loader(placed)):
+        for number, element in enumerate(framework.read_loader(opened)):
             if number >= start:
                 batch = (self._plain and self._plain.take(element)) or self._take(element, number)
                 yield batch if part == WHOLE else self._share(batch, part)
             if seed_batch is not None:
                 seed_batch(derive_seed(self._seed, epoch, number))
 
-    @property
-    def mark(self) -> str | None:
-        """See `Source`."""
-        return f"{self._epoch} {base64.b64encode(self._state).decode()}" if self._state else None
-
-    def go_to(self, mark: str) -> None:
-        """See `Source`."""
-        epoch, _, state = mark.partition(" ")
-        self._epoch, self._state = int(epoch), base64.b64decode(state)
-
-    def _place(self, epoch: int) -> Any:
-        """Begin an epoch, where the loader keeps random numbers of its own."""
-        placed, self._state = self._framework.place_loader(self._loader, self._state, is_same=epoch == self._epoch)
-        self._epoch = epoch
-        return placed
+    def _open(self, epoch: int) -> Any:
+        """Give what an epoch is read from."""
+        if not epoch:
+            return self._loader
+        if not self._is_begun:
+            self._opener, self._is_begun = self._framework.find_opener(self._loader), True
+        return self._loader if self._opener is None else self._opener(epoch)
 
     def _take(self, element: Any, number: int) -> Batch:
         batch = self._read(element)
@@ -275,7 +253,6 @@ class StreamSource:
         self._is_raw = is_raw
         self._prepare: Prepare = _keep
         self.num_batches = source.num_batches
-        self.mark: str | None = None
         batches = source.iterate(1, 0)
         first = next(batches, None)
         if callable(close := getattr(batches, "close", None)):
@@ -292,9 +269,6 @@ class StreamSource:
         """Say where the rows of a batch stand, if the stream can."""
         locate = getattr(self._source, "locate", None)
         return None if locate is None else locate(epoch, batch)
-
-    def go_to(self, mark: str) -> None:
-        """Do nothing: the order follows from seed and epoch."""
 
     def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
         for batch in self._source.iterate(epoch, start, part):

@@ -58,8 +58,8 @@ class JaxFramework:
     def is_loader(self, data: object) -> bool:
         return False
 
-    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
-        return data, b""
+    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
+        return None
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")

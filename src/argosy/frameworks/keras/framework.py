@@ -85,8 +85,8 @@ class KerasFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, keras.utils.PyDataset)
 
-    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
-        return data, b""
+    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
+        return None
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         num_batches = data.num_batches

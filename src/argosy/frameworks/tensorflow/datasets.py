@@ -1,4 +1,4 @@
-"""What `tf.data` gives, epoch by epoch, and where its random order stands."""
+"""What `tf.data` gives, epoch by epoch, and in which order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from argosy.errors import InputError
 from argosy.frameworks.trees import list_leaves
 
-__all__ = ["place_dataset", "read_dataset"]
+__all__ = ["Epochs", "read_dataset"]
 
 tf: Any = importlib.import_module("tensorflow")
 
@@ -17,28 +17,34 @@ _IGNORE: Final = 1
 """TensorFlow's number for: what operators keep beside the iterator is left out of its state."""
 
 
-def place_dataset(data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
-    """Begin an epoch: see `base.Framework.place_loader`.
+class Epochs:
+    """The iterators of a dataset, one an epoch.
 
-    A dataset draws the seeds of an epoch from those of the epoch before. An iterator that has given nothing yet holds them, and
-    tells them in a few kilobytes.
+    A dataset draws the order of an iterator from where the one before left its random numbers, once it is made: an epoch is known
+    by how many were made before. To go back, an iterator takes over the state of the first, that of the dataset with it.
     """
-    iterator = iter(data)
-    if state:
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._num_opened = 0
+        iterator = iter(data)
         try:
-            restored = tf.io.parse_tensor(state, tf.variant)
-            tf.raw_ops.DeserializeIterator(resource_handle=iterator._iterator_resource, serialized=restored)
-        except tf.errors.OpError as error:
-            detail = f"the Dataset does not go on from the state of its random order: {str(error)[:200]}"
-            raise InputError("bad_checkpoint", detail=detail) from error
-        if is_same:
-            return iterator, state
-        iterator = iter(data)  # It follows the one that was restored.
-    try:
-        saved = tf.raw_ops.SerializeIterator(resource_handle=iterator._iterator_resource, external_state_policy=_IGNORE)
-    except tf.errors.OpError:  # It has an operator that tells no state.
-        return iterator, b""
-    return iterator, bytes(tf.io.serialize_tensor(saved).numpy())
+            self._first = tf.raw_ops.SerializeIterator(resource_handle=iterator._iterator_resource, external_state_policy=_IGNORE)
+        except tf.errors.OpError:  # It has an operator that tells no state.
+            self._first = None
+
+    def open(self, epoch: int) -> Any:
+        """Give the iterator of an epoch."""
+        if epoch <= self._num_opened and self._first is not None:
+            iterator = iter(self._data)
+            tf.raw_ops.DeserializeIterator(resource_handle=iterator._iterator_resource, serialized=self._first)
+            self._num_opened = 0
+        iterator = iter(self._data)
+        while self._num_opened < epoch - 1:
+            self._num_opened += 1
+            iterator = iter(self._data)
+        self._num_opened = epoch
+        return iterator
 
 
 def read_dataset(data: Any) -> Iterator[Any]:

@@ -31,7 +31,7 @@ from argosy.frameworks.base import (
 from argosy.frameworks.fitting import ABILITIES
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
-from argosy.frameworks.tensorflow.datasets import place_dataset, read_dataset
+from argosy.frameworks.tensorflow.datasets import Epochs, read_dataset
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.losses import open_loss
@@ -69,8 +69,8 @@ class TensorFlowFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, tf.data.Dataset)
 
-    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
-        return place_dataset(data, state, is_same=is_same)
+    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
+        return Epochs(data).open
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         return read_dataset(data)

@@ -52,8 +52,8 @@ class TorchFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, torch.utils.data.DataLoader)
 
-    def place_loader(self, data: Any, state: bytes, *, is_same: bool) -> tuple[Any, bytes]:
-        return data, b""
+    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
+        return None
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         return iter(data)
