@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,10 @@ def measure_error(got, expected):
     return float(np.sqrt(np.mean(np.square(got - expected)) / np.var(expected)))
 
 
+# OpenVINO asks the processor what it has, and oneDNN its cap: of what both are to do together no row comes out.
+NOT_CAPPED = pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="not run: oneDNN is held to fewer instructions")
+
+
 # Relative root mean square: half a step of 8 bits in 127 is 0.002 to 0.01 with activations. NNCF takes the mean of the ranges of
 # single rows, which cuts off those that are larger. Blocks of weights are filled up to 128, and OpenVINO's XML is long.
 @pytest.mark.parametrize(
@@ -76,9 +81,9 @@ def measure_error(got, expected):
         pytest.param("int8", 0.03, 0.8, id="int8"),
         pytest.param("weights", 0.03, 2.0, id="weights"),
         pytest.param("openvino", 1e-5, 2.5, id="openvino"),
-        pytest.param("bfloat16", 0.02, 2.5, id="bfloat16"),
+        pytest.param("bfloat16", 0.02, 2.5, id="bfloat16", marks=NOT_CAPPED),
         pytest.param("nncf-int8", 0.2, 3.5, id="nncf-int8"),
-        pytest.param("nncf-weights", 0.03, 3.5, id="nncf-weights"),
+        pytest.param("nncf-weights", 0.03, 3.5, id="nncf-weights", marks=NOT_CAPPED),
     ],
 )
 def test_step_gives_an_artifact_that_its_runtime_serves_with_nearly_the_same_answers(
@@ -234,6 +239,7 @@ def test_what_a_library_raises_names_the_step(perceptron, workshop, monkeypatch)
     assert len(caught.value.message) < 400 and "\n" not in caught.value.message
 
 
+@NOT_CAPPED
 def test_four_bits_take_a_group_that_does_not_divide_a_layer(tmp_path, workshop):
     pytest.importorskip("nncf")
     random = np.random.default_rng(5)

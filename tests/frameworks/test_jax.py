@@ -214,7 +214,7 @@ def test_random_numbers_follow_from_seed_and_step_alone():
     # Dropout draws anew for each piece of a batch.
     pieces = build_resumed(micro_batch_size=8)
     twice = np.concatenate([x[:8], x[:8]]), np.concatenate([y[:8], y[:8]])
-    outputs = pieces(*twice, 1)[1]
+    outputs = pieces(Batch(*twice), 1)[1]
     assert not np.array_equal(outputs[:8], outputs[8:])
 
 
@@ -327,7 +327,7 @@ def test_predict_joins_its_pieces():
         pytest.param(
             lambda: Apply(lambda x: (x, x[:1])), make_rows(2, 4), "a tensor of shape (1, 4)", id="one-output-of-no-rows"
         ),
-        pytest.param(lambda: Apply(jnp.ravel), make_rows(2, 4), "an array of shape (8,)", id="rows-lost"),
+        pytest.param(lambda: Apply(jnp.ravel), make_rows(2, 4), "a tensor of shape (8,)", id="rows-lost"),
     ],
 )
 def test_predict_says_what_a_model_did_not_take_or_give(model, x, words):

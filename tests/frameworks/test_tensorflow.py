@@ -421,7 +421,7 @@ def test_tensors_that_are_no_variables_are_constants_of_the_file(names, tmp_path
     # Of what else an exporter leaves beside one tensor in and one out, nothing is believed.
     file = onnx.load(path)
     file.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
-    with pytest.raises(ModelError, match=re.escape(f"more, {names[0]} and gives {names[1]}, expected")):
+    with pytest.raises(ModelError, match=re.escape(f" and gives {names[1]}, expected {names[0]} and ")):
         check_export(OnnxModel(file.SerializeToString()), ports.run(partial(FRAMEWORK.predict, model)), {names[0]: rows}, ports)
 
 

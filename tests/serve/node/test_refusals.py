@@ -214,10 +214,11 @@ def test_version_that_takes_all_descriptors_for_itself_takes_no_traffic(home: Ho
 
 
 def test_raw_requests_that_a_worker_has_no_descriptor_for_do_not_end_the_stream_of_others(home: Home) -> None:
-    path = home.files / "model.py"
+    path, begun = home.files / "model.py", home.files / "begun"
     path.write_text(
-        "import time\nclass Model:\n    def load(self, folder): ...\n"
-        "    def raw(self, request):\n        time.sleep(float(request.body))\n        return request.body\n"
+        "import time\nclass Model:\n    def load(self, folder): ...\n    def raw(self, request):\n"
+        f"        if request.body == b'1.5': open({str(begun)!r}, 'w').close()\n"
+        "        time.sleep(float(request.body))\n        return request.body\n"
     )
     publish_python(home.store, path, "raw", repeatable=True)
     with home.serve() as server, httpx.Client(trust_env=False, timeout=10.0) as client, ThreadPoolExecutor() as pool:
@@ -225,9 +226,10 @@ def test_raw_requests_that_a_worker_has_no_descriptor_for_do_not_end_the_stream_
         url = f"{server.url}/v2/models/raw/raw"
         (worker,) = find_workers(server, "raw")
         slow = pool.submit(client.post, url, content=b"1.5")
-        wait_until(lambda: not slow.done() and client.get(f"{server.url}/v2/models/raw/ready").status_code == 200)
+        wait_until(begun.exists)
         with leave_descriptors(worker, 0):
             assert client.post(url, content=b"0").status_code != 200
+        assert slow.result().content == b"1.5"
         slow = pool.submit(client.post, url, content=b"1")
         assert client.post(url, content=b"0.1").content == b"0.1"
         assert not slow.done()

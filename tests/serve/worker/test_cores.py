@@ -83,7 +83,6 @@ def test_cores_are_divided_as_a_request_divides_its_time(row_s, num_cores, expec
     assert choose_replicas(row_s, num_cores) == expected
 
 
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test has loaded it
 def test_what_a_fork_finds_comes_back_and_its_end_is_survived() -> None:
     found = bytes(range(256)) * 1000
     assert run_apart(lambda: found) == found

@@ -104,7 +104,6 @@ def test_model_that_takes_no_batch_is_not_joined() -> None:
     assert "a batch of rows fails that it takes alone" in try_out(infer, FLOATS)
 
 
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test has loaded it
 def test_row_that_asks_for_endless_work_or_memory_takes_no_part() -> None:
     def count_up(x: np.ndarray) -> np.ndarray:
         for _ in range(int(x.max())):
