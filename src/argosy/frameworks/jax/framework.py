@@ -88,9 +88,9 @@ class JaxFramework:
     def measure_loss(self, loss: Any, outputs: Tree, y: Tree, weights: NDArray[Any] | None = None) -> float:
         is_double = any(leaf.dtype == np.float64 for leaf in list_leaves(outputs))
         with open_precision(is_double=is_double):
-            given = (map_tree(lambda leaf: jnp.asarray(prepare(np.asarray(leaf), "y")), part) for part in (outputs, y))
+            given, right = (map_tree(lambda leaf: jnp.asarray(prepare(np.asarray(leaf), "y")), part) for part in (outputs, y))
             compute = open_loss(loss, FitOptions(is_weighted=weights is not None))
-            return float(compute(*given, None if weights is None else jnp.asarray(weights)))
+            return float(compute(given, right, None if weights is None else jnp.asarray(weights)))
 
     def build_network(self, layers: Sequence[Layer], input_shape: tuple[int, ...], weights: Arrays) -> Any:
         return build_network(layers, input_shape, weights)

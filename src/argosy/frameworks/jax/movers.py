@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -94,7 +95,7 @@ class Mover:
         transformation = optax.with_extra_args_support(self.optimizer)
         updates, after = transformation.update(slopes, self._memory_tree.unflatten(memory), pure, **extra)
         if not self.rule:
-            updates = jax.tree.map(lambda update: update * scalars[0].astype(update.dtype), updates)
+            updates = jax.tree.map(partial(_scale, scalars[0]), updates)
         return jax.tree.leaves(optax.apply_updates(pure, updates)), jax.tree.leaves(after)
 
     def rate_at(self, number: int) -> object:
@@ -104,6 +105,10 @@ class Mover:
 
 _OPEN: Final[dict[int, weakref.WeakSet[Mover]]] = {}
 """Movers by the identity of what they were made of, which they keep alive: a transformation has no rate that could be set."""
+
+
+def _scale(factor: Any, update: Any) -> Any:
+    return update * factor.astype(update.dtype)
 
 
 def open_movers(optimizer: Any, parts: Parts, *, has_step: bool) -> dict[str | None, Mover]:

@@ -300,7 +300,7 @@ class JaxStep:
 
 
 def _prepare(tree: Tree, what: str) -> Tree:
-    return prepare(tree, what) if isinstance(tree, np.ndarray) else map_tree(lambda leaf: prepare(np.asarray(leaf), what), tree)
+    return map_tree(lambda leaf: prepare(np.asarray(leaf), what), tree)
 
 
 def _copy(leaves: Leaves) -> Leaves:

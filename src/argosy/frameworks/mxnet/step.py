@@ -20,7 +20,7 @@ from argosy.frameworks.mxnet.optimizer import RuleOptimizer, measure_norm
 from argosy.frameworks.mxnet.still import Still
 from argosy.frameworks.mxnet.weights import check_initialized, get_weights, list_parameters, set_weights
 from argosy.frameworks.own_step import OwnFit, take_own_step
-from argosy.frameworks.trees import Tree, join_rows, list_leaves, map_tree, take_rows
+from argosy.frameworks.trees import Tree, is_array, join_rows, list_leaves, map_tree, take_rows
 from argosy.signature import Arrays
 
 __all__ = ["MxnetStep", "to_tensors"]
@@ -211,11 +211,11 @@ def _list_layers(block: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def to_tensors(tree: Tree) -> Any:
     """Give the same with its arrays as tensors; what holds none is given back as it is, whatever it is."""
-    if isinstance(tree, np.ndarray):
+    if is_array(tree):
         return to_tensor(tree)
-    if tree is None or not any(isinstance(leaf, np.ndarray) for leaf in list_leaves(tree)):
+    if tree is None or not any(is_array(leaf) for leaf in list_leaves(tree)):
         return tree
-    return map_tree(lambda leaf: to_tensor(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub" else leaf, tree)
+    return map_tree(lambda leaf: to_tensor(leaf) if is_array(leaf) and leaf.dtype.kind in "fiub" else leaf, tree)
 
 
 def _to_array(leaf: Any) -> Any:
