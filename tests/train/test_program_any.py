@@ -361,6 +361,7 @@ def test_functions_are_called_at_steps_epochs_and_the_end(blobs, make_model):
         pytest.param({"step": lambda m, b, f: None}, "builtins.NoneType", id="step-gives-nothing"),
         pytest.param({"step": lambda m, b, f: f.minimize(m(b[0]).sum(), "head")}, "expected None", id="no-such-optimizer"),
         pytest.param({"step": lambda m, b, f: m(b[0]).sum(), "optimizer": {"0": SGD()}}, "no optimizer for 3", id="left-out"),
+        pytest.param({"step": lambda m, b, f: m(b[0]).sum(), "micro_batch_size": 8}, "as it sees fit", id="pieces-of-a-step"),
         pytest.param({"optimizer": {"0": SGD(), "3": SGD()}}, "with a step of one's own", id="optimizers-without-step"),
         pytest.param({"class_weights": {1: -1.0}}, "`class_weights` is -1.0", id="class-weights"),
         pytest.param({"targets": "y"}, "expected a dict by column", id="columns-of-no-dict"),

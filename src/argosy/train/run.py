@@ -121,7 +121,7 @@ def train(
         rescue: where the loss is not finite, or 20 times the largest so far, go back to the state before that batch, leave it
             out, and go on with half the learning rate. False: end the run at what is not finite.
         micro_batch_size: rows of one forward and backward pass: a larger batch goes in pieces whose gradients are
-            averaged, and needs less memory. Batch normalisation then sees the pieces.
+            averaged, and needs less memory. Batch normalisation then sees the pieces. Not with a `step`.
         precision: `bfloat16` for mixed precision where the framework has it.
         checkpoints: a folder, or `Checkpoints(folder=...)` with how often: all that is needed to go on after a kill; or with
             another run as its parent.

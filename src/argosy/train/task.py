@@ -141,6 +141,9 @@ class Task:
     def _build_step(self, opened: Opened, rule: Any, options: FitOptions) -> Step:
         if options.step is not None:
             check_ability(self.framework, "step", "step", "a function")
+            if options.micro_batch_size is not None:
+                expected = "None with a step of one's own, which takes its batch as it sees fit"
+                raise InputError("bad_option", option="micro_batch_size", got=options.micro_batch_size, expected=expected)
         if not isinstance(rule, GradientFreeOptimizer):
             return self.framework.build_step(self.model, opened.objective.loss, rule, options)
         for option in ("precision", "micro_batch_size", "step"):

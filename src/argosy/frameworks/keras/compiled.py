@@ -52,8 +52,7 @@ def list_metrics(model: Any) -> tuple[object, ...] | dict[str, list[object]]:
         arranged: Any = _arrange(model, part, lambda leaf: [*_flatten([leaf])], has_all=False)
         names: list[Any] = [*arranged] if isinstance(arranged, dict) else [*range(len(arranged))]
         for name in names:
-            listed: Any = arranged[name] or []
-            by_output.setdefault(str(name), []).extend(listed)
+            by_output.setdefault(str(name), []).extend(cast("Sequence[object]", arranged[name] or ()))
     return {name: listed for name, listed in by_output.items() if listed}
 
 
