@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.fitting import (
-    Ability,
     Batch,
     Fit,
     FitOptions,
@@ -93,11 +92,6 @@ class Framework(Protocol):
 
     def is_model(self, model: object) -> bool:
         """Say whether this is a model of this framework."""
-        ...
-
-    @property
-    def abilities(self) -> frozenset[Ability]:
-        """What its steps can do beside fitting one output of one input to a loss by one optimizer."""
         ...
 
     def is_loader(self, data: object) -> bool:

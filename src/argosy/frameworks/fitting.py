@@ -1,7 +1,4 @@
-"""Steps of training as all frameworks take them: what a step is given, what it gives, and what a step of one's own may ask for.
-
-A framework says in `Framework.abilities` how much of this it has; `train` refuses the rest before anything is touched.
-"""
+"""Steps of training as all frameworks take them: what a step is given and gives, and what a step of one's own may ask for."""
 
 from __future__ import annotations
 
@@ -15,8 +12,6 @@ from argosy.optim.groups import match_names
 from argosy.signature import Arrays
 
 __all__ = [
-    "ABILITIES",
-    "Ability",
     "Batch",
     "Fit",
     "FitOptions",
@@ -34,17 +29,6 @@ __all__ = [
 ]
 
 Precision = Literal["bfloat16"]
-
-Ability = Literal["trees", "weights", "step", "optimizers", "groups", "freeze"]
-ABILITIES: Final[dict[Ability, str]] = {
-    "trees": "several inputs or outputs",
-    "weights": "weights of rows or classes",
-    "step": "a step of one's own",
-    "optimizers": "several optimizers",
-    "groups": "groups of weights",
-    "freeze": "frozen weights",
-}
-"""What not every framework's steps have, and how it is called in a message."""
 
 _MASK: Final = 2**64 - 1
 

@@ -8,9 +8,8 @@ from typing import Any
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import Framework, name_kind
 from argosy.frameworks.trees import is_named
-from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, GradientOptimizer, Optimizer, get_optimizer
+from argosy.optim import OPTIMIZERS, GradientFreeOptimizer, Optimizer, get_optimizer
 from argosy.optim.groups import match_names
-from argosy.train.opening import check_ability
 
 __all__ = ["describe_optimizers", "find_frozen", "is_own", "resolve_optimizers"]
 
@@ -23,7 +22,6 @@ def resolve_optimizers(optimizer: Any, framework: Framework) -> Any:
     """
     if not is_named(optimizer):
         return _resolve_optimizer(optimizer, framework)
-    check_ability(framework, "optimizers", "optimizer", "a dict")
     named = {str(name): _resolve_optimizer(one, framework) for name, one in optimizer.items()}
     if not named or any(isinstance(one, GradientFreeOptimizer) for one in named.values()):
         raise InputError("bad_option", option="optimizer", got=[*named], expected="optimizers that follow a gradient, by name")
@@ -32,10 +30,7 @@ def resolve_optimizers(optimizer: Any, framework: Framework) -> Any:
 
 def _resolve_optimizer(optimizer: Any, framework: Framework) -> Any:
     if isinstance(optimizer, str | Optimizer):
-        rule = get_optimizer(optimizer)
-        if isinstance(rule, GradientOptimizer) and rule.groups:
-            check_ability(framework, "groups", "optimizer", "one with groups")
-        return rule
+        return get_optimizer(optimizer)
     if framework.describe_optimizer(optimizer) is None:
         expected = f"a name ({list_choices(OPTIMIZERS)}), one of argosy.optim, or an optimizer of {framework.name}"
         raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
@@ -65,7 +60,6 @@ def find_frozen(framework: Framework, model: Any, freeze: Sequence[str] | str) -
     patterns = (freeze,) if isinstance(freeze, str) else tuple(freeze)
     if not patterns:
         return frozenset()
-    check_ability(framework, "freeze", "freeze", patterns)
     names = framework.list_trainable(model)
     found: set[str] = set()
     for pattern in patterns:

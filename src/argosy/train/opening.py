@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, loader_framework, name_kind
-from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.trees import Tree, count_rows, is_named, is_ordered, map_tree, take_rows
 from argosy.train.data import check_dataset, split_rows
 from argosy.train.elements import Columns, check_inputs, to_arrays
@@ -22,7 +21,7 @@ from argosy.train.result import Settings
 from argosy.train.source import ArraySource, LoaderSource, Source, StreamSource, is_stream
 from argosy.train.validation import Validation
 
-__all__ = ["Opened", "check_ability", "open_data"]
+__all__ = ["Opened", "open_data"]
 
 _VALIDATION_ROWS: Final = 256
 """Rows of a batch of a stream that is measured alone."""
@@ -39,17 +38,6 @@ class Opened(NamedTuple):
     """With what data and model say of it."""
     is_weighted: bool
     """Batches bring weights."""
-
-
-def check_ability(framework: Framework, ability: Ability, option: str, got: object) -> None:
-    """See that a framework's steps can do something.
-
-    Raises:
-        InputError: `bad_option`.
-    """
-    if ability not in framework.abilities:
-        expected = f"{framework.name} has no {ABILITIES[ability]} here: leave it out, or train by its own loop"
-        raise InputError("bad_option", option=option, got=got, expected=expected)
 
 
 def open_data(
@@ -96,7 +84,7 @@ def open_data(
     assert settings.batch_size is not None
     source = ArraySource(given, prepared, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
     validation = _open_validation(validation_data, kept, bound, settings, columns, dtype)
-    return _finish(framework, source, validation, given.inputs, bound, prepared.weights is not None)
+    return Opened(source, validation, given.inputs, bound.objective, prepared.weights is not None)
 
 
 class _Bound(NamedTuple):
@@ -127,18 +115,7 @@ class _Bound(NamedTuple):
 
 def _bind(framework: Framework, model: Any, inputs: Tree, objective: Objective, targets: Tree, dtype: np.dtype[Any]) -> _Bound:
     outputs = framework.predict(model, inputs)
-    for what, tree in (("data", inputs), ("model", outputs)):
-        if not isinstance(tree, np.ndarray):
-            check_ability(framework, "trees", what, f"one of several {'inputs' if what == 'data' else 'outputs'}")
     return _Bound(objective.bind(outputs, targets), outputs, dtype)
-
-
-def _finish(
-    framework: Framework, source: Source, validation: Validation | None, sample: Tree, bound: _Bound, is_weighted: bool
-) -> Opened:
-    if is_weighted:
-        check_ability(framework, "weights", "data", "one with weights of rows or classes")
-    return Opened(source, validation, sample, bound.objective, is_weighted)
 
 
 def _open_loader(
@@ -158,7 +135,7 @@ def _open_loader(
     source.prepare(bound.prepare, dtype, bound.bounds)
     prepared = source.convert(first, 0)  # What the loss cannot take is said before the first step.
     validation = _open_validation(validation_data, None, bound, settings, columns, dtype)
-    return _finish(framework, source, validation, inputs, bound, prepared.weights is not None)
+    return Opened(source, validation, inputs, bound.objective, prepared.weights is not None)
 
 
 def _make_source(data: Any, columns: Columns, settings: Settings, dtype: np.dtype[Any]) -> LoaderSource | StreamSource:

@@ -22,7 +22,7 @@ from argosy.train.lineage import describe_weights
 from argosy.train.listening import open_listener
 from argosy.train.loop import Hooks, Loop, Program
 from argosy.train.moving import is_own
-from argosy.train.opening import Opened, check_ability
+from argosy.train.opening import Opened
 from argosy.train.pace import Pace
 from argosy.train.progress import Progress, open_progress
 from argosy.train.publish import pick_sample
@@ -139,11 +139,9 @@ class Task:
         return Program(self.framework, self.model, step, objective, objective.measures, journal, is_own(self.rule))
 
     def _build_step(self, opened: Opened, rule: Any, options: FitOptions) -> Step:
-        if options.step is not None:
-            check_ability(self.framework, "step", "step", "a function")
-            if options.micro_batch_size is not None:
-                expected = "None with a step of one's own, which takes its batch as it sees fit"
-                raise InputError("bad_option", option="micro_batch_size", got=options.micro_batch_size, expected=expected)
+        if options.step is not None and options.micro_batch_size is not None:
+            expected = "None with a step of one's own, which takes its batch as it sees fit"
+            raise InputError("bad_option", option="micro_batch_size", got=options.micro_batch_size, expected=expected)
         if not isinstance(rule, GradientFreeOptimizer):
             return self.framework.build_step(self.model, opened.objective.loss, rule, options)
         for option in ("precision", "micro_batch_size", "step"):

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
-from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.jax.describe import describe_loss, describe_metric, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.losses import open_loss
@@ -49,7 +48,6 @@ class JaxFramework:
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
-    abilities: frozenset[Ability] = frozenset(ABILITIES)
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:

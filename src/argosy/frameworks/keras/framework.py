@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import (
-    Ability,
     FitOptions,
     Framework,
     LossPart,
@@ -27,7 +26,7 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
-from argosy.frameworks.fitting import ABILITIES, Listener
+from argosy.frameworks.fitting import Listener
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
 from argosy.frameworks.keras.callbacks import open_callbacks
 from argosy.frameworks.keras.calling import call_model, list_arguments, match_inputs, predict_batch
@@ -62,7 +61,6 @@ class KerasFramework:
     """
 
     name = "keras"
-    abilities: frozenset[Ability] = frozenset(ABILITIES)
     training_methods = (
         "compute_loss",
         "compute_metrics",

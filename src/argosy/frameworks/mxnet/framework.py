@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, derive_seed
-from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.mxnet.describe import describe_loss, describe_metric, describe_optimizer, describe_program
 from argosy.frameworks.mxnet.graph import call_block, list_arguments
@@ -39,7 +38,6 @@ class MxnetFramework:
 
     name = "mxnet"
     packages = ("mxnet",)
-    abilities: frozenset[Ability] = frozenset(ABILITIES)
     training_methods = ("train_step", "training_step")
 
     def __init__(self) -> None:

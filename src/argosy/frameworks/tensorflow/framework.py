@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.agreement import Saved, check_saved
 from argosy.frameworks.base import (
-    Ability,
     FitOptions,
     Framework,
     LossPart,
@@ -28,7 +27,6 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
-from argosy.frameworks.fitting import ABILITIES
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
 from argosy.frameworks.tensorflow.datasets import Epochs, read_dataset
@@ -60,7 +58,6 @@ class TensorFlowFramework:
 
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
-    abilities: frozenset[Ability] = frozenset(ABILITIES)
     training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:

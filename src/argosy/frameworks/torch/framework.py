@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, derive_seed
-from argosy.frameworks.fitting import ABILITIES, Ability
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
 from argosy.frameworks.ports import Ports
 from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
@@ -42,7 +41,6 @@ class TorchFramework:
 
     name = "torch"
     packages = ("torch",)
-    abilities: frozenset[Ability] = frozenset(ABILITIES)
     training_methods = ("training_step", "train_step")
     """Of Lightning's modules, and of others'."""
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from argosy.errors import InputError
 from argosy.frameworks.base import FitOptions, name_kind
 from argosy.frameworks.fitting import fail_loss
-from argosy.frameworks.trees import Tree, is_named, is_ordered
+from argosy.frameworks.loss_trees import Compute, fail_unweighable, open_losses, takes_weights
+from argosy.frameworks.trees import Tree
 
 __all__ = ["open_loss"]
 
 torch: Any = importlib.import_module("torch")
-
-Compute = Callable[[Tree, Tree, Any], Any]
-"""From outputs, targets and weights of the rows (or None): a scalar."""
-
-_WEIGHTS: Final = ("weights", "sample_weight", "sample_weights")
-"""How a loss calls the weights of rows that it takes, if it can do without."""
 
 
 def _half_mse(outputs: Any, targets: Any, reduction: str = "mean") -> Any:
@@ -49,53 +44,25 @@ def open_loss(loss: Tree, options: FitOptions) -> Compute:
     Raises:
         InputError: `bad_option`, a loss that cannot be weighted by rows, or passed in pieces.
     """
-    return _open_part(loss, options.loss_weights, options)
+    return open_losses(loss, options.loss_weights, partial(_open_leaf, options=options))
 
 
-def _open_part(loss: Tree, factors: Tree, options: FitOptions) -> Compute:
-    if is_named(loss) or is_ordered(loss):
-        parts = loss.items() if is_named(loss) else enumerate(loss)
-        return _add({key: _open_part(part, factors and factors[key], options) for key, part in parts})
-    compute = _open_leaf(loss, options)
-    if factors is None or factors == 1:
-        return compute
-    return lambda outputs, targets, weights: factors * compute(outputs, targets, weights)
-
-
-def _add(parts: Mapping[Any, Compute]) -> Compute:
-    def compute(outputs: Any, targets: Any, weights: Any) -> Any:
-        return sum(part(outputs[key], targets[key], weights) for key, part in parts.items())
-
-    return compute
-
-
-def _open_leaf(loss: Any, options: FitOptions) -> Compute:
+def _open_leaf(loss: Any, *, options: FitOptions) -> Compute:
     function: Any = _LOSSES[loss] if isinstance(loss, str) else loss
     reduction = getattr(loss, "reduction", "mean")
     if options.micro_batch_size and reduction != "mean":
         raise InputError("bad_option", option="loss", got=f"reduction {reduction}", expected="mean, with micro-batches")
-    takes_weights = not isinstance(loss, str) and _takes_weights(function)
+    has_weights = not isinstance(loss, str) and takes_weights(loss.forward if isinstance(loss, torch.nn.Module) else loss)
     if not options.is_weighted:
         if isinstance(loss, str):
             return lambda outputs, targets, weights: function(outputs, targets)
-        given = (None,) if takes_weights else ()
+        given = (None,) if has_weights else ()
         return lambda outputs, targets, weights: _reduce(function(outputs, targets, *given), outputs)
-    if takes_weights:
+    if has_weights:
         return lambda outputs, targets, weights: _reduce(function(outputs, targets, weights), outputs)
     by_row = _split(function)
     is_sum = reduction == "sum"
     return lambda outputs, targets, weights: _weigh(by_row(outputs, targets), weights, loss, is_sum=is_sum)
-
-
-def _takes_weights(function: Any) -> bool:
-    """Whether a loss takes the weights of rows as its third argument."""
-    try:
-        own = function.forward if isinstance(function, torch.nn.Module) else function
-        found = list(inspect.signature(own).parameters.values())
-    except (TypeError, ValueError):
-        return False
-    places = [part for part in found if part.kind in (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)]
-    return len(places) > 2 and (places[2].default is places[2].empty or places[2].name in _WEIGHTS)
 
 
 def _split(function: Any) -> Any:
@@ -129,7 +96,6 @@ def _weigh(value: Any, weights: Any, loss: Any, *, is_sum: bool) -> Any:
         raise fail_loss(name_kind(value), len(weights))
     if value.ndim == 0 or len(value) != len(weights):
         got = "a loss that gives a scalar" if value.ndim == 0 else f"a loss of shape {tuple(value.shape)}"
-        expected = "one that gives a number for each row, or takes `weights` as third argument, with weights of rows or classes"
-        raise InputError("bad_option", option="loss", got=got, expected=expected)
+        raise fail_unweighable(got)
     weighted = (value if value.ndim == 1 else value.flatten(1).mean(1)) * weights
     return weighted.sum() if is_sum else weighted.mean()
