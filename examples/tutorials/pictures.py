@@ -70,7 +70,7 @@ def measure(model: nn.Module) -> float:
 
 
 def publish(result: argosy.TrainResult) -> argosy.Version:
-    return argosy.publish(result.model, NAME, sample=result.sample, preprocess=open_part("train").preprocess)
+    return result.publish(NAME)
 
 
 def ask(client: argosy.Client, result: argosy.TrainResult) -> tuple[Any, Any]:

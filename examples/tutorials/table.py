@@ -85,7 +85,7 @@ def measure(model: nn.Module) -> float:
 
 
 def publish(result: argosy.TrainResult) -> argosy.Version:
-    return argosy.publish(result.model, NAME, sample=result.sample, preprocess=open_training().preprocess, output_name="mpg")
+    return result.publish(NAME, output_name="mpg")
 
 
 def ask(client: argosy.Client, result: argosy.TrainResult) -> tuple[Any, Any]:
