@@ -289,7 +289,7 @@ def returned_loss() -> Any:
 
 @case
 def rescue() -> Any:
-    """Rates are halved, and what momentum remembers stays what it is."""
+    """Rates are halved to the end of the epoch, and what momentum remembers stays what it is."""
     x = np.concatenate([A[:12], np.full((12, 3), 3e38, np.float32), A[12:]])
     y = np.concatenate([KIND[:12], KIND])
     found = {}
@@ -303,7 +303,7 @@ def rescue() -> Any:
         # By hand, in NumPy: the direction is kept without its rate.
         weights = FRAMEWORK.get_weights(make_linear())
         v = {key: np.zeros_like(weight) for key, weight in weights.items()}
-        for rate, rows in zip((0.1, 0.05, 0.05, 0.025), (slice(0, 12), slice(12, 24)) * 2, strict=True):
+        for rate, rows in zip((0.1, 0.05) * 2, (slice(0, 12), slice(12, 24)) * 2, strict=True):
             outputs = A[rows] @ weights["weight"].T + weights["bias"]
             share = np.exp(outputs - outputs.max(1, keepdims=True))
             slope = (share / share.sum(1, keepdims=True) - np.eye(2)[KIND[rows]]) / 12

@@ -8,7 +8,7 @@ from pathlib import Path
 import argosy.rows
 from argosy.rows.edition import EDITION
 
-DIGESTS = {1: "66a19c940d99d869"}
+DIGESTS = {1: "282e70fdf364f7be"}
 """By edition, of the files that its verdicts come from."""
 
 

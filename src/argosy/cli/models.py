@@ -361,7 +361,7 @@ def _build_row(version: Version) -> tuple[str, ...]:
         version.manifest.runtime,
         version.created[:_CREATED_LENGTH].replace("T", " "),
         _list_some([f"{name} {format_measurement(name, value)}" for name, value in shown.items()]),
-        summarise_lineage(version.manifest.lineage | ({"pulled from": version.pulled_from} if version.pulled_from else {})),
+        summarise_lineage(({"pulled from": version.pulled_from} if version.pulled_from else {}) | version.manifest.lineage),
     )
 
 

@@ -73,7 +73,8 @@ class JaxEngine:
         return is_finite
 
     def write(self) -> None:
-        """Copy the state into the variables."""
+        """Copy the state into the variables, but for a learning rate that was set since."""
+        self._adopt_rate()
         for variables, values in zip(self._list_variables(), self._state, strict=True):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(jax.numpy.copy(value))
