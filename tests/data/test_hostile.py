@@ -373,8 +373,10 @@ def test_string_that_all_rows_have_is_in_memory_once(tmp_path):
 
 def test_interrupted_program_ends_at_once(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"a": np.arange(200_000.0)}, group=100)
+    # A shell that starts the tests in the background has them ignore the signal.
     program = """
-import sys, argosy
+import signal, sys, argosy
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for number, rows in enumerate(argosy.data.open(sys.argv[1], buffer_rows=500).iterate(1)):
     if number == 10:
         print("reading", flush=True)
