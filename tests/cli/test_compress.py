@@ -115,6 +115,7 @@ def test_report_without_its_package_is_refused_before_the_work(
     for arguments in (("compress", "wide", "--data", wide), ("train", "recipe:digits")):
         done = call(*arguments, "--report", tmp_path / "page.html", "--json")
         assert done.exit_code == 1 and json.loads(done.stdout)["key"] == "missing_extra"
+        assert "epoch" not in done.stderr and "simplify" not in done.stderr
     assert len(Store(tmp_path / "home").list_versions("wide")) == 1
 
 

@@ -91,9 +91,9 @@ def compress(
 
     report_file = None if report is None else OutputFile(report, overwrite=overwrite)
     if report_file is not None:
-        from argosy.train.report import open_style
+        from argosy.train.report import check_report
 
-        open_style()  # What is missing for the page is told before the work.
+        check_report()
     store = shell.open_store()
     version = store.get_version(reference)
     budget: dict[str, Any] = {"max_s": max_seconds, "trials": trials}

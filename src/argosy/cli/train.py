@@ -75,9 +75,9 @@ def train(
         run_in(framework, ["-m", "argosy", *sys.argv[1:]])
     report_file = None if report is None else OutputFile(report, overwrite=overwrite)
     if report_file is not None:
-        from argosy.train.report import open_style
+        from argosy.train.report import check_report
 
-        open_style()  # What is missing for the page is told before the work.
+        check_report()
     if method is not None:
         from argosy.compress.recipe import get_recipe
 

@@ -31,6 +31,7 @@ __all__ = [
     "SECOND",
     "TEXT",
     "Section",
+    "check_report",
     "new_figure",
     "open_style",
     "save_svg",
@@ -314,6 +315,15 @@ def _render_section(section: Section) -> str:
 
 def _wrap(title: str, body: str) -> str:
     return f"<section>\n<h2>{html.escape(title)}</h2>\n{body}\n</section>"
+
+
+def check_report() -> None:
+    """See that figures can be drawn, before the work that they are to show.
+
+    Raises:
+        InputError: `missing_extra`, matplotlib is not installed.
+    """
+    import_extra("matplotlib", feature="A report", extra="report")
 
 
 @contextlib.contextmanager
