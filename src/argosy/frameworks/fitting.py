@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
+from numpy.typing import NDArray
+
 from argosy.errors import InputError, ModelError, list_choices
 from argosy.frameworks.trees import Tree, list_leaves
 from argosy.optim.groups import match_names
@@ -13,6 +15,7 @@ from argosy.signature import Arrays
 
 __all__ = [
     "Batch",
+    "Exchange",
     "Fit",
     "FitOptions",
     "Journal",
@@ -102,6 +105,21 @@ class Journal:
     """What this step logged; emptied by the loop before each."""
 
 
+class Exchange(Protocol):
+    """Where the workers of a run meet in each step."""
+
+    @property
+    def rank(self) -> int:
+        """Of this worker, counted from 0."""
+        ...
+
+    def average(
+        self, loss: float, gradients: Sequence[NDArray[Any]], has: Sequence[bool], beside: Sequence[NDArray[Any]] = ()
+    ) -> Sequence[bool]:
+        """Turn this worker's gradients into the mean over the rows of all workers, in place; see `group.exchange`."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """How steps are taken, beside loss and optimizer."""
@@ -122,6 +140,13 @@ class FitOptions:
     """Of such a step."""
     frozen: frozenset[str] = frozenset()
     """Names of weights, of those that `list_trainable` gives, which stay as they are."""
+    exchange: Exchange | None = None
+    """Gradients pass it before weights are moved, and with them running statistics. None: there is one worker."""
+
+    def derive_seed(self, number: int, *more: int) -> int:
+        """Give the seed of a step, which is another one in each worker; see `derive_seed`."""
+        rank = 0 if self.exchange is None else self.exchange.rank
+        return derive_seed(self.seed, number, *more, *((-rank,) if rank else ()))
 
 
 class Step(Protocol):

@@ -14,6 +14,7 @@ import numpy as np
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Batch, Framework, Step
 from argosy.frameworks.fitting import Journal, Listener
+from argosy.group.exchange import Changed, Group
 from argosy.signature import Arrays
 from argosy.train.average import Average
 from argosy.train.checkpoint import Keeper
@@ -21,9 +22,9 @@ from argosy.train.measures import Measure
 from argosy.train.objective import Objective
 from argosy.train.pace import Pace
 from argosy.train.progress import Progress
-from argosy.train.rescue import Kept, Rescue, Skip
+from argosy.train.rescue import Kept, Rescue, Skip, is_due
 from argosy.train.result import Epoch, Settings
-from argosy.train.source import Source
+from argosy.train.source import WHOLE, Source, Spare
 from argosy.train.validation import Validation
 
 __all__ = ["Hooks", "Loop", "Program", "Taken"]
@@ -100,7 +101,7 @@ class _Standing:
 
     def copy(self) -> _Standing:
         logged = {name: list(pair) for name, pair in self.logged.items()}
-        return dataclasses.replace(self, sums=list(self.sums), logged=logged)
+        return dataclasses.replace(self, sums=list(self.sums), logged=logged, history=list(self.history))
 
     @classmethod
     def restore(cls, values: dict[str, Any]) -> _Standing:
@@ -124,6 +125,8 @@ class Loop:
         listener: Listener | None = None,
         average: Average | None = None,
         rescue: Rescue | None = None,
+        group: Group | None = None,
+        is_led: bool = False,
     ) -> None:
         self._framework = program.framework
         self._model = program.model
@@ -139,6 +142,12 @@ class Loop:
         """What callbacks remembered in the checkpoint that the run goes on from."""
         self._average = average
         self._rescue = rescue
+        self._group = group
+        self._is_led = is_led
+        """After each step, the leader of the group says whether it was the last."""
+        self._keeps = rescue is not None or group is not None
+        self._kept: Kept | None = None
+        """To go back to."""
         self._computes = [measure.compute for measure in program.measures if measure.is_mean]
         self._is_ended = False
         self._standing = _Standing()
@@ -220,9 +229,16 @@ class Loop:
             self._initial = self._step.get_state()
             if self._keeper:
                 self._keeper.check_space(self._get_state())
+        is_formed = self._group is None
         while not self._is_over():
-            self._fit_epoch(source)
-            self._end_epoch(validation)
+            try:
+                if not is_formed:
+                    self._join_group()
+                    is_formed = True
+                self._fit_epoch(source)
+                self._end_epoch(validation)
+            except Changed:
+                is_formed = False
         if self._settings.patience is not None and self._best is not None:
             self._set_state(self._best)
         self._step.sync()
@@ -234,6 +250,22 @@ class Loop:
         if self._average is not None:
             self._average.apply()
         return tuple(self._standing.history)
+
+    def _join_group(self) -> None:
+        """Begin with what the leader of the group has, or go on from what it kept."""
+        assert self._group is not None
+        if self._kept is None:
+            self._kept = self._keep()
+        kept: Kept = self._group.begin(self._kept)
+        self._return_to(kept)
+
+    def _keep(self) -> Kept:
+        return Kept(self._get_state(), self._standing.copy(), self._pace.get_state())
+
+    def _return_to(self, kept: Kept) -> None:
+        self._set_state(kept.state)
+        self._pace.set_state(kept.pace)
+        self._standing = kept.standing.copy()
 
     def _is_over(self) -> bool:
         standing, settings = self._standing, self._settings
@@ -267,14 +299,14 @@ class Loop:
                     self._pace.lower(rescue.factor)
                     standing.batch += 1
                     continue
-                if rescue.is_due(standing.epoch, standing.step):
-                    rescue.kept = Kept(self._get_state(), standing.copy(), self._pace.get_state())
+            if self._keeps and is_due(self._kept, standing.epoch, standing.step):
+                self._kept = self._keep()
             if journal.logged:
                 journal.logged = {}
             if self._listener is not None:
                 self._listener.begin_step(standing.batch)
             try:
-                loss, outputs = self._take_step(batch)
+                rows, values = self._take(batch)
             except ModelError as error:
                 if error.key != "not_finite":
                     raise
@@ -282,10 +314,10 @@ class Loop:
                     raise self._keep_and_fail(error) from error
                 self._go_back(rescue, math.nan, error, source)
                 return False
-            if rescue and rescue.is_bad(loss, standing.largest, standing.step):
-                self._go_back(rescue, loss, None, source)
+            if rescue and rescue.is_bad(values[0], standing.largest, standing.step):
+                self._go_back(rescue, values[0], None, source)
                 return False
-            self._count(batch, loss, outputs)
+            self._count(rows, values)
             if self._keeper and self._keeper.is_due(standing.step):
                 standing.epoch_s = time.perf_counter() - started_s
                 self._save()
@@ -295,7 +327,8 @@ class Loop:
 
     def _read(self, source: Source) -> Iterator[Batch]:
         """Give the batches that are left of the epoch; before data that fails ends the run, its state is kept."""
-        batches = source.iterate(self._standing.epoch, self._standing.batch)
+        part = WHOLE if self._group is None else self._group.part
+        batches = source.iterate(self._standing.epoch, self._standing.batch, part)
         while True:
             try:
                 batch = next(batches)
@@ -306,6 +339,30 @@ class Loop:
                     self._save()
                 raise
             yield batch
+
+    def _take(self, batch: Batch) -> tuple[int, list[float]]:
+        """Take a step; give its rows, and loss and metrics as means over them."""
+        if self._group is not None:
+            return self._take_with_others(self._group, batch)
+        loss, outputs = self._take_step(batch)
+        return batch.num_rows, [loss, *(compute(outputs, batch.targets) for compute in self._computes)]
+
+    def _take_with_others(self, group: Group, batch: Batch) -> tuple[int, list[float]]:
+        """Take a step of all workers with this one's rows; what it gives is of the rows of all."""
+        rows = 0 if isinstance(batch, Spare) else batch.num_rows
+        group.begin_step(rows)
+        journal = self._program.journal
+        try:
+            loss, outputs = self._take_step(batch)
+        except ModelError as error:
+            group.fail(error)
+        values = [loss, *(compute(outputs, batch.targets) for compute in self._computes), *journal.logged.values()]
+        totals = group.settle([rows, *(rows * value if rows else 0.0 for value in values)])
+        means = [total / totals[0] for total in totals[1:]]
+        num_logged = len(journal.logged)
+        if num_logged:
+            journal.logged = dict(zip(journal.logged, means[-num_logged:], strict=True))
+        return int(totals[0]), means[: len(means) - num_logged]
 
     def _take_step(self, batch: Batch) -> tuple[float, Any]:
         if self._initial is None:
@@ -319,11 +376,9 @@ class Loop:
         self._initial = None
         return taken
 
-    def _count(self, batch: Batch, loss: float, outputs: Any) -> None:
+    def _count(self, rows: int, values: Sequence[float]) -> None:
         """Take a step into the sums of the epoch, and tell of it."""
-        standing = self._standing
-        rows = batch.num_rows
-        values = (loss, *(compute(outputs, batch.targets) for compute in self._computes))
+        standing, loss = self._standing, values[0]
         standing.sums = [total + rows * value for total, value in zip(standing.sums, values, strict=True)]
         standing.num_rows += rows
         standing.step += 1
@@ -344,18 +399,21 @@ class Loop:
         if self._hooks.on_step is not None:
             taken = Taken(standing.step, standing.epoch, loss, logged)
             self._is_ended = self._hooks.on_step(taken) is True or self._is_ended
+        if self._group is not None:
+            self._group.end_step()
+            if self._is_led:
+                self._is_ended = self._group.follow(self._is_ended)
 
     def _go_back(self, rescue: Rescue, loss: float, error: ModelError | None, source: Source) -> None:
         """Return to the kept state; the batch at fault is left out from now on."""
-        standing, kept = self._standing, rescue.kept
+        standing, kept = self._standing, self._kept
         assert kept is not None
+        rescue.kept = kept
         try:
             rescue.blame(standing.epoch, standing.batch, standing.step + 1, loss, error, getattr(source, "locate", None))
         except ModelError as final:
             raise self._keep_and_fail(final) from error
-        self._set_state(kept.state)
-        self._pace.set_state(kept.pace)
-        self._standing = kept.standing.copy()
+        self._return_to(kept)
         self._standing.skipped = list(rescue.skipped)
 
     def _keep_and_fail(self, error: ModelError) -> ModelError:
@@ -374,6 +432,8 @@ class Loop:
         validation_loss, validation_metrics = None, dict[str, float]()
         if validation is not None:
             validation_loss, validation_metrics = self._validate(validation)
+        if self._group is not None:
+            validation_loss, validation_metrics = self._group.follow((validation_loss, validation_metrics))
         duration_s = standing.epoch_s + time.perf_counter() - started_s
         epoch = Epoch(standing.epoch, loss, self._list_means(), validation_loss, validation_metrics, duration_s)
         if self._listener is not None:
@@ -384,6 +444,8 @@ class Loop:
         standing.logged = {}
         if self._hooks.on_epoch is not None:
             self._is_ended = self._hooks.on_epoch(epoch) is True or self._is_ended
+        if self._group is not None:
+            self._is_ended = self._group.follow(self._is_ended)
 
     def _list_means(self) -> dict[str, float]:
         """Give metrics and what was logged as means over the rows of the epoch so far."""
@@ -417,7 +479,7 @@ class Loop:
         score = epoch.loss if epoch.validation_loss is None else epoch.validation_loss
         if score < standing.best_score:
             standing.best_score, standing.best_epoch = score, epoch.number
-            if settings.patience is not None:
+            if settings.patience is not None and (self._group is None or self._group.rank == 0):
                 self._best = self._get_state()
             if self._keeper:
                 standing.pace = self._pace.get_state()

@@ -39,6 +39,11 @@ class Opened(NamedTuple):
     is_weighted: bool
     """Batches bring weights."""
 
+    def share(self) -> Opened:
+        """Give what other workers of the run need of it."""
+        source: Any = self.source.share() if isinstance(self.source, ArraySource) else None
+        return self._replace(source=source, validation=None, sample=None)
+
 
 def open_data(
     framework: Framework,

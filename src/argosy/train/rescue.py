@@ -16,7 +16,7 @@ from typing import Any, Final
 from argosy.errors import ModelError
 from argosy.signature import Arrays
 
-__all__ = ["KEPT_STEPS", "Kept", "Rescue", "Skip"]
+__all__ = ["KEPT_STEPS", "Kept", "Rescue", "Skip", "is_due"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ class Kept:
     pace: dict[str, Any]
 
 
+def is_due(kept: Kept | None, epoch: int, step: int) -> bool:
+    """Say whether the state before the step after this one is to be kept."""
+    return kept is None or kept.standing.epoch != epoch or step - kept.standing.step >= KEPT_STEPS
+
+
 class Rescue:
     """Judges losses, and remembers what was left out."""
 
@@ -72,10 +77,6 @@ class Rescue:
         self.skipped: list[Skip] = []
         self._blamed: set[tuple[int, int]] = set()
         self._first: ModelError | None = None
-
-    def is_due(self, epoch: int, step: int) -> bool:
-        """Say whether the state before the step after this one is to be kept."""
-        return self.kept is None or self.kept.standing.epoch != epoch or step - self.kept.standing.step >= KEPT_STEPS
 
     def is_skipped(self, epoch: int, batch: int) -> bool:
         """Say whether a batch is left out."""

@@ -12,15 +12,19 @@ from typing import Any, Final, Literal
 from argosy.errors import InputError
 from argosy.frameworks.base import Precision, framework_of, loader_framework, name_kind
 from argosy.frameworks.own_training import check_training
+from argosy.group.ship import pack
+from argosy.optim.schedules import check_count
 from argosy.train.average import Ema
 from argosy.train.checkpoint import Checkpoints
+from argosy.train.crew import Crew
 from argosy.train.data import count_taken
 from argosy.train.elements import Columns
 from argosy.train.listening import check_callbacks, describe_callbacks
 from argosy.train.loop import Hooks, Taken
+from argosy.train.member import Shipment
 from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimizers
 from argosy.train.objective import describe_function, open_objective
-from argosy.train.opening import open_data
+from argosy.train.opening import Opened, open_data
 from argosy.train.result import Epoch, Settings, TrainResult
 from argosy.train.source import is_stream, keep_numbers
 from argosy.train.start import Start, read_start
@@ -146,8 +150,7 @@ def train(
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
         StoreError: `disk_full`, `write_failed`, a checkpoint.
     """
-    if workers != 1:
-        raise InputError("bad_option", option="workers", got=workers, expected="1")
+    check_count("workers", workers)
     functions = {"step": step, "on_step": on_step, "on_epoch": on_epoch, "on_end": on_end}
     _check_functions(functions, average)
     framework = framework_of(model)
@@ -207,7 +210,7 @@ def train(
     )
     with keep_numbers(), framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
-        result = task.run(opened, settings)
+        result = _run(task, opened, settings, workers, num_threads)
     if is_stream(data):
         result = replace(result, preprocess=tuple(getattr(data, "preprocess", ())))
     if on_end is not None:
@@ -218,6 +221,13 @@ def train(
 def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split: float = 0.0) -> int:
     """Give how many steps `train` takes with these options on so many rows; for a schedule's `steps`."""
     return epochs * math.ceil((num_rows - count_taken(num_rows, validation_split)) / batch_size)
+
+
+def _run(task: Task, opened: Opened, settings: Settings, workers: int, num_threads: int | None) -> TrainResult:
+    if workers == 1:
+        return task.run(opened, settings)
+    with Crew(workers, lambda path: pack(Shipment.of(task, opened, settings, num_threads), path), num_threads) as crew:
+        return task.run(opened, settings, crew)
 
 
 def _choose(given: Any, own: Any, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Callable, Generator, Iterator
@@ -32,6 +33,7 @@ __all__ = [
     "LoaderSource",
     "Prepare",
     "Source",
+    "Spare",
     "Stream",
     "StreamSource",
     "find_share",
@@ -47,6 +49,10 @@ Prepare = Callable[[Batch], Batch]
 """Brings targets and weights into the form that the losses take; inputs stay."""
 
 _NOTHING: Final = object()
+
+
+class Spare(Batch):
+    """A row for a worker to whom none of a batch falls: it takes part in the step, and counts for nothing."""
 
 
 class Source(Protocol):
@@ -113,11 +119,19 @@ class ArraySource:
         orders = iterate_batches(data.num_rows, self._batch_size, shuffle=self._shuffle, seed=self._seed, epoch=epoch)
         for order in itertools.islice(orders, start, None):
             rows = order if part == WHOLE else order[find_share(len(order), part)]
-            if self._is_simple:
+            if not len(rows):
+                yield Spare(*take_batch(data, order[:1]))
+            elif self._is_simple:
                 weights = None if data.weights is None else data.weights[rows]
                 yield Batch(data.inputs[rows], data.targets[rows], weights)
             else:
                 yield take_batch(data, rows)
+
+    def share(self) -> ArraySource:
+        """Give the same rows for other workers of the run, who do not describe them."""
+        shared = copy.copy(self)
+        shared._given = self._data
+        return shared
 
     def describe(self) -> dict[str, Any]:
         return describe_data(self._given)

@@ -13,7 +13,7 @@ import numpy as np
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed
 from argosy.frameworks.fitting import fail_loss, fail_not_finite
-from argosy.frameworks.torch.fit import TorchFit, backpropagate, check_scalar
+from argosy.frameworks.torch.fit import TorchFit, backpropagate, check_scalar, share_gradients
 from argosy.frameworks.torch.losses import open_loss
 from argosy.frameworks.torch.movers import Mover, open_movers
 from argosy.frameworks.trees import Tree, is_array, list_leaves, map_tree, spread, take_rows
@@ -57,7 +57,7 @@ class TorchStep:
         self._generator = torch.default_generator
 
     def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
-        seed = derive_seed(self._options.seed, number)
+        seed = self._options.derive_seed(number)
         self._generator.manual_seed(seed)
         if not self._model.training or self._still:
             self._model.train()
@@ -74,7 +74,7 @@ class TorchStep:
             value, outputs = self._pass(batch, 1.0, number)
         else:
             value, outputs = self._fit_pieces(batch, num_rows, size, number)
-        self._move(mover, number)
+        self._move(mover, number, value)
         return value, outputs
 
     def _fit_pieces(self, batch: Batch, num_rows: int, size: int, number: int) -> tuple[float, Tree]:
@@ -117,7 +117,7 @@ class TorchStep:
 
     def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int, seed: int) -> float:
         """Take a step of the user's own."""
-        fit = TorchFit(self._model, self._movers, self._options.journal, number, seed)
+        fit = TorchFit(self._model, self._movers, self._options.journal, number, seed, self._options.exchange)
         is_mixed = self._options.precision is not None
         with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
             loss = function(self._model, _to_tensors(batch.inputs), fit)
@@ -132,12 +132,14 @@ class TorchStep:
             raise InputError("bad_option", option="step", got="no call of fit.minimize", expected=expected)
         self._mover.clear()
         value = backpropagate(scalar, self._mover, number, is_alone=self._is_alone)
-        self._move(self._mover, number)
+        self._move(self._mover, number, value)
         return value
 
-    def _move(self, mover: Mover, number: int) -> None:
+    def _move(self, mover: Mover, number: int, loss: float) -> None:
         if mover.weights[0].grad is None and all(weight.grad is None for weight in mover.weights):
             raise fail_loss("one that depends on no weight which is trained")
+        if self._options.exchange is not None:
+            share_gradients(self._options.exchange, loss, mover, self._model)
         norm = mover.measure_norm()
         if not math.isfinite(norm):
             found = mover.find_bad_gradient()

@@ -1,0 +1,81 @@
+"""What a run gives to its other workers, and what each of them does with it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from argosy.errors import ArgosyError, FaultError
+from argosy.frameworks.base import get_framework
+from argosy.group.exchange import Ended, Follower
+from argosy.group.ship import unpack
+from argosy.group.wire import open_wire
+from argosy.train.loop import Hooks
+from argosy.train.opening import Opened
+from argosy.train.result import Settings
+from argosy.train.source import keep_numbers
+from argosy.train.task import Task
+
+__all__ = ["Shipment"]
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A run, for another process."""
+
+    framework: str
+    task: Task
+    opened: Opened
+    settings: Settings
+    num_threads: int | None
+    is_led: bool
+
+    @classmethod
+    def of(cls, task: Task, opened: Opened, settings: Settings, num_threads: int | None) -> Shipment:
+        """Leave out what belongs to the leader alone: files, what is shown, functions that are told, validation."""
+        own: Any = None  # Of the other process.
+        shared = replace(
+            task,
+            framework=own,
+            beginning=None,
+            average=None,
+            plan=None,
+            resume=False,
+            tensorboard=None,
+            is_shown=False,
+            hooks=Hooks(),
+            callbacks=(),
+        )
+        return cls(task.framework.name, shared, opened.share(), settings, num_threads, task.is_led)
+
+
+def work(follower: Follower, path: Path) -> None:
+    """Be one worker of a run, until it is over or its leader is gone."""
+    shipment: Shipment = unpack(path)
+    framework = get_framework(shipment.framework)
+    task = replace(shipment.task, framework=framework)
+    with keep_numbers(), framework.session(shipment.settings.seed, shipment.num_threads):
+        task.follow(shipment.opened, shipment.settings, follower, is_led=shipment.is_led)
+
+
+def main() -> None:
+    """Run in a process of its own: `python -m argosy.train.member FILE`."""
+    wire = open_wire()
+    follower = Follower(wire)
+    try:
+        sys.path[:] = follower.fetch()
+        work(follower, Path(sys.argv[1]))
+    except Ended:
+        sys.exit(1)  # The leader knows, or is gone.
+    except BaseException as error:
+        traceback.print_exc()
+        told = FaultError("worker_failed", detail=f"{type(error).__name__}: {error}")
+        follower.report(error if isinstance(error, ArgosyError) else told)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
