@@ -143,8 +143,8 @@ class Group(ABC):
         self.num_rows = num_rows
         self._trouble = None
 
-    def end_step(self) -> None:
-        """Know that a step was taken."""
+    def end_step(self, number: int) -> None:
+        """Know that the step of a number was taken."""
 
     def fail(self, error: BaseException) -> NoReturn:
         """Tell the others that this worker failed in a step, and raise what follows from it for all.

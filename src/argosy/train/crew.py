@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 _MEMBER: Final = "argosy.train.member"
 _MOST_LOST: Final = 3
-"""Workers that are lost without a step between them: it is no accident."""
+"""Workers that are lost without a new step between them: it is no accident."""
 
 
 class Crew(Leader):
@@ -44,6 +44,7 @@ class Crew(Leader):
         self._alive: list[Process] = []
         self._num_started = 0
         self._num_lost = 0
+        self._furthest = 0
 
     def __enter__(self) -> Crew:
         return self
@@ -76,9 +77,10 @@ class Crew(Leader):
         self.form(self._alive, start)
         return start
 
-    def end_step(self) -> None:
-        """Know that a step was taken."""
-        self._num_lost = 0
+    def end_step(self, number: int) -> None:
+        """Know that a step was taken; only one that was never taken before says that the run goes on."""
+        if number > self._furthest:
+            self._furthest, self._num_lost = number, 0
 
     def _bury(self) -> None:
         """Take leave of those that are lost."""

@@ -400,7 +400,7 @@ class Loop:
             taken = Taken(standing.step, standing.epoch, loss, logged)
             self._is_ended = self._hooks.on_step(taken) is True or self._is_ended
         if self._group is not None:
-            self._group.end_step()
+            self._group.end_step(standing.step)
             if self._is_led:
                 self._is_ended = self._group.follow(self._is_ended)
 
