@@ -667,7 +667,9 @@ class ArgosyError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let one process give it to another; what is no text or number in its fields, as text."""
-        plain = {name: value if isinstance(value, str | int | float | None) else str(value) for name, value in self.fields.items()}
+        plain = {
+            name: value if isinstance(value, str | int | float | None) else str(value) for name, value in self.fields.items()
+        }
         return _restore, (type(self), self.key, self.retry_after_s, plain)
 
 

@@ -6,16 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
-from numpy.typing import NDArray
-
 from argosy.errors import InputError, ModelError, list_choices
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.trees import Tree, list_leaves
 from argosy.optim.groups import match_names
 from argosy.signature import Arrays
 
 __all__ = [
     "Batch",
-    "Exchange",
     "Fit",
     "FitOptions",
     "Journal",
@@ -103,21 +101,6 @@ class Journal:
     """Set by the loop."""
     logged: dict[str, float] = field(default_factory=dict[str, float])
     """What this step logged; emptied by the loop before each."""
-
-
-class Exchange(Protocol):
-    """Where the workers of a run meet in each step."""
-
-    @property
-    def rank(self) -> int:
-        """Of this worker, counted from 0."""
-        ...
-
-    def average(
-        self, loss: float, gradients: Sequence[NDArray[Any]], has: Sequence[bool], beside: Sequence[NDArray[Any]] = ()
-    ) -> Sequence[bool]:
-        """Turn this worker's gradients into the mean over the rows of all workers, in place; see `group.exchange`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,6 +145,7 @@ class Group(ABC):
 
     def end_step(self, number: int) -> None:
         """Know that the step of a number was taken."""
+        del number
 
     def fail(self, error: BaseException) -> NoReturn:
         """Tell the others that this worker failed in a step, and raise what follows from it for all.
@@ -354,4 +355,3 @@ class _TroubleError(Exception):
     def __init__(self, heard: _Heard) -> None:
         super().__init__(heard.status)
         self.heard = heard
-

@@ -33,7 +33,7 @@ class Layout(NamedTuple):
         """Give that of some arrays."""
         return cls(tuple((array.dtype.str, array.shape) for array in arrays))
 
-    def count(self) -> dict[str, int]:
+    def count_numbers(self) -> dict[str, int]:
         """Give how many numbers there are of each type, in the order in which they lie."""
         counts: dict[str, int] = {}
         for dtype, shape in self.places:
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
     def measure(self) -> int:
         """Give the bytes that they take."""
-        return sum(_pad(count * np.dtype(dtype).itemsize) for dtype, count in self.count().items())
+        return sum(_pad(count * np.dtype(dtype).itemsize) for dtype, count in self.count_numbers().items())
 
 
 class Region:
@@ -68,7 +68,7 @@ class Region:
 
     def _lay(self, layout: Layout, start: int) -> dict[str, Array]:
         flat: dict[str, Array] = {}
-        for dtype, count in layout.count().items():
+        for dtype, count in layout.count_numbers().items():
             flat[dtype] = np.ndarray((count,), dtype, self._map, start)
             start += _pad(flat[dtype].nbytes)
         return flat

@@ -1,4 +1,4 @@
-"""Python objects for other processes of the same program: code by name where it can be imported, else itself; arrays in shared files.
+"""Python objects for other processes of the same program: code by name if it can be imported, arrays in a shared file.
 
 Only files that a process of our own wrote are read: what they hold runs.
 """
@@ -12,7 +12,7 @@ import mmap
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from argosy.errors import InputError
 
@@ -55,7 +55,7 @@ def pack(made: Any, path: Path, reduces: Sequence[Reduce] = ()) -> None:
             for reduce in reduces:
                 if (reduced := reduce(obj)) is not None:
                     return reduced
-            return super().reducer_override(obj)
+            return cast("Any", super()).reducer_override(obj)
 
     stream = io.BytesIO()
     try:

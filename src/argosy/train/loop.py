@@ -294,11 +294,10 @@ class Loop:
         standing, rescue, journal = self._standing, self._rescue, self._program.journal
         standing.sums = standing.sums or [0.0] * (1 + len(self._computes))
         for batch in self._read(source):
-            if rescue:
-                if rescue.skipped and rescue.is_skipped(standing.epoch, standing.batch):
-                    self._pace.lower(rescue.factor)
-                    standing.batch += 1
-                    continue
+            if rescue and rescue.skipped and rescue.is_skipped(standing.epoch, standing.batch):
+                self._pace.lower(rescue.factor)
+                standing.batch += 1
+                continue
             if self._keeps and is_due(self._kept, standing.epoch, standing.step):
                 self._kept = self._keep()
             if journal.logged:

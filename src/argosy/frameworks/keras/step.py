@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, fail_not_finite
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.keras.arrays import name_weights, to_numpy, to_tensors
 from argosy.frameworks.keras.calling import call_model
 from argosy.frameworks.keras.faults import find_bad_layer, name_layer
@@ -41,10 +42,14 @@ _DRAWS: Final = 1 << 16
 class Fit:
     """What is fitted, and how."""
 
-    def __init__(self, model: Any, loss: Compute | None, mover: Mover, frozen: frozenset[str]) -> None:
+    def __init__(
+        self, model: Any, loss: Compute | None, mover: Mover, frozen: frozenset[str], exchange: Exchange | None = None
+    ) -> None:
         self.model = model
         self.loss = loss
         """Of outputs, targets and weights of the rows; None with a step of the user's own."""
+        self.exchange = exchange
+        """Where the workers of a run meet in each step; None for one alone."""
         self.optimizer = mover.optimizer
         self.is_rule = mover.rule is not None
         """The optimizer is a `RuleOptimizer`."""
@@ -165,7 +170,7 @@ class KerasStep:
         self._movers = open_movers(optimizer, named, has_step=options.step is not None)
         self._mover = mover = next(iter(self._movers.values()))
         compute = open_loss(loss, options) if options.step is None else None
-        self._fitted = fit = Fit(model, compute, mover, options.frozen)
+        self._fitted = fit = Fit(model, compute, mover, options.frozen, options.exchange)
         backend = importlib.import_module(f"argosy.frameworks.keras.step_{keras.backend.backend()}")
         self._engine: Engine | None = backend.ENGINE(fit) if options.step is None else None
         self._own = OwnStep(model, self._movers, options, fit) if options.step is not None else None
@@ -216,7 +221,7 @@ class KerasStep:
         return named
 
     def _make_seed(self, number: int, piece: int) -> NDArray[np.int32]:
-        return np.array([derive_seed(self._options.seed, number, piece), 0], np.int32)
+        return np.array([self._options.derive_seed(number, piece), 0], np.int32)
 
     def _fit_pieces(self, batch: Batch, number: int) -> tuple[Any, Any, Any]:
         """Go through the batch in pieces; once the loss of one is not finite, the rest is not looked at."""

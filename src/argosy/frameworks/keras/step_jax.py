@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from argosy.frameworks.base import Batch
 from argosy.frameworks.fitting import fail_loss
+from argosy.frameworks.jax.exchange import share_gradients
 from argosy.frameworks.keras.arrays import narrow_integers
 from argosy.frameworks.keras.optimizer import measure_norm
 from argosy.frameworks.keras.step import Fit
@@ -125,12 +126,19 @@ class JaxEngine:
     def _fit_state(self, state: _State, batch: Batch, seed: Any, scalars: Any) -> tuple[_State, Any, Any, Any]:
         differentiate = jax.value_and_grad(self._forward, has_aux=True)
         (_, (loss, outputs, buffers)), gradients = differentiate(state.weights, state.buffers, batch, seed)
+        gradients, buffers = self._share(loss, gradients, buffers)
         state = state._replace(buffers=buffers)
         state, is_finite = self._move_if(jax.numpy.isfinite(loss), state, gradients, scalars)
         return state, loss, outputs, is_finite
 
     def _move_state(self, state: _State, gradients: list[Any], scalars: Any) -> tuple[_State, Any]:
-        return self._move_if(True, state, gradients, scalars)
+        gradients, buffers = self._share(jax.numpy.zeros(()), gradients, state.buffers)
+        return self._move_if(True, state._replace(buffers=buffers), gradients, scalars)
+
+    def _share(self, loss: Any, gradients: list[Any], buffers: list[Any]) -> tuple[list[Any], list[Any]]:
+        if self._fit.exchange is None:
+            return gradients, buffers
+        return share_gradients(self._fit.exchange, loss, gradients, buffers)
 
     def _move_if(self, is_finite: Any, state: _State, gradients: list[Any], scalars: Any) -> tuple[_State, Any]:
         norm = measure_norm(gradients)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, fail_not_finite
 from argosy.frameworks.fitting import fail_loss
+from argosy.frameworks.mxnet.exchange import share_gradients
 from argosy.frameworks.mxnet.graph import call_block, draws_random, mix_precision
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx, to_tensor
 from argosy.frameworks.mxnet.losses import backpropagate, open_loss
@@ -43,7 +44,7 @@ class MxnetStep:
         self._forward = partial(call_block, model) if options.precision is None else self._mix(model)
         self._movers = open_movers(optimizer, self._trained, frozen, has_step=options.step is not None)
         self._mover = next(iter(self._movers.values()))
-        self._engine = TapeEngine(model)
+        self._engine = TapeEngine(model, options.exchange)
         parts = (*list_leaves(loss), *(mover.trainer.optimizer for mover in self._movers.values()))
         self._is_random = options.step is not None or draws_random(model) or any(map(_may_draw, parts))
 
@@ -69,6 +70,8 @@ class MxnetStep:
         given = Batch(*(None if part is None else to_tensors(part) for part in batch))
         try:
             value, outputs = self._differentiate(given)
+            if self._options.exchange is not None and math.isfinite(value):
+                share_gradients(self._options.exchange, value, [*self._trained.values()], list_parameters(self._model).values())
             fresh = self._mover.list_fresh()
             if not fresh:
                 raise fail_loss("one that depends on no weight which is trained")
@@ -87,7 +90,7 @@ class MxnetStep:
     def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int) -> float:
         """Take a step of the user's own."""
         self._seed(number)
-        fit = OwnFit(self._engine, self._movers, self._options.journal, number, derive_seed(self._options.seed, number))
+        fit = OwnFit(self._engine, self._movers, self._options.journal, number, self._options.derive_seed(number))
 
         def run() -> Any:
             with mx.autograd.record():
@@ -115,7 +118,7 @@ class MxnetStep:
     def _seed(self, number: int) -> None:
         # Seeding takes 1.5 ms, longer than the whole step of a small model.
         if self._is_random:
-            mx.random.seed(derive_seed(self._options.seed, number))
+            mx.random.seed(self._options.derive_seed(number))
 
     def _differentiate(self, batch: Batch) -> tuple[float, Tree]:
         """Leave the gradients of the mean loss in the parameters; give that loss, and the outputs."""

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.fitting import fail_loss, fail_not_finite
 from argosy.frameworks.own_step import open_shares
+from argosy.frameworks.tensorflow.exchange import share_gradients
 from argosy.frameworks.tensorflow.optimizer import RuleOptimizer, make_dense, measure_norm
 from argosy.optim import GradientOptimizer
 
@@ -88,8 +90,10 @@ def open_movers(optimizer: Any, named: Mapping[str, Any], *, has_step: bool) -> 
 class TapeEngine:
     """Makes losses of a step of the user's own small; see `own_step.Engine`. What the step computes, a tape records."""
 
-    def __init__(self, model: Any, weights: Sequence[Any]) -> None:
+    def __init__(self, model: Any, weights: Sequence[Any], exchange: Exchange | None = None, beside: Sequence[Any] = ()) -> None:
         self.model = model
+        self._exchange = exchange
+        self._beside = list(beside)
         self._weights = list(weights)
         self._tape: Any = None
         self._is_recording = False
@@ -119,6 +123,8 @@ class TapeEngine:
             gradients = tape.gradient(loss, mover.weights, output_gradients=mover.scale_loss(tf.ones_like(loss)))
             if all(gradient is None for gradient in gradients):
                 raise fail_loss("a number without a gradient")
+            if self._exchange is not None:
+                gradients = share_gradients(self._exchange, loss, gradients, mover.weights, self._beside)
             norm = measure_norm(gradients)  # As a tensor: of a number, the graph that moves would be traced anew for each.
             if not math.isfinite(float(norm)):
                 raise fail_not_finite(step=number, what="gradient", layer=None, learning_rate=mover.rate_at(number))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, fail_not_finite
 from argosy.frameworks.own_step import OwnFit, take_own_step
 from argosy.frameworks.tensorflow.graph import Graph
 from argosy.frameworks.tensorflow.losses import open_loss
@@ -63,9 +63,16 @@ class ModuleStep:
         self._still = _list_still(model, options.frozen)
         self._movers = open_movers(optimizer, named, has_step=options.step is not None)
         self._mover = mover = next(iter(self._movers.values()))
-        self._engine = TapeEngine(model, list(named.values()))
+        beside = [variable for name, variable in name_variables(model).items() if name not in named]
+        self._engine = TapeEngine(model, list(named.values()), options.exchange, beside)
         self._graph = Graph(
-            mover.weights, self._forward, mover.update, is_dense=mover.rule is not None, scale_loss=mover.scale_loss
+            mover.weights,
+            self._forward,
+            mover.update,
+            is_dense=mover.rule is not None,
+            scale_loss=mover.scale_loss,
+            exchange=options.exchange,
+            beside=beside,
         )
 
     def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
@@ -86,7 +93,7 @@ class ModuleStep:
 
     def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int) -> float:
         """Take a step of the user's own."""
-        seed = derive_seed(self._options.seed, number)
+        seed = self._options.derive_seed(number)
         tf.random.set_seed(seed)
         fit = OwnFit(self._engine, self._movers, self._options.journal, number, seed)
 
@@ -115,7 +122,7 @@ class ModuleStep:
         return named
 
     def _make_seed(self, number: int, piece: int) -> NDArray[np.int32]:
-        return np.array([derive_seed(self._options.seed, number), piece], np.int32)
+        return np.array([self._options.derive_seed(number), piece], np.int32)
 
     def _forward(self, batch: Batch, seed: Any) -> tuple[Any, Any]:
         assert self._loss is not None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import name_kind
-from argosy.frameworks.fitting import Exchange, Journal, fail_loss, fail_not_finite, read_scalars
+from argosy.frameworks.exchange import Exchange
+from argosy.frameworks.fitting import Journal, fail_loss, fail_not_finite, read_scalars
+from argosy.frameworks.torch.exchange import share_gradients
 from argosy.frameworks.torch.movers import Mover
 
-__all__ = ["TorchFit", "backpropagate", "share_gradients"]
+__all__ = ["TorchFit", "backpropagate"]
 
 torch: Any = importlib.import_module("torch")
-
-_KNOWN: Final = (torch.float32, torch.float64)
-"""Types that are averaged as they are; others, such as bfloat16, as float32."""
 
 
 class TorchFit:
@@ -49,7 +48,7 @@ class TorchFit:
         scalar = loss if torch.is_tensor(loss) or not callable(loss) else loss(self._model)
         value = backpropagate(check_scalar(scalar), mover, self.number, is_alone=False)
         if self._exchange is not None:
-            share_gradients(self._exchange, value, mover, self._model)
+            share_gradients(self._exchange, value, mover.weights, self._model.buffers())
         norm = mover.measure_norm()
         if not math.isfinite(norm):
             found = mover.find_bad_gradient()
@@ -113,23 +112,3 @@ def backpropagate(
     else:
         loss.backward(inputs=mover.weights)
     return value
-
-
-def share_gradients(exchange: Exchange, loss: float, mover: Mover, model: Any) -> None:
-    """Give the weights of a mover the gradients of all workers' rows, and the model the running statistics of all."""
-    has = [weight.grad is not None for weight in mover.weights]
-    for weight in mover.weights:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-    gradients = [weight.grad for weight in mover.weights]
-    beside = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    tensors = [tensor if tensor.dtype in _KNOWN else tensor.float() for tensor in [*gradients, *beside]]
-    arrays = [tensor.detach().numpy() for tensor in tensors]
-    found = exchange.average(loss, arrays[: len(gradients)], has, arrays[len(gradients) :])
-    with torch.no_grad():
-        for own, tensor in zip([*gradients, *beside], tensors, strict=True):
-            if own is not tensor:
-                own.copy_(tensor)
-    for weight, is_there in zip(mover.weights, found, strict=True):
-        if not is_there:
-            weight.grad = None

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed
+from argosy.frameworks.base import Batch, FitOptions, check_state
 from argosy.frameworks.fitting import fail_loss, fail_not_finite
-from argosy.frameworks.torch.fit import TorchFit, backpropagate, check_scalar, share_gradients
+from argosy.frameworks.torch.exchange import share_gradients
+from argosy.frameworks.torch.fit import TorchFit, backpropagate, check_scalar
 from argosy.frameworks.torch.losses import open_loss
 from argosy.frameworks.torch.movers import Mover, open_movers
 from argosy.frameworks.trees import Tree, is_array, list_leaves, map_tree, spread, take_rows
@@ -139,7 +140,7 @@ class TorchStep:
         if mover.weights[0].grad is None and all(weight.grad is None for weight in mover.weights):
             raise fail_loss("one that depends on no weight which is trained")
         if self._options.exchange is not None:
-            share_gradients(self._options.exchange, loss, mover, self._model)
+            share_gradients(self._options.exchange, loss, mover.weights, self._model.buffers())
         norm = mover.measure_norm()
         if not math.isfinite(norm):
             found = mover.find_bad_gradient()
