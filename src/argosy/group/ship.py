@@ -12,7 +12,7 @@ import mmap
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from argosy.errors import InputError
 
@@ -55,7 +55,7 @@ def pack(made: Any, path: Path, reduces: Sequence[Reduce] = ()) -> None:
             for reduce in reduces:
                 if (reduced := reduce(obj)) is not None:
                     return reduced
-            return cast("Any", super()).reducer_override(obj)
+            return super().reducer_override(obj)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     stream = io.BytesIO()
     try:

@@ -97,7 +97,15 @@ class Process:
         self._process.wait()
 
 
-_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREADS: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PJRT_NPROC",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+"""By which libraries learn it before they start, JAX and TensorFlow among them."""
 
 
 def open_wire() -> Wire:

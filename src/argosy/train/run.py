@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Precision, framework_of, loader_framework, name_kind
+from argosy.frameworks.base import Precision, framework_of, get_framework, loader_framework, name_kind
 from argosy.frameworks.own_training import check_training
 from argosy.group.ship import pack
 from argosy.optim.schedules import check_count
@@ -226,7 +226,16 @@ def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split
 def _run(task: Task, opened: Opened, settings: Settings, workers: int, num_threads: int | None) -> TrainResult:
     if workers == 1:
         return task.run(opened, settings)
-    with Crew(workers, lambda path: pack(Shipment.of(task, opened, settings, num_threads), path), num_threads) as crew:
+    share = num_threads or max(len(os.sched_getaffinity(0)) // workers, 1)
+
+    def write(path: Path) -> None:
+        pack(Shipment.of(task, opened, settings, num_threads), path, [name_framework, task.framework.reduce])
+
+    def name_framework(part: Any) -> Any:
+        """Let every process have its own."""
+        return (get_framework, (task.framework.name,)) if part is task.framework else None
+
+    with Crew(workers, write, share) as crew:
         return task.run(opened, settings, crew)
 
 

@@ -38,6 +38,7 @@ from argosy.frameworks.keras.describe import (
     describe_optimizer,
     describe_program,
 )
+from argosy.frameworks.keras.ship import reduce_model
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
@@ -154,6 +155,9 @@ class KerasFramework:
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return _scale_rate(optimizer, factor)
+
+    def reduce(self, part: Any) -> Any:
+        return reduce_model(part) if isinstance(part, keras.Model) else None
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return KerasStep(model, loss, optimizer, options)

@@ -132,6 +132,10 @@ class MxnetFramework:
         own.set_learning_rate(own.learning_rate * factor)
         return True
 
+    def reduce(self, part: Any) -> Any:
+        # What a block compiled is compiled anew where it is missing.
+        return (_give_nothing, ()) if isinstance(part, mx.nd.CachedOp) else None
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return MxnetStep(model, loss, optimizer, options)
 
@@ -197,6 +201,10 @@ def _draws_rows(data: Any) -> bool:
     if isinstance(data, mx.io.DataIter):
         return not isinstance(data, mx.io.NDArrayIter)
     return type(data._dataset) not in (mx.gluon.data.ArrayDataset, mx.gluon.data.SimpleDataset)
+
+
+def _give_nothing() -> None:
+    return None
 
 
 FRAMEWORK: Final[Framework] = MxnetFramework()
