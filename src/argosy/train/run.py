@@ -16,8 +16,7 @@ from argosy.train.average import Ema
 from argosy.train.checkpoint import Checkpoints
 from argosy.train.data import count_taken
 from argosy.train.elements import Columns
-from argosy.train.listening import check_callbacks, describe_callbacks
-from argosy.train.loop import Hooks, Taken
+from argosy.train.listening import Hooks, Taken, check_callbacks, describe_callbacks
 from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimizers
 from argosy.train.objective import describe_function, open_objective
 from argosy.train.opening import open_data
