@@ -13,7 +13,7 @@ import numpy as np
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, derive_seed, name_kind
 from argosy.frameworks.trees import count_rows, take_rows
-from argosy.train.data import iterate_batches, take_batch
+from argosy.train.data import iterate_batches
 from argosy.train.elements import (
     Columns,
     check_counts,
@@ -117,7 +117,7 @@ class ArraySource:
                 weights = None if data.weights is None else data.weights[rows]
                 yield Batch(data.inputs[rows], data.targets[rows], weights)
             else:
-                yield take_batch(data, rows)
+                yield data.take(rows)
 
     def describe(self) -> dict[str, Any]:
         return describe_data(self._given)
@@ -209,7 +209,7 @@ class LoaderSource:
     def _share(self, batch: Batch, part: Part) -> Batch:
         """Give the rows of one worker."""
         if not self._is_raw:
-            return take_batch(batch, find_share(batch.num_rows, part))
+            return batch.take(find_share(batch.num_rows, part))
         return Batch(take_rows(batch.inputs, find_share(count_rows(batch.inputs), part)))
 
     def _read(self, element: Any) -> Batch:

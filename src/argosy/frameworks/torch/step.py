@@ -15,7 +15,7 @@ from argosy.frameworks.fitting import fail_loss
 from argosy.frameworks.own_step import OwnFit, take_own_step
 from argosy.frameworks.torch.losses import open_loss
 from argosy.frameworks.torch.movers import TapeEngine, open_movers
-from argosy.frameworks.trees import Tree, is_array, list_leaves, map_tree, spread, take_rows
+from argosy.frameworks.trees import Tree, is_array, join_rows, list_leaves, map_tree, spread
 from argosy.signature import Arrays
 
 __all__ = ["TorchStep", "get_weights", "set_weights"]
@@ -65,25 +65,21 @@ class TorchStep:
         mover = self._mover
         mover.clear()
         batch = Batch(*(_to_tensors(part) for part in batch))
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        if size >= num_rows:
+        size = self._options.micro_batch_size
+        if size is None or size >= batch.num_rows:
             value, outputs = self._pass(batch, 1.0, number)
         else:
-            value, outputs = self._fit_pieces(batch, num_rows, size, number)
+            value, outputs = self._fit_pieces(batch, size, number)
         mover.move(number)
         return value, outputs
 
-    def _fit_pieces(self, batch: Batch, num_rows: int, size: int, number: int) -> tuple[float, Tree]:
+    def _fit_pieces(self, batch: Batch, size: int, number: int) -> tuple[float, Tree]:
         value, parts = 0.0, list[Any]()
-        for start in range(0, num_rows, size):
-            rows = slice(start, start + size)
-            piece = Batch(*(None if part is None else take_rows(part, rows) for part in batch))
-            part_value, outputs = self._pass(piece, min(size, num_rows - start) / num_rows, number)
+        for piece, share in batch.cut(size):
+            part_value, outputs = self._pass(piece, share, number)
             value += part_value
             parts.append(outputs)
-        columns = iter([np.concatenate(column) for column in zip(*(list_leaves(part) for part in parts), strict=True)])
-        return value, map_tree(lambda leaf: next(columns), parts[0])
+        return value, join_rows(parts)
 
     def _pass(self, batch: Batch, share: float, number: int) -> tuple[float, Tree]:
         """Go forward and back with some rows; give their share of the loss, and their outputs."""
