@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch
 from argosy.frameworks.describe import digest_arrays
-from argosy.frameworks.trees import count_rows, is_named, is_ordered, list_leaves, map_tree, take_rows
+from argosy.frameworks.trees import count_rows, is_named, is_ordered, list_leaves, map_tree
 from argosy.train.elements import Columns, check_weights, make_array, read_element, to_arrays
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "load_mnist",
     "split_rows",
     "split_test",
-    "take_batch",
 ]
 
 _DIGITS_MAX: Final = 16.0
@@ -118,12 +117,7 @@ def split_rows(data: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
     num_taken = count_taken(num_rows, fraction)
     order = np.random.default_rng(seed).permutation(num_rows)
     taken, kept = np.sort(order[:num_taken]), np.sort(order[num_taken:])
-    return take_batch(data, kept), take_batch(data, taken)
-
-
-def take_batch(data: Batch, rows: NDArray[Any] | slice) -> Batch:
-    """Give some of the rows."""
-    return Batch(*(None if part is None else take_rows(part, rows) for part in data))
+    return data.take(kept), data.take(taken)
 
 
 def iterate_batches(num_rows: int, batch_size: int, *, shuffle: bool, seed: int, epoch: int) -> Generator[NDArray[np.int64]]:

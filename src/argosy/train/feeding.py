@@ -9,7 +9,6 @@ from argosy.errors import InputError
 from argosy.frameworks.base import Batch
 from argosy.frameworks.trees import count_rows, take_rows
 from argosy.group.exchange import Follower, Leader
-from argosy.train.data import take_batch
 from argosy.train.source import WHOLE, Part, Source, Spare, find_share
 
 __all__ = ["FedSource", "Feeder"]
@@ -51,7 +50,7 @@ class Feeder:
         is_spare = rows.start == rows.stop
         if is_spare:
             rows = slice(0, 1)
-        cut = Batch(take_rows(batch.inputs, rows)) if self._is_raw else take_batch(batch, rows)
+        cut = Batch(take_rows(batch.inputs, rows)) if self._is_raw else batch.take(rows)
         return Spare(*cut) if is_spare else cut
 
 

@@ -6,14 +6,12 @@ import sys
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from argosy.errors import ArgosyError, FaultError
-from argosy.frameworks.base import get_framework
 from argosy.group.exchange import Ended, Follower
 from argosy.group.ship import unpack
 from argosy.group.wire import open_wire
-from argosy.train.loop import Hooks
+from argosy.train.listening import Hooks
 from argosy.train.opening import Opened
 from argosy.train.result import Settings
 from argosy.train.source import keep_numbers
@@ -26,20 +24,16 @@ __all__ = ["Shipment"]
 class Shipment:
     """A run, for another process."""
 
-    framework: str
     task: Task
     opened: Opened
     settings: Settings
-    num_threads: int | None
     is_led: bool
 
     @classmethod
-    def of(cls, task: Task, opened: Opened, settings: Settings, num_threads: int | None) -> Shipment:
+    def of(cls, task: Task, opened: Opened, settings: Settings) -> Shipment:
         """Leave out what belongs to the leader alone: files, what is shown, functions that are told, validation."""
-        own: Any = None  # Of the other process.
         shared = replace(
             task,
-            framework=own,
             beginning=None,
             average=None,
             plan=None,
@@ -49,16 +43,15 @@ class Shipment:
             hooks=Hooks(),
             callbacks=(),
         )
-        return cls(task.framework.name, shared, opened.share(), settings, num_threads, task.is_led)
+        return cls(shared, opened.share(), settings, task.is_led)
 
 
 def work(follower: Follower, path: Path) -> None:
     """Be one worker of a run, until it is over or its leader is gone."""
     shipment: Shipment = unpack(path)
-    framework = get_framework(shipment.framework)
-    task = replace(shipment.task, framework=framework)
-    with keep_numbers(), framework.session(shipment.settings.seed, shipment.num_threads):
-        task.follow(shipment.opened, shipment.settings, follower, is_led=shipment.is_led)
+    task, settings = shipment.task, shipment.settings
+    with keep_numbers(), task.framework.session(settings.seed, settings.num_threads):
+        task.follow(shipment.opened, settings, follower, is_led=shipment.is_led)
 
 
 def main() -> None:

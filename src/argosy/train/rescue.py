@@ -73,7 +73,6 @@ class Rescue:
     factor: Final = _FACTOR
 
     def __init__(self) -> None:
-        self.kept: Kept | None = None
         self.skipped: list[Skip] = []
         self._blamed: set[tuple[int, int]] = set()
         self._first: ModelError | None = None
@@ -93,7 +92,14 @@ class Rescue:
         return not math.isfinite(loss) or (num_steps >= _SEEN_STEPS and loss > _HUGE * max(largest, _SMALL))
 
     def blame(
-        self, epoch: int, batch: int, step: int, loss: float, error: ModelError | None, locate: Locate | None = None
+        self,
+        epoch: int,
+        batch: int,
+        step: int,
+        loss: float,
+        error: ModelError | None,
+        first: int,
+        locate: Locate | None = None,
     ) -> None:
         """Leave a batch out from now on.
 
@@ -103,6 +109,7 @@ class Rescue:
             step: that would have been taken with it.
             loss: of it.
             error: that it met.
+            first: batch of the epoch from which on the steps are taken again.
             locate: says where the rows of a batch stand.
 
         Raises:
@@ -112,8 +119,7 @@ class Rescue:
         row = [batch - back for back in range(1, _IN_A_ROW) if self.is_skipped(epoch, batch - back)]
         if len(row) == _IN_A_ROW - 1:
             before = batch - _IN_A_ROW
-            assert self.kept is not None
-            if (epoch, before) in self._blamed or before < self.kept.standing.batch or self.is_skipped(epoch, before):
+            if (epoch, before) in self._blamed or before < first or self.is_skipped(epoch, before):
                 raise self.make_error(step, loss, error)
             # The batch before all of these may have ruined the weights, though not its own loss.
             self.skipped = [skip for skip in self.skipped if skip.epoch != epoch or skip.batch not in row]

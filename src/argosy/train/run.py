@@ -19,8 +19,7 @@ from argosy.train.checkpoint import Checkpoints
 from argosy.train.crew import Crew
 from argosy.train.data import count_taken
 from argosy.train.elements import Columns
-from argosy.train.listening import check_callbacks, describe_callbacks
-from argosy.train.loop import Hooks, Taken
+from argosy.train.listening import Hooks, Taken, check_callbacks, describe_callbacks
 from argosy.train.member import Shipment
 from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimizers
 from argosy.train.objective import describe_function, open_objective
@@ -210,7 +209,7 @@ def train(
     )
     with keep_numbers(), framework.session(seed, num_threads):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
-        result = _run(task, opened, settings, workers, num_threads)
+        result = _run(task, opened, settings, workers)
     if is_stream(data):
         result = replace(result, preprocess=tuple(getattr(data, "preprocess", ())))
     if on_end is not None:
@@ -223,19 +222,19 @@ def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split
     return epochs * math.ceil((num_rows - count_taken(num_rows, validation_split)) / batch_size)
 
 
-def _run(task: Task, opened: Opened, settings: Settings, workers: int, num_threads: int | None) -> TrainResult:
+def _run(task: Task, opened: Opened, settings: Settings, workers: int) -> TrainResult:
     if workers == 1:
         return task.run(opened, settings)
-    share = num_threads or max(len(os.sched_getaffinity(0)) // workers, 1)
 
     def write(path: Path) -> None:
-        pack(Shipment.of(task, opened, settings, num_threads), path, [name_framework, task.framework.reduce])
+        pack(Shipment.of(task, opened, settings), path, [name_framework, task.framework.reduce])
 
     def name_framework(part: Any) -> Any:
         """Let every process have its own."""
         return (get_framework, (task.framework.name,)) if part is task.framework else None
 
-    with Crew(workers, write, share) as crew:
+    num_threads = settings.num_threads or max(len(os.sched_getaffinity(0)) // workers, 1)
+    with Crew(workers, write, num_threads) as crew:
         return task.run(opened, settings, crew)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, derive_seed, name_kind
 from argosy.frameworks.trees import count_rows, take_rows
-from argosy.train.data import iterate_batches, take_batch
+from argosy.train.data import iterate_batches
 from argosy.train.elements import (
     Columns,
     check_counts,
@@ -120,12 +120,12 @@ class ArraySource:
         for order in itertools.islice(orders, start, None):
             rows = order if part == WHOLE else order[find_share(len(order), part)]
             if not len(rows):
-                yield Spare(*take_batch(data, order[:1]))
+                yield Spare(*data.take(order[:1]))
             elif self._is_simple:
                 weights = None if data.weights is None else data.weights[rows]
                 yield Batch(data.inputs[rows], data.targets[rows], weights)
             else:
-                yield take_batch(data, rows)
+                yield data.take(rows)
 
     def share(self) -> ArraySource:
         """Give the same rows for other workers of the run, who do not describe them."""
@@ -223,7 +223,7 @@ class LoaderSource:
     def _share(self, batch: Batch, part: Part) -> Batch:
         """Give the rows of one worker."""
         if not self._is_raw:
-            return take_batch(batch, find_share(batch.num_rows, part))
+            return batch.take(find_share(batch.num_rows, part))
         return Batch(take_rows(batch.inputs, find_share(count_rows(batch.inputs), part)))
 
     def _read(self, element: Any) -> Batch:

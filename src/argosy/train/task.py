@@ -22,8 +22,8 @@ from argosy.train.crew import Crew
 from argosy.train.feeding import FedSource, Feeder
 from argosy.train.free import FreeStep
 from argosy.train.lineage import describe_weights
-from argosy.train.listening import open_listener
-from argosy.train.loop import Hooks, Loop, Program
+from argosy.train.listening import Hooks, open_listener
+from argosy.train.loop import Loop, Program
 from argosy.train.moving import is_own
 from argosy.train.opening import Opened
 from argosy.train.pace import Pace

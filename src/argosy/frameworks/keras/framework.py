@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
+from argosy.frameworks.defaults import FrameworkDefaults
 from argosy.frameworks.fitting import Listener
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
 from argosy.frameworks.keras.callbacks import open_callbacks
@@ -38,15 +39,15 @@ from argosy.frameworks.keras.describe import (
     describe_optimizer,
     describe_program,
 )
-from argosy.frameworks.keras.ship import reduce_model
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
 from argosy.frameworks.keras.session import bind_backend
+from argosy.frameworks.keras.ship import reduce_model
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
-from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "KerasFramework"]
@@ -54,7 +55,7 @@ __all__ = ["FRAMEWORK", "KerasFramework"]
 keras: Any = importlib.import_module("keras")
 
 
-class KerasFramework:
+class KerasFramework(FrameworkDefaults):
     """See `base.Framework`. Models are `keras.Model`s on the CPU.
 
     Random numbers of layers follow from a step's number if they are drawn with a `keras.random.SeedGenerator` of the
@@ -83,9 +84,6 @@ class KerasFramework:
 
     def is_loader(self, data: object) -> bool:
         return isinstance(data, keras.utils.PyDataset)
-
-    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
-        return None
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         num_batches = data.num_batches
@@ -150,9 +148,6 @@ class KerasFramework:
         random.seed(seed)
         np.random.seed(derive_seed(seed))
 
-    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
-        return None  # Steps draw from a seed of their own.
-
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return _scale_rate(optimizer, factor)
 
@@ -173,9 +168,6 @@ class KerasFramework:
             raise fail_rows(inputs, error) from error
         check_answer(outputs)
         return outputs
-
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         kinds = [variable.dtype for variable in model.weights] or [layer.variable_dtype for layer in model.layers]

@@ -22,6 +22,6 @@ def _rebuild(rebuild: Any, arguments: Any, classes: dict[str, Any]) -> Any:
 
 
 def _find_own_classes(model: Any) -> dict[str, Any]:
-    kinds = {type(part) for part in model._flatten_layers()}
+    kinds: set[Any] = {type(part) for part in model._flatten_layers()}
     own = {kind for kind in kinds if kind.__module__.partition(".")[0] != "keras"}
     return {name: kind for kind in own for name in (kind.__name__, keras.saving.get_registered_name(kind))}

@@ -23,7 +23,7 @@ from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.movers import Mover, open_movers
 from argosy.frameworks.keras.own import OwnStep
 from argosy.frameworks.loss_trees import Compute
-from argosy.frameworks.trees import Tree, join_rows, map_tree, take_rows
+from argosy.frameworks.trees import Tree, join_rows, map_tree
 from argosy.signature import Arrays
 
 __all__ = ["Engine", "Fit", "KerasStep"]
@@ -228,7 +228,7 @@ class KerasStep:
         assert self._engine is not None
         value, parts = 0.0, list[Any]()
         total: list[Any] = []
-        for piece, (rows, share) in enumerate(self._cut(batch)):
+        for piece, (rows, share) in enumerate(batch.cut(self._options.micro_batch_size)):
             loss, outputs, gradients = self._engine.differentiate(rows, self._make_seed(number, piece))
             value += share * float(loss)
             parts.append(_to_arrays(outputs))
@@ -238,22 +238,12 @@ class KerasStep:
             total = [a if b is None else a + b for a, b in zip(total, shared, strict=True)] if total else shared
         return value, join_rows(parts), self._engine.move(total, number)
 
-    def _cut(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """Give the pieces of a batch, with their shares of its rows."""
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        pieces = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-        return [
-            (Batch(*(None if part is None else take_rows(part, rows) for part in batch)), (rows.stop - rows.start) / num_rows)
-            for rows in pieces
-        ]
-
     def _fail(self, batch: Batch, number: int) -> ModelError:
         """Go through the batch again and find the first layer or gradient at fault."""
         assert self._engine is not None
         self._engine.write()
         what, layer = "gradient", None
-        for piece, (rows, _) in enumerate(self._cut(batch)):
+        for piece, (rows, _) in enumerate(batch.cut(self._options.micro_batch_size)):
             seed = self._make_seed(number, piece)
             loss, _, gradients = self._engine.differentiate(rows, seed)
             if not math.isfinite(float(loss)):

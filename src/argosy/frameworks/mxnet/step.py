@@ -21,7 +21,7 @@ from argosy.frameworks.mxnet.optimizer import RuleOptimizer, measure_norm
 from argosy.frameworks.mxnet.still import Still
 from argosy.frameworks.mxnet.weights import check_initialized, get_weights, list_parameters, set_weights
 from argosy.frameworks.own_step import OwnFit, take_own_step
-from argosy.frameworks.trees import Tree, is_array, join_rows, list_leaves, map_tree, take_rows
+from argosy.frameworks.trees import Tree, is_array, join_rows, list_leaves, map_tree
 from argosy.signature import Arrays
 
 __all__ = ["MxnetStep", "to_tensors"]
@@ -122,17 +122,14 @@ class MxnetStep:
 
     def _differentiate(self, batch: Batch) -> tuple[float, Tree]:
         """Leave the gradients of the mean loss in the parameters; give that loss, and the outputs."""
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        if size >= num_rows:
+        size = self._options.micro_batch_size
+        if size is None or size >= batch.num_rows:
             loss, outputs = self._pass(batch, 1.0)
             return float(loss.asscalar()), map_tree(_to_array, outputs)
         value, parts = 0.0, list[Tree]()
         totals: dict[str, Any] = {}
-        for start in range(0, num_rows, size):
-            rows = slice(start, min(start + size, num_rows))
-            piece = Batch(*(None if part is None else take_rows(part, rows) for part in batch))
-            loss, outputs = self._pass(piece, (rows.stop - start) / num_rows)
+        for piece, share in batch.cut(size):
+            loss, outputs = self._pass(piece, share)
             value += float(loss.asscalar())
             parts.append(map_tree(_to_array, outputs))
             for name, own in self._trained.items():

@@ -19,7 +19,7 @@ from argosy.frameworks.own_step import OwnFit, take_own_step
 from argosy.frameworks.tensorflow.graph import Graph
 from argosy.frameworks.tensorflow.losses import open_loss
 from argosy.frameworks.tensorflow.movers import TapeEngine, open_movers
-from argosy.frameworks.trees import Tree, join_rows, list_leaves, map_tree, spread, take_rows
+from argosy.frameworks.trees import Tree, join_rows, list_leaves, map_tree, spread
 from argosy.signature import Arrays
 
 __all__ = ["ModuleStep", "call_module", "is_optimizer", "name_variables", "to_tensors"]
@@ -139,7 +139,7 @@ class ModuleStep:
         """Go through the batch in pieces; once the loss of one is not finite, the rest is not looked at."""
         value, parts = 0.0, list[Any]()
         total: list[Any] = []
-        for piece, (rows, share) in enumerate(self._cut(batch)):
+        for piece, (rows, share) in enumerate(batch.cut(self._options.micro_batch_size)):
             passed = self._graph.differentiate(rows, self._make_seed(number, piece))
             value += share * float(passed.loss)
             parts.append(map_tree(_to_array, passed.outputs))
@@ -149,20 +149,10 @@ class ModuleStep:
             total = [a if b is None else a + b for a, b in zip(total, shared, strict=True)] if total else shared
         return value, join_rows(parts), self._graph.move(total, scalars)
 
-    def _cut(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """Give the pieces of a batch, with their shares of its rows."""
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        pieces = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-        return [
-            (Batch(*(None if part is None else take_rows(part, rows) for part in batch)), (rows.stop - rows.start) / num_rows)
-            for rows in pieces
-        ]
-
     def _fail(self, batch: Batch, number: int) -> ModelError:
         """Go through the batch again and find the first layer or gradient at fault."""
         what, layer = "gradient", None
-        for piece, (rows, _) in enumerate(self._cut(batch)):
+        for piece, (rows, _) in enumerate(batch.cut(self._options.micro_batch_size)):
             seed = self._make_seed(number, piece)
             passed = self._graph.differentiate(rows, seed)
             if not math.isfinite(float(passed.loss)):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from argosy.frameworks.exchange import Exchange
 
-__all__ = ["share_gradients"]
+__all__ = ["open_share", "share_gradients"]
 
 torch: Any = importlib.import_module("torch")
 
 _KNOWN: Final = (torch.float32, torch.float64)
 """Types that are averaged as they are; others, such as bfloat16, as float32."""
+
+
+def open_share(exchange: Exchange | None, model: Any) -> Callable[[float, Sequence[Any]], None] | None:
+    """Give what shares the gradients of some weights of a model; None where there is one worker."""
+    if exchange is None:
+        return None
+    return lambda loss, weights: share_gradients(exchange, loss, weights, model.buffers())
 
 
 def share_gradients(exchange: Exchange, loss: float, weights: Sequence[Any], buffers: Iterable[Any]) -> None:
