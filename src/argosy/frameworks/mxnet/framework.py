@@ -25,6 +25,7 @@ from argosy.frameworks.mxnet.library import count_threads, explain, mx, set_thre
 from argosy.frameworks.mxnet.losses import open_loss
 from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
+from argosy.frameworks.mxnet.ship import reduce_part
 from argosy.frameworks.mxnet.step import MxnetStep, to_tensors
 from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
 from argosy.frameworks.ports import Ports
@@ -121,8 +122,7 @@ class MxnetFramework(FrameworkDefaults):
         return True
 
     def reduce(self, part: Any) -> Any:
-        # What a block compiled is compiled anew where it is missing.
-        return (_give_nothing, ()) if isinstance(part, mx.nd.CachedOp) else None
+        return reduce_part(part)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return MxnetStep(model, loss, optimizer, options)
@@ -183,10 +183,6 @@ def _draws_rows(data: Any) -> bool:
     if isinstance(data, mx.io.DataIter):
         return not isinstance(data, mx.io.NDArrayIter)
     return type(data._dataset) not in (mx.gluon.data.ArrayDataset, mx.gluon.data.SimpleDataset)
-
-
-def _give_nothing() -> None:
-    return None
 
 
 FRAMEWORK: Final[Framework] = MxnetFramework()
