@@ -78,8 +78,6 @@ class Group(ABC):
         self.rank, self.size = 0, 1
         self.num_rows = 0
         """Of the batch that this worker has; set before each step."""
-        self.part: tuple[int, int] = (0, 1)
-        """Which worker this is, and how many there are."""
         self.waited_s = 0.0
         """That this worker spent in rounds, mostly waiting for others."""
         self._folder = ""
@@ -200,7 +198,6 @@ class Group(ABC):
 
     def _take_place(self, formation: Formation) -> None:
         self.rank, self.size, self._folder = formation.rank, formation.size, formation.folder
-        self.part = formation.rank, formation.size
         self._regions.clear()
         self._trouble = None
 

@@ -21,7 +21,8 @@ from argosy.train.pace import Pace
 from argosy.train.progress import Progress
 from argosy.train.rescue import Kept, Rescue, Skip, is_due
 from argosy.train.result import Epoch, Settings
-from argosy.train.source import WHOLE, Source, Spare
+from argosy.train.sharing import Spare
+from argosy.train.source import Source
 from argosy.train.standing import Standing
 from argosy.train.state import RunState
 from argosy.train.validation import Validation
@@ -224,8 +225,7 @@ class Loop:
 
     def _read(self, source: Source) -> Iterator[Batch]:
         """Give the batches that are left of the epoch; before data that fails ends the run, its state is kept."""
-        part = WHOLE if self._group is None else self._group.part
-        batches = source.iterate(self._standing.epoch, self._standing.batch, part)
+        batches = source.iterate(self._standing.epoch, self._standing.batch)
         while True:
             try:
                 batch = next(batches)

@@ -40,7 +40,8 @@ class Opened(NamedTuple):
 
     def share(self) -> Opened:
         """Give what other workers of the run need of it."""
-        source: Any = self.source.share() if isinstance(self.source, ArraySource) else None
+        nobody: Any = None
+        source = self.source if isinstance(self.source, ArraySource) else nobody
         return self._replace(source=source, validation=None, sample=None)
 
 

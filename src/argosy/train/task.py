@@ -19,7 +19,6 @@ from argosy.optim import GradientFreeOptimizer
 from argosy.train.average import Average, Ema
 from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
 from argosy.train.crew import Crew
-from argosy.train.feeding import FedSource, Feeder
 from argosy.train.free import FreeStep
 from argosy.train.lineage import describe_weights
 from argosy.train.listening import Hooks, open_listener
@@ -31,6 +30,7 @@ from argosy.train.progress import Progress, open_progress
 from argosy.train.publish import pick_sample
 from argosy.train.rescue import Rescue
 from argosy.train.result import Settings, TrainResult
+from argosy.train.sharing import FedSource, Feeder, SharedArrays
 from argosy.train.source import ArraySource, Source
 from argosy.train.start import Beginning
 from argosy.train.tensorboard import open_tensorboard
@@ -76,7 +76,7 @@ class Task:
         program = self._write_program(opened, settings, pace, follower)
         loop = self._build_loop(program, settings, None, [], pace, None, follower, is_led=is_led)
         follower.say_ready()
-        loop.run(opened.source or FedSource(follower), None)
+        loop.run(SharedArrays(opened.source, follower) if isinstance(opened.source, ArraySource) else FedSource(follower), None)
 
     def run(self, opened: Opened, settings: Settings, crew: Crew | None = None) -> TrainResult:
         """Fit the model.
@@ -114,9 +114,7 @@ class Task:
             loop = self._build_loop(program, settings, keeper, [shown, logged] if logged else [shown], pace, listener, crew)
             if self.resume is True or (self.plan is not None and self.plan.parent is not None):
                 loop.resume()
-            source = opened.source
-            if crew is not None and not isinstance(source, ArraySource):
-                source = Feeder(source, crew, is_raw=self.step is not None)
+            source = opened.source if crew is None else self._share(opened.source, crew)
             try:
                 history = loop.run(source, opened.validation)
             except Ended as ended:
@@ -136,6 +134,11 @@ class Task:
             loop.skipped,
             describe_weights(self.framework, self.model, self.frozen),
         )
+
+    def _share(self, source: Source, crew: Crew) -> Source:
+        if isinstance(source, ArraySource):
+            return SharedArrays(source, crew)
+        return Feeder(source, crew, is_raw=self.step is not None)
 
     def _check_folder(self, keeper: Keeper | None) -> None:
         resume = self.resume
