@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, derive_seed, name_kind
