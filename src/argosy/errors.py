@@ -106,7 +106,7 @@ MESSAGES: dict[str, Message] = {
         "open files, sockets, generators and the like are best made by the function that uses them",
     ),
     "group_differs": Message(
-        "The workers of a run do not take the same steps: {kinds}",
+        "The workers of a training run do not do the same at one time: {kinds}",
         "a step of your own must call fit.minimize as often in each worker, whatever its rows are",
     ),
     "worker_lost": Message(

@@ -190,7 +190,12 @@ def test_what_cannot_be_given_to_another_process_is_said() -> None:
         fit(2, model=model)
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, "many", True])
+@pytest.mark.parametrize("workers", [-1, 1.5, "many"])
 def test_number_of_workers_is_checked(workers: Any) -> None:
     with pytest.raises(InputError, match="`workers`"):
         fit(workers)
+
+
+def test_rule_without_gradients_has_one_worker() -> None:
+    with pytest.raises(InputError, match="`workers` is 'several', expected 1 with genetic, which has no gradients"):
+        fit(2, optimizer="genetic")

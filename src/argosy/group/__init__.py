@@ -1,1 +1,1 @@
-"""Processes that work on one thing in step: what they tell each other, and the memory that they share on one host."""
+"""Processes that take steps together: what they tell each other, and the memory that they share on one host."""

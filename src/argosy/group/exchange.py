@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import ArgosyError, ModelError
+from argosy.errors import FaultError, ModelError, list_choices
 from argosy.group.memory import Layout, Region, list_folders, make_file
 from argosy.group.wire import Wire
 
@@ -320,7 +320,7 @@ class Leader(Group):
         kind = heard[0].kind
         values = [said.value for said in heard]
         if any(said.kind != kind for said in heard) or (kind == "open" and any(value != values[0] for value in values)):
-            return _Heard("ended", ArgosyError("group_differs", kinds=[said.kind for said in heard]))
+            return _Heard("ended", FaultError("group_differs", kinds=list_choices(said.kind for said in heard)))
         try:
             return _Heard("ok", getattr(self, f"_judge_{kind}")(values))
         except OSError as error:

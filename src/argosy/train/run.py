@@ -13,6 +13,7 @@ from argosy.errors import InputError
 from argosy.frameworks.base import Precision, framework_of, get_framework, loader_framework, name_kind
 from argosy.frameworks.own_training import check_training
 from argosy.group.ship import pack
+from argosy.optim import GradientFreeOptimizer
 from argosy.optim.schedules import check_count
 from argosy.train.average import Ema
 from argosy.train.checkpoint import Checkpoints
@@ -130,9 +131,10 @@ def train(
             another run as its parent.
         resume: go on from the newest checkpoint of the folder, if it has one. `"restart"`: begin anew, and remove them.
         tensorboard: a folder for TensorBoard's event files.
-        workers: training processes; one, here.
-        num_threads: of the framework; default: its own choice. Small models train best with one: with more,
-            each step waits for the slowest core (7 s became 37 s on two cores with other work on them).
+        workers: processes that share the rows of each batch, and so take the steps of one; the first is this one.
+        num_threads: of the framework, in each worker; default: its own choice, and of several workers a share of the cores. Small
+            models train best with one: with more, each step waits for the slowest core (7 s became 37 s on two cores with
+            other work on them).
         progress: False shows nothing; else a bar on a terminal and a line an epoch elsewhere, on stderr.
         on_step: is called with each `Taken` step; where it gives True, the run ends there.
         on_epoch: is called with each `Epoch` once it is measured; where it gives True, the run ends there.
@@ -147,6 +149,7 @@ def train(
             model says itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
+        FaultError: `worker_lost`, `worker_failed`, `group_differs`, one of several workers.
         StoreError: `disk_full`, `write_failed`, a checkpoint.
     """
     check_count("workers", workers)
@@ -166,6 +169,8 @@ def train(
     )
     rule = resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
     heard = check_callbacks(framework, callbacks)
+    if workers > 1:
+        _check_shareable(rule, heard)
     columns = Columns.read(targets, weights)
     beginning = None if start is None else read_start(framework, model, start)
     task = Task(
@@ -242,6 +247,14 @@ def _choose(given: Any, own: Any, default: Any) -> Any:
     if given is not None:
         return given
     return default if own is None else own
+
+
+def _check_shareable(rule: Any, callbacks: Sequence[Any]) -> None:
+    if callbacks:
+        expected = "none with several workers; on_step and on_epoch are called in the first"
+        raise InputError("bad_option", option="callbacks", got=name_kind(callbacks[0]), expected=expected)
+    if isinstance(rule, GradientFreeOptimizer):
+        raise InputError("bad_option", option="workers", got="several", expected=f"1 with {rule.name}, which has no gradients")
 
 
 def _check_functions(functions: Mapping[str, object], average: object) -> None:
