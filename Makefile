@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-stream bench-tutorials bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small bench-minilm clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-workers bench-train-kill bench-stream bench-tutorials bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small bench-minilm clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -165,9 +165,9 @@ bench-publish: setup
 bench-large: setup
 	$(BIN)/python benchmarks/large_model.py
 
-## Every optimizer against its reference in every framework, all combinations.
+## Every optimizer against its reference in every framework, all combinations; two and four workers against one.
 trajectories: setup
-	TRAJECTORIES=all $(PYTEST) -m slow tests/frameworks/test_trajectories.py
+	TRAJECTORIES=all $(PYTEST) -m slow tests/frameworks/test_trajectories.py tests/frameworks/test_workers.py
 
 ## MNIST in every framework with every optimizer, served; writes docs/mnist.md.
 bench-mnist: setup
@@ -177,6 +177,10 @@ bench-mnist: setup
 bench-train: setup
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/train_loaders.py
+
+## Time and CPU time to an accuracy with two training workers, beside one, and beside torch's DDP by hand.
+bench-workers: setup
+	$(BIN)/python benchmarks/train_workers.py
 
 ## Kills of training runs at random moments, resumed bit for bit.
 bench-train-kill: setup
