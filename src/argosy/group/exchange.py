@@ -6,8 +6,9 @@ Whoever fails says so in the next round, whatever the others do in it.
 
 from __future__ import annotations
 
+import logging
 import math
-import tempfile
+import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import FaultError, ModelError, list_choices
-from argosy.group.memory import Layout, Region, list_folders, make_file
+from argosy.group.memory import Layout, Region, make_file
 from argosy.group.wire import Wire
 
 __all__ = ["Changed", "Ended", "Follower", "Group", "Leader", "Peer"]
 
 Array = NDArray[Any]
 
+_LOG = logging.getLogger(__name__)
+
+_SILENT_S: Final = 60.0
+_WATCHED_STEPS: Final = 50
+_SLOW: Final = 1.5
 _FOLLOWS: Final = "follows"
 READY: Final = "ready"
 
@@ -64,6 +70,14 @@ class _Heard(NamedTuple):
     value: Any
 
 
+class _Offer(NamedTuple):
+    loss: float
+    num_rows: int
+    has: tuple[bool, ...]
+    worked_s: float
+    """Since the step began."""
+
+
 class Peer(Protocol):
     """Another worker, as the leader has it."""
 
@@ -80,7 +94,9 @@ class Group(ABC):
         """Of the batch that this worker has; set before each step."""
         self.waited_s = 0.0
         """That this worker spent in rounds, mostly waiting for others."""
-        self._folder = ""
+        self._begun_s = 0.0
+        self.folder = ""
+        """In which workers share memory; the leader is told before it forms the group."""
         self._regions: dict[Layout, Region] = {}
         self._trouble: _Heard | None = None
 
@@ -126,7 +142,8 @@ class Group(ABC):
             path = self._meet("open", layout)
             region = self._regions[layout] = Region(Path(path), layout, self.rank, self.size)
         region.write(arrays)
-        shares, mean, together = self._meet("average", (loss, self.num_rows, tuple(has)))
+        worked_s = time.perf_counter() - self._begun_s
+        shares, mean, together = self._meet("average", _Offer(loss, self.num_rows, tuple(has), worked_s))
         if not math.isfinite(mean):
             raise _TroubleError(_Heard("ok", None))
         region.reduce(shares)
@@ -140,6 +157,7 @@ class Group(ABC):
         """Say how many rows this worker's batch has."""
         self.num_rows = num_rows
         self._trouble = None
+        self._begun_s = time.perf_counter()
 
     def end_step(self, number: int) -> None:
         """Know that the step of a number was taken."""
@@ -197,7 +215,7 @@ class Group(ABC):
     def _hold_round(self, said: _Said) -> _Heard: ...
 
     def _take_place(self, formation: Formation) -> None:
-        self.rank, self.size, self._folder = formation.rank, formation.size, formation.folder
+        self.rank, self.size, self.folder = formation.rank, formation.size, formation.folder
         self._regions.clear()
         self._trouble = None
 
@@ -251,6 +269,9 @@ class Leader(Group):
         self.peers: list[Peer] = []
         self.lost: list[Peer] = []
         """Those of whom the last round heard nothing any more."""
+        self._worked_s: list[float] = []
+        self._num_watched = 0
+        self._named: set[int] = set()
         self._number = 0
         self._files: list[Path] = []
 
@@ -270,11 +291,10 @@ class Leader(Group):
         self._number += 1
         self._remove_files()
         self.peers, self.lost = [*peers], []
-        if not self._folder:
-            self._folder = tempfile.mkdtemp(prefix="argosy-group-", dir=list_folders()[0])
+        self._worked_s, self._num_watched = [0.0] * (len(peers) + 1), 0
         for rank, peer in enumerate(peers, 1):
-            self._send(peer, Formation(rank, len(peers) + 1, self._folder, start))
-        self._take_place(Formation(0, len(peers) + 1, self._folder, None))
+            self._send(peer, Formation(rank, len(peers) + 1, self.folder, start))
+        self._take_place(Formation(0, len(peers) + 1, self.folder, None))
 
     def feed(self, shares: Sequence[Any]) -> None:
         """Give each worker something of its own, in the order of their ranks; the first is this worker's."""
@@ -285,8 +305,6 @@ class Leader(Group):
         """Remove what is shared."""
         self._regions.clear()
         self._remove_files()
-        if self._folder:
-            Path(self._folder).rmdir()
 
     def _remove_files(self) -> None:
         for path in self._files:
@@ -297,6 +315,8 @@ class Leader(Group):
         heard: list[_Said] = [said]
         for peer in self.peers:
             try:
+                while not peer.wire.poll(_SILENT_S):
+                    _LOG.warning("worker %d has said nothing for %.0f s; all wait for it", self.peers.index(peer) + 1, _SILENT_S)
                 heard.append(peer.wire.recv())
             except (EOFError, OSError):
                 self.lost.append(peer)
@@ -328,15 +348,28 @@ class Leader(Group):
 
     def _judge_open(self, values: list[Layout]) -> str:
         name = f"{self._number}-{len(self._files)}"
-        self._files.append(make_file(Path(self._folder), name, values[0], self.size))
+        self._files.append(make_file(Path(self.folder), name, values[0], self.size))
         return str(self._files[-1])
 
-    def _judge_average(self, values: list[tuple[float, int, tuple[bool, ...]]]) -> tuple[list[float], float, list[bool]]:
-        total = sum(rows for _, rows, _ in values)
-        shares = [rows / total for _, rows, _ in values]
-        loss = sum(share * loss for share, (loss, _, _) in zip(shares, values, strict=True) if share)
-        together = [any(row) for row in zip(*(has for _, _, has in values), strict=True)]
-        return shares, loss, together
+    def _judge_average(self, values: list[_Offer]) -> tuple[list[float], float, list[bool]]:
+        total = sum(offer.num_rows for offer in values)
+        shares = [offer.num_rows / total for offer in values]
+        loss = sum(share * offer.loss for share, offer in zip(shares, values, strict=True) if share)
+        self._watch([offer.worked_s for offer in values])
+        return shares, loss, [any(row) for row in zip(*(offer.has for offer in values), strict=True)]
+
+    def _watch(self, seconds: list[float]) -> None:
+        """Name a worker that takes much longer than the others, once: all wait for it."""
+        self._worked_s = [before + new for before, new in zip(self._worked_s, seconds, strict=True)]
+        self._num_watched += 1
+        if self._num_watched % _WATCHED_STEPS:
+            return
+        for rank, own in enumerate(self._worked_s):
+            others = statistics.median(other for place, other in enumerate(self._worked_s) if place != rank)
+            if own > _SLOW * others and rank not in self._named:
+                self._named.add(rank)
+                _LOG.warning("worker %d falls behind: its steps take %.1f times as long as the others'", rank, own / others)
+        self._worked_s = [0.0] * len(seconds)
 
     def _judge_reduced(self, values: list[None]) -> None:
         """All have made their part."""

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Layout", "Region", "list_folders", "make_file"]
+__all__ = ["Layout", "Region", "make_file"]
 
 Array = NDArray[Any]
 
@@ -19,7 +19,6 @@ _ALIGNED: Final = 64
 """Bytes, of a cache line: two workers never write to the same one."""
 _CHUNK: Final = 1 << 16
 """Numbers that are added at once: with those of all workers they stay in a core's own cache."""
-_FOLDERS: Final = ("/dev/shm", "/tmp", "/var/tmp")  # noqa: S108 - a private folder is made in one of these
 
 
 class Layout(NamedTuple):
@@ -118,11 +117,6 @@ def make_file(folder: Path, name: str, layout: Layout, size: int) -> Path:
     finally:
         os.close(handle)
     return path
-
-
-def list_folders() -> list[Path]:
-    """Give the folders in which such files may be made, memory first."""
-    return [path for path in map(Path, _FOLDERS) if path.is_dir() and os.access(path, os.W_OK | os.X_OK)]
 
 
 def _cut(layout: Layout, flat: dict[str, Array]) -> list[Array]:

@@ -41,6 +41,10 @@ class Wire:
         """
         return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - see above
 
+    def poll(self, timeout_s: float) -> bool:
+        """Wait for a message, or until the other end is closed; False if neither comes in time."""
+        return self._connection.poll(timeout_s)
+
     def close(self) -> None:
         """Close it."""
         self._connection.close()

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from argosy.errors import FaultError
+from argosy.errors import FaultError, StoreError
 from argosy.group.exchange import Leader
-from argosy.group.memory import list_folders
 from argosy.group.wire import Process
+from argosy.store.temporary import explain_write, find_private_folder, remove_dead, temp_folder
 
 __all__ = ["Crew"]
 
 _LOG = logging.getLogger(__name__)
 
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - in a folder of the user's own
 _MEMBER: Final = "argosy.train.member"
 _MOST_LOST: Final = 3
 """Workers that are lost without a new step between them: it is no accident."""
@@ -41,6 +40,7 @@ class Crew(Leader):
         self._pack = pack
         self._num_threads = num_threads
         self._home: Path | None = None
+        self._stack = contextlib.ExitStack()
         self._alive: list[Process] = []
         self._num_started = 0
         self._num_lost = 0
@@ -53,8 +53,7 @@ class Crew(Leader):
         for worker in self._alive:
             worker.end()
         self.close()
-        if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)
+        self._stack.close()
 
     def begin(self, start: Any) -> Any:
         """See `Group.begin`; starts what workers are missing."""
@@ -96,15 +95,19 @@ class Crew(Leader):
         self.lost = []
 
     def _write_run(self) -> Path:
-        """Write the run to where there is room for it, in memory if there is."""
-        for folder in list_folders():
-            home = Path(tempfile.mkdtemp(prefix="argosy-run-", dir=folder))
+        """Write the run to where there is room for it: in memory, or else on a disk."""
+        for parent in (_MEMORY, None):
             try:
-                self._pack(home / "run")
-            except BaseException as error:
-                shutil.rmtree(home, ignore_errors=True)
-                if not isinstance(error, OSError) or error.errno != errno.ENOSPC or folder == list_folders()[-1]:
-                    raise
+                place = find_private_folder(parent)
+                remove_dead(place)
+                with contextlib.ExitStack() as stack:
+                    home = stack.enter_context(temp_folder(place))
+                    self._pack(home / "run")
+                    self._stack = stack.pop_all()
+            except (StoreError, OSError) as error:
+                if parent is None:
+                    raise error if isinstance(error, StoreError) else explain_write("a training run", error) from error
             else:
+                self.folder = str(home)
                 return home
         raise AssertionError

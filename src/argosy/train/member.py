@@ -11,6 +11,7 @@ from argosy.errors import ArgosyError, FaultError
 from argosy.group.exchange import Ended, Follower
 from argosy.group.ship import unpack
 from argosy.group.wire import open_wire
+from argosy.store.temporary import remove_dead
 from argosy.train.listening import Hooks
 from argosy.train.opening import Opened
 from argosy.train.result import Settings
@@ -56,13 +57,14 @@ def work(follower: Follower, path: Path) -> None:
 
 def main() -> None:
     """Run in a process of its own: `python -m argosy.train.member FILE`."""
-    wire = open_wire()
+    wire, run = open_wire(), Path(sys.argv[1])
     follower = Follower(wire)
     try:
         sys.path[:] = follower.fetch()
-        work(follower, Path(sys.argv[1]))
+        work(follower, run)
     except Ended:
-        sys.exit(1)  # The leader knows, or is gone.
+        remove_dead(run.parent.parent)  # If the leader is gone, nobody else does.
+        sys.exit(1)
     except BaseException as error:
         traceback.print_exc()
         told = FaultError("worker_failed", detail=f"{type(error).__name__}: {error}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Precision, framework_of, get_framework, loader_framework, name_kind
+from argosy.frameworks.base import Framework, Precision, framework_of, get_framework, loader_framework, name_kind
 from argosy.frameworks.own_training import check_training
 from argosy.group.ship import pack
 from argosy.optim import GradientFreeOptimizer
@@ -212,9 +213,10 @@ def train(
         rescue=rescue,
         callbacks=describe_callbacks(framework, heard),
     )
-    with keep_numbers(), framework.session(seed, num_threads):
+    share = _share_threads(num_threads, workers)
+    with keep_numbers(), _open_session(framework, seed, num_threads, share):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
-        result = _run(task, opened, settings, workers)
+        result = _run(task, opened, settings, workers, share)
     if is_stream(data):
         result = replace(result, preprocess=tuple(getattr(data, "preprocess", ())))
     if on_end is not None:
@@ -227,7 +229,25 @@ def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split
     return epochs * math.ceil((num_rows - count_taken(num_rows, validation_split)) / batch_size)
 
 
-def _run(task: Task, opened: Opened, settings: Settings, workers: int) -> TrainResult:
+def _share_threads(num_threads: int | None, workers: int) -> int | None:
+    """Give the threads of each worker."""
+    return num_threads if num_threads is not None or workers == 1 else max(len(os.sched_getaffinity(0)) // workers, 1)
+
+
+@contextmanager
+def _open_session(framework: Framework, seed: int, num_threads: int | None, share: int | None) -> Generator[None]:
+    """Open a session with the threads that the user wants, or else a share of the cores, if they can still be changed."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(framework.session(seed, share))
+        except InputError:
+            if num_threads is not None:
+                raise
+            stack.enter_context(framework.session(seed, None))
+        yield
+
+
+def _run(task: Task, opened: Opened, settings: Settings, workers: int, num_threads: int | None) -> TrainResult:
     if workers == 1:
         return task.run(opened, settings)
 
@@ -238,7 +258,6 @@ def _run(task: Task, opened: Opened, settings: Settings, workers: int) -> TrainR
         """Let every process have its own."""
         return (get_framework, (task.framework.name,)) if part is task.framework else None
 
-    num_threads = settings.num_threads or max(len(os.sched_getaffinity(0)) // workers, 1)
     with Crew(workers, write, num_threads) as crew:
         return task.run(opened, settings, crew)
 
