@@ -3,25 +3,38 @@
 What the ONNX file of a version holds already is referred to; only the rest is written beside it, as safetensors:
 
     argosy.safetensors    8 bytes: length of the header; header: JSON, a tensor by name; then their bytes
+
+Both may come from elsewhere, and are hostile then: the header is held against its type and the places in it against the file,
+and the ONNX file is opened in a confined process alone, which writes its tensors as safetensors (`initializers.py`).
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import importlib
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.bench.dialogue import list_module_folders
+from argosy.confine.confine import hostile_folder, run_confined
+from argosy.errors import ModelError
+from argosy.frameworks.onnx import read_initializers
 from argosy.signature import Arrays
 from argosy.store.manifest import WEIGHTS_FILE
+from argosy.store.temporary import blame_disk
 
 __all__ = ["KeptWeight", "KeptWeights", "open_kept", "write_kept"]
+
+_Kind = TypeVar("_Kind")
 
 _CODES: Final = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL",
@@ -29,9 +42,15 @@ _CODES: Final = {
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
 }  # fmt: skip
 """Types as safetensors calls them."""
-_MAX_HEADER_BYTES: Final = 100_000_000
-"""As safetensors itself has it."""
+_MAX_HEADER_BYTES: Final = 32 << 20
+"""Some hundred thousand tensors; a hostile header takes many times its size in memory."""
 _META: Final = "__metadata__"
+_TIMEOUT_S: Final = 600.0
+_MEMORY_BYTES: Final = 4 << 30
+"""Address space of the process that reads an ONNX file, beside that for the file."""
+_MEMORY_TIMES: Final = 4
+"""The file's size so many times: its bytes, its messages, their arrays, and what is written of them."""
+_MAX_TOLD: Final = 400
 
 
 def write_kept(weights: Arrays, path: Path, entry: Path | None) -> None:
@@ -64,29 +83,27 @@ def write_kept(weights: Arrays, path: Path, entry: Path | None) -> None:
 
 
 class KeptWeight(NamedTuple):
-    """Where a weight is: in the file itself, or in the ONNX file."""
+    """Where a weight is."""
 
+    path: Path
+    """Of a file of safetensors."""
     dtype: str
     """As safetensors calls it."""
     shape: tuple[int, ...]
-    start: int = 0
+    start: int
     """Of its bytes in the file."""
-    array: NDArray[Any] | None = None
-    """Of the ONNX file."""
+    is_transposed: bool = False
+    """The file has its axes the other way round."""
 
 
 class KeptWeights:
     """The weights of a version by name; read one by one, each only after it was found to be what is wanted."""
 
-    def __init__(self, path: Path | None, found: Mapping[str, KeptWeight]) -> None:
-        """Hold what was found; `path` is the file that was written for this, None for an ONNX file alone."""
-        self._path = path
+    def __init__(self, found: Mapping[str, KeptWeight], *, is_whole: bool) -> None:
+        """Hold what was found."""
         self.found = dict(found)
-
-    @property
-    def is_whole(self) -> bool:
+        self.is_whole = is_whole
         """Whether these are all weights of a model and nothing else; an ONNX file alone holds other numbers, too."""
-        return self._path is not None
 
     def show(self, name: str) -> str:
         """Give type and shape of a weight, for a message."""
@@ -106,19 +123,18 @@ class KeptWeights:
             ValueError: the file ends before it does.
         """
         weight = self.found[name]
-        if weight.array is not None:
-            return weight.array.copy()
-        assert self._path is not None
         content = bytearray(like.nbytes)
-        with self._path.open("rb") as file:
+        with weight.path.open("rb") as file:
             file.seek(weight.start)
             size = file.readinto(content)
         if size != like.nbytes:
-            raise ValueError(f"{self._path.name} ends within {name}")
-        return np.frombuffer(content, like.dtype).reshape(like.shape)
+            raise ValueError(f"{weight.path.name} ends within {name}")
+        array = np.frombuffer(content, like.dtype)
+        return array.reshape(like.shape[::-1]).T if weight.is_transposed else array.reshape(like.shape)
 
 
-def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> KeptWeights:
+@contextmanager
+def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> Generator[KeptWeights]:
     """Find the weights of an artifact: those kept for this, or those of an ONNX file by its own names.
 
     Args:
@@ -128,72 +144,99 @@ def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> KeptWeights:
 
     Raises:
         ValueError: it holds none by name, or the file is none that `write_kept` made for this ONNX file.
+        StoreError: `temp_full`.
     """
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        if not is_onnx:
-            raise ValueError("it keeps no weights by name")
-        tensors = _read_tensors(folder / entry)
-        return KeptWeights(None, {name: _hold(array) for name, array in tensors.items()})
-    with path.open("rb") as file:
-        header, start = _read_header(file)
-    meta = _check_table(header.pop(_META, {}))
-    held = _check_table(json.loads(str(meta.get("held", "{}"))))
+    is_kept = path.is_file()
+    if not is_kept and not is_onnx:
+        raise ValueError("it keeps no weights by name")
+    found, meta = _read_header(path) if is_kept else ({}, {})
+    held = _decode(meta.get("held", "{}").encode(), dict[str, tuple[str, bool]], "does not say where its weights are held")
     if held and (not is_onnx or meta.get("holder") != _digest(folder / entry)):
         raise ValueError(f"{entry} is not the file that its weights were kept for")
-    found = {name: _read_place(name, table, start, path.stat().st_size) for name, table in header.items()}
-    tensors = _read_tensors(folder / entry) if held else {}
-    for name, place in held.items():
-        tensor, is_transposed = _read_held(place)
-        if tensor not in tensors:
-            raise ValueError(f"{entry} holds no {tensor}")
-        found[name] = _hold(tensors[tensor].T if is_transposed else tensors[tensor])
-    return KeptWeights(path, found)
+    with hostile_folder("argosy-start-") as work, blame_disk(work):
+        tensors = _extract(folder, entry, work) if held or not is_kept else {}
+        for name, (tensor, is_transposed) in held.items():
+            if tensor not in tensors:
+                raise ValueError(f"{entry} holds no {tensor}")
+            weight = tensors[tensor]
+            found[name] = weight._replace(shape=weight.shape[::-1], is_transposed=True) if is_transposed else weight
+        yield KeptWeights(found if is_kept else tensors, is_whole=is_kept)
 
 
-def _hold(array: NDArray[Any]) -> KeptWeight:
-    return KeptWeight(_CODES.get(array.dtype.name, ""), array.shape, array=array)
+def _extract(folder: Path, entry: str, work: Path) -> dict[str, KeptWeight]:
+    """Have a confined process write the tensors of an ONNX file as safetensors, and find them there.
 
-
-def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Give the header, and where the bytes of the tensors begin."""
-    size = int.from_bytes(file.read(8), "little")
-    if not 2 <= size <= _MAX_HEADER_BYTES:
-        raise ValueError(f"{WEIGHTS_FILE} is no file of safetensors")
-    return _check_table(json.loads(file.read(size))), 8 + size
-
-
-def _check_table(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{WEIGHTS_FILE} is no file of safetensors")
-    return cast("dict[str, Any]", value)
-
-
-def _read_held(place: Any) -> tuple[str, bool]:
-    """Give the name of a tensor of the ONNX file, and whether it is transposed there."""
-    match place:
-        case [str(tensor), bool(is_transposed)]:
-            return tensor, is_transposed
-        case _:
-            raise ValueError(f"{WEIGHTS_FILE} does not say where its weights are held")
-
-
-def _read_place(name: str, table: Any, start: int, size: int) -> KeptWeight:
+    Raises:
+        ValueError: it made none.
+        OSError: the disk has no room for them.
+    """
+    size_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
     try:
-        first, last = (int(offset) for offset in table["data_offsets"])
-        shape = tuple(int(length) for length in table["shape"])
-        dtype = str(table["dtype"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{WEIGHTS_FILE} does not say where {name} is") from error
-    if not 0 <= first <= last <= size - start:
-        raise ValueError(f"{WEIGHTS_FILE} ends before {name}")
-    return KeptWeight(dtype, shape, start + first)
+        done = run_confined(
+            ["argosy.train.initializers", str(folder / entry), str(work)],
+            read=[folder],
+            write=[work],
+            timeout_s=_TIMEOUT_S,
+            memory_bytes=_MEMORY_BYTES + _MEMORY_TIMES * size_bytes,
+            env={"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "4"},
+            module_folders=list_module_folders("msgspec", "onnx", "google"),
+            # A graph is data: a machine that cannot confine takes what the limits leave.
+            is_required=False,
+            title=f"The process that reads {entry}",
+            folder=folder,
+        )
+    except ModelError as error:
+        raise ValueError(error.message) from error
+    if done.returncode == errno.ENOSPC:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    path = work / WEIGHTS_FILE
+    if done.returncode or path.is_symlink() or not path.is_file():
+        said = done.stderr.strip().splitlines()[-1:] or [f"the process that reads it ended with code {done.returncode}"]
+        raise ValueError(f"{entry} cannot be read: {said[0][:_MAX_TOLD]}")
+    return _read_header(path)[0]
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """A tensor in the header of a file of safetensors."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def _read_header(path: Path) -> tuple[dict[str, KeptWeight], dict[str, str]]:
+    """Find the tensors of a file of safetensors, and what it says beside them."""
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size_bytes):
+            raise ValueError(f"{path.name} is no file of safetensors")
+        tables = _decode(file.read(length), dict[str, msgspec.Raw], "is no file of safetensors")
+    meta = _decode(bytes(tables.pop(_META, msgspec.Raw(b"{}"))), dict[str, str], "is no file of safetensors")
+    found: dict[str, KeptWeight] = {}
+    for name, table in tables.items():
+        place = _decode(bytes(table), _Place, f"does not say where {name} is")
+        first, last = place.data_offsets
+        if not 0 <= first <= last <= size_bytes - 8 - length:
+            raise ValueError(f"{path.name} ends before {name}")
+        found[name] = KeptWeight(path, place.dtype, place.shape, 8 + length + first)
+    return found, meta
+
+
+def _decode(text: bytes, kind: type[_Kind], told: str) -> _Kind:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    # Lists in lists without end are no error of JSON's.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{WEIGHTS_FILE} {told}") from error
 
 
 def _find_held(weights: Arrays, path: Path) -> dict[str, tuple[str, bool]]:
     """Name the tensor of an ONNX file that holds a weight, and whether it is transposed there; for each that one holds."""
     known: dict[tuple[Any, ...], tuple[str, bool]] = {}
-    for name, array in _read_tensors(path).items():
+    # It has just been exported in this process.
+    for name, array in read_initializers(path).items():
         if array.ndim == 2:
             known[_identify(array.T)] = (name, True)
         known[_identify(array)] = (name, False)
@@ -203,21 +246,6 @@ def _find_held(weights: Arrays, path: Path) -> dict[str, tuple[str, bool]]:
 
 def _identify(array: NDArray[Any]) -> tuple[Any, ...]:
     return array.dtype.name, array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-
-
-def _read_tensors(path: Path) -> Arrays:
-    """Give the initializers of an ONNX file by name.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    onnx: Any = importlib.import_module("onnx")
-    to_array = importlib.import_module("onnx.numpy_helper").to_array
-    try:
-        graph = onnx.load(str(path)).graph
-        return {tensor.name: np.asarray(to_array(tensor)) for tensor in graph.initializer}
-    except Exception as error:  # What protobuf and onnx raise shares no base but this one.
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 def _digest(path: Path) -> str:
