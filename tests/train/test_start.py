@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from pathlib import Path
@@ -89,19 +90,25 @@ def test_model_starts_with_the_weights_of_a_version(make, rows, native, store):
 )
 def test_every_framework_starts_from_its_versions(name, store):
     framework = get_framework(name)
-    layers = (Conv(3, 3), BatchNorm(), Relu(), Flatten(), Dense(2))
+    layers = (Conv(3, 3), BatchNorm(), Relu(), Flatten(), Dense(64), Dense(2))
     rows = np.random.default_rng(0).normal(size=(40, 1, 4, 4)).astype(np.float32)
 
     def make(seed):
         return framework.build_network(layers, (1, 4, 4), draw_weights(layers, (1, 4, 4), seed))
 
-    first, second = make(1), make(2)
+    first = make(1)
     begin(first, None, rows)
-    publish(first, "base", store, sample=rows)
-    begin(second, Start("base", store=store), rows)
-    wanted, found = framework.get_weights(first), framework.get_weights(second)
-    for weight in framework.list_trainable(second):
-        check_same(found[weight], wanted[weight])
+    wanted = framework.get_weights(first)
+    for native in (False, True):
+        version = publish(first, "base", store, sample=rows, native=native)
+        second = make(2)
+        begin(second, Start("base", store=store), rows)
+        found = framework.get_weights(second)
+        for weight in framework.list_trainable(second):
+            check_same(found[weight], wanted[weight])
+        # What serves has them already, in whatever format.
+        kept = store.open_artifact(version) / WEIGHTS_FILE
+        assert kept.stat().st_size < sum(array.nbytes for array in wanted.values())
 
 
 def test_parts_start_from_a_version_and_the_rest_as_the_model_is(store):
@@ -222,6 +229,18 @@ def head(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def hold(file: str = "m.onnx", start: int = 0, holders: object = {}) -> bytes:
+    """Say that all weights of `Linear` stand in another file."""
+    held = {
+        name: {"file": file, "start": start, "dtype": "F32", "shape": shape, "is_transposed": False}
+        for name, shape in (("weight", [2, 4]), ("bias", [2]))
+    }
+    return head(json.dumps({"__metadata__": {"held": json.dumps(held), "holders": json.dumps(holders)}}).encode())
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -229,9 +248,14 @@ def head(text: bytes) -> bytes:
         pytest.param(struct.pack("<Q", 2**60) + b"{}", id="endless-header"),
         pytest.param(head(b"[]"), id="no-table"),
         pytest.param(head(b'{"a": 17}'), id="no-place"),
-        pytest.param(head(b'{"body.0.weight":{"dtype":"F32","shape":[6,4],"data_offsets":'), id="cut"),
+        pytest.param(head(b'{"weight":{"dtype":"F32","shape":[2,4],"data_offsets":'), id="cut"),
         pytest.param(head(b'{"x":{"dtype":"F32","shape":[6,4],"data_offsets":[0,9999999]}}'), id="short"),
-        pytest.param(head(b'{"__metadata__":{"held":"{\\"a\\": [\\"b\\", false]}"}}'), id="not-its-file"),
+        pytest.param(hold(file="m.onnx"), id="not-its-file"),
+        pytest.param(hold(file="other"), id="no-such-file"),
+        pytest.param(hold(file="../../database.sqlite"), id="file-elsewhere"),
+        pytest.param(hold(holders={"m.onnx": EMPTY}, start=-1), id="before-the-file"),
+        pytest.param(hold(holders={"m.onnx": EMPTY}, start=1), id="behind-the-file"),
+        pytest.param(hold(holders={"m.onnx": EMPTY}), id="short-file"),
         pytest.param(head(b'{"__metadata__":{"held":"[1"}}'), id="held-is-no-json"),
         pytest.param(head(b'{"__metadata__":{"held":"[1]"}}'), id="held-is-no-table"),
         pytest.param(head(b'{"__metadata__":7}'), id="metadata-is-no-table"),
@@ -247,7 +271,7 @@ def test_weights_that_are_damaged_are_refused(content, store, tmp_path):
     files = {name: tmp_path / name for name in ("m.onnx", WEIGHTS_FILE)}
     store.publish("base", files, signature=signature, entry="m.onnx")
     with pytest.raises(InputError, match="Training cannot start from version base@1"):
-        begin(Net(), Start("base", store=store))
+        begin(torch.nn.Linear(4, 2), Start("base", store=store))
 
 
 def test_run_that_started_from_a_version_resumes_from_its_own_checkpoint_alone(store, tmp_path):

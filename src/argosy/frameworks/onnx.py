@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from argosy.errors import ModelError, list_choices
 from argosy.frameworks.agreement import Differs, Evidence, Fails, Run, hold_against
 from argosy.frameworks.ports import Ports
 from argosy.signature import Arrays
 
-__all__ = ["EXPORT_TOLERANCE", "OnnxModel", "check_export", "declare_shapes", "name_tensors", "read_initializers"]
+__all__ = ["EXPORT_TOLERANCE", "OnnxModel", "check_export", "declare_shapes", "name_tensors"]
 
 EXPORT_TOLERANCE: Final = 1e-4
 """Largest difference from the framework's own outputs, relative to their largest magnitude.
@@ -22,7 +20,6 @@ EXPORT_TOLERANCE: Final = 1e-4
 float32 kernels that sum in another order differ by 1e-7 to 1e-6; a wrong operator by 1e-2 and more."""
 
 _SEVERITY_ERROR: Final = 3
-_EXTERNAL: Final = 1  # TensorProto.EXTERNAL
 
 
 class OnnxModel:
@@ -93,30 +90,6 @@ def declare_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
         tensor.type.CopyFrom(described.type)
     onnx.save(written, str(path))
-
-
-def read_initializers(path: Path) -> Arrays:
-    """Give the weights of an ONNX file by name, with those that lie in files beside it.
-
-    A file of another's is read in a confined process alone: where its weights lie is believed.
-    """
-    onnx: Any = importlib.import_module("onnx")
-    to_array = importlib.import_module("onnx.numpy_helper").to_array
-    graph = onnx.load(str(path), load_external_data=False).graph
-    for tensor in graph.initializer:
-        if tensor.data_location == _EXTERNAL:
-            # Not by onnx, which refuses the files of a store for having a second name.
-            _load_external(tensor, path.parent)
-    return {tensor.name: np.asarray(to_array(tensor)) for tensor in graph.initializer}
-
-
-def _load_external(tensor: Any, folder: Path) -> None:
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    with (folder / place["location"]).open("rb") as file:
-        file.seek(int(place.get("offset", 0)))
-        tensor.raw_data = file.read(int(place.get("length", -1)))
-    tensor.data_location = 0
-    del tensor.external_data[:]
 
 
 def name_tensors(model: Any, inputs: Arrays, given: Sequence[str], ports: Ports) -> None:

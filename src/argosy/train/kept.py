@@ -1,11 +1,13 @@
 """The weights of a published model under its framework's names, so that another run can start from them.
 
-What the ONNX file of a version holds already is referred to; only the rest is written beside it, as safetensors:
+Most weights stand byte for byte in the files that serve already, whatever their format: these are referred to by where they
+begin there. Only the rest is written beside them, as safetensors:
 
     argosy.safetensors    8 bytes: length of the header; header: JSON, a tensor by name; then their bytes
 
-Both may come from elsewhere, and are hostile then: the header is held against its type and the places in it against the file,
-and the ONNX file is opened in a confined process alone, which writes its tensors as safetensors (`initializers.py`).
+All of it may come from elsewhere, and is hostile then: the header is held against its type and the places in it against the
+files, and nothing else is parsed. The tensors of an ONNX file that was imported are read in a confined process, which writes
+them as safetensors (`initializers.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -27,7 +29,6 @@ from numpy.typing import NDArray
 from argosy.bench.dialogue import list_module_folders
 from argosy.confine.confine import hostile_folder, run_confined
 from argosy.errors import ModelError
-from argosy.frameworks.onnx import read_initializers
 from argosy.signature import Arrays
 from argosy.store.manifest import WEIGHTS_FILE
 from argosy.store.temporary import blame_disk
@@ -45,6 +46,8 @@ _CODES: Final = {
 _MAX_HEADER_BYTES: Final = 32 << 20
 """Some hundred thousand tensors; a hostile header takes many times its size in memory."""
 _META: Final = "__metadata__"
+_MIN_HELD_BYTES: Final = 1024
+"""A smaller weight is written: to say where it stands takes as much."""
 _TIMEOUT_S: Final = 600.0
 _MEMORY_BYTES: Final = 4 << 30
 """Address space of the process that reads an ONNX file, beside that for the file."""
@@ -53,19 +56,29 @@ _MEMORY_TIMES: Final = 4
 _MAX_TOLD: Final = 400
 
 
-def write_kept(weights: Arrays, path: Path, entry: Path | None) -> None:
-    """Write weights by name, but those that an ONNX file holds as they are or transposed.
+class _Held(msgspec.Struct, frozen=True):
+    """A weight that stands in another file."""
+
+    file: str
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+    is_transposed: bool
+
+
+def write_kept(weights: Arrays, path: Path, files: Sequence[Path]) -> None:
+    """Write weights by name, but those that other files hold as they are or transposed.
 
     Args:
         weights: by the framework's names.
         path: of the file to write.
-        entry: the ONNX file; None if the version has none.
+        files: that will lie beside it.
     """
-    held = _find_held(weights, entry) if entry is not None else {}
-    written = {name: array for name, array in weights.items() if name not in held and array.dtype.name in _CODES}
-    meta = {"format": "np", "held": json.dumps(held)}
-    if entry is not None:
-        meta["holder"] = _digest(entry)
+    known = {name: array for name, array in weights.items() if array.dtype.name in _CODES}
+    held = _find_held(known, files)
+    written = {name: array for name, array in known.items() if name not in held}
+    holders = {file.name: _digest(file) for file in files if any(weight.file == file.name for weight in held.values())}
+    meta = {"format": "np", "held": msgspec.json.encode(held).decode(), "holders": json.dumps(holders)}
     header: dict[str, Any] = {_META: meta}
     offset = 0
     for name, array in written.items():
@@ -82,11 +95,31 @@ def write_kept(weights: Arrays, path: Path, entry: Path | None) -> None:
             file.write(np.ascontiguousarray(array).tobytes())
 
 
+def _find_held(weights: Arrays, files: Sequence[Path]) -> dict[str, _Held]:
+    """Say where weights stand in files, for each that stands in one."""
+    found: dict[str, _Held] = {}
+    for path in files:
+        content, end = path.read_bytes(), 0
+        for name, array in weights.items():
+            if name in found or array.nbytes < _MIN_HELD_BYTES:
+                continue
+            for is_transposed in (False, True)[: array.ndim]:
+                wanted = (array.T if is_transposed else array).tobytes()
+                # Files have them in this order mostly: each is looked for where the one before it ends.
+                start = content.find(wanted, end)
+                start = content.find(wanted, 0, end + len(wanted)) if start < 0 else start
+                if start >= 0:
+                    end = start + len(wanted)
+                    found[name] = _Held(path.name, start, _CODES[array.dtype.name], array.shape, is_transposed)
+                    break
+    return found
+
+
 class KeptWeight(NamedTuple):
     """Where a weight is."""
 
     path: Path
-    """Of a file of safetensors."""
+    """Of the file that has it."""
     dtype: str
     """As safetensors calls it."""
     shape: tuple[int, ...]
@@ -143,25 +176,33 @@ def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> Generator[KeptWeigh
         is_onnx: that is an ONNX file.
 
     Raises:
-        ValueError: it holds none by name, or the file is none that `write_kept` made for this ONNX file.
+        ValueError: it holds none by name, or the file is none that `write_kept` made for these files.
         StoreError: `temp_full`.
     """
-    path = folder / WEIGHTS_FILE
-    is_kept = path.is_file()
-    if not is_kept and not is_onnx:
+    if (folder / WEIGHTS_FILE).is_file():
+        yield KeptWeights(_read_kept(folder), is_whole=True)
+        return
+    if not is_onnx:
         raise ValueError("it keeps no weights by name")
-    found, meta = _read_header(path) if is_kept else ({}, {})
-    held = _decode(meta.get("held", "{}").encode(), dict[str, tuple[str, bool]], "does not say where its weights are held")
-    if held and (not is_onnx or meta.get("holder") != _digest(folder / entry)):
-        raise ValueError(f"{entry} is not the file that its weights were kept for")
     with hostile_folder("argosy-start-") as work, blame_disk(work):
-        tensors = _extract(folder, entry, work) if held or not is_kept else {}
-        for name, (tensor, is_transposed) in held.items():
-            if tensor not in tensors:
-                raise ValueError(f"{entry} holds no {tensor}")
-            weight = tensors[tensor]
-            found[name] = weight._replace(shape=weight.shape[::-1], is_transposed=True) if is_transposed else weight
-        yield KeptWeights(found if is_kept else tensors, is_whole=is_kept)
+        yield KeptWeights(_extract(folder, entry, work), is_whole=False)
+
+
+def _read_kept(folder: Path) -> dict[str, KeptWeight]:
+    """Find what `write_kept` wrote or referred to."""
+    found, meta = _read_header(folder / WEIGHTS_FILE)
+    held = _decode(meta.get("held", "{}").encode(), dict[str, _Held], "does not say where its weights are held")
+    holders = _decode(meta.get("holders", "{}").encode(), dict[str, str], "does not say where its weights are held")
+    files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.is_symlink()}
+    for name in {weight.file for weight in held.values()}:
+        if name not in files or holders.get(name) != _digest(files[name]):
+            raise ValueError(f"{name[:_MAX_TOLD]} is not the file that its weights were kept for")
+    for name, weight in held.items():
+        path = files[weight.file]
+        if not 0 <= weight.start <= path.stat().st_size:
+            raise ValueError(f"{path.name} ends before {name}")
+        found[name] = KeptWeight(path, weight.dtype, weight.shape, weight.start, weight.is_transposed)
+    return found
 
 
 def _extract(folder: Path, entry: str, work: Path) -> dict[str, KeptWeight]:
@@ -230,22 +271,6 @@ def _decode(text: bytes, kind: type[_Kind], told: str) -> _Kind:
     # Lists in lists without end are no error of JSON's.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{WEIGHTS_FILE} {told}") from error
-
-
-def _find_held(weights: Arrays, path: Path) -> dict[str, tuple[str, bool]]:
-    """Name the tensor of an ONNX file that holds a weight, and whether it is transposed there; for each that one holds."""
-    known: dict[tuple[Any, ...], tuple[str, bool]] = {}
-    # It has just been exported in this process.
-    for name, array in read_initializers(path).items():
-        if array.ndim == 2:
-            known[_identify(array.T)] = (name, True)
-        known[_identify(array)] = (name, False)
-    found = {name: known.get(_identify(array)) for name, array in weights.items()}
-    return {name: place for name, place in found.items() if place is not None}
-
-
-def _identify(array: NDArray[Any]) -> tuple[Any, ...]:
-    return array.dtype.name, array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def _digest(path: Path) -> str:

@@ -127,7 +127,7 @@ def publish(
             raise ModelError("save_failed", detail=str(error)) from error
         signature, step_files = add_steps(signature, preprocess)
         kept = Path(folder, WEIGHTS_FILE)
-        write_kept(framework.get_weights(model), kept, made.files[0] if made.runtime == "onnx" else None)
+        write_kept(framework.get_weights(model), kept, made.files)
         return store.publish(
             name,
             {path.name: path for path in (*made.files, kept)} | step_files,
