@@ -21,7 +21,7 @@ from argosy.train.measures import Measure
 from argosy.train.objective import Objective
 from argosy.train.pace import Pace
 from argosy.train.progress import Progress
-from argosy.train.rescue import Kept, Rescue, Skip
+from argosy.train.rescue import Kept, Rescue, Skip, Verdict
 from argosy.train.result import Epoch, Settings
 from argosy.train.source import Source
 from argosy.train.validation import Validation
@@ -280,10 +280,13 @@ class Loop:
                     raise
                 if rescue is None:
                     raise self._keep_and_fail(error) from error
+                if rescue.doubted is not None:  # It tells nothing; its own turn comes.
+                    continue
                 self._go_back(rescue, math.nan, error, source)
                 return False
-            if rescue and rescue.is_bad(loss, standing.largest, standing.step):
-                self._go_back(rescue, loss, None, source)
+            if rescue and (verdict := self._judge_loss(rescue, loss, source)) is not Verdict.GOOD:
+                if verdict is Verdict.DOUBTFUL:
+                    continue
                 return False
             self._count(batch, loss, outputs)
             if self._keeper and self._keeper.is_due(standing.step):
@@ -291,7 +294,20 @@ class Loop:
                 self._save()
             if self._is_ended:
                 break
+        if rescue and rescue.doubted is not None:  # There is no other batch.
+            rescue.settle()
+            return False
         return True
+
+    def _judge_loss(self, rescue: Rescue, loss: float, source: Source) -> Verdict:
+        """Judge a loss; unless it is good, the state is that before the step again."""
+        doubted, verdict = rescue.doubted, rescue.judge(loss, self._standing.largest, self._standing.step)
+        if verdict is Verdict.BAD:
+            self._go_back(rescue, loss if doubted is None else doubted, None, source)
+        elif verdict is not Verdict.GOOD:
+            assert rescue.kept is not None
+            self._set_state(rescue.kept.state)
+        return verdict
 
     def _read(self, source: Source) -> Iterator[Batch]:
         """Give the batches that are left of the epoch; before data that fails ends the run, its state is kept."""
