@@ -180,6 +180,19 @@ def test_weights_that_every_batch_ruins_end_the_run(tmp_path):
     assert any(tmp_path.glob("step-*.npz"))
 
 
+def test_run_whose_every_batch_is_bad_ends_at_the_first_of_them(tmp_path):
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(0)
+        return torch.nn.functional.cross_entropy(outputs, targets) * (math.nan if len(calls) > 5 else 1.0)
+
+    with pytest.raises(ModelError) as caught:
+        train(Raw(), make_data(), loss=loss, metrics=(), checkpoints=tmp_path, progress=False)
+    assert caught.value.key == "not_finite" and caught.value.fields["what"] == "loss"
+    assert any(tmp_path.glob("step-*.npz"))
+
+
 def test_rate_falls_on_a_plateau_and_what_was_seen_is_kept(tmp_path):
     x, y = make_data()
     noise = np.random.default_rng(5).integers(0, 2, 400)
