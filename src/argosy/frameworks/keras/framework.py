@@ -41,7 +41,7 @@ from argosy.frameworks.keras.describe import (
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
-from argosy.frameworks.keras.session import bind_backend
+from argosy.frameworks.keras.session import bind_backend, keep_generator
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
@@ -137,7 +137,7 @@ class KerasFramework:
     def session(self, seed: int, num_threads: int | None) -> Generator[None]:
         # Layers draw their first seeds from Python's generator, and datasets what they like from NumPy's.
         before = random.getstate(), np.random.get_state()
-        with bind_backend(seed, num_threads):
+        with keep_generator(), bind_backend(seed, num_threads):
             try:
                 self.seed(seed)
                 yield
