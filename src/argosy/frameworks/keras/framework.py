@@ -45,6 +45,7 @@ from argosy.frameworks.keras.session import bind_backend, keep_generator
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
+from argosy.frameworks.schedules import release_schedules, scale_rate
 from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
 from argosy.signature import Arrays
 
@@ -142,6 +143,7 @@ class KerasFramework:
                 self.seed(seed)
                 yield
             finally:
+                release_schedules()
                 random.setstate(before[0])
                 np.random.set_state(before[1])
 
@@ -153,7 +155,7 @@ class KerasFramework:
         return None  # Steps draw from a seed of their own.
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        return _scale_rate(optimizer, factor)
+        return scale_rate(optimizer, factor)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return KerasStep(model, loss, optimizer, options)
@@ -205,14 +207,6 @@ class KerasFramework:
 
     def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
         return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
-
-
-def _scale_rate(optimizer: Any, factor: float) -> bool:
-    try:
-        optimizer.learning_rate = float(optimizer.learning_rate) * factor
-    except TypeError:
-        return False  # A schedule of its own.
-    return True
 
 
 FRAMEWORK: Final[Framework] = KerasFramework()

@@ -46,6 +46,10 @@ class Fit:
         self.loss = loss
         """Of outputs, targets and weights of the rows; None with a step of the user's own."""
         self.optimizer = mover.optimizer
+        self.slots = mover.list_slots()
+        """The variables in which it remembers."""
+        self.rate: Any = mover.lowered if mover.lowered is not None else getattr(mover.optimizer, "_learning_rate", None)
+        """The variable of them that sets its rate, or anything."""
         self.is_rule = mover.rule is not None
         """The optimizer is a `RuleOptimizer`."""
         self.weights = mover.variables

@@ -29,6 +29,7 @@ from argosy.frameworks.base import (
 )
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
+from argosy.frameworks.schedules import release_schedules, scale_rate
 from argosy.frameworks.tensorflow.datasets import Epochs, read_dataset
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
@@ -106,7 +107,10 @@ class TensorFlowFramework:
         # nothing (convolutions, normalisation, embeddings and recurrent layers gave the same bits in every run without it).
         bound_threads(num_threads)
         with seed_graphs(seed):
-            yield
+            try:
+                yield
+            finally:
+                release_schedules()
 
     def seed(self, seed: int) -> None:
         """Seed what generators draw from: the seeds of a dataset's own operations are set when it is made.
@@ -121,7 +125,7 @@ class TensorFlowFramework:
         return None  # Steps draw from a seed of their own.
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        return _scale_rate(optimizer, factor)
+        return scale_rate(optimizer, factor)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
@@ -211,14 +215,6 @@ def seed_graphs(seed: int) -> Generator[None]:
         yield
     finally:
         tf.random.set_seed(after)
-
-
-def _scale_rate(optimizer: Any, factor: float) -> bool:
-    try:
-        optimizer.learning_rate = float(optimizer.learning_rate) * factor
-    except TypeError:
-        return False  # A schedule of its own.
-    return True
 
 
 FRAMEWORK: Final[Framework] = TensorFlowFramework()
