@@ -238,6 +238,16 @@ def test_table_and_text_together_are_served_as_they_were_trained(tmp_path, home)
             client.predict("reviews", {"row": raw})
 
 
+def test_chunk_may_have_more_text_than_a_worker_takes_at_once(tmp_path, monkeypatch):
+    rows = write_reviews(tmp_path)
+    stream = argosy.data.open(tmp_path / "reviews.jsonl", targets="y")
+    step = {**TEXT, "file": str(tmp_path / "words.txt"), "inputs": ["input_ids"]}
+    whole = join(stream.prepare(step))
+    monkeypatch.setattr("argosy.runtimes.preprocess_text.MAX_BATCH_BYTES", 40)
+    np.testing.assert_array_equal(join(stream.prepare(step)), whole)
+    assert len(whole) == len(rows)
+
+
 @pytest.mark.parametrize("inputs", [["ids"], None])
 def test_tensor_of_text_has_the_name_that_the_step_says(inputs, tmp_path, home):
     write_reviews(tmp_path)

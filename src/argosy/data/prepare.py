@@ -171,8 +171,25 @@ def _encode_text(step: Any, name: str, columns: Mapping[str, NDArray[Any]]) -> A
     if texts.dtype.kind != "O":
         expected = f"a column of text; schema={{{name!r}: 'string'}} has text read as it stands"
         raise InputError("bad_option", option="column", got=f"{name} ({texts.dtype})", expected=expected)
-    made = step.convert(name, [text if isinstance(text, bytes) else text.encode() for text in texts.tolist()])
-    return {tensor: np.stack(rows) for tensor, rows in made.tensors.items()}
+    made: dict[str, list[NDArray[Any]]] = {}
+    for part in _cut_texts([text if isinstance(text, bytes) else text.encode() for text in texts.tolist()]):
+        for tensor, rows in step.convert(name, part).tensors.items():
+            made.setdefault(tensor, []).extend(rows)
+    return {tensor: np.stack(rows) for tensor, rows in made.items()}
+
+
+def _cut_texts(texts: list[bytes]) -> Iterator[list[bytes]]:
+    """Cut texts into batches that a worker would take: a chunk of a data set may have more."""
+    from argosy.runtimes.preprocess_text import MAX_BATCH_BYTES
+
+    part, size = list[bytes](), 0
+    for text in texts:
+        if part and size + len(text) > MAX_BATCH_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    yield part
 
 
 def digest_file(path: str | Path) -> str:
