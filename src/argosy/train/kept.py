@@ -46,8 +46,11 @@ _CODES: Final = {
 _MAX_HEADER_BYTES: Final = 32 << 20
 """Some hundred thousand tensors; a hostile header takes many times its size in memory."""
 _META: Final = "__metadata__"
-_MIN_HELD_BYTES: Final = 1024
-"""A smaller weight is written: to say where it stands takes as much."""
+_STEP: Final = 1024
+_MIN_HELD_BYTES: Final = 2 * _STEP
+"""A smaller weight is written: to say where it stands takes nearly as much."""
+_MAX_ALIKE: Final = 8
+"""A word that a file has in more places tells none of them: it is of zeros, or of another number again and again."""
 _TIMEOUT_S: Final = 600.0
 _MEMORY_BYTES: Final = 4 << 30
 """Address space of the process that reads an ONNX file, beside that for the file."""
@@ -99,20 +102,52 @@ def _find_held(weights: Arrays, files: Sequence[Path]) -> dict[str, _Held]:
     """Say where weights stand in files, for each that stands in one."""
     found: dict[str, _Held] = {}
     for path in files:
-        content, end = path.read_bytes(), 0
+        if path.stat().st_size < _MIN_HELD_BYTES:
+            continue
+        finder = _Finder(path)
         for name, array in weights.items():
             if name in found or array.nbytes < _MIN_HELD_BYTES:
                 continue
-            for is_transposed in (False, True)[: array.ndim]:
-                wanted = (array.T if is_transposed else array).tobytes()
-                # Files have them in this order mostly: each is looked for where the one before it ends.
-                start = content.find(wanted, end)
-                start = content.find(wanted, 0, end + len(wanted)) if start < 0 else start
-                if start >= 0:
-                    end = start + len(wanted)
+            for is_transposed in (False, True):
+                start = finder.find(array.T if is_transposed else array)
+                if start is not None:
                     found[name] = _Held(path.name, start, _CODES[array.dtype.name], array.shape, is_transposed)
                     break
     return found
+
+
+class _Finder:
+    """Finds arrays in a file, wherever in it they begin.
+
+    Of the file one word of 8 bytes in 1024 is known, in order. An array of twice as many bytes has one of them among the first
+    1024 words of its own; which it is, a search tells, and a comparison whether the rest follows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+        count = len(self._bytes) // _STEP
+        words = _to_words(self._bytes[: count * _STEP].reshape(count, _STEP)[:, :8])
+        self._order = np.argsort(words, kind="stable")
+        self._words = words[self._order]
+
+    def find(self, array: NDArray[Any]) -> int | None:
+        """Give the place of an array's first byte, or None."""
+        wanted: NDArray[np.uint8] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        # It may begin with zeros, as an embedding does that knows a word for nothing.
+        for base in (0, len(wanted) // 2 - _STEP // 2, len(wanted) - _STEP - 7):
+            words = _to_words(np.lib.stride_tricks.sliding_window_view(wanted[base : base + _STEP + 7], 8))
+            first, last = (np.searchsorted(self._words, words, side) for side in ("left", "right"))
+            for offset in np.flatnonzero((last > first) & (last <= first + _MAX_ALIKE)).tolist():
+                for place in self._order[first[offset] : last[offset]].tolist():
+                    start = place * _STEP - offset - base
+                    if start >= 0 and np.array_equal(self._bytes[start : start + len(wanted)], wanted):
+                        return start
+        return None
+
+
+def _to_words(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Make a number of each row of 8 bytes."""
+    return np.ascontiguousarray(rows).view(np.uint64)[:, 0]
 
 
 class KeptWeight(NamedTuple):
