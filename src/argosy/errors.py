@@ -485,6 +485,10 @@ MESSAGES: dict[str, Message] = {
     "unknown_output": Message("Model {model!r} version {version} has no output {tensor!r}; it has: {known}"),
     "duplicate_tensor": Message("Tensor {tensor!r} stands twice in the request"),
     "datatype_mismatch": Message("Input {tensor!r} of model {model!r} version {version} has datatype {got}, expected {expected}"),
+    "needs_text": Message(
+        "Input {tensor!r} has datatype BYTES, and one of its elements is {got}, expected text",
+        "a row of a table is one text: a line of CSV, or its JSON object as a string, json.dumps(row)",
+    ),
     "shape_mismatch": Message("Input {tensor!r} of model {model!r} version {version} has shape {got}, expected {expected}"),
     "rows_differ": Message("The inputs of model {model!r} version {version} have different numbers of rows: {got}"),
     "too_many_rows": Message("The request has {got} rows, at most {limit} are taken at once", "split it into several requests"),

@@ -19,7 +19,7 @@ from argosy.train.measures import Measure
 from argosy.train.objective import Objective
 from argosy.train.pace import Pace
 from argosy.train.progress import Progress
-from argosy.train.rescue import Kept, Rescue, Skip, is_due
+from argosy.train.rescue import Kept, Rescue, Skip, Verdict, is_due
 from argosy.train.result import Epoch, Settings
 from argosy.train.sharing import Spare
 from argosy.train.source import Source
@@ -165,7 +165,10 @@ class Loop:
     def _join_group(self) -> None:
         """Begin where the leader of the group does, or go back to what it kept."""
         assert self._group is not None
-        self._return_to(self._group.begin(self._kept or self._keep()))
+        kept, self._rescue = self._group.begin((self._kept or self._keep(), self._rescue))
+        self._return_to(kept)
+        if self._rescue:
+            self._rescue.doubted = None
 
     def _keep(self) -> Kept:
         self._kept = Kept(self._state.get(), self._standing.copy(), self._pace.get_state())
@@ -210,10 +213,13 @@ class Loop:
                     raise
                 if rescue is None:
                     raise self._keep_and_fail(error) from error
+                if rescue.doubted is not None:  # It tells nothing; its own turn comes.
+                    continue
                 self._go_back(rescue, math.nan, error, source)
                 return False
-            if rescue and rescue.is_bad(values[0], standing.largest, standing.step):
-                self._go_back(rescue, values[0], None, source)
+            if rescue and (verdict := self._judge_loss(rescue, values[0], source)) is not Verdict.GOOD:
+                if verdict is Verdict.DOUBTFUL:
+                    continue
                 return False
             self._count(rows, values)
             if self._keeper and self._keeper.is_due(standing.step):
@@ -221,7 +227,20 @@ class Loop:
                 self._save()
             if self._is_ended:
                 break
+        if rescue and rescue.doubted is not None:  # There is no other batch.
+            rescue.settle()
+            return False
         return True
+
+    def _judge_loss(self, rescue: Rescue, loss: float, source: Source) -> Verdict:
+        """Judge a loss; unless it is good, the state is that before the step again."""
+        doubted, verdict = rescue.doubted, rescue.judge(loss, self._standing.largest, self._standing.step)
+        if verdict is Verdict.BAD:
+            self._go_back(rescue, loss if doubted is None else doubted, None, source)
+        elif verdict is not Verdict.GOOD:
+            assert self._kept is not None
+            self._state.set(self._kept.state)
+        return verdict
 
     def _read(self, source: Source) -> Iterator[Batch]:
         """Give the batches that are left of the epoch; before data that fails ends the run, its state is kept."""

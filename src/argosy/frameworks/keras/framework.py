@@ -42,11 +42,12 @@ from argosy.frameworks.keras.describe import (
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
-from argosy.frameworks.keras.session import bind_backend
+from argosy.frameworks.keras.session import bind_backend, keep_generator
 from argosy.frameworks.keras.ship import reduce_model
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
+from argosy.frameworks.schedules import release_schedules, scale_rate
 from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree
 from argosy.signature import Arrays
 
@@ -136,11 +137,12 @@ class KerasFramework(FrameworkDefaults):
     def session(self, seed: int, num_threads: int | None) -> Generator[None]:
         # Layers draw their first seeds from Python's generator, and datasets what they like from NumPy's.
         before = random.getstate(), np.random.get_state()
-        with bind_backend(seed, num_threads):
+        with keep_generator(), bind_backend(seed, num_threads):
             try:
                 self.seed(seed)
                 yield
             finally:
+                release_schedules()
                 random.setstate(before[0])
                 np.random.set_state(before[1])
 
@@ -149,7 +151,7 @@ class KerasFramework(FrameworkDefaults):
         np.random.seed(derive_seed(seed))
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        return _scale_rate(optimizer, factor)
+        return scale_rate(optimizer, factor)
 
     def reduce(self, part: Any) -> Any:
         return reduce_model(part) if isinstance(part, keras.Model) else None
@@ -201,14 +203,6 @@ class KerasFramework(FrameworkDefaults):
 
     def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
         return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
-
-
-def _scale_rate(optimizer: Any, factor: float) -> bool:
-    try:
-        optimizer.learning_rate = float(optimizer.learning_rate) * factor
-    except TypeError:
-        return False  # A schedule of its own.
-    return True
 
 
 FRAMEWORK: Final[Framework] = KerasFramework()

@@ -51,6 +51,10 @@ class Fit:
         self.exchange = exchange
         """Where the workers of a run meet in each step; None for one alone."""
         self.optimizer = mover.optimizer
+        self.slots = mover.list_slots()
+        """The variables in which it remembers."""
+        self.rate: Any = mover.lowered if mover.lowered is not None else getattr(mover.optimizer, "_learning_rate", None)
+        """The variable of them that sets its rate, or anything."""
         self.is_rule = mover.rule is not None
         """The optimizer is a `RuleOptimizer`."""
         self.weights = mover.variables

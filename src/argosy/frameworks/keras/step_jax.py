@@ -31,7 +31,7 @@ class _State(NamedTuple):
     buffers: list[Any]
     """Running means and the like, and what random numbers follow from."""
     slots: list[Any]
-    """The optimizer's variables."""
+    """What the optimizer remembers."""
 
 
 class JaxEngine:
@@ -39,8 +39,7 @@ class JaxEngine:
 
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
-        rate = getattr(fit.optimizer, "_learning_rate", None)
-        self._rate: Any = rate if isinstance(rate, keras.Variable) else None
+        self._rate: Any = fit.rate if isinstance(fit.rate, keras.Variable) else None
         self._known_rate: Any = None
         self._known: list[Any] = []
         # The old state's memory becomes the new one's; so it must be nobody else's.
@@ -104,12 +103,12 @@ class JaxEngine:
         self._known_rate = self._rate.value
         slots = [
             jax.numpy.copy(self._known_rate) if variable is self._rate else value
-            for variable, value in zip(self._fit.optimizer.variables, self._state.slots, strict=True)
+            for variable, value in zip(self._fit.slots, self._state.slots, strict=True)
         ]
         self._state = self._state._replace(slots=slots)
 
     def _list_variables(self) -> tuple[list[Any], list[Any], list[Any]]:
-        return self._fit.weights, self._fit.buffers, self._fit.optimizer.variables
+        return self._fit.weights, self._fit.buffers, self._fit.slots
 
     def _forward(self, weights: list[Any], buffers: list[Any], batch: Batch, seed: Any) -> tuple[Any, tuple[Any, Any, Any]]:
         fit = self._fit
@@ -146,7 +145,7 @@ class JaxEngine:
 
         def move() -> _State:
             fit = self._fit
-            slots = fit.optimizer.variables
+            slots = fit.slots
             mapping = [*zip(fit.weights, state.weights, strict=True), *zip(slots, state.slots, strict=True)]
             place = fit.optimizer.at(scalars, norm) if fit.is_rule else nullcontext()
             with place, keras.StatelessScope(state_mapping=mapping) as scope:

@@ -27,6 +27,7 @@ from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
 from argosy.frameworks.mxnet.ship import reduce_part
 from argosy.frameworks.mxnet.step import MxnetStep, to_tensors
+from argosy.frameworks.mxnet.trainer import scale_rate
 from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
 from argosy.frameworks.ports import Ports
 from argosy.frameworks.trees import Tree, check_answer, fail_rows, map_tree
@@ -115,11 +116,7 @@ class MxnetFramework(FrameworkDefaults):
         return self.seed if _draws_rows(data) else None
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        own = optimizer.optimizer if isinstance(optimizer, mx.gluon.Trainer) else optimizer
-        if own.lr_scheduler is not None:
-            return False
-        own.set_learning_rate(own.learning_rate * factor)
-        return True
+        return scale_rate(optimizer, factor)
 
     def reduce(self, part: Any) -> Any:
         return reduce_part(part)

@@ -25,6 +25,6 @@ def _give_nothing() -> None:
 
 
 def _set_parameter(parameter: Any, state: dict[str, Any]) -> None:
-    vars(parameter).update(state)
+    parameter.__dict__.update(state)
     if parameter._grad is not None:
         parameter._init_grad()

@@ -29,6 +29,7 @@ from argosy.frameworks.base import (
 from argosy.frameworks.defaults import FrameworkDefaults
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
+from argosy.frameworks.schedules import release_schedules, scale_rate
 from argosy.frameworks.tensorflow.datasets import Epochs, read_dataset
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
@@ -93,7 +94,10 @@ class TensorFlowFramework(FrameworkDefaults):
         # nothing (convolutions, normalisation, embeddings and recurrent layers gave the same bits in every run without it).
         bound_threads(num_threads)
         with seed_graphs(seed):
-            yield
+            try:
+                yield
+            finally:
+                release_schedules()
 
     def seed(self, seed: int) -> None:
         """Seed what generators draw from: the seeds of a dataset's own operations are set when it is made.
@@ -105,7 +109,7 @@ class TensorFlowFramework(FrameworkDefaults):
         np.random.seed(derive_seed(seed))
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        return _scale_rate(optimizer, factor)
+        return scale_rate(optimizer, factor)
 
     def reduce(self, part: Any) -> Any:
         return None
@@ -192,14 +196,6 @@ def seed_graphs(seed: int) -> Generator[None]:
         yield
     finally:
         tf.random.set_seed(after)
-
-
-def _scale_rate(optimizer: Any, factor: float) -> bool:
-    try:
-        optimizer.learning_rate = float(optimizer.learning_rate) * factor
-    except TypeError:
-        return False  # A schedule of its own.
-    return True
 
 
 FRAMEWORK: Final[Framework] = TensorFlowFramework()

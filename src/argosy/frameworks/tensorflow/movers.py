@@ -16,6 +16,7 @@ from argosy.frameworks.base import name_kind
 from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.fitting import fail_loss, fail_not_finite
 from argosy.frameworks.own_step import open_shares
+from argosy.frameworks.schedules import hold_schedule
 from argosy.frameworks.tensorflow.exchange import share_gradients
 from argosy.frameworks.tensorflow.optimizer import RuleOptimizer, make_dense, measure_norm
 from argosy.optim import GradientOptimizer
@@ -37,6 +38,7 @@ class Mover:
         self.optimizer: Any = (
             RuleOptimizer(self.weights, self.rule, [*named]) if self.rule else _take_over(optimizer, self.weights)
         )
+        self._lowered = None if self.rule else hold_schedule(self.optimizer)
         self._prefix = "optimizer" if key is None else f"optimizer/{key}"
         self._move_graph = tf.function(self.update, reduce_retracing=True)
 
@@ -70,7 +72,8 @@ class Mover:
         """Give the variables in which it remembers, by name."""
         if not self.rule:
             # Their names hold counters of the process.
-            return {f"{self._prefix}/{index}": variable for index, variable in enumerate(self.optimizer.variables)}
+            own = [*self.optimizer.variables, *([] if self._lowered is None else [self._lowered])]
+            return {f"{self._prefix}/{index}": variable for index, variable in enumerate(own)}
         named = {f"{self._prefix}/taken": self.optimizer.taken}
         for name, memory in zip(self.named, self.optimizer.memory, strict=True):
             named |= {f"optimizer/{name}/{slot}": v for slot, v in zip(self.rule.slots, memory, strict=True)}
