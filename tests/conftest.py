@@ -27,14 +27,17 @@ COMPILED = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What JAX has compiled once in a run is not compiled again, nor in the processes that tests start.
+    if "PYTEST_CURRENT_TEST" in os.environ:
+        return  # A test has started this run, which uses what that one has compiled.
+    # What JAX has compiled once in a worker is not compiled again, nor in the processes that its tests start.
     config.stash[COMPILED] = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[COMPILED].name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[COMPILED].cleanup()
+    if COMPILED in config.stash:
+        config.stash[COMPILED].cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
