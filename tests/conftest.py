@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from argosy.store.golden import Golden
 from argosy.store.local import Store
 from tests.home import Home
 
-# The files that take longest begin, so that workers end together.
-LONGEST = ("frameworks/", "importers/", "demo/", "test_classic.py", "test_readme.py", "train/", "test_environment.py", "confine/")
+# Folders and files that compute for most of their time, the longest first.
+HEAVY = (
+    *("frameworks/test_keras_backends.py", "frameworks/test_trajectories.py", "frameworks/", "importers/", "test_readme.py"),
+    *("test_classic.py", "test_tutorials.py", "demo/", "train/", "compress/", "cli/", "test_environment.py", "confine/"),
+)
 COMPILED = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
@@ -41,11 +45,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def find_place(item: pytest.Item) -> int:
-        names = (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}"))
-        return next(names, len(LONGEST))
+    """Let files that compute begin, the longest first, in turn with those that wait for processes: workers then share the cores."""
 
-    items.sort(key=find_place)
+    def find_place(file: str) -> int:
+        return next((place for place, name in enumerate(HEAVY) if file.startswith(f"tests/{name}")), len(HEAVY))
+
+    files = list(dict.fromkeys(item.nodeid.partition("::")[0] for item in items))
+    heavy = sorted((file for file in files if find_place(file) < len(HEAVY)), key=find_place)
+    light = [file for file in files if find_place(file) == len(HEAVY)]
+    in_turn = [file for pair in itertools.zip_longest(heavy, light) for file in pair]
+    items.sort(key=lambda item: in_turn.index(item.nodeid.partition("::")[0]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
