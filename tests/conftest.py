@@ -45,7 +45,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let files that compute begin, the longest first, in turn with those that wait for processes: workers then share the cores."""
+    """Let files that compute begin, the longest first, in turn with those that wait for processes: the cores are shared then."""
 
     def find_place(file: str) -> int:
         return next((place for place, name in enumerate(HEAVY) if file.startswith(f"tests/{name}")), len(HEAVY))
