@@ -19,7 +19,7 @@ from tests.scripts import ROOT
 
 HERE = Path(__file__).parent
 FILES = sorted(path for path in HERE.glob("test_keras*.py") if path != Path(__file__))
-MARKED = pytest.mark.timeout(240)
+MARKED = pytest.mark.timeout(400)
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
