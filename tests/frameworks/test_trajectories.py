@@ -70,8 +70,13 @@ def allowed(case: str, *, is_keras_on_torch: bool) -> float:
     return KERAS_ON_TORCH if is_keras_on_torch else FLOAT64
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("part", ["few", pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param("few", marks=pytest.mark.timeout(240)),
+        pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
 @pytest.mark.parametrize(("frameworks", "backend"), PROCESSES)
 def test_framework_follows_the_reference(frameworks: tuple[str, ...], backend: str | None, part: str) -> None:
     found = run(frameworks, backend, part)

@@ -2,9 +2,9 @@
 
     python -m tests.frameworks.trajectories FRAMEWORK[,FRAMEWORK] [few|quarter|all]
 
-prints one JSON object: framework -> case -> largest difference of any weight after any of the steps from the float64 reference. A quarter of
-the cases, if nothing is said, in which every rule meets every batch size and every problem; few of them: one for each rule, form
-and option.
+prints one JSON object: framework -> case -> largest difference of any weight after any of the steps from the float64 reference. A
+quarter of the cases, if nothing is said, in which every rule meets every batch size and every problem; few of them: one for each
+rule, form and option.
 It runs in whatever environment the framework lives in, and needs NumPy and Argosy alone beside it.
 """
 
