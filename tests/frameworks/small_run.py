@@ -1,6 +1,6 @@
 """Train a small network with dropout and batch normalisation, keeping checkpoints, and print the digest of its weights.
 
-    python -m tests.frameworks.small_run FRAMEWORK FOLDER [PAUSE_S [DATA]]
+    python -m tests.frameworks.small_run FRAMEWORK FOLDER PAUSE_S [DATA]
 
 goes on from the checkpoints in FOLDER. Steps are numerous and may be slowed, so that a kill meets the middle of the run. The rows
 are in memory, or a stream of the Parquet files in DATA that `write_data` made.
@@ -64,12 +64,11 @@ def open_data(folder: Path) -> tuple[Any, Any]:
     )
 
 
-def main() -> None:
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    slow_down(ArraySource if len(sys.argv) < 5 else StreamSource, float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
+def run(name: str, folder: Path, stream: Path | None = None) -> str:
+    """Train, and say what came of it."""
     data: dict[str, Any] = {"data": make_data(), "validation_split": 0.1}
-    if len(sys.argv) > 4:
-        data = dict(zip(("data", "validation_data"), open_data(Path(sys.argv[4])), strict=True))
+    if stream is not None:
+        data = dict(zip(("data", "validation_data"), open_data(stream), strict=True))
     framework = get_framework(name)
     with framework.session(0, 1):  # TensorFlow takes its number of threads before its first operation.
         model = framework.build_network(LAYERS, ROW, draw_weights(LAYERS, ROW, 0))
@@ -89,7 +88,13 @@ def main() -> None:
     for key, array in sorted(framework.get_weights(model).items()):
         digest.update(key.encode() + array.tobytes())
     history = [(epoch.loss, epoch.validation_loss) for epoch in result.history]
-    print(digest.hexdigest(), hashlib.sha256(repr(history).encode()).hexdigest(), result.num_steps)
+    return f"{digest.hexdigest()} {hashlib.sha256(repr(history).encode()).hexdigest()} {result.num_steps}"
+
+
+def main() -> None:
+    name, folder, pause_s, *stream = sys.argv[1:]
+    slow_down(StreamSource if stream else ArraySource, float(pause_s))
+    print(run(name, Path(folder), *map(Path, stream)))
 
 
 if __name__ == "__main__":

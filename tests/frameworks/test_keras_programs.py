@@ -1,15 +1,12 @@
 """Programs of any form as Keras models, through `argosy.train`, beside Keras' own loop.
 
-All of it runs on the backend of the process; `test_on_backend` runs what is marked `backend` on the others, and all of it where
-slow tests run.
+All of it runs on the backend of the process, TensorFlow unless KERAS_BACKEND says otherwise; see `test_keras_backends.py`.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,39 +22,15 @@ from argosy.train.average import Ema
 from argosy.train.checkpoint import Checkpoints
 from argosy.train.run import train
 from tests.frameworks.keras_models import make_embedding, make_mlp, make_rows
-from tests.scripts import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-BACKEND = keras.backend.backend()
 A, B = make_rows(60, 3), make_rows(60, 3, seed=1)
 KIND = (A.sum(1) > 0).astype(np.int64)
 VALUE = (B @ np.array([1.0, -2.0, 0.5], np.float32))[:, None]
 W = np.random.default_rng(2).random(60).astype(np.float32)
 ROUNDING = {"rtol": 1e-5, "atol": 2e-6}
 ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.mark.parametrize(
-    ("backend", "tests"),
-    [
-        pytest.param("jax", ("-m", "backend"), id="jax"),
-        pytest.param("torch", ("-m", "backend"), id="torch"),
-        pytest.param("jax", (), marks=SLOW, id="all of jax"),
-        pytest.param("torch", (), marks=SLOW, id="all of torch"),
-    ],
-)
-def test_on_backend(backend, tests):
-    if BACKEND != "tensorflow":
-        pytest.skip("this is the other run")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", *tests, __file__],
-        cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
 
 
 def make_two():
