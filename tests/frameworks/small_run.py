@@ -2,13 +2,14 @@
 
     python -m tests.frameworks.small_run FRAMEWORK FOLDER PAUSE_S [DATA]
 
-goes on from the checkpoints in FOLDER. Steps are numerous and may be slowed, so that a kill meets the middle of the run. The rows
-are in memory, or a stream of the Parquet files in DATA that `write_data` made.
+goes on from the checkpoints in FOLDER, with as many workers as the variable WORKERS says. Steps are numerous and may be slowed,
+so that a kill meets the middle of the run. The rows are in memory, or a stream of the Parquet files in DATA that `write_data` made.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, M
 from argosy.optim import Adam, CosineDecay
 from argosy.train.checkpoint import Checkpoints
 from argosy.train.run import train
+from argosy.train.sharing import SharedArrays
 from argosy.train.source import ArraySource, StreamSource
 
 LAYERS = (Conv(4), BatchNorm(), Relu(), MaxPool(), Flatten(), Dropout(0.4), Dense(16), Relu(), Dense(3))
 ROW = (1, 8, 8)
 NUM_ROWS = 100
 EPOCHS = 12
+NUM_WORKERS = int(os.environ.get("WORKERS", "1"))
 
 
 def slow_down(kind: Any, pause_s: float) -> None:
@@ -81,6 +84,7 @@ def run(name: str, folder: Path, stream: Path | None = None) -> str:
         patience=EPOCHS,
         checkpoints=Checkpoints(folder=folder, every_steps=1),
         resume=True,
+        workers=NUM_WORKERS,
         num_threads=1,
         progress=False,
     )
@@ -93,7 +97,8 @@ def run(name: str, folder: Path, stream: Path | None = None) -> str:
 
 def main() -> None:
     name, folder, pause_s, *stream = sys.argv[1:]
-    slow_down(StreamSource if stream else ArraySource, float(pause_s))
+    arrays = ArraySource if NUM_WORKERS == 1 else SharedArrays
+    slow_down(StreamSource if stream else arrays, float(pause_s))
     print(run(name, Path(folder), *map(Path, stream)))
 
 
