@@ -3,7 +3,8 @@
     python -m tests.frameworks.small_run FRAMEWORK FOLDER PAUSE_S [DATA]
 
 goes on from the checkpoints in FOLDER, with as many workers as the variable WORKERS says. Steps are numerous and may be slowed,
-so that a kill meets the middle of the run. The rows are in memory, or a stream of the Parquet files in DATA that `write_data` made.
+so that a kill meets the middle of the run. The rows are in memory, or a stream of the Parquet files in DATA, which `write_data`
+made.
 """
 
 from __future__ import annotations
