@@ -61,8 +61,7 @@ types: setup
 
 # Three files at a time, in the order of tests/conftest.py: on two cores, as half of them wait for processes. Then, one after the
 # other, what measures. The frameworks, none of whose tests does, take long to import.
-# What is imported is compiled once, the tests too: collecting them then takes two thirds of the time, in each worker.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(RUN) pytest
+PYTEST := $(RUN) pytest
 TOGETHER := -n 3 --dist loadfile --no-loadscope-reorder
 ALONE := --ignore=tests/frameworks
 
