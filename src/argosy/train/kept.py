@@ -6,16 +6,13 @@ begin there. Only the rest is written beside them, as safetensors:
     argosy.safetensors    8 bytes: length of the header; header: JSON, a tensor by name; then their bytes
 
 All of it may come from elsewhere, and is hostile then: the header is held against its type and the places in it against the
-files, and nothing else is parsed. The tensors of an ONNX file that was imported are read in a confined process, which writes
-them as safetensors (`initializers.py`).
+files, and nothing else is parsed. Of an ONNX file that was imported, a confined process makes such a file (`extraction.py`).
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bench.dialogue import list_module_folders
-from argosy.confine.confine import hostile_folder, run_confined
-from argosy.errors import ModelError
 from argosy.signature import Arrays
 from argosy.store.manifest import WEIGHTS_FILE
-from argosy.store.temporary import blame_disk
 
 __all__ = ["KeptWeight", "KeptWeights", "open_kept", "write_kept"]
 
@@ -51,11 +44,6 @@ _MIN_HELD_BYTES: Final = 2 * _STEP
 """A smaller weight is written: to say where it stands takes nearly as much."""
 _MAX_ALIKE: Final = 8
 """A word that a file has in more places tells none of them: it is of zeros, or of another number again and again."""
-_TIMEOUT_S: Final = 600.0
-_MEMORY_BYTES: Final = 4 << 30
-"""Address space of the process that reads an ONNX file, beside that for the file."""
-_MEMORY_TIMES: Final = 4
-"""The file's size so many times: its bytes, its messages, their arrays, and what is written of them."""
 _MAX_TOLD: Final = 400
 
 
@@ -219,8 +207,11 @@ def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> Generator[KeptWeigh
         return
     if not is_onnx:
         raise ValueError("it keeps no weights by name")
-    with hostile_folder("argosy-start-") as work, blame_disk(work):
-        yield KeptWeights(_extract(folder, entry, work), is_whole=False)
+    # Few runs start from such a file: the others load nothing of what confines.
+    from argosy.train.extraction import extract_tensors
+
+    with extract_tensors(folder, entry) as path:
+        yield KeptWeights(_read_header(path)[0], is_whole=False)
 
 
 def _read_kept(folder: Path) -> dict[str, KeptWeight]:
@@ -238,39 +229,6 @@ def _read_kept(folder: Path) -> dict[str, KeptWeight]:
             raise ValueError(f"{path.name} ends before {name}")
         found[name] = KeptWeight(path, weight.dtype, weight.shape, weight.start, weight.is_transposed)
     return found
-
-
-def _extract(folder: Path, entry: str, work: Path) -> dict[str, KeptWeight]:
-    """Have a confined process write the tensors of an ONNX file as safetensors, and find them there.
-
-    Raises:
-        ValueError: it made none.
-        OSError: the disk has no room for them.
-    """
-    size_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
-    try:
-        done = run_confined(
-            ["argosy.train.initializers", str(folder / entry), str(work)],
-            read=[folder],
-            write=[work],
-            timeout_s=_TIMEOUT_S,
-            memory_bytes=_MEMORY_BYTES + _MEMORY_TIMES * size_bytes,
-            env={"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "4"},
-            module_folders=list_module_folders("msgspec", "onnx", "google"),
-            # A graph is data: a machine that cannot confine takes what the limits leave.
-            is_required=False,
-            title=f"The process that reads {entry}",
-            folder=folder,
-        )
-    except ModelError as error:
-        raise ValueError(error.message) from error
-    if done.returncode == errno.ENOSPC:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    path = work / WEIGHTS_FILE
-    if done.returncode or path.is_symlink() or not path.is_file():
-        said = done.stderr.strip().splitlines()[-1:] or [f"the process that reads it ended with code {done.returncode}"]
-        raise ValueError(f"{entry} cannot be read: {said[0][:_MAX_TOLD]}")
-    return _read_header(path)[0]
 
 
 class _Place(msgspec.Struct, frozen=True):
