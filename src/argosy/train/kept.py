@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -44,7 +44,12 @@ _MIN_HELD_BYTES: Final = 2 * _STEP
 """A smaller weight is written: to say where it stands takes nearly as much."""
 _MAX_ALIKE: Final = 8
 """A word that a file has in more places tells none of them: it is of zeros, or of another number again and again."""
-_MAX_TOLD: Final = 400
+_MAX_NAME: Final = 1000
+
+
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{1,16}$")]
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
+"""Messages show both."""
 
 
 class _Held(msgspec.Struct, frozen=True):
@@ -52,8 +57,8 @@ class _Held(msgspec.Struct, frozen=True):
 
     file: str
     start: int
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: _Word
+    shape: _Shape
     is_transposed: bool
 
 
@@ -219,10 +224,11 @@ def _read_kept(folder: Path) -> dict[str, KeptWeight]:
     found, meta = _read_header(folder / WEIGHTS_FILE)
     held = _decode(meta.get("held", "{}").encode(), dict[str, _Held], "does not say where its weights are held")
     holders = _decode(meta.get("holders", "{}").encode(), dict[str, str], "does not say where its weights are held")
+    _check_names(held)
     files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.is_symlink()}
     for name in {weight.file for weight in held.values()}:
         if name not in files or holders.get(name) != _digest(files[name]):
-            raise ValueError(f"{name[:_MAX_TOLD]} is not the file that its weights were kept for")
+            raise ValueError("a file that its weights stand in is not the one that they were kept for")
     for name, weight in held.items():
         path = files[weight.file]
         if not 0 <= weight.start <= path.stat().st_size:
@@ -234,8 +240,8 @@ def _read_kept(folder: Path) -> dict[str, KeptWeight]:
 class _Place(msgspec.Struct, frozen=True):
     """A tensor in the header of a file of safetensors."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: _Word
+    shape: _Shape
     data_offsets: tuple[int, int]
 
 
@@ -248,6 +254,7 @@ def _read_header(path: Path) -> tuple[dict[str, KeptWeight], dict[str, str]]:
             raise ValueError(f"{path.name} is no file of safetensors")
         tables = _decode(file.read(length), dict[str, msgspec.Raw], "is no file of safetensors")
     meta = _decode(bytes(tables.pop(_META, msgspec.Raw(b"{}"))), dict[str, str], "is no file of safetensors")
+    _check_names(tables)
     found: dict[str, KeptWeight] = {}
     for name, table in tables.items():
         place = _decode(bytes(table), _Place, f"does not say where {name} is")
@@ -256,6 +263,12 @@ def _read_header(path: Path) -> tuple[dict[str, KeptWeight], dict[str, str]]:
             raise ValueError(f"{path.name} ends before {name}")
         found[name] = KeptWeight(path, place.dtype, place.shape, 8 + length + first)
     return found, meta
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that a message could not show."""
+    if not all(name.isprintable() and len(name) <= _MAX_NAME for name in names):
+        raise ValueError(f"{WEIGHTS_FILE} holds a name of more than {_MAX_NAME} characters, or one that cannot be printed")
 
 
 def _decode(text: bytes, kind: type[_Kind], told: str) -> _Kind:
