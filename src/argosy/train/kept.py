@@ -47,7 +47,7 @@ _MAX_ALIKE: Final = 8
 _MAX_NAME: Final = 1000
 
 
-_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{1,16}$")]
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{1,16}\Z")]
 _Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
 """Messages show both."""
 
