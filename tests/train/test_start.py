@@ -259,6 +259,10 @@ def hold(file: str = "m.onnx", start: int = 0, holders: object = {}) -> bytes:
         pytest.param(head(b'{"__metadata__":{"held":"[1"}}'), id="held-is-no-json"),
         pytest.param(head(b'{"__metadata__":{"held":"[1]"}}'), id="held-is-no-table"),
         pytest.param(head(b'{"__metadata__":7}'), id="metadata-is-no-table"),
+        pytest.param(head(b'{"\\u001b[31m":{"dtype":"F32","shape":[],"data_offsets":[0,0]}}'), id="name-that-colours"),
+        pytest.param(head(b'{"%s":{"dtype":"F32","shape":[],"data_offsets":[0,0]}}' % (b"a" * 2000)), id="long-name"),
+        pytest.param(head(b'{"weight":{"dtype":"F32","shape":[%s1],"data_offsets":[0,0]}}' % (b"1," * 99)), id="many-axes"),
+        pytest.param(head(b'{"weight":{"dtype":"\\u001b[31mF","shape":[2,4],"data_offsets":[0,0]}}'), id="no-type"),
         pytest.param(head(b"[" * 100_000), id="lists-without-end"),
         pytest.param(head(b'{"a":' + b"[" * 100_000), id="place-without-end"),
         pytest.param(head(b'{"__metadata__":{"held":"' + b"[" * 100_000 + b'"}}'), id="held-without-end"),
@@ -270,8 +274,9 @@ def test_weights_that_are_damaged_are_refused(content, store, tmp_path):
     signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
     files = {name: tmp_path / name for name in ("m.onnx", WEIGHTS_FILE)}
     store.publish("base", files, signature=signature, entry="m.onnx")
-    with pytest.raises(InputError, match="Training cannot start from version base@1"):
+    with pytest.raises(InputError, match="Training cannot start from version base@1") as caught:
         begin(torch.nn.Linear(4, 2), Start("base", store=store))
+    assert caught.value.message.isprintable() and len(caught.value.message) < 1000
 
 
 def test_run_that_started_from_a_version_resumes_from_its_own_checkpoint_alone(store, tmp_path):

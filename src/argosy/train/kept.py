@@ -6,32 +6,25 @@ begin there. Only the rest is written beside them, as safetensors:
     argosy.safetensors    8 bytes: length of the header; header: JSON, a tensor by name; then their bytes
 
 All of it may come from elsewhere, and is hostile then: the header is held against its type and the places in it against the
-files, and nothing else is parsed. The tensors of an ONNX file that was imported are read in a confined process, which writes
-them as safetensors (`initializers.py`).
+files, and nothing else is parsed. Of an ONNX file that was imported, a confined process makes such a file (`extraction.py`).
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import struct
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.bench.dialogue import list_module_folders
-from argosy.confine.confine import hostile_folder, run_confined
-from argosy.errors import ModelError
 from argosy.signature import Arrays
 from argosy.store.manifest import WEIGHTS_FILE
-from argosy.store.temporary import blame_disk
 
 __all__ = ["KeptWeight", "KeptWeights", "open_kept", "write_kept"]
 
@@ -51,12 +44,12 @@ _MIN_HELD_BYTES: Final = 2 * _STEP
 """A smaller weight is written: to say where it stands takes nearly as much."""
 _MAX_ALIKE: Final = 8
 """A word that a file has in more places tells none of them: it is of zeros, or of another number again and again."""
-_TIMEOUT_S: Final = 600.0
-_MEMORY_BYTES: Final = 4 << 30
-"""Address space of the process that reads an ONNX file, beside that for the file."""
-_MEMORY_TIMES: Final = 4
-"""The file's size so many times: its bytes, its messages, their arrays, and what is written of them."""
-_MAX_TOLD: Final = 400
+_MAX_NAME: Final = 1000
+
+
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{1,16}\Z")]
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
+"""Messages show both."""
 
 
 class _Held(msgspec.Struct, frozen=True):
@@ -64,8 +57,8 @@ class _Held(msgspec.Struct, frozen=True):
 
     file: str
     start: int
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: _Word
+    shape: _Shape
     is_transposed: bool
 
 
@@ -219,8 +212,11 @@ def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> Generator[KeptWeigh
         return
     if not is_onnx:
         raise ValueError("it keeps no weights by name")
-    with hostile_folder("argosy-start-") as work, blame_disk(work):
-        yield KeptWeights(_extract(folder, entry, work), is_whole=False)
+    # Few runs start from such a file: the others load nothing of what confines.
+    from argosy.train.extraction import extract_tensors
+
+    with extract_tensors(folder, entry) as path:
+        yield KeptWeights(_read_header(path)[0], is_whole=False)
 
 
 def _read_kept(folder: Path) -> dict[str, KeptWeight]:
@@ -228,10 +224,11 @@ def _read_kept(folder: Path) -> dict[str, KeptWeight]:
     found, meta = _read_header(folder / WEIGHTS_FILE)
     held = _decode(meta.get("held", "{}").encode(), dict[str, _Held], "does not say where its weights are held")
     holders = _decode(meta.get("holders", "{}").encode(), dict[str, str], "does not say where its weights are held")
+    _check_names(held)
     files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.is_symlink()}
     for name in {weight.file for weight in held.values()}:
         if name not in files or holders.get(name) != _digest(files[name]):
-            raise ValueError(f"{name[:_MAX_TOLD]} is not the file that its weights were kept for")
+            raise ValueError("a file that its weights stand in is not the one that they were kept for")
     for name, weight in held.items():
         path = files[weight.file]
         if not 0 <= weight.start <= path.stat().st_size:
@@ -240,44 +237,11 @@ def _read_kept(folder: Path) -> dict[str, KeptWeight]:
     return found
 
 
-def _extract(folder: Path, entry: str, work: Path) -> dict[str, KeptWeight]:
-    """Have a confined process write the tensors of an ONNX file as safetensors, and find them there.
-
-    Raises:
-        ValueError: it made none.
-        OSError: the disk has no room for them.
-    """
-    size_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
-    try:
-        done = run_confined(
-            ["argosy.train.initializers", str(folder / entry), str(work)],
-            read=[folder],
-            write=[work],
-            timeout_s=_TIMEOUT_S,
-            memory_bytes=_MEMORY_BYTES + _MEMORY_TIMES * size_bytes,
-            env={"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "4"},
-            module_folders=list_module_folders("msgspec", "onnx", "google"),
-            # A graph is data: a machine that cannot confine takes what the limits leave.
-            is_required=False,
-            title=f"The process that reads {entry}",
-            folder=folder,
-        )
-    except ModelError as error:
-        raise ValueError(error.message) from error
-    if done.returncode == errno.ENOSPC:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    path = work / WEIGHTS_FILE
-    if done.returncode or path.is_symlink() or not path.is_file():
-        said = done.stderr.strip().splitlines()[-1:] or [f"the process that reads it ended with code {done.returncode}"]
-        raise ValueError(f"{entry} cannot be read: {said[0][:_MAX_TOLD]}")
-    return _read_header(path)[0]
-
-
 class _Place(msgspec.Struct, frozen=True):
     """A tensor in the header of a file of safetensors."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: _Word
+    shape: _Shape
     data_offsets: tuple[int, int]
 
 
@@ -290,6 +254,7 @@ def _read_header(path: Path) -> tuple[dict[str, KeptWeight], dict[str, str]]:
             raise ValueError(f"{path.name} is no file of safetensors")
         tables = _decode(file.read(length), dict[str, msgspec.Raw], "is no file of safetensors")
     meta = _decode(bytes(tables.pop(_META, msgspec.Raw(b"{}"))), dict[str, str], "is no file of safetensors")
+    _check_names(tables)
     found: dict[str, KeptWeight] = {}
     for name, table in tables.items():
         place = _decode(bytes(table), _Place, f"does not say where {name} is")
@@ -298,6 +263,12 @@ def _read_header(path: Path) -> tuple[dict[str, KeptWeight], dict[str, str]]:
             raise ValueError(f"{path.name} ends before {name}")
         found[name] = KeptWeight(path, place.dtype, place.shape, 8 + length + first)
     return found, meta
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that a message could not show."""
+    if not all(name.isprintable() and len(name) <= _MAX_NAME for name in names):
+        raise ValueError(f"{WEIGHTS_FILE} holds a name of more than {_MAX_NAME} characters, or one that cannot be printed")
 
 
 def _decode(text: bytes, kind: type[_Kind], told: str) -> _Kind:
