@@ -110,12 +110,15 @@ class Late(Step, frozen=True, kw_only=True):
         return write_model(model, artifact, workshop)
 
 
-def test_candidate_that_answers_golden_examples_in_another_shape_is_refused(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "golden_width", "told"), [(16, 4, "golden example"), (4, 16, "evaluation row")])
+def test_candidate_that_answers_in_another_shape_is_refused(
+    width: int, golden_width: int, told: str, store: Store, tmp_path: Path
+) -> None:
     cut = helper.make_node("Slice", ["x", "start", "end", "axis"], ["y"])
     weights = {name: np.array([number], np.int64) for name, number in (("start", 0), ("end", 8), ("axis", 1))}
     artifact = make_artifact(tmp_path / "model", [cut], [("x", "FP32", ("n", "k"))], [("y", "FP32", ("n", "m"))], weights)
-    short = {"x": RANDOM.normal(size=(3, 4)).astype(np.float32)}
-    parent = import_onnx(store, artifact.path, "cut", golden_inputs=short, has_rows=True)
-    rows = np.repeat(RANDOM.normal(size=(60, 1)), 16, axis=1).astype(np.float32)
-    with pytest.raises(FaultError, match=r"'y' of a golden example has shape \(1, 2\), of the original \(1, 4\)"):
+    golden = {"x": RANDOM.normal(size=(3, golden_width)).astype(np.float32)}
+    parent = import_onnx(store, artifact.path, "cut", golden_inputs=golden, has_rows=True)
+    rows = np.repeat(RANDOM.normal(size=(60, 1)), width, axis=1).astype(np.float32)
+    with pytest.raises(FaultError, match=rf"late made .* 'y' of {told} 0 has shape \(1, 2\), of the original \(1, 4\)"):
         compress(parent, method=Late(), data=rows, guard=Guard("cosine"), store=store)
