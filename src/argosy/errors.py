@@ -616,8 +616,7 @@ MESSAGES: dict[str, Message] = {
     "rollout_failed": Message("Rollout of {name!r} to version {version} failed at step {step}: {detail}"),
     "does_not_fit": Message("Version {version} of {name!r} needs about {needed} of memory, {free} of the limit {limit} are free"),
     "golden_differs": Message(
-        "Version {version} of {name!r} does not answer its golden examples as recorded: "
-        "output {tensor!r} {detail}"
+        "Version {version} of {name!r} does not answer its golden examples as recorded: output {tensor!r} {detail}"
     ),
     "golden_rounded": Message(
         "Version {version} of {name!r} loses too much in bfloat16: to its golden examples "

@@ -121,8 +121,9 @@ def test_report_without_its_package_is_refused_before_the_work(
 
 def test_texts_of_a_file_are_made_tensors_as_a_worker_makes_them(home: Home, call: Callable[..., Result], tmp_path: Path) -> None:
     publish_words(home)
-    (tmp_path / "texts.txt").write_text("the ship\n\nrich cargo over the sea\nred\ngreen land\n")
-    (tmp_path / "texts.jsonl").write_text('"the ship"\n"over sea and land"\n"blue"\n"green"\n')
+    # Signs at which `splitlines` would cut, too, are part of a text.
+    (tmp_path / "texts.txt").write_bytes("\ufeffthe ship\r\n\nrich cargo\u2028over the sea\nred\x0csea\ngreen land\n".encode())
+    (tmp_path / "texts.jsonl").write_text('"the ship"\n"over sea\u2028and\x85land"\n"blue"\n"green"\n', "utf-8")
     for name in ("texts.txt", "texts.jsonl"):
         options = ("--metric", "cosine", "--without-gain", "--method", "simplify", "--eval", tmp_path / name)
         done = call("compress", "words@1", *options, "--home", home.store.home, "--json")

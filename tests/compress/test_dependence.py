@@ -1,4 +1,4 @@
-"""Answers that tell rows apart no longer, where the original's do, are refused whatever the metric, and however wide the guard."""
+"""Answers that tell rows apart no longer, where the original's do, are refused whatever the metric, however wide the guard."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def test_what_is_lost_is_named() -> None:
     vectors = make_vectors(0.1)
     said = {edit: judge(vectors, COLLAPSES[edit](vectors), Guard("kl"))[0].ruin for edit in COLLAPSES}
     assert said["mean"] == said["one-row"] == "it gives all 300 rows one answer, the original does not"
-    assert said["shuffled"].startswith("its answers do not depend on the input as the original's do: their correlation over rows ")
+    assert said["shuffled"].startswith(
+        "its answers do not depend on the input as the original's do: their correlation over rows "
+    )
     assert said["column"] == "entry 3 of axis 1 of its answers is the same for all rows, of the original's it is not"
 
 

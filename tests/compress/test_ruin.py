@@ -139,6 +139,20 @@ def test_worst_of_several_outputs_is_the_ruined_one():
     assert score.output == "other" and "no numbers" in score.ruin
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "infinity"])
+def test_targets_and_answers_that_are_no_numbers_show_nothing(value):
+    scores, _ = make_scores()
+    for metric in (None, "r2", "mae"):
+        targets = scores.copy()
+        targets[5] = value
+        with pytest.raises(InputError, match="the targets of 'y' hold 5 values that are NaN or infinite"):
+            judge(scores, scores, "values", targets, Guard(metric))
+    nothing = np.full_like(scores, value)
+    with pytest.raises(InputError, match="answers none of the 300 evaluation rows with a number"):
+        judge(nothing, nothing, "unknown")
+    assert judge(np.where(np.arange(5) < 4, nothing, scores), np.where(np.arange(5) < 4, nothing, scores), "unknown")[1]
+
+
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 5)], ids=str)
 def test_rows_far_out_do_not_hide_that_all_others_are_lost(shape: tuple[int, ...]):
     values = np.random.default_rng(5).normal(size=(300, *shape)).astype(np.float32)

@@ -26,6 +26,8 @@ _MOST_LEFT_OUT: Final = 2
 """Rows that weigh most, without which answers must have lost it, too: what one or two rows lose is for the metric to count."""
 _LEFT_OUT: Final = 0.25
 """Of few rows, such as golden examples, no more than so many of them."""
+_LEAST_ROWS: Final = 8
+"""Over fewer, one entry goes up and down as another by chance: then it must be one for all rows to be lost."""
 _HELD_NUMBERS: Final = 1 << 22
 """At once, in double precision."""
 
@@ -100,7 +102,7 @@ def find_collapse(before: Array, after: Array, *, has_one_unit: bool, is_retrain
             suspects = (entries.scales > _find_least(entries, has_one_unit)) & (entries.kept < _LEAST)
             for entry in np.flatnonzero(suspects).tolist() if view.shape[place] > 1 else ():
                 columns = np.arange(view.old.shape[1]).reshape(view.shape).take(entry, axis=place).ravel()
-                found = _find_lost(view, columns, has_one_unit)
+                found = _find_lost(view, columns, has_one_unit, only_one=len(before) < _LEAST_ROWS)
                 if found is not None:
                     name = f"entry {entry} of axis {axis} of its answers"
                     if found.are_one.all():

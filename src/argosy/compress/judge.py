@@ -29,6 +29,7 @@ from argosy.compress.ruin import find_ruin
 from argosy.compress.spread import is_uneven
 from argosy.datatypes import is_float
 from argosy.errors import FaultError, InputError, list_choices
+from argosy.optim.schedules import check_number
 from argosy.signature import Arrays
 
 __all__ = ["Evidence", "Guard", "Score", "check_shapes", "judge_outputs"]
@@ -37,6 +38,8 @@ Array = NDArray[Any]
 
 _SEEN: Final = 2.0
 """So many times what a guard allows must be lost by one answer for all rows: else it sees too little to be all that is asked."""
+_PARTS: Final = ("accuracy", "agreement", "r2", "fidelity")
+"""Metrics that count parts of what there is to lose, as their users know: once what is allowed is enough."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,7 @@ class Guard:
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric not in METRICS:
             raise InputError("unknown_choice", kind="metric", got=self.metric, known=list_choices(METRICS))
-        if not 0.0 <= self.max_loss < float("inf"):
-            raise InputError("bad_option", option="guard.max_loss", got=self.max_loss, expected="a number, at least 0")
+        check_number("guard.max_loss", self.max_loss, "a number, at least 0", lowest=0.0)
 
     def accepts(self, score: Score) -> bool:
         """Say whether so much may be lost; a score that is no number is refused, and so is what `ruin.py` finds."""
@@ -160,11 +162,33 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     """
     with np.errstate(all="ignore"):  # Answers that are no numbers are told in the score.
         before, after = _pair(evidence)
+        _check_evidence(before, evidence)
         score = _judge_pairs(before, after, evidence, meaning, guard)
         if len(evidence.before) > 1 and all(_are_alike(outputs) for outputs in before.values()):
             detail = f"the original gives one label to all {len(evidence.before)} {evidence.basis} rows: give some that differ"
             raise InputError("bad_data", detail=f"{detail}, as a ruined version may give that one, too")
         return score
+
+
+def _check_evidence(before: Arrays, evidence: Evidence) -> None:
+    """See that rows show something: what is no number is the same of every version.
+
+    Raises:
+        InputError: `bad_data`.
+    """
+    for name, targets in evidence.targets.items():
+        if is_float(targets.dtype) and not np.isfinite(targets).all():
+            detail = f"the targets of {name!r} hold {int((~np.isfinite(targets)).sum())} values that are NaN or infinite"
+            raise InputError("bad_data", detail=f"{detail}: leave their rows out")
+    if before and all(_holds_no_number(outputs) for outputs in before.values()):
+        detail = f"the original answers none of the {len(evidence.before)} {evidence.basis} rows with a number"
+        raise InputError("bad_data", detail=f"{detail}: all is NaN or infinite")
+
+
+def _holds_no_number(outputs: Array) -> bool:
+    rows: Sequence[Array] = outputs if is_uneven(outputs) else [outputs]
+    numbers = [row.astype(np.float64) for row in rows if row.size and is_float(row.dtype)]
+    return bool(numbers) and not any(np.isfinite(row).any() for row in numbers)
 
 
 def check_shapes(before: Sequence[Arrays], after: Sequence[Arrays], title: str, kind: str) -> None:
@@ -183,9 +207,7 @@ def check_shapes(before: Sequence[Arrays], after: Sequence[Arrays], title: str, 
         for name, array in old.items():
             if name not in new or new[name].shape != array.shape:
                 got = f"shape {new[name].shape}" if name in new else "no shape, as it is missing"
-                raise FaultError(
-                    "other_shape", engine=title, output=name, kind=kind, place=place, got=got, expected=array.shape
-                )
+                raise FaultError("other_shape", engine=title, output=name, kind=kind, place=place, got=got, expected=array.shape)
 
 
 def _are_alike(outputs: Array) -> bool:
@@ -337,7 +359,8 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     interval = None if metric == "max_difference" else find_interval(evidence.add_copies(values.losses), is_rate=metric in RATES)
     kept = _find_kept(before, targets, choice.meaning) if evidence.is_retrained else None
     ruin = find_ruin(before, after, choice.meaning, metric, max_loss, kept)
-    if not ruin and loss <= max_loss and measure_blank(choice.metric, before, targets, choice.meaning) < _SEEN * max_loss:
+    allowed = max_loss * (1.0 if metric in _PARTS else _SEEN)
+    if not ruin and loss <= max_loss and measure_blank(choice.metric, before, targets, choice.meaning) <= allowed:
         found = find_ruin(before, after, choice.meaning, "", min(max_loss, Guard.max_loss), kept)
         ruin = found and f"{found}; and a guard of {metric} within {max_loss:g} takes one answer for all rows, or nearly"
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)

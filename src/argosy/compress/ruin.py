@@ -59,9 +59,9 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
     """Say what a version has lost that its metric may not count; "" for nothing.
 
     Answers that are no numbers, where the original gives some; answers that do not depend on the input as the original's do; a
-    class that is hardly given any more. But of metrics that let answers move, more is looked for: all numbers, or those of one class or
-    column, far from the original's, which a wrong scale does without another class becoming the best; most numbers, where a few
-    lie so far out that these alone make the spread; probabilities that are surer, or less sure.
+    class that is hardly given any more. But of metrics that let answers move, more is looked for: all numbers, or those of one
+    class or column, far from the original's, which a wrong scale does without another class becoming the best; most numbers,
+    where a few lie so far out that these alone make the spread; probabilities that are surer, or less sure.
 
     Args:
         before: the original's answers, first axis rows.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from argosy.errors import InputError, list_choices
-from argosy.search.space import Value
+from argosy.search.space import Value, is_text
 
 __all__ = [
     "Direction",
@@ -89,8 +89,7 @@ def check_objectives(objectives: Mapping[str, str]) -> dict[str, Direction]:
         raise InputError("bad_option", option="objectives", got=str(objectives), expected=expected)
     found: dict[str, Direction] = {}
     for name, direction in objectives.items():
-        is_named = isinstance(cast("object", name), str) and bool(name)
-        if not is_named or direction not in ("minimize", "maximize"):
+        if not (is_text(name) and name) or direction not in ("minimize", "maximize"):
             raise InputError("bad_option", option="objectives", got={name: direction}, expected=expected)
         found[name] = direction
     return found
