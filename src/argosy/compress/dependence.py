@@ -161,7 +161,7 @@ def _find_lost(view: _View, columns: Array, has_one_unit: bool, *, only_one: boo
     num_left_out = min(_MOST_LEFT_OUT, int(_LEFT_OUT * len(weights)))
     is_in = ~np.isin(view.rows, np.argsort(weights)[len(weights) - num_left_out :])
     rest = _tie(old[is_in], new[is_in])
-    is_wide = rest.scales.mean() > np.mean(_find_least(ties, has_one_unit))
+    is_wide = rest.scales.mean() > np.mean(_find_least(rest, has_one_unit))
     return ties if is_wide and _is_lost(rest, only_one=only_one) else None
 
 

@@ -63,7 +63,7 @@ def get_recipe(given: str | Step | Sequence[str | Step]) -> Recipe:
     parts: Sequence[str | Step] = (
         given.split("+") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
     )
-    recipe = tuple(_import_step(part.strip())() if isinstance(part, str) else part for part in parts)
+    recipe = tuple(_import_step(part)() if isinstance(part, str) else part for part in parts)
     if not recipe:
         raise InputError("bad_option", option="method", got="no step", expected="one at least")
     for step in recipe:
