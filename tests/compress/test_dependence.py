@@ -35,8 +35,8 @@ def gather(answers: Any, num_clusters: int) -> Any:
 
 def redraw(answers: Any) -> Any:
     """Answers whose average and spread are right, and no more."""
-    random = np.random.default_rng(5)
-    return (answers.mean(axis=0) + answers.std(axis=0) * random.normal(size=answers.shape)).astype(answers.dtype)
+    random: Any = np.random.default_rng(5)
+    return np.asarray(answers.mean(axis=0) + answers.std(axis=0) * random.normal(size=answers.shape), answers.dtype)
 
 
 def stop(answers: Any) -> Any:
@@ -87,7 +87,7 @@ def test_guard_under_which_one_answer_for_all_rows_passes_gives_way_to_how_far_a
     assert not judge(vectors, COLLAPSES[edit](vectors), Guard(metric, 100.0))[1]
     score, is_accepted = judge(vectors, vectors.mean(axis=0) + (vectors - vectors.mean(axis=0)) / 2, Guard(metric, 100.0))
     assert not is_accepted and f"a guard of {metric} within 100 takes one answer for all rows" in score.ruin
-    noise = 0.1 * vectors.std(axis=0) * np.random.default_rng(1).normal(size=vectors.shape).astype(np.float32)
+    noise = 0.1 * vectors.std(axis=0) * np.asarray(np.random.default_rng(1).normal(size=vectors.shape), np.float32)
     assert judge(vectors, vectors + noise, Guard(metric, 100.0))[1]
 
 

@@ -64,9 +64,8 @@ class _Ties(NamedTuple):
         scales, squares, are_chances, kept, are_one = (values.reshape(shape) for values in self)
         whole: Array = scales.sum(axis=others)
         kept = (scales * kept).sum(axis=others) / np.where(whole > 0.0, whole, 1.0)
-        return _Ties(
-            scales.mean(axis=others), squares.mean(axis=others), are_chances.all(axis=others), kept, are_one.all(axis=others)
-        )
+        chances, ones = (np.asarray(values.all(axis=others)) for values in (are_chances, are_one))
+        return _Ties(scales.mean(axis=others), squares.mean(axis=others), chances, kept, ones)
 
     def pick(self, columns: Array) -> _Ties:
         """Give those of some positions."""
@@ -100,8 +99,9 @@ def find_collapse(before: Array, after: Array, *, has_one_unit: bool, is_retrain
         for place, axis in enumerate(view.axes):
             entries = ties.gather(view.shape, place)
             suspects = (entries.scales > _find_least(entries, has_one_unit)) & (entries.kept < _LEAST)
+            places = np.unravel_index(np.arange(len(ties.kept)), view.shape)[place]
             for entry in np.flatnonzero(suspects).tolist() if view.shape[place] > 1 else ():
-                columns = np.arange(view.old.shape[1]).reshape(view.shape).take(entry, axis=place).ravel()
+                columns = np.flatnonzero(places == entry)
                 found = _find_lost(view, columns, has_one_unit, only_one=len(before) < _LEAST_ROWS)
                 if found is not None:
                     name = f"entry {entry} of axis {axis} of its answers"

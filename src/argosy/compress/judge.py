@@ -186,7 +186,7 @@ def _check_evidence(before: Arrays, evidence: Evidence) -> None:
 
 
 def _holds_no_number(outputs: Array) -> bool:
-    rows: Sequence[Array] = outputs if is_uneven(outputs) else [outputs]
+    rows: list[Array] = list(outputs) if is_uneven(outputs) else [outputs]
     numbers = [row.astype(np.float64) for row in rows if row.size and is_float(row.dtype)]
     return bool(numbers) and not any(np.isfinite(row).any() for row in numbers)
 

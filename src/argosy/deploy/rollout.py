@@ -386,7 +386,7 @@ def _check_load(spec: DeploymentSpec, worker: WorkerHandle, num_deaths: int) -> 
     if report is not None and report["state"] == "failed":
         if "tensor" in report:
             got, allowed = report.get("got"), report["allowed"]
-            fields = {"version": spec.version, "name": spec.name, "tensor": report["tensor"]}
+            fields: dict[str, Any] = {"version": spec.version, "name": spec.name, "tensor": report["tensor"]}
             if spec.precision == "bfloat16" and got is not None:
                 raise FaultError("golden_rounded", **fields, got=max(-1.0, 1.0 - got), allowed=1.0 - allowed)
             detail = report.get("how") or f"differs by {got:.3g}, allowed {allowed:.3g}"

@@ -132,11 +132,12 @@ class Worker:
 
 def _read_event(line: bytes) -> dict[str, Any]:
     try:
-        said: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        said = None
-    is_event = isinstance(said, dict) and isinstance(cast("dict[str, Any]", said).get("event"), str)
-    return said if is_event else {"event": "failed", "reason": f"{_NONSENSE}: {line[:60]!r}"}
+        said = cast("dict[str, Any]", json.loads(line))
+        if isinstance(said.get("event"), str):
+            return said
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    return {"event": "failed", "reason": f"{_NONSENSE}: {line[:60]!r}"}
 
 
 class Crew:
