@@ -32,7 +32,7 @@ from argosy.errors import FaultError, InputError, list_choices
 from argosy.optim.schedules import check_number
 from argosy.signature import Arrays
 
-__all__ = ["Evidence", "Guard", "Score", "check_shapes", "judge_outputs"]
+__all__ = ["Evidence", "Guard", "Score", "check_shapes", "count_lost", "judge_outputs"]
 
 Array = NDArray[Any]
 
@@ -208,6 +208,17 @@ def check_shapes(before: Sequence[Arrays], after: Sequence[Arrays], title: str, 
             if name not in new or new[name].shape != array.shape:
                 got = f"shape {new[name].shape}" if name in new else "no shape, as it is missing"
                 raise FaultError("other_shape", engine=title, output=name, kind=kind, place=place, got=got, expected=array.shape)
+
+
+def count_lost(before: Sequence[Arrays], after: Sequence[Arrays]) -> int:
+    """Count the requests that the original answers with numbers, and another model with what is none."""
+
+    def is_lost(old: Array, new: Array) -> bool:
+        if not is_float(old.dtype):
+            return False
+        return bool((np.isfinite(old.astype(np.float64)) & ~np.isfinite(new.astype(np.float64))).any())
+
+    return sum(any(is_lost(array, new[name]) for name, array in old.items()) for old, new in zip(before, after, strict=True))
 
 
 def _are_alike(outputs: Array) -> bool:

@@ -14,7 +14,7 @@ from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
 from argosy.bench.rows import RowFiles, Rows, write_rows
 from argosy.compress.examples import Example, find_examples
-from argosy.compress.judge import Evidence, Guard, Score, check_shapes, judge_outputs
+from argosy.compress.judge import Evidence, Guard, Score, check_shapes, count_lost, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
 from argosy.compress.sample import Sample, group_rows, thin_rows
@@ -131,7 +131,11 @@ class Jury:
             answers = self._answer(probe)
             check_shapes(self._answers, answers, title, f"{self.sample.basis} row")
             score = self.score(answers, is_retrained=is_retrained)
-            check_shapes(self._golden_answers, probe.answer(self._golden), title, "golden example")
+            golden = probe.answer(self._golden)
+            check_shapes(self._golden_answers, golden, title, "golden example")
+            lost = count_lost(self._golden_answers, golden)
+            if lost and not score.ruin:
+                score = replace(score, ruin=f"the answers to {lost} of {len(golden)} golden examples are no numbers")
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
         before, after = replace(before, threads=self._threads), replace(after, threads=threads)
         return Finding(score, before, after, self._find_examples(answers, score.output))
