@@ -112,7 +112,9 @@ def test_report_without_its_package_is_refused_before_the_work(
     call: Callable[..., Result], tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for arguments in (("compress", "wide", "--data", wide), ("train", "recipe:digits")):
+    (tmp_path / "program.py").write_text("def make(units):\n    return 3\n")
+    search = ("search", f"{tmp_path}/program.py:make", "--space", "units=1:9")
+    for arguments in (("compress", "wide", "--data", wide), ("train", "recipe:digits"), search):
         done = call(*arguments, "--report", tmp_path / "page.html", "--json")
         assert done.exit_code == 1 and json.loads(done.stdout)["key"] == "missing_extra"
         assert "epoch" not in done.stderr and "simplify" not in done.stderr

@@ -202,6 +202,15 @@ def test_scores_that_few_boxes_have_are_seen_beside_boxes_in_pixels():
             assert not judge(found.transpose(0, 2, 1), lost.transpose(0, 2, 1), "unknown", guard=guard)[1]
 
 
+def test_entry_of_nothing_but_rounding_has_no_order_to_lose():
+    random = np.random.default_rng(5)
+    vectors = random.normal(size=(400, 8))
+    vectors[:, 3] = 1e-33 * random.standard_t(3, 400)  # With a long tail of its own.
+    zeros = vectors.copy()
+    zeros[:, 3] = 0.0
+    assert judge(vectors, zeros, "unknown", guard=Guard("cosine"))[1]
+
+
 def test_entries_that_hardly_move_are_not_looked_at_by_themselves():
     random = np.random.default_rng(11)
     vectors = random.normal(size=(300, 8))

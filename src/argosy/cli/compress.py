@@ -90,10 +90,6 @@ def compress(
     from argosy.tune.trace import read_trace
 
     report_file = None if report is None else OutputFile(report, overwrite=overwrite)
-    if report_file is not None:
-        from argosy.train.report import check_report
-
-        check_report()
     store = shell.open_store()
     version = store.get_version(reference)
     budget: dict[str, Any] = {"max_s": max_seconds, "trials": trials}

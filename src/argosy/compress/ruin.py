@@ -15,7 +15,7 @@ from argosy.compress.dependence import find_collapse
 from argosy.compress.fidelity import is_distribution
 from argosy.compress.kind import Meaning
 from argosy.compress.metrics import name_answers
-from argosy.compress.spread import find_least_spread, is_uneven, list_tables, tell_chances
+from argosy.compress.spread import LEAST_OF_ALL, find_least_spread, is_uneven, list_tables, tell_chances
 from argosy.datatypes import is_float
 
 __all__ = ["find_ruin"]
@@ -36,6 +36,8 @@ _MOVED_COLUMN: Final = 0.2
 """Of one entry of an axis, such as the scores of one class."""
 _FEW: Final = 0.2
 """Part of the numbers, as many as which make the spread: 1 / kurtosis. R2 sees only these; of normal numbers it is a third."""
+_MOST: Final = (5.0, 95.0)
+"""Percentiles between which most numbers lie, whatever a few do."""
 _LOST: Final = 0.9
 """1 - R2 of an entry of which hardly more than its mean is left."""
 _LEAST_MOVE: Final = 1e-3
@@ -161,6 +163,8 @@ def _compare_places(before: Array, after: Array, slack: float, *, may_be_chances
         allowed = max(_MOVED_COLUMN, 2.0 * slack) if axis else max(_MOVED, slack)
         squares = np.square(old - old.mean(axis=0))
         is_few = np.square(squares.mean(axis=0)) < _FEW * np.square(squares).mean(axis=0)
+        low, high = np.percentile(old, _MOST, axis=0)
+        is_few &= np.square(high - low) > LEAST_OF_ALL * np.square(old).mean()
         for column in np.flatnonzero(is_few & ~(tell_chances(old) & may_be_chances)).tolist():
             moved = _measure_places(old[:, column], new[:, column])
             if moved > allowed:

@@ -142,6 +142,8 @@ def compress(
     if trace and served is False:
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     page = OutputFile(report) if isinstance(report, Path | str) else report
+    if page is not None:
+        importlib.import_module("argosy.train.report").check_report()
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent, allow_code=allow_code, has_student=taught is not None)
     if publish:

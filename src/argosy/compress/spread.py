@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from argosy.compress.fidelity import is_distribution
 from argosy.train.losses import prepare_targets
 
-__all__ = ["Values", "find_least_spread", "is_uneven", "list_tables", "measure_r2", "tell_chances"]
+__all__ = ["LEAST_OF_ALL", "Values", "find_least_spread", "is_uneven", "list_tables", "measure_r2", "tell_chances"]
 
 Array = NDArray[Any]
 
@@ -23,7 +23,7 @@ _LEAST_SPREAD: Final = 0.01
 by itself."""
 _LEAST_OWN: Final = 1e-4
 """Beside the mean square of an entry that has a unit of its own, such as the scores of a detector, whose boxes are in pixels."""
-_LEAST_OF_ALL: Final = 1e-12
+LEAST_OF_ALL: Final = 1e-12
 """Beside the mean square of all numbers: what is smaller is rounding."""
 _LEAST_CHANCE: Final = 1.0 / 255.0
 """Of what lies between 0 and 1: a step of 8 bits."""
@@ -67,7 +67,7 @@ def find_least_spread(scales: Array, squares: Array, are_chances: Array, *, has_
         are_chances: whether it lies between 0 and 1, see `tell_chances`.
         has_one_unit: all entries have the same.
     """
-    rounding, of_mean = _LEAST_OF_ALL * squares.mean(), _LEAST_SPREAD * scales.mean()
+    rounding, of_mean = LEAST_OF_ALL * squares.mean(), _LEAST_SPREAD * scales.mean()
     if has_one_unit:
         return np.full(len(scales), max(of_mean, rounding))
     least = np.minimum(_LEAST_OWN * squares, of_mean)

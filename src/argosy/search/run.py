@@ -114,6 +114,8 @@ def search(
     store = store or Store()
     target = _find_target(program)
     page = OutputFile(report) if isinstance(report, Path | str) else report
+    if page is not None:
+        importlib.import_module("argosy.train.report").check_report()
     described = _describe_program(target)
     options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     plan = Plan(target, described["digest"], metric, options, trials, jobs, max_s, max_trial_s, interval)
