@@ -45,9 +45,12 @@ def exceeds(difference: float, dtype: np.dtype[Any]) -> bool:
     return not difference <= _allow(dtype)
 
 
-def describe_move(name: str, difference: float, dtype: np.dtype[Any]) -> str:
-    """Say by how much an output has moved."""
-    return f"output {name!r} moved by {difference:.3g}, allowed {_allow(dtype):.3g}"
+def describe_move(name: str, got: NDArray[Any] | None, expected: NDArray[Any], difference: float) -> str:
+    """Say by how much an output has moved, or how, where no number says it."""
+    allowed = _allow(expected.dtype)
+    if math.isfinite(difference):
+        return f"output {name!r} moved by {difference:.3g}, allowed {allowed:.3g}"
+    return f"output {name!r} {describe_difference(got, expected, difference, allowed)}"
 
 
 def describe_difference(got: NDArray[Any] | None, expected: NDArray[Any], difference: float, allowed: float) -> str:
