@@ -82,6 +82,9 @@ def test_guard_decides_what_is_best_and_what_stands_on_the_front():
         assert study.best({}, objective="size").parameters == {"k": 1}
         assert study.best({"size": 35.0}).parameters == {"k": 3}
         assert study.best({"accuracy": 0.99}) is None
+        for guard in ({"size": math.nan}, {"size": "15"}, 15.0):
+            with pytest.raises(InputError, match="finite bounds by the names of objectives"):
+                study.best(guard)
         assert [record.parameters["k"] for record in study.front()] == [6, 5, 3]
         assert study.trials[0].violation > 0 and not study.trials[0].is_valid
 
@@ -96,8 +99,9 @@ def test_hypervolume_is_that_of_boxes_counted_one_by_one():
         cells = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), -1).reshape(-1, 3)
         covered = sum(any((point <= cell).all() for point in points) for cell in cells)
         assert study.hypervolume(dict.fromkeys(names, 6.0)) == covered
-        with pytest.raises(InputError, match="a value for each of a, b, c"):
-            study.hypervolume({"a": 1.0})
+        for reference in ({"a": 1.0}, dict.fromkeys(names, math.nan), dict.fromkeys(names, "6"), 6.0):
+            with pytest.raises(InputError, match="a finite value for each of a, b, c"):
+                study.hypervolume(reference)
 
 
 def test_importance_names_the_parameter_that_decides():

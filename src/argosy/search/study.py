@@ -283,7 +283,7 @@ class Study:
             objective: what is to be best; default: the first that the guard does not name.
 
         Raises:
-            InputError: `unknown_choice`.
+            InputError: `unknown_choice`; `bad_option`, a bound is no finite number.
         """
         return choose_best(self.trials, self.objectives, self.guard if guard is None else guard, objective)
 
