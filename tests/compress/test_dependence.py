@@ -50,6 +50,7 @@ COLLAPSES: dict[str, Edit] = {
     "mean": lambda answers: np.broadcast_to(answers.mean(axis=0, keepdims=True), answers.shape),
     "one-row": lambda answers: np.broadcast_to(answers[:1], answers.shape),
     "clusters": lambda answers: gather(answers, 4),
+    "hardly": lambda answers: answers.mean(axis=0) + (answers - answers.mean(axis=0)) * np.float32(1e-3),
     "permuted": lambda answers: np.random.default_rng(3).permuted(answers, axis=0),
     "shuffled": lambda answers: answers[np.random.default_rng(3).permutation(len(answers))],
     "average": redraw,
@@ -97,6 +98,9 @@ def test_what_is_lost_is_named() -> None:
     assert said["mean"] == said["one-row"] == "it gives all 300 rows one answer, the original does not"
     assert said["shuffled"].startswith(
         "its answers do not depend on the input as the original's do: their correlation over rows "
+    )
+    assert said["hardly"].startswith(
+        "its answers do not depend on the input as the original's do: beside their size, their spread"
     )
     assert said["column"] == "entry 3 of axis 1 of its answers is the same for all rows, of the original's it is not"
 

@@ -1,7 +1,7 @@
 """Whether answers still depend on the input, as the original's do: whatever a metric counts, it counts nothing without that.
 
-What is one for all rows, or goes up and down without regard to the original, says nothing of its row, however near to the
-original's it lies on average. Size and place of the answers are not looked at: some metrics let these move.
+What is one for all rows, or nearly, or goes up and down without regard to the original, says nothing of its row, however near to
+the original's it lies on average. Size and place of the answers are not looked at: some metrics let these move.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Array = NDArray[Any]
 
 _LEAST: Final = 0.316
 """Correlation of answers with the original's over rows: a tenth of their spread."""
+_HARDLY: Final = 1e-4
+"""Part of the original's spread, beside the size of the answers, below which they hardly differ: a hundredth of it, squared."""
 _ROUNDING: Final = 1e-12
 """Variance beside the mean square, below which answers count as one."""
 _MOST_LEFT_OUT: Final = 2
@@ -55,17 +57,24 @@ class _Ties(NamedTuple):
     are_chances: Array
     kept: Array
     """Correlation of the other's answers with them; 0 where these are all one."""
-    are_one: Array
-    """The other's answers are."""
+    others: Array
+    """Variance of the other's answers."""
+    sizes: Array
+    """Their mean square."""
+
+    @property
+    def is_one(self) -> bool:
+        """The other's answers are all one."""
+        return bool((self.others <= _ROUNDING * self.sizes).all())
 
     def gather(self, shape: tuple[int, ...], axis: int) -> _Ties:
         """Give those of the entries of an axis: of each, its positions' together."""
         others = tuple(other for other in range(len(shape)) if other != axis)
-        scales, squares, are_chances, kept, are_one = (values.reshape(shape) for values in self)
+        scales, squares, are_chances, kept, moved, sizes = (values.reshape(shape) for values in self)
         whole: Array = scales.sum(axis=others)
         kept = (scales * kept).sum(axis=others) / np.where(whole > 0.0, whole, 1.0)
-        chances, ones = (np.asarray(values.all(axis=others)) for values in (are_chances, are_one))
-        return _Ties(scales.mean(axis=others), squares.mean(axis=others), chances, kept, ones)
+        means = [values.mean(axis=others) for values in (scales, squares, moved, sizes)]
+        return _Ties(means[0], means[1], np.asarray(are_chances.all(axis=others)), kept, means[2], means[3])
 
     def pick(self, columns: Array) -> _Ties:
         """Give those of some positions."""
@@ -74,6 +83,11 @@ class _Ties(NamedTuple):
     def measure(self) -> float:
         """Give the correlation of all positions together, each by how much the original's answers spread there."""
         return float((self.scales * self.kept).sum() / self.scales.sum())
+
+    def compare_spreads(self) -> float:
+        """Give the spread of the other's answers, beside their size, as part of the original's."""
+        own, other = self.scales.sum() / self.squares.sum(), self.others.sum() / self.sizes.sum()
+        return float(other / own)
 
 
 def find_collapse(before: Array, after: Array, *, has_one_unit: bool, is_retrained: bool = False) -> str:
@@ -91,27 +105,30 @@ def find_collapse(before: Array, after: Array, *, has_one_unit: bool, is_retrain
         is_suspect = len(columns) > 0 and _is_lost(ties.pick(columns), only_one=is_retrained)
         found = _find_lost(view, columns, has_one_unit, only_one=is_retrained) if is_suspect else None
         if found is not None:
-            if found.are_one.all():
+            if found.is_one:
                 return f"it gives all {len(before)} rows one answer, the original does not"
             return f"its answers do not depend on the input as the original's do: {_tell(found)}"
         if is_retrained:
             continue
         for place, axis in enumerate(view.axes):
             entries = ties.gather(view.shape, place)
-            suspects = (entries.scales > _find_least(entries, has_one_unit)) & (entries.kept < _LEAST)
+            is_little = entries.others * entries.squares < _HARDLY * entries.scales * entries.sizes
+            suspects = (entries.scales > _find_least(entries, has_one_unit)) & ((entries.kept < _LEAST) | is_little)
             places = np.unravel_index(np.arange(len(ties.kept)), view.shape)[place]
             for entry in np.flatnonzero(suspects).tolist() if view.shape[place] > 1 else ():
                 columns = np.flatnonzero(places == entry)
                 found = _find_lost(view, columns, has_one_unit, only_one=len(before) < _LEAST_ROWS)
                 if found is not None:
                     name = f"entry {entry} of axis {axis} of its answers"
-                    if found.are_one.all():
+                    if found.is_one:
                         return f"{name} is the same for all rows, of the original's it is not"
                     return f"{name} does not depend on the input as the original's does: {_tell(found)}"
     return ""
 
 
 def _tell(ties: _Ties) -> str:
+    if ties.measure() >= _LEAST:
+        return f"beside their size, their spread over rows is {ties.compare_spreads():.2g} of it, below {_HARDLY:g}"
     return f"their correlation over rows is {ties.measure():.3f}, below {_LEAST:g}"
 
 
@@ -142,9 +159,10 @@ def _tie_some(old: Array, new: Array) -> _Ties:
     apart, moved = old - old.mean(axis=0), new - new.mean(axis=0)
     scales: Array = np.mean(np.square(apart), axis=0)
     others: Array = np.mean(np.square(moved), axis=0)
-    are_one = others <= _ROUNDING * np.mean(np.square(new), axis=0)
+    sizes: Array = np.mean(np.square(new), axis=0)
+    are_one = others <= _ROUNDING * sizes
     kept = np.where(are_one | (scales <= 0.0), 0.0, (apart * moved).mean(axis=0) / np.sqrt(np.maximum(scales * others, 1e-300)))
-    return _Ties(scales, squares, tell_chances(old), kept, are_one)
+    return _Ties(scales, squares, tell_chances(old), kept, others, sizes)
 
 
 def _find_least(ties: _Ties, has_one_unit: bool) -> Array:
@@ -166,4 +184,4 @@ def _find_lost(view: _View, columns: Array, has_one_unit: bool, *, only_one: boo
 
 
 def _is_lost(ties: _Ties, *, only_one: bool) -> bool:
-    return bool(ties.are_one.all()) if only_one else ties.measure() < _LEAST
+    return ties.is_one if only_one else ties.measure() < _LEAST or ties.compare_spreads() < _HARDLY
