@@ -5,7 +5,8 @@
 *Good* is what a correct compression of weights, or of weights and activations, does: rounding to float16, bfloat16 or int8 with
 right scales, and noise a thousandth of each weight. *Ruined* is what a faulty one does, by construction; see `ruin`. Each is
 judged on 300 rows that were not trained on, drawn anew for each, by the default guard; of vectors, besides, by a mean cosine of
-0.99, which a user would have to name, and which is not counted with the others. Nothing is left out for what the guard says.
+0.99, or by a divergence, which a user would have to name, and which are not counted with the others. Nothing is left out for what
+the guard says.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def make_cases() -> list[Case]:
     vectors = torch.nn.Sequential(make_mlp(64, 64, 24), _Normalise())
     fit(torch.nn.Sequential(vectors, torch.nn.Linear(24, 10)), x, y, cross_entropy)
 
+    around = torch.nn.Sequential(vectors, _Around())
+
     px = random.normal(size=(9000, 8)).astype(np.float32)
     units = np.array([1.0, 1000.0, 0.01, 5.0], np.float32)
     values = np.stack([px[:, 0] * px[:, 1], px[:, 2] + 3, np.sin(px[:, 3] * 2), np.abs(px[:, 4]) - px[:, 5]], axis=1)
@@ -141,12 +144,19 @@ def make_cases() -> list[Case]:
         Case("boxes in pixels beside scores, by cosine", found, px[5000:], None, "unknown", Guard("cosine")),
         Case("vectors", vectors, test_x, None, "unknown"),
         Case("vectors, by cosine", vectors, test_x, None, "unknown", Guard("cosine")),
+        Case("vectors, by kl", vectors, test_x, None, "unknown", Guard("kl")),
+        Case("vectors around one direction, by cosine", around, test_x, None, "unknown", Guard("cosine")),
     ]
 
 
 class _Normalise(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(x, dim=1)
+
+
+class _Around(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(x + 2, dim=1)
 
 
 class _Exponent(torch.nn.Module):
@@ -249,6 +259,12 @@ def ruin(case: Case, calibration: Array, random: np.random.Generator) -> Iterato
             if word == "is zero where it is small" and case.kind != "values":
                 continue  # The small ones of other answers, such as unlikely scores, are as good as zero.
             yield Changed(f"output {column} {word}", _edit_column(whole, column, edit))
+    for word, rewrite in (
+        ("one answer for all rows, their mean", lambda outputs: np.broadcast_to(outputs.mean(axis=0), outputs.shape)),
+        ("each row has the answer of another", lambda outputs: np.roll(outputs, 1, axis=0)),
+        ("only four answers are left", lambda outputs: outputs[np.square(outputs[:, None] - outputs[:4]).sum(-1).argmin(1)]),
+    ):
+        yield Changed(word, lambda rows, rewrite=rewrite: rewrite(whole(rows)))
     for share in (0.01, 0.03):
         yield Changed(f"no numbers for {share:.0%} of the rows", _spoil(whole, share, random))
 

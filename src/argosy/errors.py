@@ -427,6 +427,11 @@ MESSAGES: dict[str, Message] = {
         "Compression ruined the answers: {ruin}; {metric} went from {before:.4f} to {after:.4f} on {basis}",
         "nothing was published; try calibration rows that are more like what will be asked, or another method",
     ),
+    "other_shape": Message(
+        "What {engine} made gives answers of another shape: output {output!r} of {kind} {place} has {got}, of the original "
+        "{expected}",
+        "nothing was published: this recipe does not suit the version on this machine; take another, or leave the method out",
+    ),
     "nothing_found": Message(
         "No way to compress this version improves its {objective} within a loss of {max_loss:g}: {tried}{left}",
         "nothing was published; allow a larger loss, or where not all was tried more time and recipes, give more rows, or "
@@ -628,8 +633,7 @@ MESSAGES: dict[str, Message] = {
     "rollout_failed": Message("Rollout of {name!r} to version {version} failed at step {step}: {detail}"),
     "does_not_fit": Message("Version {version} of {name!r} needs about {needed} of memory, {free} of the limit {limit} are free"),
     "golden_differs": Message(
-        "Version {version} of {name!r} does not answer its golden examples as recorded: "
-        "output {tensor!r} differs by {got:.3g}, allowed {allowed:.3g}"
+        "Version {version} of {name!r} does not answer its golden examples as recorded: output {tensor!r} {detail}"
     ),
     "golden_rounded": Message(
         "Version {version} of {name!r} loses too much in bfloat16: to its golden examples "

@@ -112,7 +112,9 @@ def test_report_without_its_package_is_refused_before_the_work(
     call: Callable[..., Result], tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for arguments in (("compress", "wide", "--data", wide), ("train", "recipe:digits")):
+    (tmp_path / "program.py").write_text("def make(units):\n    return 3\n")
+    search = ("search", f"{tmp_path}/program.py:make", "--space", "units=1:9")
+    for arguments in (("compress", "wide", "--data", wide), ("train", "recipe:digits"), search):
         done = call(*arguments, "--report", tmp_path / "page.html", "--json")
         assert done.exit_code == 1 and json.loads(done.stdout)["key"] == "missing_extra"
         assert "epoch" not in done.stderr and "simplify" not in done.stderr
@@ -121,8 +123,9 @@ def test_report_without_its_package_is_refused_before_the_work(
 
 def test_texts_of_a_file_are_made_tensors_as_a_worker_makes_them(home: Home, call: Callable[..., Result], tmp_path: Path) -> None:
     publish_words(home)
-    (tmp_path / "texts.txt").write_text("the ship\n\nrich cargo over the sea\nred\ngreen land\n")
-    (tmp_path / "texts.jsonl").write_text('"the ship"\n"over sea and land"\n"blue"\n"green"\n')
+    # Signs at which `splitlines` would cut, too, are part of a text.
+    (tmp_path / "texts.txt").write_bytes("\ufeffthe ship\r\n\nrich cargo\u2028over the sea\nred\x0csea\ngreen land\n".encode())
+    (tmp_path / "texts.jsonl").write_text('"the ship"\n"over sea\u2028and\x85land"\n"blue"\n"green"\n', "utf-8")
     for name in ("texts.txt", "texts.jsonl"):
         options = ("--metric", "cosine", "--without-gain", "--method", "simplify", "--eval", tmp_path / name)
         done = call("compress", "words@1", *options, "--home", home.store.home, "--json")

@@ -136,6 +136,14 @@ def test_failure_shows_its_hint(call: Call) -> None:
     assert call("status").stderr.splitlines()[1] == "hint: start one with: argosy serve"
 
 
+def test_name_of_other_bytes_than_text_is_shown_written_out(call: Call) -> None:
+    path = "/nowhere/\udcff.py:train"
+    done = call("search", path, "--space", "x=1:2", "--json")
+    assert done.exit_code == 1 and "/nowhere/\\udcff.py" in json.loads(done.stdout)["error"]
+    done = call("search", path, "--space", "x=1:2")
+    assert done.exit_code == 1 and "/nowhere/\\udcff.py" in done.stderr and "Traceback" not in done.output
+
+
 def test_home_option_wins_over_the_environment(call: Call, tmp_path: Path) -> None:
     found = json.loads(call("config", "show", "--home", tmp_path / "other", "--json").stdout)
     assert found["home"] == {"value": str(tmp_path / "other"), "source": "command line"}

@@ -14,7 +14,7 @@ from argosy.bench.artifact import Artifact
 from argosy.compress import Guard, compress
 from argosy.compress.recipe import get_recipe, run_recipe
 from argosy.compress.steps.base import Step, Workshop, read_model, write_model
-from argosy.errors import FaultError
+from argosy.errors import ConflictError, FaultError
 from argosy.importers.onnx import import_onnx
 from argosy.store.local import Store
 from tests.compress.artifacts import answer, make_artifact, make_perceptron, name_operators
@@ -96,6 +96,29 @@ def test_what_is_in_8_bits_stays_so_in_float16(tmp_path: Path) -> None:
     np.testing.assert_allclose(answer(made, x=row)["y"], answer(artifact, x=row)["y"], atol=0.1)
 
 
+class Divide(Step, frozen=True, kw_only=True):
+    """Give x * (x + 1) / x for x + 1, which is as good but at 0."""
+
+    name: ClassVar[str] = "divide"
+
+    def apply(self, artifact: Artifact, workshop: Workshop) -> Artifact:
+        model = read_model(artifact, self.name)
+        model.graph.node[0].output[0] = "sum"
+        model.graph.node.append(helper.make_node("Mul", ["x", "sum"], ["product"]))
+        model.graph.node.append(helper.make_node("Div", ["product", "x"], ["y"]))
+        return write_model(model, artifact, workshop)
+
+
+def test_candidate_that_answers_golden_examples_with_no_numbers_is_refused(store: Store, tmp_path: Path) -> None:
+    graph = [helper.make_node("Add", ["x", "one"], ["y"])], [("x", "FP32", ("n", 4))], [("y", "FP32", ("n", 4))]
+    artifact = make_artifact(tmp_path / "model", *graph, {"one": np.ones(4, np.float32)})
+    golden = {"x": np.eye(4, dtype=np.float32)[:3]}
+    parent = import_onnx(store, artifact.path, "sum", golden_inputs=golden, has_rows=True)
+    rows = RANDOM.normal(size=(60, 4)).astype(np.float32)
+    with pytest.raises(ConflictError, match="the answers to 3 of 3 golden examples are no numbers"):
+        compress(parent, method=Divide(), data=rows, guard=Guard("cosine"), store=store, needs_gain=False)
+
+
 class Late(Step, frozen=True, kw_only=True):
     """Cut what a graph cuts two numbers later."""
 
@@ -110,12 +133,15 @@ class Late(Step, frozen=True, kw_only=True):
         return write_model(model, artifact, workshop)
 
 
-def test_candidate_that_answers_golden_examples_in_another_shape_is_refused(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "golden_width", "told"), [(16, 4, "golden example"), (4, 16, "evaluation row")])
+def test_candidate_that_answers_in_another_shape_is_refused(
+    width: int, golden_width: int, told: str, store: Store, tmp_path: Path
+) -> None:
     cut = helper.make_node("Slice", ["x", "start", "end", "axis"], ["y"])
     weights = {name: np.array([number], np.int64) for name, number in (("start", 0), ("end", 8), ("axis", 1))}
     artifact = make_artifact(tmp_path / "model", [cut], [("x", "FP32", ("n", "k"))], [("y", "FP32", ("n", "m"))], weights)
-    short = {"x": RANDOM.normal(size=(3, 4)).astype(np.float32)}
-    parent = import_onnx(store, artifact.path, "cut", golden_inputs=short, has_rows=True)
-    rows = np.repeat(RANDOM.normal(size=(60, 1)), 16, axis=1).astype(np.float32)
-    with pytest.raises(FaultError, match=r"'y' of a golden example has shape \(1, 2\), of the original \(1, 4\)"):
+    golden = {"x": RANDOM.normal(size=(3, golden_width)).astype(np.float32)}
+    parent = import_onnx(store, artifact.path, "cut", golden_inputs=golden, has_rows=True)
+    rows = np.repeat(RANDOM.normal(size=(60, 1)), width, axis=1).astype(np.float32)
+    with pytest.raises(FaultError, match=rf"late made .* 'y' of {told} 0 has shape \(1, 2\), of the original \(1, 4\)"):
         compress(parent, method=Late(), data=rows, guard=Guard("cosine"), store=store)

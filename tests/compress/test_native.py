@@ -37,6 +37,7 @@ def make_keras() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("make", [pytest.param(make_torch, id="torch"), pytest.param(make_keras, id="keras")])
 def test_version_of_a_framework_is_compressed_by_that_framework(make: Any, store: Store) -> None:
     parent = argosy.publish(make(), "native", sample=ROWS[:16], native=True, store=store)

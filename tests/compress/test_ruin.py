@@ -74,7 +74,9 @@ def test_scores_of_one_class_that_are_lost_are_named():
     scores, _ = make_scores(classes=40)
     lost = scores.copy()
     lost[:, 7] = lost[:, 7].mean()
-    assert "entry 7 of axis 1 of its answers is far" in judge(scores, lost, guard=Guard(max_loss=0.05))[0].ruin
+    assert "entry 7 of axis 1 of its answers is the same for all" in judge(scores, lost, guard=Guard(max_loss=0.05))[0].ruin
+    lost[:, 7] += (scores[:, 7] - lost[:, 7]) / 3
+    assert "entry 7 of axis 1 of its answers is far" in judge(scores, lost, guard=Guard(max_loss=0.01))[0].ruin
 
 
 def test_class_that_is_seldom_asked_for_is_missed():
@@ -135,6 +137,20 @@ def test_worst_of_several_outputs_is_the_ruined_one():
     after = [{"best": row[None] * 1.05, "other": np.where(row > 3, np.nan, row)[None]} for row in scores]
     score = judge_outputs(Evidence(before, after, {"best": best}, "evaluation"), Meaning("classes", "it is a test"), Guard())
     assert score.output == "other" and "no numbers" in score.ruin
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "infinity"])
+def test_targets_and_answers_that_are_no_numbers_show_nothing(value):
+    scores, _ = make_scores()
+    for metric in (None, "r2", "mae"):
+        targets = scores.copy()
+        targets[5] = value
+        with pytest.raises(InputError, match="the targets of 'y' hold 5 values that are NaN or infinite"):
+            judge(scores, scores, "values", targets, Guard(metric))
+    nothing = np.full_like(scores, value)
+    with pytest.raises(InputError, match="answers none of the 300 evaluation rows with a number"):
+        judge(nothing, nothing, "unknown")
+    assert judge(np.where(np.arange(5) < 4, nothing, scores), np.where(np.arange(5) < 4, nothing, scores), "unknown")[1]
 
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 5)], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -75,6 +76,11 @@ def test_option_in_quotes_is_a_text():
         pytest.param("act=", "nothing to choose from", id="no-options"),
         pytest.param("act=relu,relu", "equals an earlier option", id="option-twice"),
         pytest.param("act=1,true", "equals an earlier option", id="true-is-1"),
+        pytest.param("act=relu,,gelu", "nothing between two commas", id="option-left-out"),
+        pytest.param("act=relu,", "'' stands for the empty text", id="comma-at-the-end"),
+        pytest.param("act=relu,\udcff", "no finite number, text of Unicode", id="bytes-for-text"),
+        pytest.param("a\udcff=1:2", "a name is a text", id="bytes-for-name"),
+        pytest.param("lr=-1.7e308:1.7e308", "farther than a float64 goes", id="wider-than-floats"),
         pytest.param("=1:2", "a name is a text", id="no-name"),
         pytest.param("lr", "expected NAME=VALUES", id="no-values"),
     ],
@@ -95,6 +101,10 @@ def test_bad_parameter_is_refused_by_name(text, words):
         pytest.param({"low": True, "high": 2}, id="boolean-end"),
         pytest.param({"low": 1, "high": 10**400, "step": 0.5}, id="no-float"),
         pytest.param({"kind": "real", "low": 1, "high": 2}, id="unknown-kind"),
+        pytest.param({"kind": "int", "low": 0.5, "high": 2}, id="int-with-fractions"),
+        pytest.param({"kind": "int", "low": 0, "high": 2, "step": 0.5}, id="int-with-a-fraction-for-step"),
+        pytest.param(Choice("relu"), id="letters-for-options"),  # pyright: ignore[reportArgumentType]
+        pytest.param(Choice(3), id="number-for-options"),  # pyright: ignore[reportArgumentType]
         pytest.param([[1]], id="list-option"),
         pytest.param([float("nan")], id="nan-option"),
         pytest.param(3, id="number"),
@@ -115,6 +125,23 @@ def test_space_without_parameters_twice_or_from_a_bad_file_is_refused(tmp_path):
     (tmp_path / "bad.toml").write_text("lr = [")
     with pytest.raises(InputError, match="no TOML file"):
         read_space([str(tmp_path / "bad.toml")])
+    (tmp_path / "bad.toml").write_bytes(b"x = [" + b"[" * 5000)
+    with pytest.raises(InputError, match="no TOML file"):
+        read_space([str(tmp_path / "bad.toml")])
+    (tmp_path / "bad.toml").write_bytes(b"#" * 3_000_000)
+    with pytest.raises(InputError, match="more than 1048576 bytes"):
+        read_space([str(tmp_path / "bad.toml")])
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(InputError, match="it is no file"):
+        read_space([str(tmp_path / "pipe.toml")])
+
+
+def test_file_of_a_space_may_stand_in_a_folder_with_an_equals_sign(tmp_path):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    (folder / "space.toml").write_text("units = {low = 1, high = 3}")
+    assert dict(read_space([f"{folder}/space.toml"])) == {"units": Int(1, 3)}
+    assert dict(read_space(["file=a.toml,b.toml"])) == {"file": Choice(("a.toml", "b.toml"))}
 
 
 def test_point_outside_of_the_space_is_refused():

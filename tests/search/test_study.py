@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from argosy.errors import ConflictError, InputError
-from argosy.search import Float, Score, Study
+from argosy.search import Float, Int, Score, Study
 
 SPACE = {"x": Float(-1.0, 1.0), "k": "1:5", "act": ["relu", "gelu", "tanh"]}
 STEPPED = {**SPACE, "x": "-1:1:0.25"}
@@ -82,6 +82,9 @@ def test_guard_decides_what_is_best_and_what_stands_on_the_front():
         assert study.best({}, objective="size").parameters == {"k": 1}
         assert study.best({"size": 35.0}).parameters == {"k": 3}
         assert study.best({"accuracy": 0.99}) is None
+        for guard in ({"size": math.nan}, {"size": "15"}, 15.0):
+            with pytest.raises(InputError, match="finite bounds by the names of objectives"):
+                study.best(guard)
         assert [record.parameters["k"] for record in study.front()] == [6, 5, 3]
         assert study.trials[0].violation > 0 and not study.trials[0].is_valid
 
@@ -96,8 +99,9 @@ def test_hypervolume_is_that_of_boxes_counted_one_by_one():
         cells = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), -1).reshape(-1, 3)
         covered = sum(any((point <= cell).all() for point in points) for cell in cells)
         assert study.hypervolume(dict.fromkeys(names, 6.0)) == covered
-        with pytest.raises(InputError, match="a value for each of a, b, c"):
-            study.hypervolume({"a": 1.0})
+        for reference in ({"a": 1.0}, dict.fromkeys(names, math.nan), dict.fromkeys(names, "6"), 6.0):
+            with pytest.raises(InputError, match="a finite value for each of a, b, c"):
+                study.hypervolume(reference)
 
 
 def test_importance_names_the_parameter_that_decides():
@@ -256,6 +260,8 @@ def test_what_is_told_is_checked_and_told_once():
             ({"loss": 1.0}, "a value for each of loss, size"),
             ({"loss": 1.0, "size": math.nan}, "a finite number"),
             ({"loss": "low", "size": 1.0}, "a finite number"),
+            ({"loss": "0.5", "size": 1.0}, "is told '0.5', expected a finite number"),
+            ({"loss": True, "size": 1.0}, "is told True, expected a finite number"),
         ]:
             with pytest.raises(InputError, match=words):
                 study.tell(trial, values)
@@ -283,7 +289,10 @@ def test_what_is_told_is_checked_and_told_once():
         pytest.param({"guard": {"value": math.nan}}, "finite bounds", id="guard-nan"),
         pytest.param({"watch": "size"}, "one of the objectives", id="watch"),
         pytest.param({"seed": -1}, "an integer, at least 0", id="seed"),
+        pytest.param({"guard": {"value": 10**400}}, "finite bounds", id="guard-no-float"),
         pytest.param({"name": "../up"}, "search name '../up' is not valid", id="name"),
+        pytest.param({"name": 5}, "search name 5 is not valid", id="name-no-text"),
+        pytest.param({"objectives": {"loss\udcff": "minimize"}}, "`minimize` or `maximize`", id="objective-no-text"),
     ],
 )
 def test_bad_settings_are_refused(options, words):
@@ -437,6 +446,15 @@ def test_search_without_its_library_names_the_extra(tmp_path):
     assert "needs the package optuna" in done.stderr and "argosy[search]" in done.stderr
 
 
+def test_process_that_is_forked_from_one_that_searches_takes_no_part(tmp_path):
+    code = "import os\nfrom argosy.errors import ConflictError\nfrom argosy.search import Study\n"
+    code += f"study = Study({{'x': '1:9'}}, name='mine', home={str(tmp_path)!r})\n"
+    code += "study.ask()\nif os.fork():\n    os.wait()\n    study.tell(0, 1.0)\n    print(len(study.trials))\n"
+    code += "else:\n    try:\n        study.ask()\n    except ConflictError as error:\n        print(error.key, flush=True)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.split() == ["search_active", "1"]
+
+
 def test_closed_study_tells_what_it_knows_and_takes_nothing():
     study = Study(SPACE)
     trial = study.ask()
@@ -501,4 +519,16 @@ def test_reason_that_is_no_text_is_refused_and_the_trial_goes_on() -> None:
         for end in (study.fail, study.stop):
             with pytest.raises(InputError, match="expected a text"):
                 end(trial, 5)  # pyright: ignore[reportArgumentType]
-        study.fail(trial, "it is over")
+        with pytest.raises(InputError, match="expected JSON data"):
+            study.fail(trial, "it is over", notes="why")  # pyright: ignore[reportArgumentType]
+        assert study.fail(trial, "it is\nover\x1b[2J\udcff").reason == "it is over [2J "
+
+
+@pytest.mark.parametrize("method", ["random", "tpe", "genetic"])
+@pytest.mark.filterwarnings("error")
+def test_ranges_and_values_as_wide_as_floats_go_are_searched(method: str) -> None:
+    space = {"x": Float(-8e307, 8e307), "y": Float(5e-324, 1.7e308, log=True), "z": Int(-(1 << 53), 1 << 53)}
+    with Study(space, {"a": "minimize", "b": "maximize"}, method=method, guard={"a": 1e-300}) as study:
+        for number in range(14):
+            study.tell(study.ask(), {"a": 1.7e308 * (-1) ** number, "b": -1.7e308})
+        assert len(study.front()) == 7 and study.best() is not None

@@ -220,6 +220,9 @@ def test_metrics_of_ones_own_are_measured_on_validation_rows():
     assert last.validation_loss == pytest.approx(result.evaluate(A, KIND)["loss"])
     assert "recall" not in last.metrics and last.metrics.keys() == {"accuracy"}
     assert result.settings.own_metrics["recall"]["digest"].startswith("sha256:")
+    for value in ("0.5", None, [1.0, 2.0]):
+        with pytest.raises(InputError, match="functions of outputs and targets that give a number"):
+            quick(model, data, validation_data=loader, metrics={"score": lambda outputs, targets, value=value: value})
 
 
 class Gan(torch.nn.Module):

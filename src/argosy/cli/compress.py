@@ -90,10 +90,6 @@ def compress(
     from argosy.tune.trace import read_trace
 
     report_file = None if report is None else OutputFile(report, overwrite=overwrite)
-    if report_file is not None:
-        from argosy.train.report import check_report
-
-        check_report()
     store = shell.open_store()
     version = store.get_version(reference)
     budget: dict[str, Any] = {"max_s": max_seconds, "trials": trials}
@@ -252,7 +248,8 @@ def _read_lines(path: Path) -> list[Any]:
     from argosy.errors import InputError
 
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Lines as editors have them: `splitlines` would cut a text, and a line of JSON, at other signs, too.
+        lines = [line.removesuffix("\r") for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         return lines if path.suffix == ".txt" else [json.loads(line) for line in lines]
     except OSError as error:
         raise InputError("missing_file", path=path, detail=error.strerror or error) from error

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, cast
 
 import click
 
@@ -97,13 +97,17 @@ class Shell:
         if self.is_json:
             import msgspec
 
-            click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2))
+            try:
+                encoded = msgspec.json.encode(data)
+            except UnicodeEncodeError:
+                encoded = msgspec.json.encode(_make_unicode(msgspec.to_builtins(data)))
+            click.echo(msgspec.json.format(encoded, indent=2))
             return
         for part in parts:
             if isinstance(part, str):
-                click.echo(part)
+                click.echo(_make_unicode(part))
             else:
-                _print_table(part)
+                _print_table(_make_unicode(part))
 
     @contextlib.contextmanager
     def hold_stdout(self) -> Generator[None]:
@@ -171,6 +175,19 @@ def command(name: str) -> Callable[[Callable[Concatenate[Shell, P], None]], clic
         return made
 
     return decorate
+
+
+def _make_unicode(data: Any) -> Any:
+    """Write out what is no Unicode in texts, such as a file's name of other bytes: neither JSON nor a terminal takes it."""
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {_make_unicode(name): _make_unicode(value) for name, value in cast("dict[Any, Any]", data).items()}
+    if isinstance(data, Table):
+        return Table(_make_unicode(data.columns), _make_unicode(data.rows))
+    if isinstance(data, list | tuple):
+        return [_make_unicode(item) for item in cast("Sequence[Any]", data)]
+    return data
 
 
 def _print_table(table: Table) -> None:

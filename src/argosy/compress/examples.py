@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.compress.kind import Meaning
-from argosy.compress.ruin import name_answers
+from argosy.compress.metrics import name_answers
 from argosy.datatypes import is_float
 from argosy.signature import Arrays
 

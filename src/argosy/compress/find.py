@@ -21,7 +21,7 @@ from argosy.compress.space import RecipeSpace, can_refine
 from argosy.compress.steps.base import Workshop
 from argosy.compress.trials import LOSS, Trials, describe_tried, find_ratio
 from argosy.errors import ConflictError, FaultError, InputError, list_choices
-from argosy.optim.schedules import check_count
+from argosy.optim.schedules import check_count, check_number
 from argosy.search import Study
 
 __all__ = ["SEARCHES", "Budget", "Found", "Keeping", "find"]
@@ -55,8 +55,7 @@ class Budget:
     """Recipes that are tried at most. The method `gradient` ends by itself, most often before; the others never do."""
 
     def __post_init__(self) -> None:
-        if not self.max_s > 0.0:
-            raise InputError("bad_option", option="budget.max_s", got=self.max_s, expected="more than 0 seconds")
+        check_number("budget.max_s", self.max_s, "more than 0 seconds", lowest=0.0, is_open=True)
         check_count("budget.trials", self.trials)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -14,25 +14,32 @@ from argosy.bench.rows import stack_answers
 from argosy.compress.fidelity import FIDELITIES
 from argosy.compress.interval import find_interval
 from argosy.compress.kind import Meaning
-from argosy.compress.ruin import find_ruin, name_answers
-from argosy.compress.spread import Values, is_uneven, measure_r2
+from argosy.compress.metrics import (
+    AT_MOST_ONE,
+    METRICS,
+    OF_LABELS,
+    RATES,
+    find_loss,
+    measure,
+    measure_blank,
+    name_answers,
+    tell_right,
+)
+from argosy.compress.ruin import find_ruin
+from argosy.compress.spread import is_uneven
 from argosy.datatypes import is_float
-from argosy.errors import InputError, list_choices
+from argosy.errors import FaultError, InputError, list_choices
+from argosy.optim.schedules import check_number
 from argosy.signature import Arrays
-from argosy.train.losses import prepare_targets
 
-__all__ = ["METRICS", "Evidence", "Guard", "Score", "judge_outputs"]
+__all__ = ["Evidence", "Guard", "Score", "check_shapes", "count_lost", "judge_outputs"]
 
 Array = NDArray[Any]
 
-METRICS: Final = ("accuracy", "r2", "mae", "mse", "fidelity", *FIDELITIES)
-"""What a guard may name."""
-_OF_LABELS: Final = (None, "accuracy", "agreement")
-"""Metrics that say something of answers which are no fractions."""
-_RATES: Final = ("accuracy", "agreement", "neighbours")
-"""Metrics that count rows: of N rows, they say nothing finer than 1/N."""
-_AT_MOST_ONE: Final = ("accuracy", "r2", "fidelity", *(name for name, fidelity in FIDELITIES.items() if fidelity.best == 1.0))
-_LOWER_IS_BETTER: Final = ("mae", "mse", "kl", "max_difference")
+_SEEN: Final = 2.0
+"""So many times what a guard allows must be lost by one answer for all rows: else it sees too little to be all that is asked."""
+_PARTS: Final = ("accuracy", "agreement", "r2", "fidelity")
+"""Metrics that say what part of all is lost, so that who allows much of it knows."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,7 @@ class Guard:
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric not in METRICS:
             raise InputError("unknown_choice", kind="metric", got=self.metric, known=list_choices(METRICS))
-        if not 0.0 <= self.max_loss < float("inf"):
-            raise InputError("bad_option", option="guard.max_loss", got=self.max_loss, expected="a number, at least 0")
+        check_number("guard.max_loss", self.max_loss, "a number, at least 0", lowest=0.0)
 
     def accepts(self, score: Score) -> bool:
         """Say whether so much may be lost; a score that is no number is refused, and so is what `ruin.py` finds."""
@@ -152,14 +158,67 @@ def judge_outputs(evidence: Evidence, meaning: Meaning, guard: Guard) -> Score:
     Raises:
         InputError: `bad_data`, the targets do not fit the model; `bad_option`, the metric does not; `loss_too_large`;
             `too_few_rows`.
+        FaultError: `other_shape`, an answer has another shape than the original's.
     """
     with np.errstate(all="ignore"):  # Answers that are no numbers are told in the score.
         before, after = _pair(evidence)
+        _check_evidence(before, evidence)
         score = _judge_pairs(before, after, evidence, meaning, guard)
         if len(evidence.before) > 1 and all(_are_alike(outputs) for outputs in before.values()):
             detail = f"the original gives one label to all {len(evidence.before)} {evidence.basis} rows: give some that differ"
             raise InputError("bad_data", detail=f"{detail}, as a ruined version may give that one, too")
         return score
+
+
+def _check_evidence(before: Arrays, evidence: Evidence) -> None:
+    """See that rows show something: what is no number is the same of every version.
+
+    Raises:
+        InputError: `bad_data`.
+    """
+    for name, targets in evidence.targets.items():
+        if is_float(targets.dtype) and not np.isfinite(targets).all():
+            detail = f"the targets of {name!r} hold {int((~np.isfinite(targets)).sum())} values that are NaN or infinite"
+            raise InputError("bad_data", detail=f"{detail}: leave their rows out")
+    if before and all(_holds_no_number(outputs) for outputs in before.values()):
+        detail = f"the original answers none of the {len(evidence.before)} {evidence.basis} rows with a number"
+        raise InputError("bad_data", detail=f"{detail}: all is NaN or infinite")
+
+
+def _holds_no_number(outputs: Array) -> bool:
+    rows: list[Array] = list(outputs) if is_uneven(outputs) else [outputs]
+    numbers = [row.astype(np.float64) for row in rows if row.size and is_float(row.dtype)]
+    return bool(numbers) and not any(np.isfinite(row).any() for row in numbers)
+
+
+def check_shapes(before: Sequence[Arrays], after: Sequence[Arrays], title: str, kind: str) -> None:
+    """See that answers have the shapes that the original's have: of lengths that no one tried, runtimes may make something else.
+
+    Args:
+        before: the original's.
+        after: another model's, to the same requests.
+        title: of that model.
+        kind: of request, such as `golden example`.
+
+    Raises:
+        FaultError: `other_shape`.
+    """
+    for place, (old, new) in enumerate(zip(before, after, strict=True)):
+        for name, array in old.items():
+            if name not in new or new[name].shape != array.shape:
+                got = f"shape {new[name].shape}" if name in new else "no shape, as it is missing"
+                raise FaultError("other_shape", engine=title, output=name, kind=kind, place=place, got=got, expected=array.shape)
+
+
+def count_lost(before: Sequence[Arrays], after: Sequence[Arrays]) -> int:
+    """Count the requests that the original answers with numbers, and another model with what is none."""
+
+    def is_lost(old: Array, new: Array) -> bool:
+        if not is_float(old.dtype):
+            return False
+        return bool((np.isfinite(old.astype(np.float64)) & ~np.isfinite(new.astype(np.float64))).any())
+
+    return sum(any(is_lost(array, new[name]) for name, array in old.items()) for old, new in zip(before, after, strict=True))
 
 
 def _are_alike(outputs: Array) -> bool:
@@ -178,7 +237,7 @@ def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Mea
             meaning if index == 0 else Meaning("unknown", "no lineage speaks of this output"),
             guard.metric if is_meant else None,
         )
-        if is_meant and choice.metric in _AT_MOST_ONE and guard.max_loss >= 1.0:
+        if is_meant and choice.metric in AT_MOST_ONE and guard.max_loss >= 1.0:
             raise InputError("loss_too_large", metric=choice.metric, got=guard.max_loss)
         choice = _look_at_number(choice, evidence.num_different, guard, is_named=is_meant and guard.metric is not None)
         scores.append(_score(name, choice, *_settle(before[name], after[name]), evidence, guard.max_loss))
@@ -187,7 +246,7 @@ def _judge_pairs(before: Arrays, after: Arrays, evidence: Evidence, meaning: Mea
 
 def _find_meant(outputs: Arrays, metric: str | None) -> str:
     """Name the output that a guard speaks of without targets: the first that its metric may suit, else the first."""
-    suited = [name for name, array in outputs.items() if metric in _OF_LABELS or is_float(_pick_row(array).dtype)]
+    suited = [name for name, array in outputs.items() if metric in OF_LABELS or is_float(_pick_row(array).dtype)]
     return next(iter(suited or outputs))
 
 
@@ -199,13 +258,9 @@ def _pair(evidence: Evidence) -> tuple[Arrays, Arrays]:
     """Put the answers into arrays whose first axis counts rows; where shapes differ from row to row, into an array of arrays.
 
     Raises:
-        InputError: `bad_data`, a row's answer has another shape now.
+        FaultError: `other_shape`.
     """
-    for old, new in zip(evidence.before, evidence.after, strict=True):
-        for name, array in old.items():
-            if name not in new or new[name].shape != array.shape:
-                got = new[name].shape if name in new else "none"
-                raise InputError("bad_data", detail=f"output {name!r} has shape {array.shape}, when compressed {got}")
+    check_shapes(evidence.before, evidence.after, "the compressed version", f"{evidence.basis} row")
     names = evidence.before[0]
     before, after = ({name: _gather([answer[name] for answer in answers]) for name in names} for answers in evidence[:2])
     return before, after
@@ -236,7 +291,7 @@ def _settle(before: Array, after: Array) -> tuple[Array, Array]:
 
 def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str | None) -> _Choice:
     """Find how an output is judged."""
-    if metric not in _OF_LABELS and not is_float(_pick_row(outputs).dtype):
+    if metric not in OF_LABELS and not is_float(_pick_row(outputs).dtype):
         got = f"{metric} of answers that are {_pick_row(outputs).dtype}, no fractions"
         raise InputError("bad_option", option="guard.metric", got=got, expected="accuracy or agreement")
     if is_uneven(outputs):
@@ -263,7 +318,8 @@ def _choose(outputs: Array, targets: Array | None, meaning: Meaning, metric: str
         meaning = Meaning("classes", meaning.source)
     if metric in FIDELITIES:
         FIDELITIES[metric].check(outputs)
-        return _Choice(metric, None, meaning, reason)
+        is_named = metric == "agreement" and meaning.kind == "unknown"
+        return _Choice(metric, None, Meaning("classes", meaning.source) if is_named else meaning, reason)
     if metric in ("fidelity", "r2") and (targets is None or metric == "fidelity"):
         return _Choice("fidelity", None, meaning, reason)
     return _Choice(metric, targets, meaning, reason)
@@ -289,7 +345,7 @@ def _choose_by_targets(outputs: Array, targets: Array) -> str | None:
 
 def _look_at_number(choice: _Choice, num_rows: int, guard: Guard, *, is_named: bool) -> _Choice:
     """See that what counts rows has enough of them."""
-    if choice.metric not in _RATES or num_rows * guard.max_loss >= 1.0 or not 0.0 < guard.max_loss < 1.0:
+    if choice.metric not in RATES or num_rows * guard.max_loss >= 1.0 or not 0.0 < guard.max_loss < 1.0:
         return choice
     needed = math.ceil(1.0 / guard.max_loss)
     if is_named or choice.targets is not None:
@@ -307,20 +363,17 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     metric, reason = choice.metric, choice.reason
     if metric == "accuracy" and targets is None and is_float(before.dtype) and _is_one_answer(before, choice.meaning):
         metric, reason = "fidelity", f"all {len(before)} rows get one answer, with which a ruined model agrees as well"
-    if metric == "accuracy":
-        values = _measure_accuracy(before, after, targets, choice.meaning)
-        metric = "accuracy" if targets is not None else "agreement"
-    elif metric in FIDELITIES:
-        values = _measure_fidelity(metric, before, after)
-    elif metric in ("fidelity", "r2"):
-        values = measure_r2(before, after, targets)
-    else:
-        values = _measure_errors(metric, before, after, targets)
-    sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
-    loss = sign * (values.after - values.before) + 0.0  # No -0.0, which people would see.
-    interval = None if metric == "max_difference" else find_interval(evidence.add_copies(values.losses), is_rate=metric in _RATES)
+    values = measure(metric, before, after, targets, choice.meaning)
+    if metric == "accuracy" and targets is None:
+        metric = "agreement"
+    loss = find_loss(metric, values)
+    interval = None if metric == "max_difference" else find_interval(evidence.add_copies(values.losses), is_rate=metric in RATES)
     kept = _find_kept(before, targets, choice.meaning) if evidence.is_retrained else None
     ruin = find_ruin(before, after, choice.meaning, metric, max_loss, kept)
+    is_seen = metric in _PARTS or ruin or loss > max_loss
+    if not is_seen and measure_blank(metric, before, targets, choice.meaning) <= _SEEN * max_loss:
+        found = find_ruin(before, after, choice.meaning, "", min(max_loss, Guard.max_loss), kept)
+        ruin = found and f"{found}; and a guard of {metric} within {max_loss:g} takes one answer for all rows, or nearly"
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)
 
 
@@ -332,60 +385,10 @@ def _find_kept(before: Array, targets: Array | None, meaning: Meaning) -> Array 
     if targets is None:
         return None
     if meaning.kind in ("classes", "yes_no"):
-        return _tell_right(name_answers(before, meaning), before, targets, meaning)
+        return tell_right(before, targets, meaning)
     return np.zeros(len(before), bool) if meaning.kind == "values" else None
-
-
-def _measure_fidelity(metric: str, before: Array, after: Array) -> Values:
-    measure = FIDELITIES[metric]
-    rows = measure.compute(before, after)
-    found = float(rows.max()) if metric == "max_difference" else float(rows.mean())
-    return Values(measure.best, found, rows - measure.best if metric in _LOWER_IS_BETTER else measure.best - rows)
-
-
-def _measure_accuracy(before: Array, after: Array, targets: Array | None, meaning: Meaning) -> Values:
-    own, other = (name_answers(outputs, meaning) for outputs in (before, after))
-    if is_uneven(before):
-        kept = np.array([np.mean(old == new) if old.size else 1.0 for old, new in zip(before, after, strict=True)], np.float64)
-        return Values(1.0, float(kept.mean()), 1.0 - kept)
-    if targets is None:
-        return _compare_rates(own, other, own)
-    right = _find_right(before, targets, meaning)
-    if right.shape != own.shape:
-        raise InputError("bad_data", detail=f"the targets have shape {right.shape}, the model's answers to them {own.shape}")
-    return _compare_rates(own, other, right)
-
-
-def _tell_right(answers: Array, before: Array, targets: Array, meaning: Meaning) -> Array:
-    """Say of each row whether all of its answers are right."""
-    is_right = np.asarray(answers == _find_right(before, targets, meaning)).reshape(len(answers), -1)
-    return np.asarray(is_right.all(axis=1))
-
-
-def _find_right(before: Array, targets: Array, meaning: Meaning) -> Array:
-    """Bring targets into the form of answers."""
-    if meaning.kind == "yes_no":
-        return np.asarray(prepare_targets("mse", targets, before.shape) > 0.5)
-    if meaning.kind == "classes" and targets.shape == before.shape:
-        return name_answers(targets, meaning)  # One column a class.
-    if meaning.kind == "classes" and before.ndim == 2:
-        return prepare_targets("cross_entropy", targets, before.shape)
-    return targets
-
-
-def _compare_rates(own: Array, other: Array, right: Array) -> Values:
-    old, new = (np.asarray(answers == right, np.float64).reshape(len(right), -1).mean(axis=1) for answers in (own, other))
-    return Values(float(old.mean()), float(new.mean()), old - new)
 
 
 def _is_one_answer(outputs: Array, meaning: Meaning) -> bool:
     answers = name_answers(outputs, meaning)
     return bool((answers == answers.flat[0]).all())
-
-
-def _measure_errors(metric: str, before: Array, after: Array, targets: Array | None) -> Values:
-    """Give mean absolute or squared errors."""
-    right = before.astype(np.float64) if targets is None else prepare_targets("mse", targets, before.shape)
-    error: Callable[[Array], Array] = np.abs if metric == "mae" else np.square
-    old, new = (error(outputs.astype(np.float64) - right).reshape(len(right), -1).mean(axis=1) for outputs in (before, after))
-    return Values(float(old.mean()), float(new.mean()), new - old)

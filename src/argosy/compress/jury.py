@@ -14,13 +14,13 @@ from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
 from argosy.bench.rows import RowFiles, Rows, write_rows
 from argosy.compress.examples import Example, find_examples
-from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
+from argosy.compress.judge import Evidence, Guard, Score, check_shapes, count_lost, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
 from argosy.compress.sample import Sample, group_rows, thin_rows
 from argosy.compress.served import Stage
 from argosy.datatypes import is_float
-from argosy.errors import FaultError, InputError
+from argosy.errors import InputError
 from argosy.runtimes.base import OWN_THREADS
 from argosy.serve.worker.cores import choose_threads, count_cores
 from argosy.signature import Arrays
@@ -123,14 +123,19 @@ class Jury:
             is_retrained: it has learnt from rows.
 
         Raises:
-            FaultError: `engine_failed`, it does not load or run.
+            FaultError: `engine_failed`, it does not load or run; `other_shape`.
             InputError: as `judge_outputs`.
         """
         probe, threads = self._load(artifact, title)
         with probe:
             answers = self._answer(probe)
+            check_shapes(self._answers, answers, title, f"{self.sample.basis} row")
             score = self.score(answers, is_retrained=is_retrained)
-            self._check_golden(probe, title)
+            golden = probe.answer(self._golden)
+            check_shapes(self._golden_answers, golden, title, "golden example")
+            lost = count_lost(self._golden_answers, golden)
+            if lost and not score.ruin:
+                score = replace(score, ruin=f"the answers to {lost} of {len(golden)} golden examples are no numbers")
             before, after = measure_costs((self._original, probe), self._timing, budget_s=budget_s)
         before, after = replace(before, threads=self._threads), replace(after, threads=threads)
         return Finding(score, before, after, self._find_examples(answers, score.output))
@@ -150,15 +155,6 @@ class Jury:
         """Hold answers to the rows against the original's, or against what is right."""
         evidence = Evidence(self._answers, answers, self.sample.targets, self.sample.basis, is_retrained, self._groups)
         return judge_outputs(evidence, self._meaning, self.guard)
-
-    def _check_golden(self, probe: Probe, title: str) -> None:
-        """See that the examples get answers of the same shapes: of a length that no row has, runtimes may make something else."""
-        for old, new in zip(self._golden_answers, probe.answer(self._golden), strict=True):
-            for name, array in old.items():
-                if name not in new or new[name].shape != array.shape:
-                    got = new[name].shape if name in new else "none"
-                    detail = f"output {name!r} of a golden example has shape {got}, of the original {array.shape}"
-                    raise FaultError("engine_failed", engine=title, detail=detail)
 
     def _find_examples(self, answers: list[Arrays], output: str) -> tuple[Example, ...]:
         is_first = output == next(iter(self._answers[0]))

@@ -6,7 +6,7 @@ import importlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -66,6 +66,9 @@ def get_recipe(given: str | Step | Sequence[str | Step]) -> Recipe:
     recipe = tuple(_import_step(part)() if isinstance(part, str) else part for part in parts)
     if not recipe:
         raise InputError("bad_option", option="method", got="no step", expected="one at least")
+    for step in recipe:
+        if not isinstance(cast("object", step), Step):
+            raise InputError("bad_option", option="method", got=step, expected="names of steps with + between them, or steps")
     return recipe
 
 

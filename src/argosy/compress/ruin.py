@@ -11,12 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.compress.dependence import find_collapse
 from argosy.compress.fidelity import is_distribution
 from argosy.compress.kind import Meaning
-from argosy.compress.spread import is_uneven, list_tables
+from argosy.compress.metrics import name_answers
+from argosy.compress.spread import LEAST_OF_ALL, find_least_spread, is_uneven, list_tables, tell_chances
 from argosy.datatypes import is_float
 
-__all__ = ["find_ruin", "name_answers"]
+__all__ = ["find_ruin"]
 
 Array = NDArray[Any]
 
@@ -32,15 +34,6 @@ _MOVED: Final = 0.1
 them by 0.01 at most; half of every number is a move of 0.25, nothing one of 1."""
 _MOVED_COLUMN: Final = 0.2
 """Of one entry of an axis, such as the scores of one class."""
-_LEAST_SPREAD: Final = 0.01
-"""Beside the mean of an axis' entries that have one unit, such as the scores of classes: one that hardly moves is not looked at
-by itself."""
-_LEAST_OWN: Final = 1e-4
-"""Beside the mean square of an entry that has a unit of its own, such as the scores of a detector, whose boxes are in pixels."""
-_LEAST_OF_ALL: Final = 1e-12
-"""Beside the mean square of all numbers: what is smaller is rounding."""
-_LEAST_CHANCE: Final = 1.0 / 255.0
-"""Of what lies between 0 and 1: a step of 8 bits."""
 _FEW: Final = 0.2
 """Part of the numbers, as many as which make the spread: 1 / kurtosis. R2 sees only these; of normal numbers it is a third."""
 _MOST: Final = (5.0, 95.0)
@@ -67,9 +60,10 @@ _CHANCE: Final = 1e-3
 def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_loss: float, kept: Array | None = None) -> str:
     """Say what a version has lost that its metric may not count; "" for nothing.
 
-    Answers that are no numbers, where the original gives some; all numbers, or those of one class or column, far from the
-    original's, which a wrong scale does without another class becoming the best; most numbers, where a few lie so far out that
-    these alone make the spread; probabilities that are surer, or less sure; a class that is hardly given any more.
+    Answers that are no numbers, where the original gives some; answers that do not depend on the input as the original's do; a
+    class that is hardly given any more. But of metrics that let answers move, more is looked for: all numbers, or those of one
+    class or column, far from the original's, which a wrong scale does without another class becoming the best; most numbers,
+    where a few lie so far out that these alone make the spread; probabilities that are surer, or less sure.
 
     Args:
         before: the original's answers, first axis rows.
@@ -83,24 +77,28 @@ def find_ruin(before: Array, after: Array, meaning: Meaning, metric: str, max_lo
     before, after, num_odd = _drop_odd(before, after)
     if num_odd:
         return f"the answers to {num_odd} of {len(before)} rows are no numbers"
-    if metric in _OWN_JUDGES:
-        return ""
-    if kept is not None:
-        before, after = before[kept], after[kept]
-    if not len(before):
-        return ""
+    is_retrained, has_fractions = kept is not None, len(before) > 0 and _has_fractions(before)
+    has_one_unit = has_fractions and (meaning.kind in ("classes", "yes_no") or _is_distribution(before))
+    found = find_collapse(before, after, has_one_unit=has_one_unit, is_retrained=is_retrained) if has_fractions else ""
+    old, new = (before, after) if kept is None else (before[kept], after[kept])
     slack = _WIDTH * max_loss
-    found = ""
-    if _has_fractions(before):
-        has_one_unit = meaning.kind in ("classes", "yes_no") or _is_distribution(before)
-        if metric == _BY_LARGEST:
-            return _compare_entries(before, after, max(_LOST, 2.0 * slack), has_one_unit=has_one_unit)
-        found = _compare_numbers(before, after, slack)
-        found = found or _compare_entries(before, after, max(_MOVED_COLUMN, 2.0 * slack), has_one_unit=has_one_unit)
-        found = found or _compare_doubt(before, after, meaning, slack)
-        if not has_one_unit:
-            found = found or _compare_places(before, after, slack, may_be_chances=meaning.kind != "values")
-    return found or _compare_classes(before, after, meaning, max(slack, _MOST_LOST))
+    if len(old):
+        if has_fractions and metric not in _OWN_JUDGES:
+            found = found or _compare_fractions(old, new, meaning, metric, slack, has_one_unit=has_one_unit)
+        most = _MOST_LOST if metric in _OWN_JUDGES else max(slack, _MOST_LOST)
+        found = found or _compare_classes(old, new, meaning, most)
+    return found or _compare_kinds(before, after, meaning)
+
+
+def _compare_fractions(before: Array, after: Array, meaning: Meaning, metric: str, slack: float, *, has_one_unit: bool) -> str:
+    if metric == _BY_LARGEST:
+        return _compare_entries(before, after, max(_LOST, 2.0 * slack), has_one_unit=has_one_unit)
+    found = _compare_numbers(before, after, slack)
+    found = found or _compare_entries(before, after, max(_MOVED_COLUMN, 2.0 * slack), has_one_unit=has_one_unit)
+    found = found or _compare_doubt(before, after, meaning, slack)
+    if not found and not has_one_unit:
+        found = _compare_places(before, after, slack, may_be_chances=meaning.kind != "values")
+    return found
 
 
 def _has_fractions(outputs: Array) -> bool:
@@ -129,13 +127,6 @@ def _drop_odd(before: Array, after: Array) -> tuple[Array, Array, int]:
     return old, new, int(odd.sum())
 
 
-def name_answers(outputs: Array, meaning: Meaning) -> Array:
-    """Give what outputs stand for: a class, yes or no, or themselves."""
-    if meaning.kind == "classes" and outputs.ndim > 1:
-        return np.asarray(outputs.argmax(axis=meaning.class_axis))
-    return np.asarray(outputs > meaning.threshold) if meaning.kind == "yes_no" else outputs
-
-
 def _compare_numbers(before: Array, after: Array, slack: float) -> str:
     if not is_uneven(before) and is_distribution(before):
         worst = float(np.abs(after.sum(axis=-1, dtype=np.float64) - 1.0).max())
@@ -153,25 +144,14 @@ def _compare_entries(before: Array, after: Array, allowed: float, *, has_one_uni
         if axis == 0:
             continue
         scales = np.var(old, axis=0)
-        is_wide = scales > (_LEAST_SPREAD * scales.mean() if has_one_unit else _find_least_spread(old))
+        squares: Array = np.mean(np.square(old), axis=0)
+        is_wide = scales > find_least_spread(scales, squares, tell_chances(old), has_one_unit=has_one_unit)
         moves = np.where(is_wide, np.mean(np.square(new - old), axis=0) / np.maximum(scales, 1e-300), 0.0)
         place = int(moves.argmax())
         if moves[place] > allowed:
             told = _tell(float(moves[place]), allowed)
             return f"entry {place} of axis {axis} of its answers is far from the original's: {told}"
     return ""
-
-
-def _find_least_spread(columns: Array) -> Array:
-    """Say of columns that have a unit each what variance is none: rounding beside the column, or beside all."""
-    squares: Array = np.mean(np.square(columns), axis=0)
-    least = np.maximum(_LEAST_OWN * squares, _LEAST_OF_ALL * squares.mean())
-    return np.where(_tell_chances(columns), np.maximum(least, _LEAST_CHANCE**2), least)
-
-
-def _tell_chances(columns: Array) -> Array:
-    """Say of columns whether they lie between 0 and 1: chances, most of which may be hardly any."""
-    return np.asarray((columns.min(axis=0) >= 0.0) & (columns.max(axis=0) <= 1.0))
 
 
 def _compare_places(before: Array, after: Array, slack: float, *, may_be_chances: bool) -> str:
@@ -184,8 +164,8 @@ def _compare_places(before: Array, after: Array, slack: float, *, may_be_chances
         squares = np.square(old - old.mean(axis=0))
         is_few = np.square(squares.mean(axis=0)) < _FEW * np.square(squares).mean(axis=0)
         low, high = np.percentile(old, _MOST, axis=0)
-        is_few &= np.square(high - low) > _LEAST_OF_ALL * np.square(old).mean()
-        for column in np.flatnonzero(is_few & ~(_tell_chances(old) & may_be_chances)).tolist():
+        is_few &= np.square(high - low) > LEAST_OF_ALL * np.square(old).mean()
+        for column in np.flatnonzero(is_few & ~(tell_chances(old) & may_be_chances)).tolist():
             moved = _measure_places(old[:, column], new[:, column])
             if moved > allowed:
                 name = f"entry {column} of axis {axis} of its answers" if axis else "its answers"
@@ -229,14 +209,30 @@ def _compare_doubt(before: Array, after: Array, meaning: Meaning, slack: float) 
     )
 
 
+def _name_all(outputs: Array, meaning: Meaning) -> Array:
+    """Give all that outputs stand for, in a row."""
+    return np.concatenate([row.ravel() for row in outputs]) if is_uneven(outputs) else name_answers(outputs, meaning).ravel()
+
+
+def _has_kinds(outputs: Array, meaning: Meaning) -> bool:
+    return meaning.kind in (("labels",) if is_uneven(outputs) else ("classes", "yes_no", "labels"))
+
+
+def _compare_kinds(before: Array, after: Array, meaning: Meaning) -> str:
+    """Find that but one class, or label, is left, which no guard is wide enough for."""
+    if not _has_kinds(before, meaning):
+        return ""
+    old, new = _name_all(before, meaning), _name_all(after, meaning)
+    if not len(new) or (new != new[0]).any() or (lost := int((old != new[0]).sum())) < _FEWEST:
+        return ""
+    return f"it gives all {len(before)} rows the answer {new[0]}, the original gives {lost} of them another one"
+
+
 def _compare_classes(before: Array, after: Array, meaning: Meaning, most: float) -> str:
     """Find a class most of whose rows got another answer, more than the rows of all classes would let one expect."""
-    if meaning.kind not in (("labels",) if is_uneven(before) else ("classes", "yes_no", "labels")):
+    if not _has_kinds(before, meaning):
         return ""
-    old, new = (
-        np.concatenate([row.ravel() for row in outputs]) if is_uneven(outputs) else name_answers(outputs, meaning).ravel()
-        for outputs in (before, after)
-    )
+    old, new = _name_all(before, meaning), _name_all(after, meaning)
     names, places, counts = np.unique(old, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return ""

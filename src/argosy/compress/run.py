@@ -128,17 +128,22 @@ def compress(
     _refuse_idle(method, needs_gain, objective=objective, search=search, budget=budget)
     objective, search = objective or _OBJECTIVE, search or _SEARCH
     store = store or Store()
+    for option, got, kind in (("guard", guard, Guard), ("budget", budget, Budget)):
+        if got is not None and not isinstance(cast("object", got), kind):
+            raise InputError("bad_option", option=option, got=got, expected=f"an argosy {kind.__name__}, or None")
     guard = guard or Guard()
     recipe = None if method is None else get_recipe(method)
     taught = None if student is None else open_student(student)
     if recipe is not None and taught is not None:
         recipe = take_student(recipe, taught)
     for kind, got, known in (("objective", objective, OBJECTIVES), ("search", search, SEARCHES), ("target", target, _DEVICES)):
-        if got not in known:
+        if got not in tuple(known):
             raise InputError("unknown_choice", kind=kind, got=got, known=list_choices(known))
     if trace and served is False:
         raise InputError("bad_option", option="served", got=False, expected="True with a trace, which says what is served")
     page = OutputFile(report) if isinstance(report, Path | str) else report
+    if page is not None:
+        importlib.import_module("argosy.train.report").check_report()
     parent = store.get_version(reference) if isinstance(reference, str) else reference
     _check_parent(parent, allow_code=allow_code, has_student=taught is not None)
     if publish:

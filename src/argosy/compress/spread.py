@@ -12,12 +12,21 @@ from numpy.typing import NDArray
 from argosy.compress.fidelity import is_distribution
 from argosy.train.losses import prepare_targets
 
-__all__ = ["Values", "is_uneven", "list_tables", "measure_r2"]
+__all__ = ["LEAST_OF_ALL", "Values", "find_least_spread", "is_uneven", "list_tables", "measure_r2", "tell_chances"]
 
 Array = NDArray[Any]
 
 _CONSTANT: Final = 1e-10
 """Variance beside the mean square, below which values count as one value: rounding of float32 gives 1e-14."""
+_LEAST_SPREAD: Final = 0.01
+"""Beside the mean of an axis' entries that have one unit, such as the scores of classes: one that hardly moves is not looked at
+by itself."""
+_LEAST_OWN: Final = 1e-4
+"""Beside the mean square of an entry that has a unit of its own, such as the scores of a detector, whose boxes are in pixels."""
+LEAST_OF_ALL: Final = 1e-12
+"""Beside the mean square of all numbers: what is smaller is rounding."""
+_LEAST_CHANCE: Final = 1.0 / 255.0
+"""Of what lies between 0 and 1: a step of 8 bits."""
 
 
 class Values(NamedTuple):
@@ -44,6 +53,31 @@ def list_tables(outputs: Array) -> Iterator[tuple[int, Array]]:
         return
     for axis in (None, *_find_common_axes(outputs)):
         yield 0 if axis is None else axis + 1, np.concatenate([_list_columns(row, axis) for row in outputs])
+
+
+def find_least_spread(scales: Array, squares: Array, are_chances: Array, *, has_one_unit: bool) -> Array:
+    """Say above what variance an entry of an axis is looked at by itself: below it is rounding, beside the entry or the others.
+
+    What has one unit is held against the mean of all. Else it is enough to be wide beside one's own size, or beside the others:
+    vectors around one direction are far from 0 in every column, and all that they say is in how little they differ.
+
+    Args:
+        scales: variance of each entry.
+        squares: its mean square.
+        are_chances: whether it lies between 0 and 1, see `tell_chances`.
+        has_one_unit: all entries have the same.
+    """
+    rounding, of_mean = LEAST_OF_ALL * squares.mean(), _LEAST_SPREAD * scales.mean()
+    if has_one_unit:
+        return np.full(len(scales), max(of_mean, rounding))
+    least = np.minimum(_LEAST_OWN * squares, of_mean)
+    return np.maximum(np.where(are_chances, np.maximum(least, _LEAST_CHANCE**2), least), rounding)
+
+
+def tell_chances(columns: Array) -> Array:
+    """Say of columns whether they lie between 0 and 1 and come near one of these: chances, most of which may be hardly any."""
+    low, high = columns.min(axis=0), columns.max(axis=0)
+    return np.asarray((low >= 0.0) & (high <= 1.0) & ((low < _LEAST_CHANCE) | (high > 1.0 - _LEAST_CHANCE)))
 
 
 def measure_r2(before: Array, after: Array, targets: Array | None) -> Values:

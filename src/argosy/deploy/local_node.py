@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import secrets
 import socket
@@ -315,8 +314,7 @@ def _describe(report: Report | None) -> Message | None:
     fields = {name: value for name, value in vars(report).items() if value is not None}
     if isinstance(report, Ready):
         return {"state": "ready", **fields, "service_s": dict(report.service_s)}
-    # A difference that no number says is as large as can be.
-    return {"state": "failed", **({"got": math.inf} if report.tensor is not None else {}), **fields}
+    return {"state": "failed", **fields}
 
 
 def _total_memory_bytes() -> int:

@@ -385,11 +385,12 @@ def _check_load(spec: DeploymentSpec, worker: WorkerHandle, num_deaths: int) -> 
     report = worker.report
     if report is not None and report["state"] == "failed":
         if "tensor" in report:
-            fields = {key: report[key] for key in ("tensor", "got", "allowed")}
-            if spec.precision == "bfloat16":
-                cosines = {"got": max(-1.0, 1.0 - fields["got"]), "allowed": 1.0 - fields["allowed"]}
-                raise FaultError("golden_rounded", version=spec.version, name=spec.name, tensor=fields["tensor"], **cosines)
-            raise FaultError("golden_differs", version=spec.version, name=spec.name, **fields)
+            got, allowed = report.get("got"), report["allowed"]
+            fields: dict[str, Any] = {"version": spec.version, "name": spec.name, "tensor": report["tensor"]}
+            if spec.precision == "bfloat16" and got is not None:
+                raise FaultError("golden_rounded", **fields, got=max(-1.0, 1.0 - got), allowed=1.0 - allowed)
+            detail = report.get("how") or f"differs by {got:.3g}, allowed {allowed:.3g}"
+            raise FaultError("golden_differs", **fields, detail=detail)
         raise _failed(spec, "load", report["error"])
     if worker.is_gone or worker.num_seen_deaths - num_deaths > MAX_LOAD_DEATHS:
         raise _failed(spec, "load", f"worker {worker.name} died: {worker.last_death}")

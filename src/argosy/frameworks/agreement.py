@@ -92,7 +92,9 @@ class Differs(Exception):
     """An artifact answers otherwise than the model."""
 
     def __init__(self, kind: str, difference: float, allowed: float) -> None:
-        super().__init__(f"on {kind} rows its answers differ by {difference:.3g} of the largest")
+        told = f"its answers differ by {difference:.3g} of the largest"
+        told = told if math.isfinite(difference) else "it gives other labels, whole numbers or texts, or no numbers"
+        super().__init__(f"on {kind} rows {told}")
         self.kind = kind
         self.difference = difference
         """Infinite for another label, integer or text."""

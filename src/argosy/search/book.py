@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+import msgspec
+import numpy as np
+
 from argosy.errors import ConflictError, InputError
 from argosy.frameworks.base import import_extra
 from argosy.search.journal import open_storage
@@ -58,6 +61,7 @@ class Book:
         self._trials: Any = optuna.trial
         self._distributions = {name: _make_distribution(optuna.distributions, parameter) for name, parameter in space.items()}
         self._check_settings(name, json.loads(json.dumps(settings)))
+        self._check_records(name)
 
     def __len__(self) -> int:
         """Trials, whatever has become of them."""
@@ -94,9 +98,10 @@ class Book:
         waiting = self.list_waiting()
         number = waiting[0] if waiting else len(self)
         self.study.sampler = make_sampler(self._method, self._seed, number)
-        trial = self.study.ask()
-        assert trial.number == number
-        return self._draw(trial)
+        with np.errstate(all="ignore"):  # Samplers compute with values near the ends of what a float holds, too.
+            trial = self.study.ask()
+            assert trial.number == number
+            return self._draw(trial)
 
     def begin_again(self, number: int) -> Record:
         """Begin a trial, under its own number, that a process had begun that is gone."""
@@ -104,7 +109,8 @@ class Book:
         attempts = self.get(number).attempts + 1
         self._storage.set_trial_user_attr(trial_id, "attempts", attempts)
         self.study.sampler = make_sampler(self._method, self._seed, number)
-        return self._draw(self._trials.Trial(self.study, trial_id))
+        with np.errstate(all="ignore"):
+            return self._draw(self._trials.Trial(self.study, trial_id))
 
     def report(self, number: int, step: int, value: float) -> None:
         """Keep what a trial came to after a step; what an earlier attempt came to is forgotten."""
@@ -181,6 +187,16 @@ class Book:
             notes=told.get("notes", {}),
             seconds=(end - start).total_seconds() if _is_over(trial) and start and end else None,
         )
+
+    def _check_records(self, name: str) -> None:
+        """See that what is kept of trials is what is kept of them: whoever asks later need not doubt it."""
+        try:
+            if not all(isinstance(trial.system_attrs, dict) for trial in self._list()):
+                raise TypeError("what is kept of a trial is no table")
+            for record in self.list_records():
+                msgspec.convert(msgspec.to_builtins(record), Record)
+        except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as error:
+            raise InputError("bad_journal", name=name, detail=f"{type(error).__name__}: {error}") from error
 
     def _check_settings(self, name: str, own: dict[str, Any]) -> None:
         kept: Any = self.study.user_attrs.get("search")

@@ -39,7 +39,7 @@ class _Pipe:
     """The parent, line by line. Once it is gone, so is this process: nobody would take what it computes."""
 
     def __init__(self) -> None:
-        self._output = _divert_stdout()
+        self._input, self._output = _divert_streams()
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -51,7 +51,7 @@ class _Pipe:
         return json.loads(self._lines.get())
 
     def _read(self) -> None:
-        for line in sys.stdin:
+        for line in self._input:
             self._lines.put(line)
         if os.getpgrp() == os.getpid():  # With all that the program has started.
             os.killpg(0, signal.SIGKILL)
@@ -61,14 +61,18 @@ class _Pipe:
 def main() -> None:
     """Carry out what the parent asks for."""
     pipe = _Pipe()
-    job = pipe.listen()
+    job, is_ready = pipe.listen(), False
+    pipe.say("importing")
     try:
         function = find_function(job["target"])
         check_parameters(job["target"], function, job["names"])
         pipe.say("ready")
+        is_ready = True
         _run(pipe, job["target"], function, pipe.listen())
     except ArgosyError as error:
-        if error.key in _REFUSING:
+        # What ends its process by `sys.exit` for one point need not do so for others.
+        is_of_point = is_ready and isinstance(error.__cause__, SystemExit)
+        if error.key in _REFUSING and not is_of_point:
             pipe.say("refused", key=error.key, fields={name: str(value) for name, value in error.fields.items()})
         else:
             pipe.say("failed", reason=error.message)
@@ -151,9 +155,14 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:_MAX_TOLD]}{where}"
 
 
-def _divert_stdout() -> TextIO:
-    """Give standard output to this program alone, and have what libraries print go to standard error."""
-    own = os.fdopen(os.dup(1), "w", buffering=1)
+def _divert_streams() -> tuple[TextIO, TextIO]:
+    """Give standard input and output to this program alone.
+
+    What libraries print goes to standard error; what reads, such as a command that the program starts, finds nothing.
+    """
+    own = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     return own
 

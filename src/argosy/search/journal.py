@@ -55,14 +55,21 @@ def hold_folder(folder: Path, name: str, *, restart: bool = False) -> Generator[
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove all that a search has kept; whoever holds it holds it still."""
-    for path in folder.iterdir():
-        if path.name == _LOCK_FILE:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    """Remove all that a search has kept; whoever holds it holds it still.
+
+    Raises:
+        StoreError: `write_failed`.
+    """
+    try:
+        for path in folder.iterdir():
+            if path.name == _LOCK_FILE:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise explain_write(folder, error) from error
 
 
 def open_storage(path: Path | None, name: str) -> Any:

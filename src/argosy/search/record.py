@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from argosy.errors import InputError, list_choices
-from argosy.search.space import Value
+from argosy.search.space import Value, is_finite, is_text
 
 __all__ = [
     "Direction",
@@ -89,8 +89,7 @@ def check_objectives(objectives: Mapping[str, str]) -> dict[str, Direction]:
         raise InputError("bad_option", option="objectives", got=str(objectives), expected=expected)
     found: dict[str, Direction] = {}
     for name, direction in objectives.items():
-        is_named = isinstance(cast("object", name), str) and bool(name)
-        if not is_named or direction not in ("minimize", "maximize"):
+        if not (is_text(name) and name) or direction not in ("minimize", "maximize"):
             raise InputError("bad_option", option="objectives", got={name: direction}, expected=expected)
         found[name] = direction
     return found
@@ -128,8 +127,10 @@ def choose_best(
         objective: what is to be best; None: the first that the guard does not name.
 
     Raises:
-        InputError: `unknown_choice`.
+        InputError: `unknown_choice`; `bad_option`, a bound is no finite number.
     """
+    if not isinstance(cast("object", guard), Mapping) or not all(map(is_finite, guard.values())):
+        raise InputError("bad_option", option="guard", got=guard, expected="finite bounds by the names of objectives")
     for name in (*guard, *([] if objective is None else [objective])):
         if name not in objectives:
             raise InputError("unknown_choice", kind="objective", got=name, known=list_choices(objectives))
@@ -152,9 +153,10 @@ def measure_hypervolume(records: Sequence[Record], objectives: Mapping[str, Dire
     Raises:
         InputError: `bad_option`, the reference has no value for an objective, or too many.
     """
-    if reference.keys() != objectives.keys():
-        expected = f"a value for each of {list_choices(objectives)}"
-        raise InputError("bad_option", option="reference", got=dict(reference), expected=expected)
+    given = cast("object", reference)
+    if not isinstance(given, Mapping) or reference.keys() != objectives.keys() or not all(map(is_finite, reference.values())):
+        expected = f"a finite value for each of {list_choices(objectives)}"
+        raise InputError("bad_option", option="reference", got=reference, expected=expected)
     point = _cost(Record(0, {}, "done", dict(reference)), objectives)
     costs = [_cost(record, objectives) for record in find_front(records, objectives)]
     inside = [cost for cost in costs if all(value < limit for value, limit in zip(cost, point, strict=True))]

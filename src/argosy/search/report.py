@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,8 @@ __all__ = ["format_objective", "format_schedule", "tabulate_trials", "write_repo
 
 _SCALES: Final = {"size": ("KiB", 1 / 1024), "latency": ("us", 1e6), "throughput": ("rows/s", 1.0), "memory": ("MiB", 1 / 2**20)}
 _MAX_REASON: Final = 80
+_LARGEST: Final = 1e290
+"""Value that is drawn as it is."""
 
 
 def tabulate_trials(result: SearchResult) -> list[tuple[str, ...]]:
@@ -72,15 +75,16 @@ def write_report(file: OutputFile | Path | str, result: SearchResult) -> None:
             f"{name} {words[result.objectives[name]]} {format_objective(name, bound)}" for name, bound in result.guard.items()
         ]
         lead += f" Guard: {', '.join(bounds)}."
+    drawn = _limit(result)
     figures = [
         (
             "Front",
             "Each point is a trial. On the front stand those that no other is as good as in everything.",
-            draw_front(result),
+            draw_front(drawn),
         ),
-        ("History", "", draw_history(result)),
-        ("Curves", "What each trial measured on its validation rows after each epoch.", draw_curves(result)),
-        ("Parameters", "Each line is a trial; the stronger, the better its metric.", draw_parallel(result)),
+        ("History", "", draw_history(drawn)),
+        ("Curves", "What each trial measured on its validation rows after each epoch.", draw_curves(drawn)),
+        ("Parameters", "Each line is a trial; the stronger, the better its metric.", draw_parallel(drawn)),
         (
             "What decides",
             "How much of reaching the best quarter of trials each parameter decides (PED-ANOVA).",
@@ -93,6 +97,21 @@ def write_report(file: OutputFile | Path | str, result: SearchResult) -> None:
     table = tabulate_trials(result)
     sections.append(Section(title="Trials", table=table, num_text_columns=len(table[0]) - len(result.objectives) - 2))
     write_page(file, title=f"Search of {result.name}", lead=lead, sections=sections)
+
+
+def _limit(result: SearchResult) -> SearchResult:
+    """Give a search with values that an axis can hold, whose ends are computed with."""
+
+    def limit(record: Record) -> Record:
+        values, steps = (
+            {name: min(_LARGEST, max(-_LARGEST, value)) for name, value in told.items()} for told in (record.values, record.steps)
+        )
+        return replace(record, values=values, steps=steps)
+
+    trials = {record.number: limit(record) for record in result.trials}
+    front = tuple(trials[record.number] for record in result.front)
+    best = None if result.best is None else trials[result.best.number]
+    return replace(result, trials=tuple(trials.values()), front=front, best=best)
 
 
 def _format_value(value: object) -> str:

@@ -20,13 +20,12 @@ from argosy.search.population import make_population
 from argosy.search.publish import publish_best
 from argosy.search.record import Direction, Record
 from argosy.search.result import SearchResult
-from argosy.search.runner import Plan, Runner, check_program
+from argosy.search.runner import Plan, Runner, check_program, count_threads
 from argosy.search.space import Space
 from argosy.search.study import Study
 from argosy.store.local import Store
-from argosy.store.temporary import work_folder
 from argosy.train.losses import METRICS
-from argosy.train.program import is_program
+from argosy.train.program import check_importing, is_program
 
 __all__ = ["choose_objectives", "search"]
 
@@ -115,36 +114,37 @@ def search(
     store = store or Store()
     target = _find_target(program)
     page = OutputFile(report) if isinstance(report, Path | str) else report
-    plan = Plan(target, metric, {} if epochs is None else {"epochs": epochs}, trials, jobs, max_s, max_trial_s, interval)
-    about = {"program": _describe_program(target), "options": plan.options}
+    if page is not None:
+        importlib.import_module("argosy.train.report").check_report()
+    described = _describe_program(target)
+    options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    plan = Plan(target, described["digest"], metric, options, trials, jobs, max_s, max_trial_s, interval)
+    about = {"program": described, "options": options}
     about |= {} if interval is None else {"interval": interval}
-    with work_folder("argosy-search-") as logs:
-        first = check_program(target, list(given), logs)
-        with Crew() as crew:
-            crew.add(first)
-            study = Study(
-                given, directions, method=method, guard=guard, name=name or target.rpartition(":")[2], home=store.home, seed=seed,
-                population=population, about=about, restart=restart,
-            )  # fmt: skip
-            with study:
-                assert study.folder is not None
-                try:
-                    Runner(study, plan, crew, first, Path(logs), TIMED & directions.keys(), say).run()
-                except InputError as error:
-                    # What was refused at once is no beginning of a search, which other settings would then differ from.
-                    if error.key in ("trial_refused", "bad_program") and not any(one.seconds is not None for one in study.trials):
-                        empty_folder(study.folder)
-                    raise
-                result = _describe(study, time.monotonic() - started)
-                if page is not None:
-                    importlib.import_module("argosy.search.report").write_report(page, result)
-                if not publish:
-                    return result
-                if result.best is None:
-                    raise ConflictError(
-                        "search_empty", name=study.name, detail=_explain_empty(result.trials), folder=study.folder
-                    )
-                return dataclasses.replace(result, version=publish_best(study, result.best, store, about, say))
+    first = check_program(target, list(given), count_threads(jobs), max_trial_s)
+    with Crew() as crew:
+        crew.add(first)
+        study = Study(
+            given, directions, method=method, guard=guard, name=name or target.rpartition(":")[2], home=store.home, seed=seed,
+            population=population, about=about, restart=restart,
+        )  # fmt: skip
+        with study:
+            assert study.folder is not None
+            try:
+                Runner(study, plan, crew, first, TIMED & directions.keys(), say).run()
+            except InputError as error:
+                # What was refused at once is no beginning of a search, which other settings would then differ from.
+                if error.key in ("trial_refused", "bad_program") and not any(one.seconds is not None for one in study.trials):
+                    empty_folder(study.folder)
+                raise
+            result = _describe(study, time.monotonic() - started)
+            if page is not None:
+                importlib.import_module("argosy.search.report").write_report(page, result)
+            if not publish:
+                return result
+            if result.best is None:
+                raise ConflictError("search_empty", name=study.name, detail=_explain_empty(result.trials), folder=study.folder)
+            return dataclasses.replace(result, version=publish_best(study, result.best, store, about, say))
 
 
 def choose_objectives(metric: str, objectives: Sequence[str] | Mapping[str, str]) -> dict[str, Direction]:
@@ -242,6 +242,7 @@ def _find_target(program: str | Callable[..., Any]) -> str:
         target = f"{path}:{name}"
     if not path.is_file():
         raise InputError("bad_program", target=target, detail="there is no such file")
+    check_importing(target)
     return target
 
 

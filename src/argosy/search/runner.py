@@ -12,17 +12,16 @@ from typing import Any, Final
 
 from argosy.errors import ArgosyError, ConflictError, InputError
 from argosy.search.crew import Crew, Worker
+from argosy.search.journal import digest_file
 from argosy.search.measure import measure_costs
 from argosy.search.record import Record
 from argosy.search.study import Study, Trial
 from argosy.serve.worker.cores import count_cores
 
-__all__ = ["Plan", "Runner", "check_program", "describe_point", "find_home_of"]
+__all__ = ["Plan", "Runner", "check_program", "count_threads", "describe_point", "find_home_of"]
 
 _TURN_S: Final = 0.5
 """Between two looks at the clock."""
-_LOG_BYTES: Final = 1 << 16
-"""Of what a trial that failed has printed, which is kept."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Plan:
     """What a search is to do."""
 
     target: str
+    digest: str
+    """Of its file."""
     metric: str
     options: dict[str, Any]
     """Arguments of `argosy.train` that win over the program's."""
@@ -41,25 +42,31 @@ class Plan:
     """Epochs after which a trial of a population ends; None: trials end by themselves."""
 
 
-def check_program(target: str, names: list[str], logs: Path) -> Worker:
+def check_program(target: str, names: list[str], threads: int | None, limit_s: float | None) -> Worker:
     """Begin the process of the first trial, and see that the program can be called; before a search is begun with it.
 
     Args:
         target: the program.
         names: of its parameters.
-        logs: folder for what it prints.
+        threads: that its libraries may use; None: as many as they like.
+        limit_s: that importing it may take.
 
     Raises:
-        InputError: `bad_program`, `trial_refused`: it has no such function or parameters, or fails when it is imported.
+        InputError: `bad_program`, `trial_refused`: it has no such function or parameters, or fails or hangs when it is imported.
     """
     with Crew() as crew:
-        worker = Worker(target, names, logs / "first", None)
+        worker = Worker(target, names, threads)
         crew.add(worker)
+        is_importing = False
         while True:
             for _, said in crew.wait(_TURN_S):
                 if said["event"] == "ready":
                     return crew.release(worker)
-                raise _refuse(said)
+                if said["event"] != "importing":
+                    raise _refuse(said)
+                is_importing, worker.started_s = True, time.monotonic()
+            if is_importing and limit_s is not None and time.monotonic() - worker.started_s > limit_s:
+                raise InputError("trial_refused", detail=f"it took more than {limit_s:g} s to be imported")
 
 
 class Runner:
@@ -70,16 +77,15 @@ class Runner:
         plan: of the search.
         crew: the processes; they end with it.
         first: the process of the first trial, which is ready.
-        logs: folder for what processes print.
         timed: objectives that are measured while nothing else runs.
         say: is told what happens.
     """
 
     def __init__(
-        self, study: Study, plan: Plan, crew: Crew, first: Worker, logs: Path, timed: frozenset[str], say: Callable[[str], None]
+        self, study: Study, plan: Plan, crew: Crew, first: Worker, timed: frozenset[str], say: Callable[[str], None]
     ) -> None:
         assert study.folder is not None
-        self._study, self._plan, self._crew, self._logs, self._timed, self._say = study, plan, crew, logs, timed, say
+        self._study, self._plan, self._crew, self._timed, self._say = study, plan, crew, timed, say
         self._folder = study.folder / "trials"
         self._ready: Worker | None = first
         self._deadline = None if plan.max_s is None else time.monotonic() + plan.max_s
@@ -88,13 +94,13 @@ class Runner:
         self._finished: list[tuple[Trial, dict[str, Any]]] = []
         """Trained, and not yet measured."""
         self._is_over = False
-        self._threads = max(1, count_cores() // plan.jobs) if plan.jobs > 1 else None
 
     def run(self) -> None:
         """Go on until there are as many trials as planned, or time or points are over.
 
         Raises:
             InputError: `trial_refused`, `bad_program`.
+            ConflictError: `search_differs`, the program was changed meanwhile.
         """
         while True:
             self._begin()
@@ -111,6 +117,7 @@ class Runner:
 
     def _begin(self) -> None:
         while len(self._trials) < self._plan.jobs and self._may_begin():
+            self._check_digest()
             try:
                 trial = self._study.ask()
             except ConflictError as error:
@@ -128,6 +135,17 @@ class Runner:
             shutil.rmtree(self._folder / f"{trial.number:05d}", ignore_errors=True)
             self._start(trial)
 
+    def _check_digest(self) -> None:
+        """See that all trials are of one program: each process imports it anew.
+
+        Raises:
+            ConflictError: `search_differs`.
+        """
+        with contextlib.suppress(OSError):  # It is gone.
+            if digest_file(Path(self._plan.target.rpartition(":")[0])) == self._plan.digest:
+                return
+        raise ConflictError("search_differs", name=self._study.name, detail="the program's file was changed while it went on")
+
     def _may_begin(self) -> bool:
         if self._is_over or (self._finished and self._timed):
             return False
@@ -141,7 +159,7 @@ class Runner:
     def _start(self, trial: Trial) -> None:
         worker, self._ready = self._ready, None
         if worker is None:
-            worker = Worker(self._plan.target, list(self._study.space), self._logs / str(trial.number), self._threads)
+            worker = Worker(self._plan.target, list(self._study.space), count_threads(self._plan.jobs))
             self._crew.add(worker)
         else:
             self._send(worker, trial)
@@ -172,6 +190,8 @@ class Runner:
             self._ready = None
             return
         trial, event = self._trials[worker], said.pop("event")
+        if event == "importing":
+            return
         if event == "ready":
             self._send(worker, trial)
             return
@@ -179,7 +199,11 @@ class Runner:
             self._take_epoch(worker, trial, said)
             return
         if event == "refused":
-            raise _refuse({"event": event, **said})
+            error = _refuse({"event": event, **said})
+            # Where others work, it is this point that does not; a population goes on from weights, which are all of one kind.
+            if self._plan.interval is not None or all(one.state not in ("done", "stopped") for one in self._study.trials):
+                raise error
+            event, said = "failed", {"reason": error.message}
         self._drop(worker)
         if event == "stopped":
             self._tell_stopped(trial, said)
@@ -241,9 +265,10 @@ class Runner:
         shutil.rmtree(folder, ignore_errors=True)
         # Without room for it, the reason is in the journal all the same.
         with contextlib.suppress(OSError):
-            if worker is not None and worker.log.exists():
+            log = b"" if worker is None else worker.read_log()
+            if log:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "log.txt").write_bytes(worker.log.read_bytes()[-_LOG_BYTES:])
+                (folder / "log.txt").write_bytes(log)
         self._show(self._study.fail(trial, reason))
 
     def _sweep(self) -> None:
@@ -264,6 +289,11 @@ class Runner:
         else:
             outcome = f"{record.state}: {record.reason}"
         self._say(f"trial {record.number}  {describe_point(record)}: {outcome}")
+
+
+def count_threads(jobs: int) -> int | None:
+    """Give how many threads each of so many trials may use; None for as many as it likes."""
+    return max(1, count_cores() // jobs) if jobs > 1 else None
 
 
 def describe_point(record: Record) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 from argosy.errors import InputError
 
-__all__ = ["Choice", "Float", "Int", "Parameter", "Space", "Value", "read_space"]
+__all__ = ["Choice", "Float", "Int", "Parameter", "Space", "Value", "is_finite", "is_text", "read_space"]
 
 Value = bool | int | float | str
 """Of a parameter."""
@@ -26,6 +26,7 @@ _WORDS: Final[Mapping[str, Value]] = {"true": True, "false": False}
 _MAX_DIGITS: Final = 300
 _MAX_STEPS: Final = 1_000_000
 """Of a range of floats, and points of a grid."""
+_MAX_FILE_BYTES: Final = 1 << 20
 _MAX_TOLD: Final = 60
 
 
@@ -51,8 +52,10 @@ class Float:
     def find_fault(self) -> str:
         """Say what is wrong with it, "" if nothing."""
         numbers = [self.low, self.high, *([] if self.step is None else [self.step])]
-        if not all(_is_finite(number) for number in numbers):
+        if not all(is_finite(number) for number in numbers):
             return "its ends and its step are finite numbers"
+        if not math.isfinite(float(self.high) - float(self.low)):
+            return f"from {self.low:g} to {self.high:g} is farther than a float64 goes"
         fault = _find_range_fault(self)
         if not fault and self.step is not None and (self.high - self.low) / self.step > _MAX_STEPS:
             return f"it has more than {_MAX_STEPS} steps"
@@ -114,11 +117,13 @@ class Choice:
 
     def find_fault(self) -> str:
         """Say what is wrong with it, "" if nothing."""
+        if not isinstance(cast("object", self.options), list | tuple):
+            return f"{_shorten(self.options)} is no list of options"
         if not self.options:
             return "there is nothing to choose from"
         for option in self.options:
-            if not isinstance(option, bool | str) and not _is_finite(option):
-                return f"{_shorten(option)} is no finite number, string or boolean"
+            if not isinstance(option, bool) and not is_text(option) and not is_finite(option):
+                return f"{_shorten(option)} is no finite number, text of Unicode or boolean"
         # By equality, as samplers tell options apart: 1, 1.0 and True are one.
         doubles = [option for place, option in enumerate(self.options) if option in self.options[:place]]
         return f"{_shorten(doubles[0])} equals an earlier option" if doubles else ""
@@ -154,8 +159,8 @@ class Space(Mapping[str, Parameter]):
             raise InputError("bad_space", parameter="", detail="the space has no parameters")
         self._parameters: dict[str, Parameter] = {}
         for name, given in parameters.items():
-            if not isinstance(cast("object", name), str) or not name.strip():
-                raise _fail(name, "a name is a text")
+            if not is_text(name) or not name.strip():
+                raise _fail(name, "a name is a text of Unicode")
             parameter = _read_parameter(name, given)
             fault = parameter.find_fault()
             if fault:
@@ -224,9 +229,11 @@ def read_space(texts: Sequence[str]) -> Space:
     parameters: dict[str, object] = {}
     for text in texts:
         name, equals, values = text.partition("=")
-        if equals:
+        # A folder's name may have an equals sign, too.
+        is_file = text.endswith(".toml") and (not equals or Path(text).exists())
+        if equals and not is_file:
             found: dict[str, object] = {name.strip(): values}
-        elif text.endswith(".toml"):
+        elif is_file:
             found = _read_file(Path(text))
         else:
             raise _fail(text, "expected NAME=VALUES, or a TOML file")
@@ -238,7 +245,13 @@ def read_space(texts: Sequence[str]) -> Space:
 
 def _read_file(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise _fail(path.name, "it is no file")  # Of a pipe or a device nobody knows where it ends.
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise _fail(path.name, f"it has more than {_MAX_FILE_BYTES} bytes")
+        return tomllib.loads(data.decode())
     except OSError as error:
         raise InputError("missing_file", path=path, detail=error.strerror or error) from error
     except (ValueError, RecursionError) as error:
@@ -273,6 +286,8 @@ def _read_table(name: str, given: Mapping[str, Any]) -> Parameter:
     if not isinstance(log, bool):
         raise _fail(name, "`log` is true or false")
     numbers = [table["low"], table["high"], *([] if step is None else [step])]
+    if kind == "int" and not all(type(number) is int for number in numbers):
+        raise _fail(name, "of the kind int, its ends and its step are whole numbers")
     if kind != "float" and all(type(number) is int for number in numbers):
         return Int(table["low"], table["high"], log, 1 if step is None else step)
     return Float(table["low"], table["high"], log, step)
@@ -286,6 +301,8 @@ def _read_text(name: str, text: str) -> Parameter:
             # A range that was mistyped would be searched as the text that it is.
             if ":" in option and not _is_quoted(option):
                 raise _fail(name, f"{_shorten(option)} is no range; a text with a colon stands in quotes")
+            if not option:
+                raise _fail(name, "there is nothing between two commas, or beside one; '' stands for the empty text")
         return Choice(tuple(map(_read_option, options)))
     log = len(parts) == 3 and parts[2].strip() == "log"
     numbers = [_read_option(part.strip()) for part in (parts[:2] if log else parts)]
@@ -325,11 +342,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Say whether this is a number, and neither NaN nor beyond what a float holds."""
     try:
         return _is_number(value) and math.isfinite(cast("float", value))
     except OverflowError:  # a whole number that no float holds
         return False
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Say whether this is a text that UTF-8 can write: a command line's bytes, or half of a pair, need not be one."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shorten(value: object) -> str:
@@ -337,4 +366,5 @@ def _shorten(value: object) -> str:
 
 
 def _fail(name: object, detail: str) -> InputError:
-    return InputError("bad_space", parameter=f" `{str(name)[:_MAX_TOLD]}`", detail=detail)
+    shown = str(name)[:_MAX_TOLD].encode(errors="backslashreplace").decode()
+    return InputError("bad_space", parameter=f" `{shown}`", detail=detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from argosy.search.record import (
     measure_hypervolume,
     measure_violation,
 )
-from argosy.search.space import Space, Value
+from argosy.search.space import Space, Value, is_finite, is_text
 from argosy.store.manifest import check_data
 
 __all__ = ["Study", "Trial"]
@@ -114,7 +115,7 @@ class Study:
         self._plan = make_plan(method, self.space, scores, plan)
         is_minimized = self.objectives[self.watch] == "minimize"
         self._population = make_population(method, self.space, population, seed, self.watch, is_minimized=is_minimized)
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not (is_text(name) and _NAME.fullmatch(name)):
             raise InputError("bad_name", kind="search", got=name)
         self.name = name or "in memory"
         self.folder = None if name is None else find_folder(home, name)
@@ -122,7 +123,7 @@ class Study:
         self._lock = threading.RLock()
         self._asked: dict[int, int] = {}
         """Trials of this process, with the last step that was reported in it."""
-        self._is_closed = False
+        self._is_closed, self._pid = False, os.getpid()
         self._stack = ExitStack()
         try:
             if self.folder is not None:
@@ -162,7 +163,8 @@ class Study:
 
         Raises:
             ConflictError: `search_over`, a grid or a linear programme has nothing left, or no member of a population is;
-                `search_waits`, trials of a population must be told first; `search_closed`.
+                `search_waits`, trials of a population must be told first; `search_closed`; `search_active`, this process was
+                forked from the one that holds the search.
         """
         with self._lock:
             self._check_open()
@@ -281,7 +283,7 @@ class Study:
             objective: what is to be best; default: the first that the guard does not name.
 
         Raises:
-            InputError: `unknown_choice`.
+            InputError: `unknown_choice`; `bad_option`, a bound is no finite number.
         """
         return choose_best(self.trials, self.objectives, self.guard if guard is None else guard, objective)
 
@@ -356,9 +358,11 @@ class Study:
         return self._book.end(number, state, told, values)
 
     def _check_open(self) -> None:
-        """Whoever has closed a search holds it no longer, and would write into another's journal."""
+        """Whoever has closed a search holds it no longer, and would write into another's journal; so would who was forked."""
         if self._is_closed:
             raise ConflictError("search_closed", name=self.name)
+        if self._pid != os.getpid():
+            raise ConflictError("search_active", name=self.name)
 
     def _check_running(self, trial: Trial | int) -> int:
         self._check_open()
@@ -384,8 +388,9 @@ class Study:
 
     def _check_value(self, number: int, value: object) -> float:
         try:
-            found = float(cast("Any", value))
-        except (TypeError, ValueError, OverflowError):
+            # What `float` makes of a text, or of a truth, was not measured.
+            found = math.nan if isinstance(value, str | bytes | bool) else float(cast("Any", value))
+        except Exception:  # whatever a number of another library raises, such as that it is several
             found = math.nan
         if not math.isfinite(found):
             raise InputError("bad_told", number=number, got=repr(value)[:_MAX_TOLD], expected="a finite number")
@@ -396,7 +401,7 @@ class Study:
         if not isinstance(given, Mapping):
             raise InputError("bad_option", option="guard", got=given, expected="bounds by the names of objectives")
         for name, bound in guard.items():
-            is_number = type(bound) in (int, float) and math.isfinite(bound)
+            is_number = type(bound) in (int, float) and is_finite(bound)
             if name not in self.objectives or not is_number:
                 expected = f"finite bounds of objectives: {', '.join(self.objectives)}"
                 raise InputError("bad_option", option="guard", got={name: bound}, expected=expected)
@@ -411,7 +416,8 @@ def _check_reason(reason: object) -> str:
     """
     if not isinstance(reason, str):
         raise InputError("bad_option", option="reason", got=reason, expected="a text")
-    return reason[:_MAX_TOLD]
+    # It is shown in one line of a terminal, and by a page.
+    return "".join(letter if letter.isprintable() else " " for letter in reason[:_MAX_TOLD])
 
 
 def _turn(record: Record, sign: float) -> Record:

@@ -253,7 +253,7 @@ def check_data(option: str, values: Mapping[str, object]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(values), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError("bad_option", option=option, got=dict(values), expected=f"JSON data ({error})") from error
+        raise InputError("bad_option", option=option, got=values, expected=f"JSON data ({error})") from error
 
 
 def check_measurements(values: Mapping[str, float]) -> dict[str, float]:

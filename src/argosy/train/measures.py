@@ -121,6 +121,8 @@ def _measure_own(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Tr
     def measure(outputs: Tree, targets: Tree) -> float:
         value = function(outputs, targets)
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError("it is a text")
             return float(value)
         except (TypeError, ValueError) as error:
             expected = "functions of outputs and targets that give a number"

@@ -14,9 +14,11 @@ from argosy import environment
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import FRAMEWORKS, name_kind
 
-__all__ = ["call_function", "call_program", "check_parameters", "find_function", "is_program", "load_program"]
+__all__ = ["call_function", "call_program", "check_importing", "check_parameters", "find_function", "is_program", "load_program"]
 
 _NEEDED: Final = ("model", "data")
+_importing: Final[list[Path]] = []
+"""Files of programs that are being imported."""
 
 
 def is_program(target: str) -> bool:
@@ -49,18 +51,37 @@ def find_function(target: str) -> Callable[..., Any]:
     """
     file, _, name = target.rpartition(":")
     path = Path(file).resolve()
+    check_importing(target)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise InputError("bad_program", target=target, detail="there is no such file")
     sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)
-    with _told_as_fault(target):
-        spec.loader.exec_module(module)
+    _importing.append(path)
+    try:
+        with _told_as_fault(target):
+            spec.loader.exec_module(module)
+    finally:
+        _importing.remove(path)
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError("bad_program", target=target, detail=f"{path.name} defines no function {name}")
     return function
+
+
+def check_importing(target: str) -> None:
+    """See that a program's file is not being imported now: what it does at its top would be done again, without end.
+
+    Raises:
+        InputError: `bad_program`.
+    """
+    path = Path(target.rpartition(":")[0]).resolve()
+    if path in _importing:
+        detail = (
+            f"{path.name} calls this when it is imported, which it is for each call: put it under `if __name__ == '__main__':`"
+        )
+        raise InputError("bad_program", target=target, detail=detail)
 
 
 def check_parameters(target: str, function: Callable[..., Any], names: Collection[str]) -> None:

@@ -85,7 +85,7 @@ READY = Ready(
     escape=0.25,
     trial="a made-up request failed",
 )
-REFUSED = Refused("GoldenMismatch: é \U0001f600", tensor="y", got=0.5, allowed=0.001)
+REFUSED = Refused("GoldenMismatch: é \U0001f600", tensor="y", got=0.5, how="has another shape", allowed=0.001)
 LANE = LaneStats("mnist", "3", 1, 0, 2, 1234.5, True, "", "independent", "", 64, "full", 0.002)
 
 # One of each, with something in every field.
@@ -137,7 +137,7 @@ WRONG: dict[type, list[Any]] = {
     bytes: [None, 1, "not base64", [], "AAAA"],
     tuple: [None, 1, "x", {}, [None], [[]], [["x"]], [[1]]],
 }
-NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "allowed", "kind", "escape", "drain_s"}
+NULLABLE = {"report", "golden_difference", "pad_refusal", "tensor", "got", "how", "allowed", "kind", "escape", "drain_s"}
 
 
 def name_of(value: Any) -> str:
@@ -253,6 +253,8 @@ def test_arrivals_that_are_none_are_refused(arrivals: bytes) -> None:
 def test_output_that_differs_is_told_with_what_is_allowed() -> None:
     with pytest.raises(MessageError, match="do not go without each other"):
         take(REFUSED, allowed=None)
+    with pytest.raises(MessageError, match="say by how much it differs, or how"):
+        take(REFUSED, got=None, how=None)
 
 
 @pytest.mark.parametrize(

@@ -202,12 +202,16 @@ class Refused(Message):
     """The output that differs from its golden example, where that is the reason."""
     got: float | None = None
     """By how much; None where no number says it."""
+    how: str | None = None
+    """What is another, such as the shape, where no number says it."""
     allowed: float | None = None
 
     def _check(self) -> None:
         super()._check()
         if (self.tensor is None) != (self.allowed is None):
             refuse("Refused.allowed and Refused.tensor do not go without each other")
+        if self.tensor is not None and self.got is None and self.how is None:
+            refuse("Refused.got and Refused.how: of a tensor one must say by how much it differs, or how")
 
 
 Report = Ready | Refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ __all__ = [
     "OUTLIER_FACTOR",
     "Measure",
     "choose_measure",
+    "describe_difference",
     "describe_move",
     "exceeds",
     "largest_difference",
@@ -43,9 +45,28 @@ def exceeds(difference: float, dtype: np.dtype[Any]) -> bool:
     return not difference <= _allow(dtype)
 
 
-def describe_move(name: str, difference: float, dtype: np.dtype[Any]) -> str:
-    """Say by how much an output has moved."""
-    return f"output {name!r} moved by {difference:.3g}, allowed {_allow(dtype):.3g}"
+def describe_move(name: str, got: NDArray[Any] | None, expected: NDArray[Any], difference: float) -> str:
+    """Say by how much an output has moved, or how, where no number says it."""
+    allowed = _allow(expected.dtype)
+    if math.isfinite(difference):
+        return f"output {name!r} moved by {difference:.3g}, allowed {allowed:.3g}"
+    return f"output {name!r} {describe_difference(got, expected, difference, allowed)}"
+
+
+def describe_difference(got: NDArray[Any] | None, expected: NDArray[Any], difference: float, allowed: float) -> str:
+    """Say how an answer is not the expected one: by how much, or in words where no number says it."""
+    if math.isfinite(difference):
+        return f"differs by {difference:.3g}, allowed {allowed:.3g}"
+    if got is None:
+        return "is missing"
+    if got.shape != expected.shape:
+        return f"has shape {got.shape}, expected {expected.shape}"
+    if (is_float(got.dtype), got.dtype.kind in "iub") != (is_float(expected.dtype), expected.dtype.kind in "iub"):
+        return f"has datatype {got.dtype}, expected {expected.dtype}"
+    if not is_float(expected.dtype):
+        return f"has {int((got != expected).sum())} of {expected.size} elements that are not the expected ones"
+    odd = np.isfinite(widen(got)) != np.isfinite(widen(expected))
+    return f"is NaN or infinite in {int(odd.sum())} of {expected.size} elements where it should not be, or the other way round"
 
 
 def choose_measure(precision: str) -> Measure:

@@ -111,7 +111,7 @@ def _compare(infer: Infer, rows: list[tuple[int, Arrays, Arrays]], ragged: Ragge
                 got = got[(slice(None),) * axis + (slice(length),)]
             difference = measure(got, expected)
             if exceeds(difference, expected.dtype):
-                return f"a row answers differently when it is padded: {describe_move(name, difference, expected.dtype)}"
+                return f"a row answers differently when it is padded: {describe_move(name, got, expected, difference)}"
     return ""
 
 

@@ -114,7 +114,7 @@ def compare_rows(row: TrialRow, got: Arrays, measure: Measure) -> str:
         other = got.get(name)
         difference = float("inf") if other is None else measure(other, expected)
         if exceeds(difference, expected.dtype):
-            return describe_move(name, difference, expected.dtype)
+            return describe_move(name, other, expected, difference)
     return ""
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import is_float, widen
 from argosy.runtimes.base import BadInput, Runtime
-from argosy.serve.worker.agreement import Measure
+from argosy.serve.worker.agreement import Measure, describe_difference
 from argosy.serve.worker.row_trials import TrialRow, answer_rows, make_rows, time_row, try_row
 
 __all__ = ["RefusesNan", "RuntimeDiffers", "check_answers", "read_answers", "write_answers"]
@@ -111,7 +111,7 @@ def check_answers(infer: Callable[[Arrays], Arrays], rows: Iterable[TrialRow], o
             if row.kind == _NAN:
                 takes_nan = takes_nan or difference > TOLERANCE
             elif difference > TOLERANCE:
-                detail = f"output {name!r} differs by {difference:.3g} from that of {own}, allowed {TOLERANCE:.3g}"
+                detail = f"output {name!r} {describe_difference(got[name], expected, difference, TOLERANCE)} (by {own})"
                 raise RuntimeDiffers(f"this runtime does not compute what the version's own does: for {row.kind} values {detail}")
 
     return takes_nan

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from argosy.datatypes import decode_stored
 from argosy.serve.wire.frames import read_elements
-from argosy.serve.worker.agreement import Measure, largest_difference
+from argosy.serve.worker.agreement import Measure, describe_difference, largest_difference
 
 __all__ = [
     "MEASURE_S",
@@ -39,10 +39,11 @@ MEASURE_S: Final = 0.15
 class GoldenMismatch(Exception):
     """The version does not answer as it did when it was published."""
 
-    def __init__(self, tensor: str, got: float, allowed: float) -> None:
-        super().__init__(f"output {tensor!r} differs by {got:.3g}, allowed {allowed:.3g}")
+    def __init__(self, tensor: str, got: float, allowed: float, how: str) -> None:
+        super().__init__(f"output {tensor!r} {how}")
         self.tensor = tensor
         self.got = got
+        self.how = how
         self.allowed = allowed
 
 
@@ -87,7 +88,9 @@ def verify_golden(
             got = answer.get(name)
             difference = float("inf") if got is None else measure(got, expected)
             if difference > GOLDEN_TOLERANCE:
-                raise GoldenMismatch(name, difference, GOLDEN_TOLERANCE)
+                raise GoldenMismatch(
+                    name, difference, GOLDEN_TOLERANCE, describe_difference(got, expected, difference, GOLDEN_TOLERANCE)
+                )
             worst = max(worst, difference)
     return worst
 

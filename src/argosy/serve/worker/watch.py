@@ -91,7 +91,7 @@ class Watch:
                 continue  # not an answer of the signature, or another one each time
             got = self._cut(name, row.answer[name], length)
             if (difference := self._differs(got, expected)) is not None:
-                return Escape(describe_move(name, difference, expected.dtype), min(difference, _NO_NUMBER))
+                return Escape(describe_move(name, got, expected, difference), min(difference, _NO_NUMBER))
         return None
 
     def _differs(self, got: NDArray[Any], expected: NDArray[Any]) -> float | None:

@@ -326,4 +326,5 @@ def _describe_refusal(error: Exception, free_bytes: int) -> Refused:
     text = fit_text(f"{lack}{type(error).__name__}: {error}")
     if not isinstance(error, warmup.GoldenMismatch):
         return Refused(text)
-    return Refused(text, fit_text(error.tensor, 200), error.got if math.isfinite(error.got) else None, error.allowed)
+    tensor, is_told = fit_text(error.tensor, 200), math.isfinite(error.got)
+    return Refused(text, tensor, error.got if is_told else None, None if is_told else fit_text(error.how, 200), error.allowed)
