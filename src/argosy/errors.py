@@ -110,7 +110,7 @@ MESSAGES: dict[str, Message] = {
         "a step of your own must call fit.minimize as often in each worker, whatever its rows are",
     ),
     "worker_lost": Message(
-        "Worker {worker} of a training run is gone again and again: {detail}",
+        "Worker {worker} of {size} of a training run is gone again and again: {detail}",
         "the system kills processes when memory runs out: fewer workers, or smaller batches, need less",
     ),
     "worker_failed": Message("A worker of a training run failed: {detail}"),

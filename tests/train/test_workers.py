@@ -113,7 +113,7 @@ def test_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed_r
 
     result, found = fit(2, model=make_model(has_statistics=True), on_step=kill, **options)
     assert len(killed) == 2
-    assert "it was killed by signal 9; another one takes its place" in caplog.text
+    assert "worker 2 of 2 is gone: it was killed by signal 9; another one takes its place" in caplog.text
     assert np.array_equal(found, expected)
     assert len(result.history) == 3
 
@@ -138,7 +138,7 @@ class Fragile(torch.nn.Module):
 
 
 def test_worker_that_dies_again_and_again_ends_the_run() -> None:
-    with pytest.raises(FaultError, match="Worker 1 of a training run is gone again and again: it ended with code 3"):
+    with pytest.raises(FaultError, match="Worker 2 of 2 of a training run is gone again and again: it ended with code 3"):
         fit(2, model=Fragile("exit"))
     assert find_workers() == []
 

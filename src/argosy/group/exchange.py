@@ -71,6 +71,8 @@ class _Heard(NamedTuple):
 
 
 class _Offer(NamedTuple):
+    path: Path
+    """Where it lies."""
     loss: float
     num_rows: int
     has: tuple[bool, ...]
@@ -143,7 +145,8 @@ class Group(ABC):
             region = self._regions[layout] = Region(Path(path), layout, self.rank, self.size)
         region.write(arrays)
         worked_s = time.perf_counter() - self._begun_s
-        shares, mean, together = self._meet("average", _Offer(loss, self.num_rows, tuple(has), worked_s))
+        offer = _Offer(region.path, loss, self.num_rows, tuple(has), worked_s)
+        shares, mean, together = self._meet("average", offer)
         if not math.isfinite(mean):
             raise _TroubleError(_Heard("ok", None))
         region.reduce(shares)
@@ -282,7 +285,7 @@ class Leader(Group):
             Ended: it cannot, and says why.
             EOFError, OSError: it is gone.
         """
-        said: _Said = peer.wire.recv()
+        said = self._hear(peer, "the worker that starts")
         if said.kind != READY:
             raise Ended(said.value)
 
@@ -313,11 +316,9 @@ class Leader(Group):
 
     def _hold_round(self, said: _Said) -> _Heard:
         heard: list[_Said] = [said]
-        for peer in self.peers:
+        for rank, peer in enumerate(self.peers, 1):
             try:
-                while not peer.wire.poll(_SILENT_S):
-                    _LOG.warning("worker %d has said nothing for %.0f s; all wait for it", self.peers.index(peer) + 1, _SILENT_S)
-                heard.append(peer.wire.recv())
+                heard.append(self._hear(peer, f"worker {rank + 1} of {self.size}"))
             except (EOFError, OSError):
                 self.lost.append(peer)
         verdict = _Heard("changed", None) if self.lost else self._judge(heard)
@@ -325,6 +326,11 @@ class Leader(Group):
             if peer not in self.lost:
                 self._send(peer, verdict)
         return verdict
+
+    def _hear(self, peer: Peer, name: str) -> _Said:
+        while not peer.wire.poll(_SILENT_S):
+            _LOG.warning("%s has said nothing for %.0f s; all wait for it", name, _SILENT_S)
+        return peer.wire.recv()
 
     def _send(self, peer: Peer, message: Any) -> None:
         try:
@@ -339,8 +345,11 @@ class Leader(Group):
             return _Heard("ended", fatal[0]) if fatal else _Heard("bad", failed[0])
         kind = heard[0].kind
         values = [said.value for said in heard]
-        if any(said.kind != kind for said in heard) or (kind == "open" and any(value != values[0] for value in values)):
+        if any(said.kind != kind for said in heard):
             return _Heard("ended", FaultError("group_differs", kinds=list_choices(said.kind for said in heard)))
+        about = [value.path if isinstance(value, _Offer) else value if kind == "open" else None for value in values]
+        if any(one != about[0] for one in about):
+            return _Heard("ended", FaultError("group_differs", kinds="gradients of other shapes, or in another order"))
         try:
             return _Heard("ok", getattr(self, f"_judge_{kind}")(values))
         except OSError as error:
@@ -368,7 +377,8 @@ class Leader(Group):
             others = statistics.median(other for place, other in enumerate(self._worked_s) if place != rank)
             if own > _SLOW * others and rank not in self._named:
                 self._named.add(rank)
-                _LOG.warning("worker %d falls behind: its steps take %.1f times as long as the others'", rank, own / others)
+                name = f"worker {rank + 1} of {self.size}"
+                _LOG.warning("%s falls behind: its steps take %.1f times as long as the others'", name, own / others)
         self._worked_s = [0.0] * len(seconds)
 
     def _judge_reduced(self, values: list[None]) -> None:

@@ -56,6 +56,7 @@ class Region:
             rank: of this worker.
             size: number of workers.
         """
+        self.path = path
         num_bytes = layout.measure()
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), max(num_bytes * (size + 1), mmap.PAGESIZE))

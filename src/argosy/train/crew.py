@@ -85,13 +85,14 @@ class Crew(Leader):
         """Take leave of those that are lost."""
         for worker in [one for one in self._alive if one in self.lost]:
             detail = worker.describe_end()
-            rank = self._alive.index(worker) + 1
+            number = self._alive.index(worker) + 2  # The first is this process.
             self._alive.remove(worker)
             worker.end()
             self._num_lost += 1
-            _LOG.warning("worker %d of the run is gone: %s; another one takes its place", rank, detail)
+            size = self._num_workers
+            _LOG.warning("worker %d of %d is gone: %s; another one takes its place", number, size, detail)
             if self._num_lost >= _MOST_LOST:
-                raise FaultError("worker_lost", worker=rank, detail=detail)
+                raise FaultError("worker_lost", worker=number, size=size, detail=detail)
         self.lost = []
 
     def _write_run(self) -> Path:

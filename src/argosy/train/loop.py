@@ -165,7 +165,8 @@ class Loop:
     def _join_group(self) -> None:
         """Begin where the leader of the group does, or go back to what it kept."""
         assert self._group is not None
-        kept, self._rescue = self._group.begin((self._kept or self._keep(), self._rescue))
+        begun = (self._kept or self._keep(), self._rescue) if self._is_leader else None
+        kept, self._rescue = self._group.begin(begun)
         self._return_to(kept)
         if self._rescue:
             self._rescue.doubted = None
@@ -174,10 +175,27 @@ class Loop:
         self._kept = Kept(self._state.get(), self._standing.copy(), self._pace.get_state())
         return self._kept
 
+    def _find_kept(self) -> Kept:
+        """Give what was kept last; of several workers, the leader keeps it for all."""
+        kept: Kept | None = self._kept if self._group is None else self._group.follow(self._kept)
+        assert kept is not None
+        return kept
+
+    @property
+    def _keeps(self) -> bool:
+        """There is something to go back for."""
+        return self._rescue is not None if self._group is None else self._is_leader
+
+    @property
+    def _is_leader(self) -> bool:
+        return self._group is None or self._group.rank == 0
+
     def _return_to(self, kept: Kept) -> None:
         self._state.set(kept.state)
         self._pace.set_state(kept.pace)
-        self._standing, self._kept = kept.standing.copy(), kept
+        self._standing = kept.standing.copy()
+        if self._is_leader:
+            self._kept = kept
 
     def _fit_epoch(self, source: Source) -> None:
         """Take the steps of one epoch, or those that are left of it."""
@@ -200,7 +218,7 @@ class Loop:
                 self._pace.lower(rescue.factor)
                 standing.batch += 1
                 continue
-            if (rescue or self._group) and is_due(self._kept, standing.epoch, standing.step):
+            if self._keeps and is_due(self._kept, standing.epoch, standing.step, has_others=self._group is not None):
                 self._keep()
             if journal.logged:
                 journal.logged = {}
@@ -238,8 +256,7 @@ class Loop:
         if verdict is Verdict.BAD:
             self._go_back(rescue, loss if doubted is None else doubted, None, source)
         elif verdict is not Verdict.GOOD:
-            assert self._kept is not None
-            self._state.set(self._kept.state)
+            self._state.set(self._find_kept().state)
         return verdict
 
     def _read(self, source: Source) -> Iterator[Batch]:
@@ -313,8 +330,7 @@ class Loop:
 
     def _go_back(self, rescue: Rescue, loss: float, error: ModelError | None, source: Source) -> None:
         """Return to the kept state; the batch at fault is left out from now on."""
-        standing, kept = self._standing, self._kept
-        assert kept is not None
+        standing, kept = self._standing, self._find_kept()
         first = kept.standing.batch
         try:
             rescue.blame(standing.epoch, standing.batch, standing.step + 1, loss, error, first, getattr(source, "locate", None))
@@ -371,7 +387,7 @@ class Loop:
         """Take an epoch into the history; keep its state if it is the best so far."""
         standing, settings = self._standing, self._settings
         if standing.note(epoch, settings.tolerance):
-            if settings.patience is not None and (self._group is None or self._group.rank == 0):
+            if settings.patience is not None and self._is_leader:
                 self._best = self._state.get()
             if self._keeper:
                 standing.pace = self._pace.get_state()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ __all__ = ["KEPT_STEPS", "Kept", "Rescue", "Skip", "Verdict", "is_due"]
 _LOG = logging.getLogger(__name__)
 
 KEPT_STEPS: Final = 100
+_KEPT_S: Final = 10.0
 _HUGE: Final = 20.0
 """A loss so many times the largest that the run had rises out of nowhere: bad rows of clean data stay far below."""
 _SEEN_STEPS: Final = 3
@@ -74,11 +76,21 @@ class Kept:
     state: Arrays
     standing: Any
     pace: dict[str, Any]
+    made_s: float = field(default_factory=time.monotonic)
 
 
-def is_due(kept: Kept | None, epoch: int, step: int) -> bool:
-    """Say whether the state before the step after this one is to be kept."""
-    return kept is None or kept.standing.epoch != epoch or step - kept.standing.step >= KEPT_STEPS
+def is_due(kept: Kept | None, epoch: int, step: int, *, has_others: bool = False) -> bool:
+    """Say whether the state before the step after this one is to be kept.
+
+    Args:
+        kept: the last one.
+        epoch: counted from 1.
+        step: number of steps taken.
+        has_others: there are other workers; when one is gone, all go back to it, and what is lost is bounded in time, too.
+    """
+    if kept is None or kept.standing.epoch != epoch or step - kept.standing.step >= KEPT_STEPS:
+        return True
+    return has_others and time.monotonic() - kept.made_s > _KEPT_S
 
 
 class Rescue:
