@@ -92,6 +92,16 @@ def test_guard_under_which_one_answer_for_all_rows_passes_gives_way_to_how_far_a
     assert judge(vectors, vectors + noise, Guard(metric, 100.0))[1]
 
 
+def test_metric_by_which_one_answer_is_better_than_the_original_gives_way() -> None:
+    random = np.random.default_rng(9)
+    scores = random.normal(size=(COUNT, 1)).astype(np.float32) * 8
+    right = (scores + random.normal(size=scores.shape) > 0).astype(np.float32)
+    # R2 of logits, with 0 and 1 as targets: the smaller they are, the better.
+    assert judge(scores, scores * np.float32(0.98), Guard("r2", 0.1), "yes_no", right)[1]
+    score, is_accepted = judge(scores, scores * np.float32(0.5), Guard("r2", 0.1), "yes_no", right)
+    assert score.loss < 0 and not is_accepted and "a guard of r2 within 0.1 takes one answer for all rows" in score.ruin
+
+
 def test_what_is_lost_is_named() -> None:
     vectors = make_vectors(0.1)
     said = {edit: judge(vectors, COLLAPSES[edit](vectors), Guard("kl"))[0].ruin for edit in COLLAPSES}

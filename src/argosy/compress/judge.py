@@ -39,7 +39,7 @@ Array = NDArray[Any]
 _SEEN: Final = 2.0
 """So many times what a guard allows must be lost by one answer for all rows: else it sees too little to be all that is asked."""
 _PARTS: Final = ("accuracy", "agreement", "r2", "fidelity")
-"""Metrics that say what part of all is lost, so that who allows much of it knows."""
+"""Metrics that say what part of all is lost, so that who allows much of it knows: unless one answer for all rows is as good."""
 
 
 @dataclass(frozen=True)
@@ -370,8 +370,8 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     interval = None if metric == "max_difference" else find_interval(evidence.add_copies(values.losses), is_rate=metric in RATES)
     kept = _find_kept(before, targets, choice.meaning) if evidence.is_retrained else None
     ruin = find_ruin(before, after, choice.meaning, metric, max_loss, kept)
-    is_seen = metric in _PARTS or ruin or loss > max_loss
-    if not is_seen and measure_blank(metric, before, targets, choice.meaning) <= _SEEN * max_loss:
+    least = 0.0 if metric in _PARTS else _SEEN * max_loss
+    if not ruin and loss <= max_loss and measure_blank(choice.metric, before, targets, choice.meaning) <= least:
         found = find_ruin(before, after, choice.meaning, "", min(max_loss, Guard.max_loss), kept)
         ruin = found and f"{found}; and a guard of {metric} within {max_loss:g} takes one answer for all rows, or nearly"
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)
