@@ -12,7 +12,7 @@ export UV_FIND_LINKS := $(LOCAL_WHEELS)
 endif
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-train-kill bench-stream bench-tutorials bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small bench-minilm clean
+.PHONY: setup setup-demo demo picture tree extras test test-all test-processors test-latest test-lowest lint types unit format bench-serve bench-trees bench-tune bench-search bench-conformance bench-clients bench-rollout soak-restart soak-faults bench-publish bench-large trajectories bench-mnist bench-train bench-workers bench-train-kill bench-stream bench-tutorials bench-optimizers bench-guard bench-served bench-way bench-models bench-int8 bench-small bench-minilm clean
 
 # Compiled once, and not in every process that a test or server starts where PYTHONDONTWRITEBYTECODE is set: keras then takes 10 s
 # to import and not 5, a server 0.9 s to start and not 0.6.
@@ -59,17 +59,19 @@ lint: setup
 types: setup
 	$(RUN) pyright --warnings
 
-# Two files at a time; then, one after the other, what measures. The frameworks, none of whose tests does, take long to import.
+# Three files at a time, in the order of tests/conftest.py: on two cores, as half of them wait for processes. Then, one after the
+# other, what measures. The frameworks, none of whose tests does, take long to import.
 PYTEST := $(RUN) pytest
+TOGETHER := -n 3 --dist loadfile --no-loadscope-reorder
 ALONE := --ignore=tests/frameworks
 
 unit: setup
-	$(PYTEST) -n 2 --dist loadfile -m "not alone and not slow"
+	$(PYTEST) $(TOGETHER) -m "not alone and not slow"
 	$(PYTEST) $(ALONE) -m "alone and not slow"
 
 ## The slow tests as well: more formats, backends and trajectories of the same kinds.
 test-all: setup
-	$(PYTEST) -n 2 --dist loadfile -m "not alone"
+	$(PYTEST) $(TOGETHER) -m "not alone"
 	$(PYTEST) $(ALONE) -m alone
 
 # Kernels of older processors and one thread: sums come in another order, as they do on machines that CI has none of. TensorFlow's
@@ -83,9 +85,9 @@ SSE4 += XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 TF_ENABLE_ONEDNN_OPTS=0
 
 ## The tests of numbers with the kernels of other processors, and on one thread.
 test-processors: setup
-	$(AVX2) OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
-	$(SSE4) $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not alone and not slow" $(FLOATS)
+	$(AVX2) OMP_NUM_THREADS=1 $(PYTEST) $(TOGETHER) -m "not alone and not slow" $(FLOATS)
+	$(SSE4) $(PYTEST) $(TOGETHER) -m "not alone and not slow" $(FLOATS)
+	OMP_NUM_THREADS=1 $(PYTEST) $(TOGETHER) -m "not alone and not slow" $(FLOATS)
 
 ## The suite with what a user gets today: with all extras; and then with those that need neither TensorFlow nor a protobuf before 7,
 ## Keras running on JAX. (tritonclient does not say that it works with protobuf 7.) Tests of what is not installed skip themselves.
@@ -106,7 +108,7 @@ define test_with
 		-c .venv-$(1)/constraints.txt -e '.[$(3)]'
 	$(if $(4),$(BIN)/uv pip install -q --compile-bytecode --python .venv-$(1)/bin/python $(4))
 	$(BIN)/uv pip list --python .venv-$(1)/bin/python
-	$(5) .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile -m "not alone and not slow"
+	$(5) .venv-$(1)/bin/python -m pytest $(TOGETHER) -m "not alone and not slow"
 	$(5) .venv-$(1)/bin/python -m pytest $(ALONE) -m "alone and not slow"
 endef
 
@@ -165,9 +167,9 @@ bench-publish: setup
 bench-large: setup
 	$(BIN)/python benchmarks/large_model.py
 
-## Every optimizer against its reference in every framework, all combinations.
+## Every optimizer against its reference in every framework, all combinations; two and four workers against one.
 trajectories: setup
-	TRAJECTORIES=all $(PYTEST) -m slow tests/frameworks/test_trajectories.py
+	TRAJECTORIES=all $(PYTEST) -m slow tests/frameworks/test_trajectories.py tests/frameworks/test_workers.py
 
 ## MNIST in every framework with every optimizer, served; writes docs/mnist.md.
 bench-mnist: setup
@@ -177,6 +179,10 @@ bench-mnist: setup
 bench-train: setup
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/train_loaders.py
+
+## Time and CPU time to an accuracy with two training workers, beside one, and beside torch's DDP by hand.
+bench-workers: setup
+	$(BIN)/python benchmarks/train_workers.py
 
 ## Kills of training runs at random moments, resumed bit for bit.
 bench-train-kill: setup

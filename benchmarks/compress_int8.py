@@ -20,7 +20,7 @@ import numpy as np
 
 import argosy
 from argosy.environment import find_interpreter, lives_apart
-from argosy.train.data import load_mnist
+from argosy.train.datasets import load_mnist
 
 EPOCHS = 4
 ROUNDS = 5

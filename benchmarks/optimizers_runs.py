@@ -20,7 +20,8 @@ from argosy.frameworks.torch import RuleOptimizer
 from argosy.optim import Genetic, GradientFreeOptimizer, GradientOptimizer, LinearDecay, Optimizer, RandomSearch, get_optimizer
 from argosy.optim.base import Form
 from argosy.train import train
-from argosy.train.data import Dataset, iterate_batches, load_mnist
+from argosy.train.data import iterate_batches
+from argosy.train.datasets import Dataset, load_mnist
 from argosy.train.free import FreeStep
 from argosy.train.losses import resolve_loss
 from optimizers_plot import Curve

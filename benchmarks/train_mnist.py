@@ -74,7 +74,7 @@ def train_here(framework: str, forms: list[str], seed: int, home: Path) -> None:
 def compare_served(rows: list[dict[str, Any]], home: Path) -> None:
     """Serve every version, and add the largest difference from the framework's own answers."""
     import argosy
-    from argosy.train.data import load_mnist
+    from argosy.train.datasets import load_mnist
 
     images = load_mnist()[1].x
     with argosy.serve(home=home) as server, server.client() as client:

@@ -67,6 +67,14 @@ def autoencoder(tutorial: Any, seed: int) -> Any:
     return model
 
 
+def halves(tutorial: Any, seed: int) -> Any:
+    (x, y), _ = tutorial.make_data()
+    model = tutorial.make_model(seed)
+    tutorial.compile_model(model)
+    model.fit(x, y, batch_size=tutorial.BATCH_SIZE, epochs=tutorial.EPOCHS, verbose=0)
+    return model
+
+
 def time_series(tutorial: Any, seed: int) -> Any:
     import keras
 
@@ -180,6 +188,7 @@ def move(optimizer: Any, loss: Any, clip_norm: float | None = None) -> None:
 
 LOOPS: dict[str, Loop] = {
     "two_inputs": pair,
+    "two_inputs_keras": halves,
     "text": text,
     "recurrent": recurrent,
     "autoencoder": autoencoder,

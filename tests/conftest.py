@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -21,28 +22,39 @@ from argosy.store.golden import Golden
 from argosy.store.local import Store
 from tests.home import Home
 
-# The files that take longest begin, so that workers end together.
-LONGEST = ("frameworks/", "importers/", "demo/", "test_classic.py", "test_readme.py", "train/", "test_environment.py", "confine/")
+# Folders and files that compute for most of their time, the longest first.
+HEAVY = (
+    *("frameworks/test_keras_backends.py", "frameworks/test_trajectories.py", "frameworks/", "importers/", "test_readme.py"),
+    *("test_classic.py", "test_tutorials.py", "demo/", "train/", "compress/", "cli/", "test_environment.py", "confine/"),
+)
 COMPILED = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What JAX has compiled once in a run is not compiled again, nor in the processes that tests start.
+    if "PYTEST_CURRENT_TEST" in os.environ:
+        return  # A test has started this run, which uses what that one has compiled.
+    # What JAX has compiled once in a worker is not compiled again, nor in the processes that its tests start.
     config.stash[COMPILED] = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[COMPILED].name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[COMPILED].cleanup()
+    if COMPILED in config.stash:
+        config.stash[COMPILED].cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def find_place(item: pytest.Item) -> int:
-        names = (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}"))
-        return next(names, len(LONGEST))
+    """Let files that compute begin, the longest first, in turn with those that wait for processes: the cores are shared then."""
 
-    items.sort(key=find_place)
+    def find_place(file: str) -> int:
+        return next((place for place, name in enumerate(HEAVY) if file.startswith(f"tests/{name}")), len(HEAVY))
+
+    files = list(dict.fromkeys(item.nodeid.partition("::")[0] for item in items))
+    heavy = sorted((file for file in files if find_place(file) < len(HEAVY)), key=find_place)
+    light = [file for file in files if find_place(file) == len(HEAVY)]
+    in_turn = [file for pair in itertools.zip_longest(heavy, light) for file in pair]
+    items.sort(key=lambda item: in_turn.index(item.nodeid.partition("::")[0]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -17,7 +17,7 @@ FLOORS = """
 errors datatypes home raw callables version
 signature config environment confine conformance output_file serve
 runtimes
-store optim rows data serve.wire
+store optim rows data group serve.wire
 serve.worker serve.node serve.dispatch
 serve.v2 serve.http2
 serve.http serve.grpc

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = [
     "MESSAGES",
@@ -101,6 +101,19 @@ MESSAGES: dict[str, Message] = {
     ),
     "bad_option": Message("Option `{option}` is {got!r}, expected {expected}"),
     "bad_config": Message("Configuration of {component} from {source} is not valid: {detail}"),
+    "cannot_ship": Message(
+        "A training run with several workers has to be given to other processes, and part of it cannot be: {detail}",
+        "open files, sockets, generators and the like are best made by the function that uses them",
+    ),
+    "group_differs": Message(
+        "The workers of a training run do not do the same at one time: {kinds}",
+        "a step of your own must call fit.minimize as often in each worker, whatever its rows are",
+    ),
+    "worker_lost": Message(
+        "Worker {worker} of a training run is gone again and again: {detail}",
+        "the system kills processes when memory runs out: fewer workers, or smaller batches, need less",
+    ),
+    "worker_failed": Message("A worker of a training run failed: {detail}"),
     "missing_extra": Message(
         "{feature} needs the package {package}, which is not installed",
         "pip install 'argosy[{extra}]'",
@@ -477,6 +490,10 @@ MESSAGES: dict[str, Message] = {
     "unknown_output": Message("Model {model!r} version {version} has no output {tensor!r}; it has: {known}"),
     "duplicate_tensor": Message("Tensor {tensor!r} stands twice in the request"),
     "datatype_mismatch": Message("Input {tensor!r} of model {model!r} version {version} has datatype {got}, expected {expected}"),
+    "needs_text": Message(
+        "Input {tensor!r} has datatype BYTES, and one of its elements is {got}, expected text",
+        "a row of a table is one text: a line of CSV, or its JSON object as a string, json.dumps(row)",
+    ),
     "shape_mismatch": Message("Input {tensor!r} of model {model!r} version {version} has shape {got}, expected {expected}"),
     "rows_differ": Message("The inputs of model {model!r} version {version} have different numbers of rows: {got}"),
     "too_many_rows": Message("The request has {got} rows, at most {limit} are taken at once", "split it into several requests"),
@@ -656,6 +673,13 @@ class ArgosyError(Exception):
         self.hint = message.hint.format(**fields)
         super().__init__(f"{self.message}\nhint: {self.hint}" if self.hint else self.message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let one process give it to another; what is no text or number in its fields, as text."""
+        plain = {
+            name: value if isinstance(value, str | int | float | None) else str(value) for name, value in self.fields.items()
+        }
+        return _restore, (type(self), self.key, self.retry_after_s, plain)
+
 
 class RequestError(ArgosyError):
     """The caller's fault: the same request fails again."""
@@ -756,6 +780,10 @@ class RegistryError(FaultError):
 
 class StoreError(FaultError):
     """A file of the store is missing or damaged."""
+
+
+def _restore(kind: type[ArgosyError], key: str, retry_after_s: float | None, fields: dict[str, Any]) -> ArgosyError:
+    return kind(key, retry_after_s=retry_after_s, **fields)
 
 
 def list_choices(choices: Iterable[object], limit: int = 20) -> str:

@@ -219,8 +219,10 @@ def test_predict_casts_what_keeps_its_value(name: str, value: np.ndarray, server
         ("half", [2049], "bad_value"),
         ("half", [1j], "datatype_mismatch"),
         ("x", [(1 << 24) + 1], "bad_value"),
-        ("text", [1], "datatype_mismatch"),
-        ("text", np.array([None], object), "datatype_mismatch"),
+        ("text", [1], "needs_text"),
+        ("text", [{"age": 3}], "needs_text"),
+        ("text", {"age": 3}, "needs_text"),
+        ("text", np.array([None], object), "needs_text"),
         ("number", [[1], [1, 2]], "bad_value"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from argosy.optim import Adam
 from argosy.store.local import Store
 from argosy.store.manifest import Version
-from argosy.train.data import Dataset
+from argosy.train.datasets import Dataset
 from argosy.train.recipes import load_data_for, run_recipe
 
 run, served = (importlib.import_module(f"argosy.compress.{name}") for name in ("run", "served"))

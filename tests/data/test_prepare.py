@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import argosy
 from argosy.data import learn_row, split
@@ -105,6 +106,62 @@ def test_raw_rows_and_pictures_that_are_served_give_the_pipelines_predictions(fr
     assert home.store.get_version("pictures").manifest.signature.outputs[0].labels == ("cat", "dog")
 
 
+def write_pictures(folder, size=(20, 30), bad=()):
+    """Write pictures of two kinds as files, and as bytes in a column, where those of `bad` are cut off; give the others."""
+    random, table, files = np.random.default_rng(3), {"image": [], "label": []}, []
+    for number in range(30):
+        picture = Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8))
+        path = folder / "files" / f"{number % 2}" / f"{number // 2:02}.{'png' if number % 2 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        files.append(path.read_bytes())
+        table["image"].append(files[-1][:40] if number in bad else files[-1])
+        table["label"].append(number % 2)
+    write_parquet(
+        folder / "rows.parquet", {"image": np.array(table["image"], object), "label": np.array(table["label"])}, group=8
+    )
+    return [file for number, file in enumerate(files) if number not in bad]
+
+
+PICTURES = {"size": [6, 6], "resize": "crop", "scale": 1 / 255, "mean": 0.5}
+
+
+def test_pictures_in_a_column_become_what_their_files_do_and_are_served_so(tmp_path, home):
+    files = write_pictures(tmp_path)
+    stream = argosy.data.open(tmp_path / "rows.parquet", targets="label").prepare({"kind": "image", **PICTURES})
+    folder = argosy.data.open(tmp_path / "files", **PICTURES)
+    made = join(stream)
+    np.testing.assert_array_equal(np.concatenate([made[::2], made[1::2]]), join(folder))
+    assert stream.preprocess == folder.preprocess
+    result = train(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 2)), stream, epochs=1, progress=False)
+    assert result.describe_lineage()["data"]["preprocess"] == folder.preprocess
+    result.publish("pictures", home.store)
+    with home.serve("pictures") as server, server.client() as client:
+        check(client.predict("pictures", {"image": files})["output"], result.predict(made))
+
+
+def test_picture_that_is_cut_off_is_a_bad_row(tmp_path):
+    files = write_pictures(tmp_path, bad=(3, 17))
+    step = {"kind": "image", **PICTURES}
+    stream = argosy.data.open(tmp_path / "rows.parquet", targets="label", max_bad_rows=2).prepare(step)
+    assert sum(rows.num_rows for rows in stream.iterate(7)) == len(files)
+    with pytest.raises(InputError, match="rows cannot be used") as caught:
+        join(argosy.data.open(tmp_path / "rows.parquet", targets="label").prepare(step))
+    assert "no picture that can be read" in str(caught.value)
+
+
+def test_rows_that_grow_are_not_all_held_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("argosy.data.stream.BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr("argosy.data.stream.MAX_WINDOW_BYTES", 2 << 20)
+    write_pictures(tmp_path, size=(2, 2))
+    stream = argosy.data.open(tmp_path / "rows.parquet", targets="label")
+    step = {"kind": "image", "size": [100, 100]}
+    prepared = stream.prepare(step)
+    assert 5 < prepared.buffer_rows < 10 < stream.buffer_rows
+    assert sum(rows.num_rows for rows in prepared.iterate(7, seed=1)) == 30
+    assert argosy.data.open(tmp_path / "rows.parquet", targets="label", buffer_rows=20).prepare(step).buffer_rows == 20
+
+
 def check(got, expected):
     assert got.shape == expected.shape
     # Float32 kernels may sum in another order.
@@ -181,6 +238,16 @@ def test_table_and_text_together_are_served_as_they_were_trained(tmp_path, home)
             client.predict("reviews", {"row": raw})
 
 
+def test_chunk_may_have_more_text_than_a_worker_takes_at_once(tmp_path, monkeypatch):
+    rows = write_reviews(tmp_path)
+    stream = argosy.data.open(tmp_path / "reviews.jsonl", targets="y")
+    step = {**TEXT, "file": str(tmp_path / "words.txt"), "inputs": ["input_ids"]}
+    whole = join(stream.prepare(step))
+    monkeypatch.setattr("argosy.runtimes.preprocess_text.MAX_BATCH_BYTES", 40)
+    np.testing.assert_array_equal(join(stream.prepare(step)), whole)
+    assert len(whole) == len(rows)
+
+
 @pytest.mark.parametrize("inputs", [["ids"], None])
 def test_tensor_of_text_has_the_name_that_the_step_says(inputs, tmp_path, home):
     write_reviews(tmp_path)
@@ -232,7 +299,13 @@ def test_text_becomes_tokens_as_in_serving(tmp_path):
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        ({"kind": "image"}, "Unknown preprocessing of columns 'image'"),
+        ({"kind": "sound"}, "Unknown preprocessing of columns 'sound'; known: image, row, text"),
+        ({"kind": "image"}, r"`size` is None, expected \[height, width\]"),
+        ({"kind": "image", "size": [4, 4]}, "`preprocess` is 'image', expected columns: age, city"),
+        ({"kind": "image", "size": [4, 4], "column": "city"}, r"city \(text\)', expected a column of bytes"),
+        ({"kind": "image", "size": [4, 4], "column": "age"}, r"age \(float64\)', expected a column of bytes"),
+        ({"kind": "image", "size": [4, 4], "inputs": ["a", "b"]}, "the name of the one tensor of a picture"),
+        ({"kind": "image", "size": [4, 4], "scael": 2}, "unknown options scael"),
         ({"kind": "row"}, "no list of columns"),
         ({"kind": "row", "columns": [{"name": "z", "kind": "number"}]}, "`preprocess` is 'z', expected columns: age, city"),
         ({"kind": "row", "columns": [{"name": "age", "kind": []}]}, "has kind"),

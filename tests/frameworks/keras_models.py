@@ -16,6 +16,10 @@ from argosy.frameworks.keras import FRAMEWORK
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Relu, draw_weights
 from argosy.optim import SGD, Adam
 
+BACKEND = keras.backend.backend()
+HAS_DOUBLE = BACKEND != "jax" or os.environ.get("JAX_ENABLE_X64") == "1"
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
+"""Of float32 over a few steps."""
 LAYERS = (Conv(3), BatchNorm(), Relu(), MaxPool(), Flatten(), Dropout(0.5), Dense(7), Relu(), Dense(3))
 NOISY = (Conv(2), BatchNorm(), Flatten(), Dropout(0.5), Dense(3))
 """What a step changes beside weights, and draws, in few operations, as compiling them takes most of the time."""
@@ -68,3 +72,11 @@ def run_noisy(seed, numbers, state=None):
             step.set_state(state)
         batches = [(number, slice(number % 3 * 16, number % 3 * 16 + (16 if number % 4 else 11))) for number in numbers]
         return [step(Batch(x[rows], y[rows]), number)[0] for number, rows in batches], step.get_state()
+
+
+def assert_same_weights(one, other, **tolerance):
+    expected = FRAMEWORK.get_weights(one)
+    got = FRAMEWORK.get_weights(other)
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, err_msg=name, **(tolerance or ROUNDING))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from argosy.frameworks.mxnet.library import mx
 from argosy.optim import SGD, Adam, Group, Momentum
+from argosy.store.local import Store
 from argosy.train.average import Ema
+from argosy.train.checkpoint import Checkpoints
+from argosy.train.publish import publish
 from argosy.train.run import train
+from argosy.train.start import Start
 from tests.frameworks.mxnet_models import (
     FOLDER,
     FRAMEWORK,
@@ -60,6 +65,11 @@ class Words(mx.gluon.HybridBlock):
 
     def hybrid_forward(self, ops: Any, ids: Any) -> Any:
         return self.head(self.norm(ops.mean(self.embed(ids), axis=1)))
+
+
+class Constant(mx.lr_scheduler.LRScheduler):
+    def __call__(self, num_update: int) -> float:
+        return self.base_lr
 
 
 class Gan(mx.gluon.Block):
@@ -297,6 +307,7 @@ def rescue() -> Any:
         ("rule", Momentum(learning_rate=0.1)),
         ("text", Momentum(learning_rate=0.1, nesterov=True)),
         ("own", mx.optimizer.SGD(learning_rate=0.1)),
+        ("scheduled", mx.optimizer.SGD(learning_rate=0.1, lr_scheduler=Constant(0.1))),
     ):
         ours = make_linear()
         result = quick(ours, (x, y), optimizer=rule)
@@ -309,12 +320,111 @@ def rescue() -> Any:
             slope = (share / share.sum(1, keepdims=True) - np.eye(2)[KIND[rows]]) / 12
             gradients = {"weight": slope.T @ A[rows], "bias": slope.sum(0)}
             for key, gradient in gradients.items():
-                v[key] = (0.0 if name == "own" else 0.9) * v[key] + gradient
+                v[key] = (0.0 if name in ("own", "scheduled") else 0.9) * v[key] + gradient
                 moved = gradient + 0.9 * v[key] if name == "text" else v[key]
                 weights[key] = weights[key] - rate * moved
         after = FRAMEWORK.get_weights(ours)
         distance = max(float(np.abs(after[key] - weights[key]).max()) for key in after)
         found[name] = [[(skip.epoch, skip.batch) for skip in result.skipped], distance]
+    return found
+
+
+def load(x: Any, y: Any, batch_size: int) -> Any:
+    """Give a loader: of arrays, NaN is refused before the first step."""
+    return mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(x, y), batch_size)
+
+
+@case
+def poisoned() -> Any:
+    """Of a stream of batches one is NaN, or huge, in each epoch; beside the same without it."""
+    clean_x = RANDOM.normal(size=(200, 3)).astype(np.float32)
+    y = (clean_x.sum(1) > 0).astype(np.int64)
+    found: dict[str, Any] = {}
+    for name, optimizer in (
+        ("rule", lambda: Adam(learning_rate=0.05)),
+        (
+            "scheduled",
+            lambda: mx.optimizer.Adam(
+                lr_scheduler=mx.lr_scheduler.CosineScheduler(max_update=100, base_lr=0.05, final_lr=0.02), learning_rate=0.05
+            ),
+        ),
+    ):
+        for poison in (None, math.nan, 1e6):
+            x = clean_x.copy()
+            if poison is not None:
+                # On the side of the other class, so that its loss is as large.
+                x[61] = poison * (1 - 2 * y[61])
+            result = quick(make_linear(), load(x, y, 10), optimizer=optimizer(), epochs=5, batch_size=None)
+            found[f"{name} {poison}"] = {
+                "accuracy": result.evaluate(clean_x, y)["accuracy"],
+                "skipped": [[skip.epoch, skip.batch] for skip in result.skipped],
+                "finite": bool(np.isfinite(get_values(result.model)).all()),
+            }
+    return found
+
+
+@case
+def poisoned_resume() -> Any:
+    """A rescue under a schedule of MXNet's, and the checkpoint after it, bit for bit; the schedule is as it was."""
+    x = RANDOM.normal(size=(60, 3)).astype(np.float32)
+    y = (x.sum(1) > 0).astype(np.int64)
+    x[13] = math.nan
+
+    def run(epochs: int, folder: str, **options: Any) -> Any:
+        schedule = mx.lr_scheduler.FactorScheduler(step=4, factor=0.9, base_lr=0.1)
+        optimizer = mx.optimizer.SGD(learning_rate=0.1, momentum=0.9, lr_scheduler=schedule)
+        kept = Checkpoints(folder=FOLDER / folder, every_steps=3, every_s=None)
+        data = load(x, y, 5)
+        result = quick(make_linear(), data, optimizer=optimizer, epochs=epochs, batch_size=None, checkpoints=kept, **options)
+        return result, optimizer.lr_scheduler is schedule
+
+    class Stop(Exception):
+        pass
+
+    def stop(taken: Any) -> None:
+        if taken.number == 9:
+            raise Stop
+
+    (whole, is_same), before = run(2, "poisoned-whole"), 0
+    try:
+        run(2, "poisoned-broken", on_step=stop)
+    except Stop:
+        before = 1
+    again, _ = run(2, "poisoned-broken", resume=True)
+    return [before, is_same, bool(np.array_equal(get_values(again.model), get_values(whole.model))), len(whole.skipped)]
+
+
+@case
+def start() -> Any:
+    """From a version in each form, in whole and in part; and what does not fit."""
+    store, ids = Store(FOLDER / "home"), RANDOM.integers(0, 20, (24, 5))
+    first = make(Words)
+    quick(first, (ids, KIND), optimizer=SGD(learning_rate=0.1))
+    wanted = FRAMEWORK.get_weights(first)
+    found: dict[str, Any] = {}
+
+    def begin(kind: Any, version: str, **options: Any) -> tuple[Any, Any]:
+        model = make(kind)
+        beginning = Start(version, store=store, **options)
+        # Steps too small to move anything.
+        return model, quick(model, (ids, KIND), start=beginning, optimizer=SGD(learning_rate=1e-30), epochs=1)
+
+    trained = [name for name, own in first._collect_params_with_prefix().items() if own.grad_req != "null"]
+    for number, native in enumerate((False, True), 1):
+        publish(first, "words", store, sample=ids, native=native)
+        model, result = begin(Words, f"words@{number}")
+        after = FRAMEWORK.get_weights(model)
+        found["native" if native else "onnx"] = {
+            "distance": max(float(np.abs(after[name] - wanted[name]).max()) for name in trained),
+            "told": result.describe_lineage()["training"]["start"]["weights"],
+        }
+    model, _ = begin(Words, "words@1", parts=["embed", "norm"])
+    after, own = FRAMEWORK.get_weights(model), FRAMEWORK.get_weights(make(Words))
+    found["part"] = [
+        name for name in trained if np.allclose(after[name], (own if name.startswith("head") else wanted)[name], 0, 1e-25)
+    ]
+    found["all"] = trained
+    found["misfit"] = refuse(lambda: begin(lambda: nn.Dense(2, in_units=3), "words@1"))
     return found
 
 

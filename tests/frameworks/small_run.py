@@ -1,14 +1,16 @@
 """Train a small network with dropout and batch normalisation, keeping checkpoints, and print the digest of its weights.
 
-    python -m tests.frameworks.small_run FRAMEWORK FOLDER [PAUSE_S [DATA]]
+    python -m tests.frameworks.small_run FRAMEWORK FOLDER PAUSE_S [DATA]
 
-goes on from the checkpoints in FOLDER. Steps are numerous and may be slowed, so that a kill meets the middle of the run. The rows
-are in memory, or a stream of the Parquet files in DATA that `write_data` made.
+goes on from the checkpoints in FOLDER, with as many workers as the variable WORKERS says. Steps are numerous and may be slowed,
+so that a kill meets the middle of the run. The rows are in memory, or a stream of the Parquet files in DATA, which `write_data`
+made.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,12 +25,14 @@ from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, M
 from argosy.optim import Adam, CosineDecay
 from argosy.train.checkpoint import Checkpoints
 from argosy.train.run import train
+from argosy.train.sharing import SharedArrays
 from argosy.train.source import ArraySource, StreamSource
 
 LAYERS = (Conv(4), BatchNorm(), Relu(), MaxPool(), Flatten(), Dropout(0.4), Dense(16), Relu(), Dense(3))
 ROW = (1, 8, 8)
 NUM_ROWS = 100
 EPOCHS = 12
+NUM_WORKERS = int(os.environ.get("WORKERS", "1"))
 
 
 def slow_down(kind: Any, pause_s: float) -> None:
@@ -64,12 +68,11 @@ def open_data(folder: Path) -> tuple[Any, Any]:
     )
 
 
-def main() -> None:
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    slow_down(ArraySource if len(sys.argv) < 5 else StreamSource, float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
+def run(name: str, folder: Path, stream: Path | None = None) -> str:
+    """Train, and say what came of it."""
     data: dict[str, Any] = {"data": make_data(), "validation_split": 0.1}
-    if len(sys.argv) > 4:
-        data = dict(zip(("data", "validation_data"), open_data(Path(sys.argv[4])), strict=True))
+    if stream is not None:
+        data = dict(zip(("data", "validation_data"), open_data(stream), strict=True))
     framework = get_framework(name)
     with framework.session(0, 1):  # TensorFlow takes its number of threads before its first operation.
         model = framework.build_network(LAYERS, ROW, draw_weights(LAYERS, ROW, 0))
@@ -82,6 +85,7 @@ def main() -> None:
         patience=EPOCHS,
         checkpoints=Checkpoints(folder=folder, every_steps=1),
         resume=True,
+        workers=NUM_WORKERS,
         num_threads=1,
         progress=False,
     )
@@ -89,7 +93,14 @@ def main() -> None:
     for key, array in sorted(framework.get_weights(model).items()):
         digest.update(key.encode() + array.tobytes())
     history = [(epoch.loss, epoch.validation_loss) for epoch in result.history]
-    print(digest.hexdigest(), hashlib.sha256(repr(history).encode()).hexdigest(), result.num_steps)
+    return f"{digest.hexdigest()} {hashlib.sha256(repr(history).encode()).hexdigest()} {result.num_steps}"
+
+
+def main() -> None:
+    name, folder, pause_s, *stream = sys.argv[1:]
+    arrays = ArraySource if NUM_WORKERS == 1 else SharedArrays
+    slow_down(StreamSource if stream else arrays, float(pause_s))
+    print(run(name, Path(folder), *map(Path, stream)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Programs of any form as Keras models, through `argosy.train`, beside Keras' own loop.
 
-All of it runs on the backend of the process; `test_on_backend` runs what is marked `backend` on the others, and all of it where
-slow tests run.
+All of it runs on the backend of the process, TensorFlow unless KERAS_BACKEND says otherwise; see `test_keras_backends.py`.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,41 +19,18 @@ from argosy.errors import InputError
 from argosy.frameworks.keras import FRAMEWORK
 from argosy.optim import SGD, Group, LinearDecay, Momentum
 from argosy.train.average import Ema
+from argosy.train.checkpoint import Checkpoints
 from argosy.train.run import train
 from tests.frameworks.keras_models import make_embedding, make_mlp, make_rows
-from tests.scripts import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-BACKEND = keras.backend.backend()
 A, B = make_rows(60, 3), make_rows(60, 3, seed=1)
 KIND = (A.sum(1) > 0).astype(np.int64)
 VALUE = (B @ np.array([1.0, -2.0, 0.5], np.float32))[:, None]
 W = np.random.default_rng(2).random(60).astype(np.float32)
 ROUNDING = {"rtol": 1e-5, "atol": 2e-6}
 ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.mark.parametrize(
-    ("backend", "tests"),
-    [
-        pytest.param("jax", ("-m", "backend"), id="jax"),
-        pytest.param("torch", ("-m", "backend"), id="torch"),
-        pytest.param("jax", (), marks=SLOW, id="all of jax"),
-        pytest.param("torch", (), marks=SLOW, id="all of torch"),
-    ],
-)
-def test_on_backend(backend, tests):
-    if BACKEND != "tensorflow":
-        pytest.skip("this is the other run")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", *tests, __file__],
-        cwd=ROOT, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
 
 
 def make_two():
@@ -314,7 +288,11 @@ def test_loss_that_a_step_returns_is_made_small():
 
     ours, theirs = make_linear(), make_linear()
     plain_fit(theirs, A, KIND, loss=ENTROPY)
+    keras.utils.set_random_seed(5)
+    drawn = keras.ops.convert_to_numpy(keras.random.normal((3,)))
+    keras.utils.set_random_seed(5)
     result = quick(ours, (A, KIND), step=step, optimizer=SGD(learning_rate=0.1))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(keras.random.normal((3,))), drawn)
     assert_same(ours, theirs)
     assert result.history[-1].metrics["loss_again"] == pytest.approx(result.history[-1].loss)
 
@@ -348,9 +326,21 @@ class Poisoned(keras.utils.PyDataset):
         return x, KIND[index * 20 : index * 20 + 20]
 
 
-@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.backend)], ids=["ours", "keras"])
-def test_ruinous_batch_is_left_out_and_the_rate_is_lowered(own):
-    optimizer = keras.optimizers.SGD(0.1) if own else SGD(learning_rate=0.1)
+def schedule():
+    """Give a rate of 0.1 that is no number."""
+    return keras.optimizers.schedules.PiecewiseConstantDecay([1000], [0.1, 0.01])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: SGD(learning_rate=0.1), id="ours"),
+        pytest.param(lambda: keras.optimizers.SGD(0.1), id="keras", marks=pytest.mark.backend),
+        pytest.param(lambda: keras.optimizers.SGD(schedule()), id="scheduled", marks=pytest.mark.backend),
+    ],
+)
+def test_ruinous_batch_is_left_out_and_the_rate_is_lowered(make):
+    optimizer = make()
     result = quick(make_linear(), Poisoned(), optimizer=optimizer, batch_size=None)
     assert [(skip.epoch, skip.batch) for skip in result.skipped] == [(1, 1), (2, 1)]
     theirs = make_linear()
@@ -360,6 +350,26 @@ def test_ruinous_batch_is_left_out_and_the_rate_is_lowered(own):
             theirs.optimizer.learning_rate = 0.1 * 0.5 ** (batch == 2)
             theirs.train_on_batch(*Poisoned()[batch])
     assert_same(result.model, theirs)
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        assert float(optimizer.learning_rate) == pytest.approx(0.1)
+
+
+@pytest.mark.backend
+def test_rescue_under_a_schedule_of_keras_resumes_bit_for_bit(tmp_path):
+    def run(epochs, folder, **options):
+        optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 20))
+        kept = Checkpoints(folder=tmp_path / folder, every_steps=1, every_s=None)
+        given = {"optimizer": optimizer, "batch_size": None, "epochs": epochs, "checkpoints": kept}
+        return quick(make_linear(), Poisoned(), **given, **options)
+
+    def stop(taken):
+        if taken.number == 4:
+            raise KeyboardInterrupt
+
+    whole = run(3, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(3, "broken", on_step=stop)
+    assert_same(run(3, "broken", resume=True).model, whole.model)
 
 
 class Heard(keras.callbacks.Callback):

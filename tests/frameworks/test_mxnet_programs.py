@@ -50,7 +50,33 @@ def test_returned_loss_is_made_small(cases):
     assert distance < 1e-6 and metrics == {"number": 3.5}
 
 
-@pytest.mark.parametrize("optimizer", ["rule", "text", "own"])
+@pytest.mark.parametrize("form", ["onnx", "native"])
+def test_run_starts_from_a_version(cases, form):
+    assert cases("start")[form] == {"distance": pytest.approx(0, abs=1e-25), "told": 7}
+
+
+def test_run_starts_from_parts_of_a_version_alone(cases):
+    found = cases("start")
+    assert found["part"] == found["all"] == ["embed.weight", "norm.gamma", "norm.beta", "head.weight", "head.bias"]
+    key, message = found["misfit"]
+    assert key == "bad_start" and "it has no bias, weight" in message
+
+
+@pytest.mark.parametrize("optimizer", ["rule", "scheduled"])
+@pytest.mark.parametrize("poison", ["nan", "1000000.0"], ids=["nan", "huge"])
+def test_poisoned_batch_costs_no_accuracy(cases, optimizer, poison):
+    clean, found = (cases("poisoned")[f"{optimizer} {name}"] for name in ("None", poison))
+    assert found["accuracy"] == pytest.approx(clean["accuracy"], abs=0.03) and clean["accuracy"] > 0.9
+    # Weights that are not trained yet may bear the huge one.
+    assert found["skipped"][-4:] == [[epoch, 6] for epoch in range(2, 6)] and clean["skipped"] == []
+    assert found["finite"]
+
+
+def test_rescue_under_a_schedule_of_mxnet_resumes_bit_for_bit(cases):
+    assert cases("poisoned_resume") == [1, True, True, 2]
+
+
+@pytest.mark.parametrize("optimizer", ["rule", "text", "own", "scheduled"])
 def test_ruinous_batch_is_left_out_and_rates_are_halved(cases, optimizer):
     skipped, distance = cases("rescue")[optimizer]
     assert skipped == [[1, 1], [2, 1]] and distance < 1e-6

@@ -267,11 +267,20 @@ def test_average_labels_and_own_metrics_of_an_embedding():
     assert result.history[-1].validation_metrics["recall"] == pytest.approx(recall(result.predict(ids), np.arange(60) % 3))
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["ours", "keras"])
-def test_ruinous_batch_is_left_out(own):
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(lambda: SGD(learning_rate=0.1), id="ours"),
+        pytest.param(lambda: keras.optimizers.SGD(0.1), id="keras"),
+        pytest.param(
+            lambda: keras.optimizers.SGD(keras.optimizers.schedules.PiecewiseConstantDecay([1000], [0.1, 0.01])), id="scheduled"
+        ),
+    ],
+)
+def test_ruinous_batch_is_left_out(optimizer):
     x = A.copy()
     x[30] = np.nan
-    optimizer = keras.optimizers.SGD(0.1) if own else SGD(learning_rate=0.1)
+    optimizer = optimizer()
     loader = tf.data.Dataset.from_tensor_slices((x, KIND)).batch(20)
     result = quick(Affine(3, 2), loader, optimizer=optimizer, batch_size=None)
     assert [(skip.epoch, skip.batch) for skip in result.skipped] == [(1, 1), (2, 1)]

@@ -21,14 +21,12 @@ from tests.frameworks.trajectories import list_cases, measure_rounding
 from tests.scripts import ROOT
 
 NEEDS_TENSORFLOW = pytest.mark.needs("tensorflow")
-BACKENDS = [
-    pytest.param("torch", None, id="torch"),
-    pytest.param("tensorflow", None, id="tensorflow", marks=NEEDS_TENSORFLOW),
-    pytest.param("keras", "tensorflow", id="keras-on-tensorflow", marks=NEEDS_TENSORFLOW),
-    pytest.param("keras", "jax", id="keras-on-jax"),
-    pytest.param("keras", "torch", id="keras-on-torch"),
-    pytest.param("mxnet", None, id="mxnet"),
-    pytest.param("jax", None, id="jax"),
+# Keras beside its backend, in the same process.
+PROCESSES = [
+    pytest.param(("torch", "keras"), "torch", id="torch"),
+    pytest.param(("tensorflow", "keras"), "tensorflow", id="tensorflow", marks=NEEDS_TENSORFLOW),
+    pytest.param(("jax", "keras"), "jax", id="jax"),
+    pytest.param(("mxnet",), None, id="mxnet"),
 ]
 
 # 4 rules x 2 forms with everything, and 3 more; (1 plain + 4 batches with everything), in 2 types; by 4 problems.
@@ -45,12 +43,12 @@ KERAS_ON_TORCH = 1e-6
 """Keras keeps some numbers of the torch backend in float32, so there the network has float32's tolerance in float64 too."""
 
 
-def run(framework: str, backend: str | None, part: str) -> dict[str, float]:
-    python = find_interpreter(framework) if lives_apart(framework) else sys.executable
+def run(frameworks: tuple[str, ...], backend: str | None, part: str) -> dict[str, dict[str, float]]:
+    python = find_interpreter(frameworks[0]) if lives_apart(frameworks[0]) else sys.executable
     variables = {"JAX_ENABLE_X64": "1", "TF_CPP_MIN_LOG_LEVEL": "3"} | ({"KERAS_BACKEND": backend} if backend else {})
     done = subprocess.run(
-        [str(python), "-W", "ignore", "-m", "tests.frameworks.trajectories", framework, part],
-        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=900, check=False,
+        [str(python), "-W", "ignore", "-m", "tests.frameworks.trajectories", ",".join(frameworks), part],
+        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -61,21 +59,32 @@ def rounding_of_network(case: str) -> float:
     return next(measure_rounding(problem, rule, batch) for name, problem, rule, batch, _ in list_cases() if name == case)
 
 
-def allowed(case: str, backend: str | None) -> float:
+def allowed(case: str, *, is_keras_on_torch: bool) -> float:
     problem, *_, dtype = case.split("/")
     if problem == "network" and dtype == "float32":
         return max(NETWORK[dtype], ROUNDING * rounding_of_network(case))
     if problem == "network":
-        return NETWORK["float32" if backend == "torch" else dtype]
+        return NETWORK["float32" if is_keras_on_torch else dtype]
     if dtype == "float32":
         return FLOAT32
-    return KERAS_ON_TORCH if backend == "torch" else FLOAT64
+    return KERAS_ON_TORCH if is_keras_on_torch else FLOAT64
 
 
-@pytest.mark.parametrize("part", ["few", pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-@pytest.mark.parametrize(("framework", "backend"), BACKENDS)
-def test_framework_follows_the_reference(framework: str, backend: str | None, part: str) -> None:
-    found = run(framework, backend, part)
-    assert len(found) == COUNTS[part]
-    too_far = {case: value for case, value in found.items() if not value <= allowed(case, backend)}
-    assert too_far == {}
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param("few", marks=pytest.mark.timeout(240)),
+        pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
+@pytest.mark.parametrize(("frameworks", "backend"), PROCESSES)
+def test_framework_follows_the_reference(frameworks: tuple[str, ...], backend: str | None, part: str) -> None:
+    found = run(frameworks, backend, part)
+    assert tuple(found) == frameworks
+    for framework, distances in found.items():
+        assert len(distances) == COUNTS[part]
+        is_keras_on_torch = (framework, backend) == ("keras", "torch")
+        too_far = {
+            case: value for case, value in distances.items() if not value <= allowed(case, is_keras_on_torch=is_keras_on_torch)
+        }
+        assert (framework, too_far) == (framework, {})

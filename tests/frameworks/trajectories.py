@@ -1,10 +1,10 @@
-"""Train small problems in one framework and in NumPy, and print how far apart the weights get.
+"""Train small problems in frameworks and in NumPy, and print how far apart the weights get.
 
-    python -m tests.frameworks.trajectories FRAMEWORK [few|quarter|all]
+    python -m tests.frameworks.trajectories FRAMEWORK[,FRAMEWORK] [few|quarter|all]
 
-prints one JSON object: case -> largest difference of any weight after any of the steps from the float64 reference. A quarter of
-the cases, if nothing is said, in which every rule meets every batch size and every problem; few of them: one for each rule, form
-and option.
+prints one JSON object: framework -> case -> largest difference of any weight after any of the steps from the float64 reference. A
+quarter of the cases, if nothing is said, in which every rule meets every batch size and every problem; few of them: one for each
+rule, form and option.
 It runs in whatever environment the framework lives in, and needs NumPy and Argosy alone beside it.
 """
 
@@ -183,9 +183,11 @@ def measure(framework: Framework, problem: str, rule: GradientOptimizer, batch: 
 
 
 def main() -> None:
-    framework = get_framework(sys.argv[1])
-    with framework.session(0, 1):
-        found = {name: measure(framework, *case) for name, *case in list_cases("".join(sys.argv[2:]) or "quarter")}
+    found: dict[str, dict[str, float]] = {}
+    for name in sys.argv[1].split(","):
+        framework = get_framework(name)
+        with framework.session(0, 1):
+            found[name] = {case: measure(framework, *parts) for case, *parts in list_cases("".join(sys.argv[2:]) or "quarter")}
     json.dump(found, sys.stdout)
 
 

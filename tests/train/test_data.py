@@ -5,17 +5,9 @@ import pytest
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch
-from argosy.train.data import (
-    Dataset,
-    check_dataset,
-    check_rows,
-    count_taken,
-    digest_arrays,
-    iterate_batches,
-    load_digits,
-    split_rows,
-    split_test,
-)
+from argosy.frameworks.describe import digest_arrays
+from argosy.train.data import check_dataset, check_rows, count_taken, iterate_batches, split_rows
+from argosy.train.datasets import Dataset, load_digits, split_test
 from argosy.train.losses import get_metric, prepare_targets
 
 X, Y = np.ones((4, 2)), np.arange(4)

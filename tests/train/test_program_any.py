@@ -187,6 +187,24 @@ def test_labels_may_be_names_and_are_published(store):
     assert json.dumps(result.describe_lineage()["training"]["class_weights"]) == '{"dog": 2.0}'
 
 
+@pytest.mark.parametrize("make", [Two, Pair], ids=["by-name", "in-order"])
+def test_names_of_classes_are_published_for_the_outputs_that_have_them(make, store):
+    names = np.array(["cat", "dog"])[KIND]
+    loss = ("cross_entropy", "mse") if make is Pair else {"kind": "cross_entropy", "value": "mse"}
+    targets = (names, VALUE) if make is Pair else {"kind": names, "value": VALUE}
+    result = quick(seeded(make), ((A, B), targets), loss=loss, epochs=1)
+    outputs = result.publish("pets", store).manifest.signature.outputs
+    assert {spec.name: spec.labels for spec in outputs} == {outputs[0].name: ("cat", "dog"), outputs[1].name: None}
+    assert [spec.name for spec in outputs] == (["output_0", "output_1"] if make is Pair else ["kind", "value"])
+
+
+def test_names_of_classes_that_share_one_output_are_left_to_the_lineage(store):
+    result = quick(seeded(lambda: torch.nn.Linear(3, 1)), (A, np.array(["cat", "dog"])[KIND]), loss="binary_cross_entropy")
+    manifest = result.publish("pets", store).manifest
+    assert manifest.signature.outputs[0].labels is None
+    assert manifest.lineage["training"]["labels"] == {"": ["cat", "dog"]}
+
+
 def test_metrics_of_ones_own_are_measured_on_validation_rows():
     def recall(outputs, targets):
         return ((outputs.argmax(1) == 1) & (targets == 1)).sum() / (targets == 1).sum()

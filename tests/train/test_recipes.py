@@ -6,7 +6,7 @@ import pytest
 
 from argosy.errors import InputError
 from argosy.optim import SGD, Adam, LinearDecay
-from argosy.train.data import load_digits
+from argosy.train.datasets import load_digits
 from argosy.train.recipes import count_confusion, get_recipe, load_data_for, run_recipe
 from argosy.train.run import count_steps
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -56,6 +57,23 @@ def write(tmp_path, **options):
     path = tmp_path / "report.html"
     write_report(OutputFile(path, overwrite=True), **{"history": HISTORY, **options})
     return path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "shown", "missing"),
+    [
+        pytest.param(lambda e: replace(e, metrics={} if e.number < 3 else e.metrics), (), ("Accuracy",), id="logged-late"),
+        pytest.param(lambda e: replace(e, validation_metrics={}), ("Accuracy", "validation"), (), id="loss-alone"),
+        pytest.param(lambda e: replace(e, validation_loss=None), ("Accuracy", "validation"), (), id="metric-alone"),
+        pytest.param(
+            lambda e: replace(e, validation_loss=None, validation_metrics={}), ("Accuracy",), ("validation",), id="neither"
+        ),
+    ],
+)
+def test_curve_shows_what_every_epoch_measured(change, shown, missing, tmp_path):
+    words = " ".join(Page(write(tmp_path, history=[change(epoch) for epoch in HISTORY])).words)
+    assert "Loss (mean of the rows)" in words
+    assert all(word in words for word in shown) and not any(word in words for word in missing)
 
 
 def test_report_shows_curve_matrix_and_sections(tmp_path):

@@ -90,6 +90,30 @@ def test_ruinous_batch_is_left_out(poison, make, caplog):
     assert np.isfinite(weights_of(result.model)).all()
 
 
+@pytest.mark.parametrize("place", [1, 11, 21], ids=["first", "second", "third"])
+@pytest.mark.parametrize("rule", [SGD(learning_rate=0.1), Adam(learning_rate=0.02)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("poison", [1e6, 1e30], ids=["large", "huge"])
+def test_huge_batch_among_the_first_is_left_out(place, rule, poison):
+    loader = torch.utils.data.DataLoader(Poisoned(-poison if make_data()[1][place] else poison, place), batch_size=10)
+    options = {"optimizer": rule, "epochs": 4, "progress": False}
+    result = train(Raw(), loader, **options)
+    clean = train(Raw(), make_data(), batch_size=10, shuffle=False, **options)
+    accuracies = [one.evaluate(*make_data())["accuracy"] for one in (result, clean)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03) and accuracies[1] > 0.9
+    assert (result.skipped[0].epoch, result.skipped[0].batch) == (1, place // 10) and result.skipped[0].loss > 1e4
+
+
+@pytest.mark.parametrize("batch_size", [10, 400], ids=["batches", "one-batch"])
+def test_losses_that_are_large_by_nature_are_not_doubted_for_long(batch_size):
+    x, y = make_data()
+    models = [Raw(), Raw()]
+    for model, rescue in zip(models, (True, False), strict=True):
+        data, rule = (x, 1e4 * np.stack([y, -y], 1).astype(np.float32)), SGD(learning_rate=0.01)
+        result = train(model, data, loss="mse", optimizer=rule, batch_size=batch_size, epochs=2, rescue=rescue, progress=False)
+        assert result.skipped == () and result.history[0].loss > 1e6
+    np.testing.assert_array_equal(*map(weights_of, models))
+
+
 def test_state_goes_back_to_the_one_before_the_batch():
     left_out = torch.utils.data.DataLoader(
         Poisoned(np.nan), batch_sampler=[range(b, b + 10) for b in range(0, 400, 10) if b != 60]
@@ -153,6 +177,19 @@ def test_weights_that_every_batch_ruins_end_the_run(tmp_path):
     with pytest.raises(ModelError) as caught:
         train(Cliff(), make_data(), optimizer="sgd", checkpoints=tmp_path, progress=False)
     assert caught.value.key == "not_finite"
+    assert any(tmp_path.glob("step-*.npz"))
+
+
+def test_run_whose_every_batch_is_bad_ends_at_the_first_of_them(tmp_path):
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(0)
+        return torch.nn.functional.cross_entropy(outputs, targets) * (math.nan if len(calls) > 5 else 1.0)
+
+    with pytest.raises(ModelError) as caught:
+        train(Raw(), make_data(), loss=loss, metrics=(), checkpoints=tmp_path, progress=False)
+    assert caught.value.key == "not_finite" and caught.value.fields["what"] == "loss"
     assert any(tmp_path.glob("step-*.npz"))
 
 

@@ -15,10 +15,10 @@ import torch
 
 import argosy
 from argosy.errors import InputError, ModelError
+from argosy.frameworks.describe import digest_arrays
 from argosy.frameworks.onnx import OnnxModel
 from argosy.optim import Adam
 from argosy.runtimes.torch import TorchRuntime
-from argosy.train.data import digest_arrays
 from argosy.train.run import train
 from tests.frameworks.one_tensor import check_one, export_one
 

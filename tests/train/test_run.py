@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -228,6 +229,17 @@ def test_progress_is_a_line_an_epoch_on_stderr_away_from_a_terminal(blobs, make_
     assert len(lines) == 2
     assert lines[0].startswith("epoch 1/2  loss ")
     assert all(word in lines[1] for word in ("accuracy", "validation loss", "validation accuracy", " s"))
+
+
+def test_line_of_an_epoch_tells_of_validation_rows_without_a_loss(blobs, make_model, capsys):
+    def step(model, batch, fit):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def share(outputs, targets):
+        return (outputs.argmax(1) == targets).mean()
+
+    train(make_model(), blobs, step=step, metrics={"share": share}, validation_data=blobs, epochs=1)
+    assert re.search(r"epoch 1/1  loss \d\.\d+  validation share [01]\.\d+  ", capsys.readouterr().err)
 
 
 def test_progress_is_a_bar_on_a_terminal(blobs, make_model, capsys, monkeypatch):

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from argosy import data as streams
 from argosy.errors import InputError
-from argosy.frameworks.base import Batch, get_framework
-from argosy.train.elements import Columns
 from argosy.train.run import train
-from argosy.train.source import ArraySource, LoaderSource, StreamSource
+from argosy.train.sharing import find_share
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -126,31 +123,11 @@ def test_later_batch_of_a_loader_is_looked_at_as_the_first(change, words, blobs,
         train(make_model(), loader, epochs=1, rescue=False, progress=False)
 
 
-def open_sources(blobs, folder):
-    x, y = (np.asarray(part) for part in blobs)
-    np.save(folder / "x.npy", x)
-    np.save(folder / "y.npy", y)
-    batch = Batch(x, y)
-    yield ArraySource(batch, batch, batch_size=32, shuffle=True, seed=3)
-    loader = torch.utils.data.DataLoader(Pairs(blobs), batch_size=32, shuffle=True)
-    yield LoaderSource(loader, get_framework("torch"), Columns(), 3)
-    yield LoaderSource(loader, get_framework("torch"), Columns(), 3, is_raw=True)
-    stream = streams.open({"x": folder / "x.npy", "y": folder / "y.npy"}, inputs="x", targets="y")
-    yield StreamSource(stream.open_source(batch_size=32, shuffle=True, seed=3), dtype=np.dtype(np.float32))
-
-
-def leaves_of(batch):
-    parts = batch.inputs if isinstance(batch.inputs, tuple | list) else (batch.inputs, batch.targets)
-    return [np.asarray(part) for part in parts]
-
-
-def test_parts_of_every_batch_make_the_batch_whatever_their_number(blobs, tmp_path):
-    for source in open_sources(blobs, tmp_path):
-        for start in (0, 2):
-            whole = [leaves_of(batch) for batch in source.iterate(2, start)]
-            for count in (1, 2, 3, 40):
-                parts = [[leaves_of(batch) for batch in source.iterate(2, start, (index, count))] for index in range(count)]
-                joined = [[np.concatenate(leaf) for leaf in zip(*shares, strict=True)] for shares in zip(*parts, strict=True)]
-                for one, other in zip(whole, joined, strict=True):
-                    for leaf, same in zip(one, other, strict=True):
-                        np.testing.assert_array_equal(leaf, same)
+@pytest.mark.parametrize("size", [1, 2, 3, 40])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 20, 32, 81])
+def test_shares_of_a_batch_make_the_batch_whatever_their_number(num_rows, size):
+    shares = [find_share(num_rows, rank, size) for rank in range(size)]
+    rows = [np.arange(num_rows)[part] for part, is_spare in shares if not is_spare]
+    np.testing.assert_array_equal(np.concatenate(rows), np.arange(num_rows))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+    assert all(len(range(num_rows)[part]) >= min(num_rows, 2) for part, _ in shares)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from argosy.bench.artifact import open_version
+from argosy.confine.confine import describe_confinement
 from argosy.errors import InputError, NotFoundError
 from argosy.frameworks.base import get_framework
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Flatten, Relu, draw_weights
@@ -86,19 +90,25 @@ def test_model_starts_with_the_weights_of_a_version(make, rows, native, store):
 )
 def test_every_framework_starts_from_its_versions(name, store):
     framework = get_framework(name)
-    layers = (Conv(3, 3), BatchNorm(), Relu(), Flatten(), Dense(2))
+    layers = (Conv(3, 3), BatchNorm(), Relu(), Flatten(), Dense(64), Dense(2))
     rows = np.random.default_rng(0).normal(size=(40, 1, 4, 4)).astype(np.float32)
 
     def make(seed):
         return framework.build_network(layers, (1, 4, 4), draw_weights(layers, (1, 4, 4), seed))
 
-    first, second = make(1), make(2)
+    first = make(1)
     begin(first, None, rows)
-    publish(first, "base", store, sample=rows)
-    begin(second, Start("base", store=store), rows)
-    wanted, found = framework.get_weights(first), framework.get_weights(second)
-    for weight in framework.list_trainable(second):
-        check_same(found[weight], wanted[weight])
+    wanted = framework.get_weights(first)
+    for native in (False, True):
+        version = publish(first, "base", store, sample=rows, native=native)
+        second = make(2)
+        begin(second, Start("base", store=store), rows)
+        found = framework.get_weights(second)
+        for weight in framework.list_trainable(second):
+            check_same(found[weight], wanted[weight])
+        # What serves has them already, in whatever format.
+        kept = store.open_artifact(version) / WEIGHTS_FILE
+        assert kept.stat().st_size < sum(array.nbytes for array in wanted.values())
 
 
 def test_parts_start_from_a_version_and_the_rest_as_the_model_is(store):
@@ -127,19 +137,66 @@ def test_adapters_start_as_they_are_and_what_they_adapt_from_the_version(store):
     assert made["body.0.lora_A.default.weight"].any()
 
 
-def test_imported_onnx_file_gives_its_weights_by_their_names(store, tmp_path):
-    weights = {"weight": np.arange(8, dtype=np.float32).reshape(2, 4), "bias": np.ones(2, np.float32)}
+WEIGHTS = {"weight": np.arange(8, dtype=np.float32).reshape(2, 4), "bias": np.ones(2, np.float32)}
+LINE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
+
+
+def write_line(folder: Path, **options: Any) -> dict[str, Path]:
+    """Write a graph that was made elsewhere; its files."""
     node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in (("x", 4), ("y", 2))]
-    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    tensors = [numpy_helper.from_array(array, name) for name, array in WEIGHTS.items()]
     graph = helper.make_graph([node], "line", ports[:1], ports[1:], tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "m.onnx"))
-    signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
-    store.publish("base", {"m.onnx": tmp_path / "m.onnx"}, signature=signature, entry="m.onnx")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(folder / "m.onnx"), **options)
+    return {path.name: path for path in folder.glob("m.*")}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"save_as_external_data": True, "location": "m.data", "size_threshold": 0}], ids=["within", "beside"]
+)
+def test_imported_onnx_file_gives_its_weights_by_their_names(options, store, tmp_path):
+    store.publish("base", write_line(tmp_path, **options), signature=LINE, entry="m.onnx")
     model = torch.nn.Linear(4, 2)
     begin(model, Start("base", store=store))
     for name, array in state_of(model).items():
-        check_same(array, weights[name])
+        check_same(array, WEIGHTS[name])
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["own", "imported"])
+def test_training_process_never_opens_an_onnx_file_of_a_version(is_kept, store, tmp_path, monkeypatch):
+    if is_kept:
+        publish(torch.nn.Linear(4, 2), "base", store, sample=X)
+    else:
+        store.publish("base", write_line(tmp_path), signature=LINE, entry="m.onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    begin(torch.nn.Linear(4, 2), Start("base", store=store))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        pytest.param(lambda tensor: tensor.dims.append(1 << 40), "m.onnx cannot be read: ValueError", id="endless"),
+        pytest.param(
+            lambda tensor: tensor.external_data.add(key="location", value="/etc/hostname"),
+            "m.onnx cannot be read: PermissionError",
+            id="elsewhere",
+        ),
+    ],
+)
+def test_onnx_file_that_reaches_out_is_refused(damage, told, store, tmp_path):
+    if not describe_confinement().is_confined:
+        pytest.skip("this machine confines nothing")
+    path = write_line(tmp_path)["m.onnx"]
+    model = onnx.load(str(path))
+    damage(model.graph.initializer[0])
+    if model.graph.initializer[0].external_data:
+        model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    path.write_bytes(model.SerializeToString())
+    store.publish("base", {"m.onnx": path}, signature=LINE, entry="m.onnx")
+    with pytest.raises(InputError, match="Training cannot start from version base@1") as caught:
+        begin(torch.nn.Linear(4, 2), Start("base", store=store))
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +229,18 @@ def head(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def hold(file: str = "m.onnx", start: int = 0, holders: object = {}) -> bytes:
+    """Say that all weights of `Linear` stand in another file."""
+    held = {
+        name: {"file": file, "start": start, "dtype": "F32", "shape": shape, "is_transposed": False}
+        for name, shape in (("weight", [2, 4]), ("bias", [2]))
+    }
+    return head(json.dumps({"__metadata__": {"held": json.dumps(held), "holders": json.dumps(holders)}}).encode())
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -179,12 +248,24 @@ def head(text: bytes) -> bytes:
         pytest.param(struct.pack("<Q", 2**60) + b"{}", id="endless-header"),
         pytest.param(head(b"[]"), id="no-table"),
         pytest.param(head(b'{"a": 17}'), id="no-place"),
-        pytest.param(head(b'{"body.0.weight":{"dtype":"F32","shape":[6,4],"data_offsets":'), id="cut"),
+        pytest.param(head(b'{"weight":{"dtype":"F32","shape":[2,4],"data_offsets":'), id="cut"),
         pytest.param(head(b'{"x":{"dtype":"F32","shape":[6,4],"data_offsets":[0,9999999]}}'), id="short"),
-        pytest.param(head(b'{"__metadata__":{"held":"{\\"a\\": [\\"b\\", false]}"}}'), id="not-its-file"),
+        pytest.param(hold(file="m.onnx"), id="not-its-file"),
+        pytest.param(hold(file="other"), id="no-such-file"),
+        pytest.param(hold(file="../../database.sqlite"), id="file-elsewhere"),
+        pytest.param(hold(holders={"m.onnx": EMPTY}, start=-1), id="before-the-file"),
+        pytest.param(hold(holders={"m.onnx": EMPTY}, start=1), id="behind-the-file"),
+        pytest.param(hold(holders={"m.onnx": EMPTY}), id="short-file"),
         pytest.param(head(b'{"__metadata__":{"held":"[1"}}'), id="held-is-no-json"),
         pytest.param(head(b'{"__metadata__":{"held":"[1]"}}'), id="held-is-no-table"),
         pytest.param(head(b'{"__metadata__":7}'), id="metadata-is-no-table"),
+        pytest.param(head(b'{"\\u001b[31m":{"dtype":"F32","shape":[],"data_offsets":[0,0]}}'), id="name-that-colours"),
+        pytest.param(head(b'{"%s":{"dtype":"F32","shape":[],"data_offsets":[0,0]}}' % (b"a" * 2000)), id="long-name"),
+        pytest.param(head(b'{"weight":{"dtype":"F32","shape":[%s1],"data_offsets":[0,0]}}' % (b"1," * 99)), id="many-axes"),
+        pytest.param(head(b'{"weight":{"dtype":"\\u001b[31mF","shape":[2,4],"data_offsets":[0,0]}}'), id="no-type"),
+        pytest.param(head(b"[" * 100_000), id="lists-without-end"),
+        pytest.param(head(b'{"a":' + b"[" * 100_000), id="place-without-end"),
+        pytest.param(head(b'{"__metadata__":{"held":"' + b"[" * 100_000 + b'"}}'), id="held-without-end"),
     ],
 )
 def test_weights_that_are_damaged_are_refused(content, store, tmp_path):
@@ -193,8 +274,9 @@ def test_weights_that_are_damaged_are_refused(content, store, tmp_path):
     signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
     files = {name: tmp_path / name for name in ("m.onnx", WEIGHTS_FILE)}
     store.publish("base", files, signature=signature, entry="m.onnx")
-    with pytest.raises(InputError, match="Training cannot start from version base@1"):
-        begin(Net(), Start("base", store=store))
+    with pytest.raises(InputError, match="Training cannot start from version base@1") as caught:
+        begin(torch.nn.Linear(4, 2), Start("base", store=store))
+    assert caught.value.message.isprintable() and len(caught.value.message) < 1000
 
 
 def test_run_that_started_from_a_version_resumes_from_its_own_checkpoint_alone(store, tmp_path):

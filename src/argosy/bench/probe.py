@@ -113,7 +113,7 @@ class Probe:
         python = Path(sys.executable) if package is None or is_here else find_interpreter(package)
         if runtime not in _CONFINED or self.artifact.has_devices:
             environment = os.environ if is_here else {**os.environ, "PYTHONPATH": ""}
-            command = [str(python), "-P", "-m", _CHILD]
+            command = [str(python), "-P", "-B", "-m", _CHILD]  # What it imports of the artifact's folder leaves nothing there.
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
         return open_confined(
             [_CHILD],

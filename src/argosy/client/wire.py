@@ -186,7 +186,7 @@ def _fit_array(value: ArrayLike, spec: TensorSpec, model: str, version: str) -> 
     """Give a value as an array of the input's dtype; only where no value changes but by rounding of floats.
 
     Raises:
-        InputError: `datatype_mismatch`, its kind is another; `bad_value`, a value does not fit.
+        InputError: `datatype_mismatch`, its kind is another; `needs_text`; `bad_value`, a value does not fit.
     """
     want = spec.dtype
     try:
@@ -198,7 +198,12 @@ def _fit_array(value: ArrayLike, spec: TensorSpec, model: str, version: str) -> 
         return array
     # NumPy calls bfloat16 no float.
     kinds = "".join("f" if is_bfloat16(dtype) else dtype.kind for dtype in (array.dtype, want))
-    if kinds in ("SO", "UO") or (kinds == "OO" and all(isinstance(item, (str, bytes)) for item in array.ravel().tolist())):
+    if kinds in ("SO", "UO"):
+        return array
+    if kinds == "OO":
+        for item in array.ravel().tolist():
+            if not isinstance(item, (str, bytes)):
+                raise InputError("needs_text", tensor=spec.name, got=type(item).__qualname__)
         return array
     if kinds not in ("ff", "ii", "iu", "ui", "uu", "if", "uf", "bi", "bu", "bf"):
         raise InputError(
@@ -232,7 +237,7 @@ def fit_inputs(metadata: Metadata, inputs: Inputs, version: str) -> Arrays:
     """Hold what a caller gave against the model's inputs.
 
     Raises:
-        InputError: `needs_names`, `unknown_input`, `missing_input`, `datatype_mismatch`, `bad_value`.
+        InputError: `needs_names`, `unknown_input`, `missing_input`, `datatype_mismatch`, `needs_text`, `bad_value`.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     raw = {spec.name: spec for spec in metadata.raw_inputs}

@@ -17,10 +17,10 @@ from argosy.compress.publish import PACKAGES
 from argosy.compress.sample import Sample
 from argosy.compress.steps.base import Workshop
 from argosy.errors import ConflictError, InputError
+from argosy.frameworks.describe import digest_arrays
 from argosy.search.journal import find_folder
 from argosy.signature import Arrays
 from argosy.store.manifest import Version
-from argosy.train.data import digest_arrays
 from argosy.train.lineage import describe_environment
 
 __all__ = ["choose_keeping", "explain_keeping", "forget"]

@@ -14,13 +14,13 @@ from argosy.compress.recipe import Recipe, retrains
 from argosy.compress.result import CompressResult, name_recipe
 from argosy.compress.sample import take_golden
 from argosy.errors import FaultError
+from argosy.frameworks.describe import digest_arrays
 from argosy.importers.onnx import check_graphs
 from argosy.signature import JoinVerdict
 from argosy.store.golden import Golden
 from argosy.store.local import Store
 from argosy.store.manifest import Version
 from argosy.store.preprocess import list_step_files
-from argosy.train.data import digest_arrays
 from argosy.train.lineage import describe_environment
 
 __all__ = ["PACKAGES", "answer_golden", "judge_joining", "publish_artifact"]

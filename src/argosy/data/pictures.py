@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from argosy.data.block import BadRow, Block, Chunk, Column, Location, load_module
 from argosy.data.files import File, open_file, read_range
@@ -15,7 +16,7 @@ from argosy.runtimes.base import BadInput
 from argosy.runtimes.preprocess import BadStep
 from argosy.runtimes.preprocess_image import ImageStep
 
-__all__ = ["PictureReader"]
+__all__ = ["PictureReader", "decode_picture", "make_image_step"]
 
 _MAX_BYTES: Final = 64 << 20
 """Of a file: no picture that is taken has more."""
@@ -37,7 +38,6 @@ class PictureReader:
     """
 
     def __init__(self, files: Sequence[File], options: Mapping[str, Any]) -> None:
-        load_module("PIL.Image", "Reading pictures")
         self.files = files
         folders = [str(Path(file.name).parent) for file in files]
         given: Any = options.get("classes")
@@ -47,27 +47,8 @@ class PictureReader:
         if given is None and self.classes and "." in folders:
             name = files[folders.index(".")].path
             raise InputError("bad_file", path=repr(str(name)), detail="it stands in no folder, which would be its label")
-        self.step = self._make_step(options)
-
-    def _make_step(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        chosen = {key: value for key, value in options.items() if key not in ("classes", "datatype", "schema", "max_bad_rows")}
-        layout, channels = chosen.setdefault("layout", "NCHW"), chosen.setdefault("channels", "RGB")
-        datatype = options.get("datatype", "FP32")
-        size: Any = chosen.get("size")
-        sides = cast("list[Any]", size) if isinstance(size, list | tuple) else []
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            raise InputError("bad_option", option="size", got=options.get("size"), expected="[height, width] of all pictures")
-        if datatype not in _TYPES:
-            raise InputError("bad_option", option="datatype", got=datatype, expected=", ".join(sorted(_TYPES)))
-        height, width = chosen["size"] = list(sides)
-        count = 1 if channels == "grey" else 3
-        shapes = {"NCHW": [-1, count, height, width], "NHWC": [-1, height, width, count], "NHW": [-1, height, width]}
-        spec = {"datatype": datatype, "shape": shapes.get(layout, [])}
-        try:
-            self._step = ImageStep({"image": spec}, chosen, Path())
-        except BadStep as error:
-            raise InputError("bad_preprocess", detail=error) from error
-        return {"kind": "image", **chosen}
+        own = ("classes", "schema", "max_bad_rows")
+        self._step, self.step = make_image_step("image", {key: value for key, value in options.items() if key not in own})
 
     def read_schema(self) -> dict[str, str]:
         return {"image": "picture", **({"label": "int64"} if self.classes else {})}
@@ -105,14 +86,59 @@ class PictureReader:
         return Chunk(columns, np.array(kept, np.int64), bad)
 
     def _decode(self, file: File) -> Any:
-        if file.size > _MAX_BYTES:
-            raise BadInput(f"it has {file.size} bytes, at most {_MAX_BYTES} are taken")
+        _check_size(file.size)
         with open_file(file) as descriptor:
             data = read_range(file, descriptor, 0, file.size)
-        return self._step.convert("image", [data]).tensors["image"][0]
+        return decode_picture(self._step, "image", data)
 
     def locate(self, block: Block, row: int) -> Location:
         return Location(self.files[block.place + row].path, "picture", 0)
+
+
+def make_image_step(tensor: str, options: Mapping[str, Any]) -> tuple[ImageStep, dict[str, Any]]:
+    """Give what makes a tensor of a picture, and the step as a version keeps it.
+
+    Args:
+        tensor: its name.
+        options: `size`, `datatype`, `layout` and `channels` as of `PictureReader`, and those of the step.
+
+    Raises:
+        InputError: `bad_option`, `bad_preprocess`; `missing_extra`, Pillow is not installed.
+    """
+    load_module("PIL.Image", "Reading pictures")
+    chosen = {key: value for key, value in options.items() if key != "datatype"}
+    layout, channels = chosen.setdefault("layout", "NCHW"), chosen.setdefault("channels", "RGB")
+    datatype = options.get("datatype", "FP32")
+    size: Any = chosen.get("size")
+    sides = cast("list[Any]", size) if isinstance(size, list | tuple) else []
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise InputError("bad_option", option="size", got=options.get("size"), expected="[height, width] of all pictures")
+    if datatype not in _TYPES:
+        raise InputError("bad_option", option="datatype", got=datatype, expected=", ".join(sorted(_TYPES)))
+    height, width = chosen["size"] = list(sides)
+    count = 1 if channels == "grey" else 3
+    shapes = {"NCHW": [-1, count, height, width], "NHWC": [-1, height, width, count], "NHW": [-1, height, width]}
+    spec = {"datatype": datatype, "shape": shapes.get(layout, [])}
+    try:
+        return ImageStep({tensor: spec}, chosen, Path()), {"kind": "image", **chosen}
+    except BadStep as error:
+        raise InputError("bad_preprocess", detail=error) from error
+
+
+def decode_picture(step: ImageStep, name: str, data: bytes) -> NDArray[Any]:
+    """Give the tensor of one picture: a batch of a server's has bounds that a data set has not.
+
+    Raises:
+        BadInput: it is no picture of a known format, damaged, or too large.
+    """
+    _check_size(len(data))
+    ((tensor,),) = step.convert(name, [data]).tensors.values()
+    return tensor
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > _MAX_BYTES:
+        raise BadInput(f"it has {size_bytes} bytes, at most {_MAX_BYTES} are taken")
 
 
 def _cut(files: Sequence[File]) -> Iterator[tuple[int, Sequence[File]]]:

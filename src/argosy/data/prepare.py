@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from argosy.data.block import BadRow, Chunk
 from argosy.data.choice import Rows
+from argosy.data.pictures import decode_picture, make_image_step
 from argosy.errors import InputError, list_choices
 from argosy.runtimes.base import BadInput
 from argosy.runtimes.preprocess import BadStep
@@ -47,12 +48,14 @@ class Encoder:
     """Steps of preprocessing on columns.
 
     Args:
-        tables: each has `kind` (`row` or `text`) and the options of the step, as a version keeps them. Of text also `column`,
-            whose strings are taken, and `inputs`, the names of its tensors.
+        tables: each has `kind` (`row`, `text` or `image`) and the options of the step, as a version keeps them. Of text and
+            pictures also `column`, whose strings or bytes are taken, and `inputs`, the names of their tensors; of pictures
+            `datatype`, too.
 
     Attributes:
         names: of the columns that they take.
-        tensors: that they make, by name; INT64 where all are places of categories or tokens, else FP32.
+        tensors: that they make, by name; INT64 where all are places of categories or tokens, of pictures as they say, else
+            FP32.
         steps: for `argosy.publish(preprocess=...)`.
         recorded: the same for a lineage: a file by its name and what it holds.
 
@@ -66,7 +69,7 @@ class Encoder:
         self._parts = [_make_part(table) for table in tables]
         self.names = list(dict.fromkeys(name for part in self._parts for name in part.names))
         self.tensors = {name: kind for part in self._parts for name, kind in part.tensors.items()}
-        self.steps = [{key: value for key, value in table.items() if key != "column"} for table in tables]
+        self.steps = [part.step for part in self._parts]
         if len(tables) > 1:
             self._tell_apart()
         self.recorded = [
@@ -115,21 +118,52 @@ class _Part(NamedTuple):
     names: list[str]
     tensors: dict[str, str]
     encode: Callable[[Mapping[str, NDArray[Any]]], Arrays]
+    step: dict[str, Any]
+    """As a version keeps it."""
 
 
 def _make_part(table: Mapping[str, Any]) -> _Part:
     options = {key: value for key, value in table.items() if key not in ("kind", "name", "inputs", "column")}
+    step = {key: value for key, value in table.items() if key != "column"}
+    kind: Any = table.get("kind")
     try:
-        if table.get("kind") == "row":
+        if kind == "row":
             row, tensors = _make_row(options)
-            return _Part(row.names, tensors, row.encode)
-        if table.get("kind") == "text":
+            return _Part(row.names, tensors, row.encode, step)
+        if kind == "text":
             tensors = _list_text_tensors(table)
             name = str(table.get("column", "text"))
-            return _Part([name], tensors, partial(_encode_text, _make_text(tensors, options), name))
+            return _Part([name], tensors, partial(_encode_text, _make_text(tensors, options), name), step)
     except BadStep as error:
         raise InputError("bad_preprocess", detail=error) from error
-    raise InputError("unknown_choice", kind="preprocessing of columns", got=table.get("kind"), known="row, text")
+    if kind == "image":
+        return _make_picture_part(table, options, step)
+    raise InputError("unknown_choice", kind="preprocessing of columns", got=kind, known="image, row, text")
+
+
+def _make_picture_part(table: Mapping[str, Any], options: Mapping[str, Any], step: Mapping[str, Any]) -> _Part:
+    given: Any = table.get("inputs", [_DEFAULT])
+    names = cast("Sequence[object]", given) if isinstance(given, list | tuple) else ()
+    tensor, name = names[0] if len(names) == 1 else None, str(table.get("column", "image"))
+    if not isinstance(tensor, str):
+        raise InputError(
+            "bad_option",
+            option="inputs",
+            got=cast("object", given),
+            expected="the name of the one tensor of a picture, in a list",
+        )
+    picture, kept = make_image_step(tensor, options)
+    named = {key: step[key] for key in ("name", "inputs") if key in step}
+    tensors = {tensor: str(options.get("datatype", "FP32"))}
+    return _Part([name], tensors, partial(_encode_pictures, picture, tensor, name), {**kept, **named})
+
+
+def _encode_pictures(step: Any, tensor: str, name: str, columns: Mapping[str, NDArray[Any]]) -> Arrays:
+    pictures = columns[name]
+    if pictures.dtype.kind != "O" or not isinstance(pictures[0], bytes):
+        got = f"{name} ({'text' if pictures.dtype.kind == 'O' else pictures.dtype})"
+        raise InputError("bad_option", option="column", got=got, expected="a column of bytes, pictures as their files hold them")
+    return {tensor: np.stack([decode_picture(step, name, picture) for picture in pictures.tolist()])}
 
 
 def _encode_text(step: Any, name: str, columns: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -137,8 +171,25 @@ def _encode_text(step: Any, name: str, columns: Mapping[str, NDArray[Any]]) -> A
     if texts.dtype.kind != "O":
         expected = f"a column of text; schema={{{name!r}: 'string'}} has text read as it stands"
         raise InputError("bad_option", option="column", got=f"{name} ({texts.dtype})", expected=expected)
-    made = step.convert(name, [text if isinstance(text, bytes) else text.encode() for text in texts.tolist()])
-    return {tensor: np.stack(rows) for tensor, rows in made.tensors.items()}
+    made: dict[str, list[NDArray[Any]]] = {}
+    for part in _cut_texts([text if isinstance(text, bytes) else text.encode() for text in texts.tolist()]):
+        for tensor, rows in step.convert(name, part).tensors.items():
+            made.setdefault(tensor, []).extend(rows)
+    return {tensor: np.stack(rows) for tensor, rows in made.items()}
+
+
+def _cut_texts(texts: list[bytes]) -> Iterator[list[bytes]]:
+    """Cut texts into batches that a worker would take: a chunk of a data set may have more."""
+    from argosy.runtimes.preprocess_text import MAX_BATCH_BYTES
+
+    part, size = list[bytes](), 0
+    for text in texts:
+        if part and size + len(text) > MAX_BATCH_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    yield part
 
 
 def digest_file(path: str | Path) -> str:

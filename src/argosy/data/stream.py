@@ -85,8 +85,9 @@ class Stream:
         self.columns: dict[str, Column] = {}
         self._text_row_bytes = 1.0
         chunk = self._read_sample()
-        self._row_bytes = max(1, sum(_count_bytes(array) for array in chunk.columns.values()) // len(chunk.rows))
+        self._row_bytes = _count_row_bytes(chunk)
         self._chunk_rows = max(1, CHUNK_BYTES // self._row_bytes)
+        self._is_sized = buffer_rows is None
         self.buffer_rows = max(1, BUFFER_BYTES // self._row_bytes) if buffer_rows is None else buffer_rows
         self.sample: Rows = choice.build([leaf[:_SAMPLE_ROWS] for leaf in choice.join(chunk.columns)])
 
@@ -146,8 +147,9 @@ class Stream:
         Args:
             steps: tables with `kind` and options, as of `argosy.publish(preprocess=[...])`. `row`: of `argosy.data.learn_row`,
                 or written by hand. `text`: with `column`, the column of text (by default `text`), `file`, the path of the
-                tokenizer, `max_length`, and `inputs`, the names of the tensors (by default `input_ids` alone). Several tensors
-                are inputs by their names.
+                tokenizer, `max_length`, and `inputs`, the names of the tensors (by default `input_ids` alone). `image`: with
+                `column`, the column of pictures as their files hold them (by default `image`), and the options of a folder of
+                pictures, `size` first. Several tensors are inputs by their names.
 
         Raises:
             InputError: `bad_preprocess`, `bad_option`, `unknown_choice`, `bad_rows`.
@@ -172,11 +174,16 @@ class Stream:
         return self._change(dataclasses.replace(self._finish, choice=choice, names=taken, encoder=encoder))
 
     def _change(self, finish: Finish) -> Stream:
-        """Give the same rows, otherwise finished; in the same order."""
+        """Give the same rows, otherwise finished; in the same order, unless a buffer of them would be too large."""
         changed = copy.copy(self)
         changed._finish, encoder = finish, finish.encoder
         changed.preprocess, changed._recorded = ([], []) if encoder is None else (encoder.steps, encoder.recorded)
         chunk = changed._read_sample()
+        changed._row_bytes = _count_row_bytes(chunk)
+        if changed._is_sized and changed.buffer_rows * changed._row_bytes > MAX_WINDOW_BYTES:
+            # Pictures and categories become far more numbers than they have bytes.
+            changed.buffer_rows = max(1, BUFFER_BYTES // changed._row_bytes)
+            changed._chunk_rows = max(1, CHUNK_BYTES // changed._row_bytes)
         changed.sample = finish.choice.build([leaf[:_SAMPLE_ROWS] for leaf in finish.choice.join(chunk.columns)])
         return changed
 
@@ -403,6 +410,10 @@ def _find_file(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(array: NDArray[Any]) -> Column:
     return Column(array.dtype, array.shape[1:], array.dtype.kind == "O" and isinstance(array[0], str))
+
+
+def _count_row_bytes(chunk: Chunk) -> int:
+    return max(1, sum(_count_bytes(array) for array in chunk.columns.values()) // len(chunk.rows))
 
 
 def _count_bytes(array: NDArray[Any]) -> int:

@@ -192,6 +192,10 @@ class Framework(Protocol):
         """Multiply the learning rate of an optimizer of the framework's own; False if it has none to set."""
         ...
 
+    def reduce(self, part: Any) -> Any:
+        """Say how an object of the framework's is pickled for another worker, as `__reduce__` does; None: as it says itself."""
+        ...
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         """Start to fit a model, in place.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
+from numpy.typing import NDArray
+
 from argosy.errors import InputError, ModelError, list_choices
-from argosy.frameworks.trees import Tree, list_leaves
+from argosy.frameworks.exchange import Exchange
+from argosy.frameworks.trees import Tree, list_leaves, take_rows
 from argosy.optim.groups import match_names
 from argosy.signature import Arrays
 
@@ -50,6 +53,17 @@ class Batch(NamedTuple):
         if hasattr(inputs, "shape"):
             return len(inputs)
         return next((len(leaf) for leaf in list_leaves(inputs) if getattr(leaf, "shape", ())), 1)
+
+    def take(self, rows: slice | NDArray[Any]) -> Batch:
+        """Give some of the rows."""
+        return Batch(*(None if part is None else take_rows(part, rows) for part in self))
+
+    def cut(self, size: int | None) -> Iterator[tuple[Batch, float]]:
+        """Give pieces of so many rows (None: of all), and the share of the rows that each has."""
+        num_rows = self.num_rows
+        for start in range(0, num_rows, size or num_rows):
+            rows = slice(start, min(start + (size or num_rows), num_rows))
+            yield self.take(rows), (rows.stop - start) / num_rows
 
 
 class Fit(Protocol):
@@ -122,6 +136,13 @@ class FitOptions:
     """Of such a step."""
     frozen: frozenset[str] = frozenset()
     """Names of weights, of those that `list_trainable` gives, which stay as they are."""
+    exchange: Exchange | None = None
+    """Gradients pass it before weights are moved, and with them running statistics. None: there is one worker."""
+
+    def derive_seed(self, number: int, *more: int) -> int:
+        """Give the seed of a step, which is another one in each worker; see `derive_seed`."""
+        rank = 0 if self.exchange is None else self.exchange.rank
+        return derive_seed(self.seed, number, *more, *((-rank,) if rank else ()))
 
 
 class Step(Protocol):

@@ -106,7 +106,7 @@ def _check_value(loss: Any, to_float: Callable[[Any], float]) -> float:
     """
     try:
         return to_float(loss)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         shape = getattr(loss, "shape", None)
         raise fail_loss(type(loss).__qualname__ if shape is None else f"a tensor of shape {tuple(shape)}") from error
 

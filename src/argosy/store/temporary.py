@@ -31,6 +31,7 @@ __all__ = [
     "link_file",
     "list_dead",
     "remove",
+    "remove_dead",
     "temp_file",
     "temp_folder",
     "try_lock",
@@ -185,6 +186,12 @@ def list_dead(folder: Path) -> Generator[Path, None, None]:
             os.close(fd)
 
 
+def remove_dead(folder: Path) -> None:
+    """Remove the temporary files and folders whose writers are dead."""
+    for path in list_dead(folder):
+        remove(path)
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir():
@@ -193,14 +200,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def find_private_folder() -> Path:
+def find_private_folder(parent: Path | None = None) -> Path:
     """The folder of this user's files where temporary files are (TMPDIR), made if need be; nobody else can write to it.
+
+    Args:
+        parent: where it is instead, such as a file system in memory.
 
     Raises:
         StoreError: `disk_full`, `write_failed`; also where it is another user's.
     """
     user = os.geteuid()
-    folder = Path(tempfile.gettempdir()) / f"argosy-{user}"
+    folder = (parent or Path(tempfile.gettempdir())) / f"argosy-{user}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         state = folder.lstat()

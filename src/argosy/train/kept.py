@@ -1,20 +1,25 @@
 """The weights of a published model under its framework's names, so that another run can start from them.
 
-What the ONNX file of a version holds already is referred to; only the rest is written beside it, as safetensors:
+Most weights stand byte for byte in the files that serve already, whatever their format: these are referred to by where they
+begin there. Only the rest is written beside them, as safetensors:
 
     argosy.safetensors    8 bytes: length of the header; header: JSON, a tensor by name; then their bytes
+
+All of it may come from elsewhere, and is hostile then: the header is held against its type and the places in it against the
+files, and nothing else is parsed. Of an ONNX file that was imported, a confined process makes such a file (`extraction.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, cast
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,30 +28,53 @@ from argosy.store.manifest import WEIGHTS_FILE
 
 __all__ = ["KeptWeight", "KeptWeights", "open_kept", "write_kept"]
 
+_Kind = TypeVar("_Kind")
+
 _CODES: Final = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
 }  # fmt: skip
 """Types as safetensors calls them."""
-_MAX_HEADER_BYTES: Final = 100_000_000
-"""As safetensors itself has it."""
+_MAX_HEADER_BYTES: Final = 32 << 20
+"""Some hundred thousand tensors; a hostile header takes many times its size in memory."""
 _META: Final = "__metadata__"
+_STEP: Final = 1024
+_MIN_HELD_BYTES: Final = 2 * _STEP
+"""A smaller weight is written: to say where it stands takes nearly as much."""
+_MAX_ALIKE: Final = 8
+"""A word that a file has in more places tells none of them: it is of zeros, or of another number again and again."""
+_MAX_NAME: Final = 1000
 
 
-def write_kept(weights: Arrays, path: Path, entry: Path | None) -> None:
-    """Write weights by name, but those that an ONNX file holds as they are or transposed.
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{1,16}\Z")]
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
+"""Messages show both."""
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """A weight that stands in another file."""
+
+    file: str
+    start: int
+    dtype: _Word
+    shape: _Shape
+    is_transposed: bool
+
+
+def write_kept(weights: Arrays, path: Path, files: Sequence[Path]) -> None:
+    """Write weights by name, but those that other files hold as they are or transposed.
 
     Args:
         weights: by the framework's names.
         path: of the file to write.
-        entry: the ONNX file; None if the version has none.
+        files: that will lie beside it.
     """
-    held = _find_held(weights, entry) if entry is not None else {}
-    written = {name: array for name, array in weights.items() if name not in held and array.dtype.name in _CODES}
-    meta = {"format": "np", "held": json.dumps(held)}
-    if entry is not None:
-        meta["holder"] = _digest(entry)
+    known = {name: array for name, array in weights.items() if array.dtype.name in _CODES}
+    held = _find_held(known, files)
+    written = {name: array for name, array in known.items() if name not in held}
+    holders = {file.name: _digest(file) for file in files if any(weight.file == file.name for weight in held.values())}
+    meta = {"format": "np", "held": msgspec.json.encode(held).decode(), "holders": json.dumps(holders)}
     header: dict[str, Any] = {_META: meta}
     offset = 0
     for name, array in written.items():
@@ -63,30 +91,80 @@ def write_kept(weights: Arrays, path: Path, entry: Path | None) -> None:
             file.write(np.ascontiguousarray(array).tobytes())
 
 
-class KeptWeight(NamedTuple):
-    """Where a weight is: in the file itself, or in the ONNX file."""
+def _find_held(weights: Arrays, files: Sequence[Path]) -> dict[str, _Held]:
+    """Say where weights stand in files, for each that stands in one."""
+    found: dict[str, _Held] = {}
+    for path in files:
+        if path.stat().st_size < _MIN_HELD_BYTES:
+            continue
+        finder = _Finder(path)
+        for name, array in weights.items():
+            if name in found or array.nbytes < _MIN_HELD_BYTES:
+                continue
+            for is_transposed in (False, True):
+                start = finder.find(array.T if is_transposed else array)
+                if start is not None:
+                    found[name] = _Held(path.name, start, _CODES[array.dtype.name], array.shape, is_transposed)
+                    break
+    return found
 
+
+class _Finder:
+    """Finds arrays in a file, wherever in it they begin.
+
+    Of the file one word of 8 bytes in 1024 is known, in order. An array of twice as many bytes has one of them among the first
+    1024 words of its own; which it is, a search tells, and a comparison whether the rest follows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+        count = len(self._bytes) // _STEP
+        words = _to_words(self._bytes[: count * _STEP].reshape(count, _STEP)[:, :8])
+        self._order = np.argsort(words, kind="stable")
+        self._words = words[self._order]
+
+    def find(self, array: NDArray[Any]) -> int | None:
+        """Give the place of an array's first byte, or None."""
+        wanted: NDArray[np.uint8] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        # It may begin with zeros, as an embedding does that knows a word for nothing.
+        for base in (0, len(wanted) // 2 - _STEP // 2, len(wanted) - _STEP - 7):
+            words = _to_words(np.lib.stride_tricks.sliding_window_view(wanted[base : base + _STEP + 7], 8))
+            first, last = (np.searchsorted(self._words, words, side) for side in ("left", "right"))
+            for offset in np.flatnonzero((last > first) & (last <= first + _MAX_ALIKE)).tolist():
+                for place in self._order[first[offset] : last[offset]].tolist():
+                    start = place * _STEP - offset - base
+                    if start >= 0 and np.array_equal(self._bytes[start : start + len(wanted)], wanted):
+                        return start
+        return None
+
+
+def _to_words(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Make a number of each row of 8 bytes."""
+    return np.ascontiguousarray(rows).view(np.uint64)[:, 0]
+
+
+class KeptWeight(NamedTuple):
+    """Where a weight is."""
+
+    path: Path
+    """Of the file that has it."""
     dtype: str
     """As safetensors calls it."""
     shape: tuple[int, ...]
-    start: int = 0
+    start: int
     """Of its bytes in the file."""
-    array: NDArray[Any] | None = None
-    """Of the ONNX file."""
+    is_transposed: bool = False
+    """The file has its axes the other way round."""
 
 
 class KeptWeights:
     """The weights of a version by name; read one by one, each only after it was found to be what is wanted."""
 
-    def __init__(self, path: Path | None, found: Mapping[str, KeptWeight]) -> None:
-        """Hold what was found; `path` is the file that was written for this, None for an ONNX file alone."""
-        self._path = path
+    def __init__(self, found: Mapping[str, KeptWeight], *, is_whole: bool) -> None:
+        """Hold what was found."""
         self.found = dict(found)
-
-    @property
-    def is_whole(self) -> bool:
+        self.is_whole = is_whole
         """Whether these are all weights of a model and nothing else; an ONNX file alone holds other numbers, too."""
-        return self._path is not None
 
     def show(self, name: str) -> str:
         """Give type and shape of a weight, for a message."""
@@ -106,19 +184,18 @@ class KeptWeights:
             ValueError: the file ends before it does.
         """
         weight = self.found[name]
-        if weight.array is not None:
-            return weight.array.copy()
-        assert self._path is not None
         content = bytearray(like.nbytes)
-        with self._path.open("rb") as file:
+        with weight.path.open("rb") as file:
             file.seek(weight.start)
             size = file.readinto(content)
         if size != like.nbytes:
-            raise ValueError(f"{self._path.name} ends within {name}")
-        return np.frombuffer(content, like.dtype).reshape(like.shape)
+            raise ValueError(f"{weight.path.name} ends within {name}")
+        array = np.frombuffer(content, like.dtype)
+        return array.reshape(like.shape[::-1]).T if weight.is_transposed else array.reshape(like.shape)
 
 
-def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> KeptWeights:
+@contextmanager
+def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> Generator[KeptWeights]:
     """Find the weights of an artifact: those kept for this, or those of an ONNX file by its own names.
 
     Args:
@@ -127,97 +204,79 @@ def open_kept(folder: Path, entry: str, *, is_onnx: bool) -> KeptWeights:
         is_onnx: that is an ONNX file.
 
     Raises:
-        ValueError: it holds none by name, or the file is none that `write_kept` made for this ONNX file.
+        ValueError: it holds none by name, or the file is none that `write_kept` made for these files.
+        StoreError: `temp_full`.
     """
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        if not is_onnx:
-            raise ValueError("it keeps no weights by name")
-        tensors = _read_tensors(folder / entry)
-        return KeptWeights(None, {name: _hold(array) for name, array in tensors.items()})
+    if (folder / WEIGHTS_FILE).is_file():
+        yield KeptWeights(_read_kept(folder), is_whole=True)
+        return
+    if not is_onnx:
+        raise ValueError("it keeps no weights by name")
+    # Few runs start from such a file: the others load nothing of what confines.
+    from argosy.train.extraction import extract_tensors
+
+    with extract_tensors(folder, entry) as path:
+        yield KeptWeights(_read_header(path)[0], is_whole=False)
+
+
+def _read_kept(folder: Path) -> dict[str, KeptWeight]:
+    """Find what `write_kept` wrote or referred to."""
+    found, meta = _read_header(folder / WEIGHTS_FILE)
+    held = _decode(meta.get("held", "{}").encode(), dict[str, _Held], "does not say where its weights are held")
+    holders = _decode(meta.get("holders", "{}").encode(), dict[str, str], "does not say where its weights are held")
+    _check_names(held)
+    files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.is_symlink()}
+    for name in {weight.file for weight in held.values()}:
+        if name not in files or holders.get(name) != _digest(files[name]):
+            raise ValueError("a file that its weights stand in is not the one that they were kept for")
+    for name, weight in held.items():
+        path = files[weight.file]
+        if not 0 <= weight.start <= path.stat().st_size:
+            raise ValueError(f"{path.name} ends before {name}")
+        found[name] = KeptWeight(path, weight.dtype, weight.shape, weight.start, weight.is_transposed)
+    return found
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """A tensor in the header of a file of safetensors."""
+
+    dtype: _Word
+    shape: _Shape
+    data_offsets: tuple[int, int]
+
+
+def _read_header(path: Path) -> tuple[dict[str, KeptWeight], dict[str, str]]:
+    """Find the tensors of a file of safetensors, and what it says beside them."""
+    size_bytes = path.stat().st_size
     with path.open("rb") as file:
-        header, start = _read_header(file)
-    meta = _check_table(header.pop(_META, {}))
-    held = _check_table(json.loads(str(meta.get("held", "{}"))))
-    if held and (not is_onnx or meta.get("holder") != _digest(folder / entry)):
-        raise ValueError(f"{entry} is not the file that its weights were kept for")
-    found = {name: _read_place(name, table, start, path.stat().st_size) for name, table in header.items()}
-    tensors = _read_tensors(folder / entry) if held else {}
-    for name, place in held.items():
-        tensor, is_transposed = _read_held(place)
-        if tensor not in tensors:
-            raise ValueError(f"{entry} holds no {tensor}")
-        found[name] = _hold(tensors[tensor].T if is_transposed else tensors[tensor])
-    return KeptWeights(path, found)
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size_bytes):
+            raise ValueError(f"{path.name} is no file of safetensors")
+        tables = _decode(file.read(length), dict[str, msgspec.Raw], "is no file of safetensors")
+    meta = _decode(bytes(tables.pop(_META, msgspec.Raw(b"{}"))), dict[str, str], "is no file of safetensors")
+    _check_names(tables)
+    found: dict[str, KeptWeight] = {}
+    for name, table in tables.items():
+        place = _decode(bytes(table), _Place, f"does not say where {name} is")
+        first, last = place.data_offsets
+        if not 0 <= first <= last <= size_bytes - 8 - length:
+            raise ValueError(f"{path.name} ends before {name}")
+        found[name] = KeptWeight(path, place.dtype, place.shape, 8 + length + first)
+    return found, meta
 
 
-def _hold(array: NDArray[Any]) -> KeptWeight:
-    return KeptWeight(_CODES.get(array.dtype.name, ""), array.shape, array=array)
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that a message could not show."""
+    if not all(name.isprintable() and len(name) <= _MAX_NAME for name in names):
+        raise ValueError(f"{WEIGHTS_FILE} holds a name of more than {_MAX_NAME} characters, or one that cannot be printed")
 
 
-def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Give the header, and where the bytes of the tensors begin."""
-    size = int.from_bytes(file.read(8), "little")
-    if not 2 <= size <= _MAX_HEADER_BYTES:
-        raise ValueError(f"{WEIGHTS_FILE} is no file of safetensors")
-    return _check_table(json.loads(file.read(size))), 8 + size
-
-
-def _check_table(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{WEIGHTS_FILE} is no file of safetensors")
-    return cast("dict[str, Any]", value)
-
-
-def _read_held(place: Any) -> tuple[str, bool]:
-    """Give the name of a tensor of the ONNX file, and whether it is transposed there."""
-    match place:
-        case [str(tensor), bool(is_transposed)]:
-            return tensor, is_transposed
-        case _:
-            raise ValueError(f"{WEIGHTS_FILE} does not say where its weights are held")
-
-
-def _read_place(name: str, table: Any, start: int, size: int) -> KeptWeight:
+def _decode(text: bytes, kind: type[_Kind], told: str) -> _Kind:
     try:
-        first, last = (int(offset) for offset in table["data_offsets"])
-        shape = tuple(int(length) for length in table["shape"])
-        dtype = str(table["dtype"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{WEIGHTS_FILE} does not say where {name} is") from error
-    if not 0 <= first <= last <= size - start:
-        raise ValueError(f"{WEIGHTS_FILE} ends before {name}")
-    return KeptWeight(dtype, shape, start + first)
-
-
-def _find_held(weights: Arrays, path: Path) -> dict[str, tuple[str, bool]]:
-    """Name the tensor of an ONNX file that holds a weight, and whether it is transposed there; for each that one holds."""
-    known: dict[tuple[Any, ...], tuple[str, bool]] = {}
-    for name, array in _read_tensors(path).items():
-        if array.ndim == 2:
-            known[_identify(array.T)] = (name, True)
-        known[_identify(array)] = (name, False)
-    found = {name: known.get(_identify(array)) for name, array in weights.items()}
-    return {name: place for name, place in found.items() if place is not None}
-
-
-def _identify(array: NDArray[Any]) -> tuple[Any, ...]:
-    return array.dtype.name, array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-
-
-def _read_tensors(path: Path) -> Arrays:
-    """Give the initializers of an ONNX file by name.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    onnx: Any = importlib.import_module("onnx")
-    to_array = importlib.import_module("onnx.numpy_helper").to_array
-    try:
-        graph = onnx.load(str(path)).graph
-        return {tensor.name: np.asarray(to_array(tensor)) for tensor in graph.initializer}
-    except Exception as error:  # What protobuf and onnx raise shares no base but this one.
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
+        return msgspec.json.decode(text, type=kind)
+    # Lists in lists without end are no error of JSON's.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{WEIGHTS_FILE} {told}") from error
 
 
 def _digest(path: Path) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from argosy.frameworks.base import Batch, Framework
+from argosy.frameworks.describe import digest_arrays
 from argosy.frameworks.trees import Tree, is_ordered, list_leaves, map_tree
-from argosy.train.data import digest_arrays
 
 __all__ = ["describe_code", "describe_data", "describe_environment", "describe_tree", "describe_weights"]
 

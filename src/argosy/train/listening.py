@@ -1,15 +1,35 @@
-"""Callbacks of a framework's own, beside the functions that `train` calls."""
+"""Who listens to a run: functions that `train` calls, and callbacks of a framework's own."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, cast
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Step, name_kind
 from argosy.frameworks.fitting import Listener, TakesCallbacks
+from argosy.train.result import Epoch
 
-__all__ = ["check_callbacks", "describe_callbacks", "open_listener"]
+__all__ = ["Hooks", "Taken", "check_callbacks", "describe_callbacks", "open_listener"]
+
+
+class Taken(NamedTuple):
+    """A step that was taken, as `on_step` is told of it."""
+
+    number: int
+    """Counted from 1."""
+    epoch: int
+    loss: float
+    """Of the batch, before the step."""
+    logged: dict[str, float]
+    """What a step of the user's own logged."""
+
+
+class Hooks(NamedTuple):
+    """Functions of the user's that are called; one that gives True ends the run."""
+
+    on_step: Callable[[Taken], bool | None] | None = None
+    on_epoch: Callable[[Epoch], bool | None] | None = None
 
 
 def check_callbacks(framework: Framework, callbacks: Any) -> tuple[Any, ...]:

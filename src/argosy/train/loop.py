@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
-
-import numpy as np
 
 from argosy.errors import InputError, ModelError
 from argosy.frameworks.base import Batch, Framework, Step
 from argosy.frameworks.fitting import Journal, Listener
+from argosy.group.exchange import Changed, Group
 from argosy.signature import Arrays
 from argosy.train.average import Average
 from argosy.train.checkpoint import Keeper
+from argosy.train.listening import Hooks, Taken
 from argosy.train.measures import Measure
 from argosy.train.objective import Objective
 from argosy.train.pace import Pace
 from argosy.train.progress import Progress
-from argosy.train.rescue import Kept, Rescue, Skip
+from argosy.train.rescue import Kept, Rescue, Skip, Verdict, is_due
 from argosy.train.result import Epoch, Settings
+from argosy.train.sharing import Spare
 from argosy.train.source import Source
+from argosy.train.standing import Standing
+from argosy.train.state import RunState
 from argosy.train.validation import Validation
 
-__all__ = ["Hooks", "Loop", "Program", "Taken"]
-
-_WEIGHTS: Final = "weights/"
-"""Before the names of a model's arrays in the state of a step."""
-_CALLBACKS: Final = "callbacks/"
-"""Before the names of what a framework's callbacks remember."""
-_CALM_EPOCHS: Final = 3
-"""Epochs in a row whose loss must hardly change before a run counts as converged: one may be luck."""
-
-
-class Taken(NamedTuple):
-    """A step that was taken, as `on_step` is told of it."""
-
-    number: int
-    """Counted from 1."""
-    epoch: int
-    loss: float
-    """Of the batch, before the step."""
-    logged: dict[str, float]
-    """What a step of the user's own logged."""
-
-
-class Hooks(NamedTuple):
-    """Functions of the user's that are called; one that gives True ends the run."""
-
-    on_step: Callable[[Taken], bool | None] | None = None
-    on_epoch: Callable[[Epoch], bool | None] | None = None
-
+__all__ = ["Loop", "Program"]
 
 _NO_HOOKS: Final = Hooks()
 
@@ -71,44 +45,6 @@ class Program(NamedTuple):
     """An optimizer is the framework's own."""
 
 
-@dataclass
-class _Standing:
-    """How far a run is, beside the state of its step; JSON data in a checkpoint."""
-
-    step: int = 0
-    epoch: int = 1
-    batch: int = 0
-    """Mini-batches of this epoch that are done or left out."""
-    num_rows: int = 0
-    sums: list[float] = field(default_factory=list[float])
-    """Of loss and metrics over these rows."""
-    epoch_s: float = 0.0
-    """That this epoch took so far."""
-    history: list[Epoch] = field(default_factory=list[Epoch])
-    best_score: float = math.inf
-    best_epoch: int = 0
-    num_calm: int = 0
-    logged: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
-    """Of what steps logged in this epoch: the sum over rows, and the rows."""
-    largest: float = 0.0
-    """Magnitude of the losses so far."""
-    skipped: list[Skip] = field(default_factory=list[Skip])
-    pace: dict[str, Any] = field(default_factory=dict[str, Any])
-
-    def describe(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def copy(self) -> _Standing:
-        logged = {name: list(pair) for name, pair in self.logged.items()}
-        return dataclasses.replace(self, sums=list(self.sums), logged=logged)
-
-    @classmethod
-    def restore(cls, values: dict[str, Any]) -> _Standing:
-        restored: dict[str, Any] = {**values, "history": [Epoch(**epoch) for epoch in values["history"]]}
-        restored["skipped"] = [Skip(**skip) for skip in values.get("skipped", ())]
-        return cls(**restored)
-
-
 class Loop:
     """One run of training."""
 
@@ -124,9 +60,9 @@ class Loop:
         listener: Listener | None = None,
         average: Average | None = None,
         rescue: Rescue | None = None,
+        group: Group | None = None,
+        is_led: bool = False,
     ) -> None:
-        self._framework = program.framework
-        self._model = program.model
         self._step = program.step
         self._program = program
         self._settings = settings
@@ -135,13 +71,19 @@ class Loop:
         self._pace = pace
         self._hooks = hooks
         self._listener = listener
-        self._heard: Arrays | None = None
-        """What callbacks remembered in the checkpoint that the run goes on from."""
         self._average = average
+        self._state = RunState(program.step, average, listener, is_own_rule=program.is_own_rule)
         self._rescue = rescue
-        self._computes = [measure.compute for measure in program.measures if measure.is_mean]
+        self._group = group
+        """The workers of the run; None for one alone."""
+        self._is_led = is_led
+        """After each step, the leader of the group says whether it was the last."""
+        self._kept: Kept | None = None
+        """What the run goes back to."""
+        means = [measure for measure in program.measures if measure.is_mean]
+        self._names, self._computes = [mean.name for mean in means], [mean.compute for mean in means]
         self._is_ended = False
-        self._standing = _Standing()
+        self._standing = Standing()
         self._best: Arrays | None = None
         self._initial: Arrays | None = None
 
@@ -149,6 +91,10 @@ class Loop:
     def num_steps(self) -> int:
         """Steps taken so far."""
         return self._standing.step
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_ended or self._standing.is_over(self._settings)
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
@@ -162,42 +108,16 @@ class Loop:
             InputError: `bad_checkpoint`.
         """
         kept = self._keeper.load() if self._keeper else None
-        if kept is None:
+        if self._keeper is None or kept is None:
             return False
         state, values = kept
-        best = self._keeper.load_best() if self._keeper and self._settings.patience is not None else None
-        self._best = best and self._adopt(best)
-        is_inherited = self._keeper is not None and self._keeper.is_inherited
-        self._heard = None if is_inherited else {n: array for n, array in state.items() if n.startswith(_CALLBACKS)}
-        self._set_state(self._adopt(state))
-        self._standing = _Standing.restore(values)
+        best = self._keeper.load_best() if self._settings.patience is not None else None
+        self._best = self._state.resume(state, best, is_inherited=self._keeper.is_inherited)
+        self._standing = Standing.restore(values)
         self._pace.set_state(self._standing.pace)
         if self._rescue:
             self._rescue.skipped = list(self._standing.skipped)
         return True
-
-    def _adopt(self, state: Arrays) -> Arrays:
-        """Leave of a parent's state what this run takes over."""
-        if not (self._keeper and self._keeper.is_inherited and self._program.is_own_rule):
-            return state
-        # Frameworks keep settings, such as the learning rate, in what their optimizers remember: those of another run.
-        fresh = {name: array for name, array in self._get_state().items() if not name.startswith(_WEIGHTS)}
-        return fresh | {name: array for name, array in state.items() if name.startswith(_WEIGHTS)}
-
-    def _get_state(self) -> Arrays:
-        state = self._step.get_state()
-        if self._listener is not None:
-            state = {**state, **self._listener.get_state()}
-        return state if self._average is None else {**state, **self._average.get_state()}
-
-    def _set_state(self, state: Arrays) -> None:
-        self._step.set_state({n: array for n, array in Average.leave_out(state).items() if not n.startswith(_CALLBACKS)})
-        if self._average is not None:
-            if self._keeper and self._keeper.is_inherited and not Average.is_in(state):
-                self._step.sync()
-                self._average.restart()
-            else:
-                self._average.set_state(state)
 
     def run(self, source: Source, validation: Validation | None) -> tuple[Epoch, ...]:
         """Train until the epochs are over, or nothing gets better any more.
@@ -210,21 +130,28 @@ class Loop:
         if self._listener is None:
             return self._run(source, validation)
         try:
-            self._is_ended = self._listener.begin(self._heard)
+            self._is_ended = self._listener.begin(self._state.heard)
             return self._run(source, validation)
         finally:
             self._listener.close()
 
     def _run(self, source: Source, validation: Validation | None) -> tuple[Epoch, ...]:
-        if not self._is_over() and self._standing.step == 0:
+        if not self._is_over and self._standing.step == 0:
             self._initial = self._step.get_state()
             if self._keeper:
-                self._keeper.check_space(self._get_state())
-        while not self._is_over():
-            self._fit_epoch(source)
-            self._end_epoch(validation)
+                self._keeper.check_space(self._state.get())
+        is_formed = self._group is None
+        while not self._is_over:
+            try:
+                if not is_formed:
+                    self._join_group()
+                    is_formed = True
+                self._fit_epoch(source)
+                self._end_epoch(validation)
+            except Changed:
+                is_formed = False
         if self._settings.patience is not None and self._best is not None:
-            self._set_state(self._best)
+            self._state.set(self._best)
         self._step.sync()
         if self._keeper:
             self._save()
@@ -235,15 +162,22 @@ class Loop:
             self._average.apply()
         return tuple(self._standing.history)
 
-    def _is_over(self) -> bool:
-        standing, settings = self._standing, self._settings
-        if self._is_ended:
-            return True
-        if settings.epochs is not None and len(standing.history) >= settings.epochs:
-            return True
-        if settings.tolerance is not None and standing.num_calm >= _CALM_EPOCHS:
-            return True
-        return settings.patience is not None and len(standing.history) - standing.best_epoch >= settings.patience
+    def _join_group(self) -> None:
+        """Begin where the leader of the group does, or go back to what it kept."""
+        assert self._group is not None
+        kept, self._rescue = self._group.begin((self._kept or self._keep(), self._rescue))
+        self._return_to(kept)
+        if self._rescue:
+            self._rescue.doubted = None
+
+    def _keep(self) -> Kept:
+        self._kept = Kept(self._state.get(), self._standing.copy(), self._pace.get_state())
+        return self._kept
+
+    def _return_to(self, kept: Kept) -> None:
+        self._state.set(kept.state)
+        self._pace.set_state(kept.pace)
+        self._standing, self._kept = kept.standing.copy(), kept
 
     def _fit_epoch(self, source: Source) -> None:
         """Take the steps of one epoch, or those that are left of it."""
@@ -262,36 +196,51 @@ class Loop:
         standing, rescue, journal = self._standing, self._rescue, self._program.journal
         standing.sums = standing.sums or [0.0] * (1 + len(self._computes))
         for batch in self._read(source):
-            if rescue:
-                if rescue.skipped and rescue.is_skipped(standing.epoch, standing.batch):
-                    self._pace.lower(rescue.factor)
-                    standing.batch += 1
-                    continue
-                if rescue.is_due(standing.epoch, standing.step):
-                    rescue.kept = Kept(self._get_state(), standing.copy(), self._pace.get_state())
+            if rescue and rescue.skipped and rescue.is_skipped(standing.epoch, standing.batch):
+                self._pace.lower(rescue.factor)
+                standing.batch += 1
+                continue
+            if (rescue or self._group) and is_due(self._kept, standing.epoch, standing.step):
+                self._keep()
             if journal.logged:
                 journal.logged = {}
             if self._listener is not None:
                 self._listener.begin_step(standing.batch)
             try:
-                loss, outputs = self._take_step(batch)
+                rows, values = self._take(batch)
             except ModelError as error:
                 if error.key != "not_finite":
                     raise
                 if rescue is None:
                     raise self._keep_and_fail(error) from error
+                if rescue.doubted is not None:  # It tells nothing; its own turn comes.
+                    continue
                 self._go_back(rescue, math.nan, error, source)
                 return False
-            if rescue and rescue.is_bad(loss, standing.largest, standing.step):
-                self._go_back(rescue, loss, None, source)
+            if rescue and (verdict := self._judge_loss(rescue, values[0], source)) is not Verdict.GOOD:
+                if verdict is Verdict.DOUBTFUL:
+                    continue
                 return False
-            self._count(batch, loss, outputs)
+            self._count(rows, values)
             if self._keeper and self._keeper.is_due(standing.step):
                 standing.epoch_s = time.perf_counter() - started_s
                 self._save()
             if self._is_ended:
                 break
+        if rescue and rescue.doubted is not None:  # There is no other batch.
+            rescue.settle()
+            return False
         return True
+
+    def _judge_loss(self, rescue: Rescue, loss: float, source: Source) -> Verdict:
+        """Judge a loss; unless it is good, the state is that before the step again."""
+        doubted, verdict = rescue.doubted, rescue.judge(loss, self._standing.largest, self._standing.step)
+        if verdict is Verdict.BAD:
+            self._go_back(rescue, loss if doubted is None else doubted, None, source)
+        elif verdict is not Verdict.GOOD:
+            assert self._kept is not None
+            self._state.set(self._kept.state)
+        return verdict
 
     def _read(self, source: Source) -> Iterator[Batch]:
         """Give the batches that are left of the epoch; before data that fails ends the run, its state is kept."""
@@ -307,6 +256,29 @@ class Loop:
                 raise
             yield batch
 
+    def _take(self, batch: Batch) -> tuple[int, list[float]]:
+        """Take a step; give its rows, and loss and metrics as means over them."""
+        if self._group is not None:
+            return self._take_with_others(self._group, batch)
+        loss, outputs = self._take_step(batch)
+        return batch.num_rows, [loss, *(compute(outputs, batch.targets) for compute in self._computes)]
+
+    def _take_with_others(self, group: Group, batch: Batch) -> tuple[int, list[float]]:
+        """Take a step of all workers with this one's rows; what it gives is of the rows of all."""
+        rows = 0 if isinstance(batch, Spare) else batch.num_rows
+        group.begin_step(rows)
+        try:
+            loss, outputs = self._take_step(batch)
+        except ModelError as error:
+            group.fail(error)
+        journal = self._program.journal
+        values = [loss, *(compute(outputs, batch.targets) for compute in self._computes), *journal.logged.values()]
+        total, *sums = group.settle([rows, *(rows * value if rows else 0.0 for value in values)])
+        means = [one / total for one in sums]
+        count = 1 + len(self._computes)
+        journal.logged = dict(zip(journal.logged, means[count:], strict=True))
+        return int(total), means[:count]
+
     def _take_step(self, batch: Batch) -> tuple[float, Any]:
         if self._initial is None:
             return self._step(batch, self._standing.step + 1)
@@ -319,43 +291,36 @@ class Loop:
         self._initial = None
         return taken
 
-    def _count(self, batch: Batch, loss: float, outputs: Any) -> None:
+    def _count(self, rows: int, values: Sequence[float]) -> None:
         """Take a step into the sums of the epoch, and tell of it."""
-        standing = self._standing
-        rows = batch.num_rows
-        values = (loss, *(compute(outputs, batch.targets) for compute in self._computes))
-        standing.sums = [total + rows * value for total, value in zip(standing.sums, values, strict=True)]
-        standing.num_rows += rows
-        standing.step += 1
-        standing.batch += 1
-        standing.largest = max(standing.largest, abs(loss))
-        logged = self._program.journal.logged
-        for name, value in logged.items():
-            total, count = standing.logged.get(name, (0.0, 0.0))
-            standing.logged[name] = [total + rows * value, count + rows]
+        standing, logged = self._standing, self._program.journal.logged
+        standing.count(rows, values, logged)
         if self._average is not None and self._average.is_due(standing.step):
             self._step.sync()
             self._average.update()
         for watcher in self._watchers:
-            watcher.end_step(standing.step, standing.sums[0] / standing.num_rows)
+            watcher.end_step(standing.step, standing.loss)
         if self._listener is not None:
-            means = {"loss": standing.sums[0] / standing.num_rows, **self._list_means()}
+            means = {"loss": standing.loss, **standing.list_means(self._names)}
             self._is_ended = self._listener.end_step(standing.batch - 1, means) or self._is_ended
         if self._hooks.on_step is not None:
-            taken = Taken(standing.step, standing.epoch, loss, logged)
+            taken = Taken(standing.step, standing.epoch, values[0], logged)
             self._is_ended = self._hooks.on_step(taken) is True or self._is_ended
+        if self._group is not None:
+            self._group.end_step(standing.step)
+            if self._is_led:
+                self._is_ended = self._group.follow(self._is_ended)
 
     def _go_back(self, rescue: Rescue, loss: float, error: ModelError | None, source: Source) -> None:
         """Return to the kept state; the batch at fault is left out from now on."""
-        standing, kept = self._standing, rescue.kept
+        standing, kept = self._standing, self._kept
         assert kept is not None
+        first = kept.standing.batch
         try:
-            rescue.blame(standing.epoch, standing.batch, standing.step + 1, loss, error, getattr(source, "locate", None))
+            rescue.blame(standing.epoch, standing.batch, standing.step + 1, loss, error, first, getattr(source, "locate", None))
         except ModelError as final:
             raise self._keep_and_fail(final) from error
-        self._set_state(kept.state)
-        self._pace.set_state(kept.pace)
-        self._standing = kept.standing.copy()
+        self._return_to(kept)
         self._standing.skipped = list(rescue.skipped)
 
     def _keep_and_fail(self, error: ModelError) -> ModelError:
@@ -370,27 +335,23 @@ class Loop:
 
     def _end_epoch(self, validation: Validation | None) -> None:
         standing, started_s = self._standing, time.perf_counter()
-        loss = standing.sums[0] / standing.num_rows
         validation_loss, validation_metrics = None, dict[str, float]()
         if validation is not None:
             validation_loss, validation_metrics = self._validate(validation)
+        if self._group is not None:
+            validation_loss, validation_metrics = self._group.follow((validation_loss, validation_metrics))
         duration_s = standing.epoch_s + time.perf_counter() - started_s
-        epoch = Epoch(standing.epoch, loss, self._list_means(), validation_loss, validation_metrics, duration_s)
+        means = standing.list_means(self._names)
+        epoch = Epoch(standing.epoch, standing.loss, means, validation_loss, validation_metrics, duration_s)
         if self._listener is not None:
             self._is_ended = self._listener.end_epoch(epoch.number, epoch.list_values()) or self._is_ended
         self._pace.end_epoch(epoch)
         self._judge(epoch)
-        standing.epoch, standing.batch, standing.num_rows, standing.sums, standing.epoch_s = standing.epoch + 1, 0, 0, [], 0.0
-        standing.logged = {}
+        standing.begin_next()
         if self._hooks.on_epoch is not None:
             self._is_ended = self._hooks.on_epoch(epoch) is True or self._is_ended
-
-    def _list_means(self) -> dict[str, float]:
-        """Give metrics and what was logged as means over the rows of the epoch so far."""
-        standing = self._standing
-        names = [measure.name for measure in self._program.measures if measure.is_mean]
-        means = {name: total / standing.num_rows for name, total in zip(names, standing.sums[1:], strict=True)}
-        return means | {name: total / rows for name, (total, rows) in standing.logged.items()}
+        if self._group is not None:
+            self._is_ended = self._group.follow(self._is_ended)
 
     def _validate(self, validation: Validation) -> tuple[float | None, dict[str, float]]:
         self._step.sync()
@@ -400,7 +361,7 @@ class Loop:
         program = self._program
         score = validation.measure(program.framework, program.model, program.objective, program.measures)
         if own is not None:
-            self._framework.set_weights(self._model, own)
+            program.framework.set_weights(program.model, own)
         if self._listener is not None:
             loss = {} if score.loss is None else {"loss": score.loss}
             self._listener.end_validation({**loss, **score.metrics})
@@ -409,23 +370,16 @@ class Loop:
     def _judge(self, epoch: Epoch) -> None:
         """Take an epoch into the history; keep its state if it is the best so far."""
         standing, settings = self._standing, self._settings
-        if settings.tolerance is not None and standing.history:
-            before = standing.history[-1].loss
-            is_calm = abs(before - epoch.loss) <= settings.tolerance * max(abs(before), np.finfo(np.float32).tiny)
-            standing.num_calm = standing.num_calm + 1 if is_calm else 0
-        standing.history.append(epoch)
-        score = epoch.loss if epoch.validation_loss is None else epoch.validation_loss
-        if score < standing.best_score:
-            standing.best_score, standing.best_epoch = score, epoch.number
-            if settings.patience is not None:
-                self._best = self._get_state()
+        if standing.note(epoch, settings.tolerance):
+            if settings.patience is not None and (self._group is None or self._group.rank == 0):
+                self._best = self._state.get()
             if self._keeper:
                 standing.pace = self._pace.get_state()
-                self._keeper.save_best(self._best or self._get_state(), standing.describe())
+                self._keeper.save_best(self._best or self._state.get(), standing.describe())
         for watcher in self._watchers:
             watcher.end_epoch(epoch)
 
     def _save(self) -> None:
         assert self._keeper is not None
         self._standing.pace = self._pace.get_state()
-        self._keeper.save(self._get_state(), self._standing.describe(), self._standing.step)
+        self._keeper.save(self._state.get(), self._standing.describe(), self._standing.step)

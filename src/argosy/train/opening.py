@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -39,6 +38,12 @@ class Opened(NamedTuple):
     is_weighted: bool
     """Batches bring weights."""
 
+    def share(self) -> Opened:
+        """Give what other workers of the run need of it."""
+        nobody: Any = None
+        source = self.source if isinstance(self.source, ArraySource) else nobody
+        return self._replace(source=source, validation=None, sample=None)
+
 
 def open_data(
     framework: Framework,
@@ -66,25 +71,14 @@ def open_data(
     Raises:
         InputError: `bad_data`, `bad_option`.
     """
-    dtype = framework.float_dtype(model)
-    is_array = loader_framework(data) is None and not is_stream(data)
+    is_array = not _gives_batches(data)
     if settings.validation_split and (validation_data is not None or not is_array):
         expected = "0 when validation_data is given" if is_array else "0 with a loader; give validation_data"
         raise InputError("bad_option", option="validation_split", got=settings.validation_split, expected=expected)
+    opening = _Opening(framework, model, objective, settings, columns, framework.float_dtype(model))
     if is_raw:
-        return _open_raw(framework, model, data, validation_data, objective, settings, columns, dtype)
-    if not is_array:
-        return _open_loader(framework, model, data, validation_data, objective, settings, columns, dtype)
-    given = check_dataset(data, dtype, columns=columns)
-    training, kept = given, None
-    if validation_data is None and settings.validation_split:
-        training, kept = split_rows(given, settings.validation_split, settings.seed)
-    bound = _bind(framework, model, take_rows(given.inputs, slice(0, 1)), objective, given.targets, dtype)
-    prepared = bound.prepare(training)
-    assert settings.batch_size is not None
-    source = ArraySource(given, prepared, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
-    validation = _open_validation(validation_data, kept, bound, settings, columns, dtype)
-    return Opened(source, validation, given.inputs, bound.objective, prepared.weights is not None)
+        return opening.open_raw(data, validation_data)
+    return opening.open_arrays(data, validation_data) if is_array else opening.open_batches(data, validation_data)
 
 
 class _Bound(NamedTuple):
@@ -113,111 +107,108 @@ class _Bound(NamedTuple):
         return batch._replace(targets=self.objective.prepare(batch.targets, self.outputs, self.dtype))
 
 
-def _bind(framework: Framework, model: Any, inputs: Tree, objective: Objective, targets: Tree, dtype: np.dtype[Any]) -> _Bound:
-    outputs = framework.predict(model, inputs)
-    return _Bound(objective.bind(outputs, targets), outputs, dtype)
+@dataclass(frozen=True)
+class _Opening:
+    """What data is held against."""
 
+    framework: Framework
+    model: Any
+    objective: Objective
+    settings: Settings
+    columns: Columns
+    dtype: np.dtype[Any]
 
-def _open_loader(
-    framework: Framework,
-    model: Any,
-    data: Any,
-    validation_data: Any,
-    objective: Objective,
-    settings: Settings,
-    columns: Columns,
-    dtype: np.dtype[Any],
-) -> Opened:
-    source = _make_source(data, columns, settings, dtype)
-    first = source.sample
-    inputs = check_inputs(first.inputs, dtype, source=f"the {name_kind(data)}")
-    bound = _bind(framework, model, take_rows(inputs, slice(0, 1)), objective, None, dtype)
-    source.prepare(bound.prepare, dtype, bound.bounds)
-    prepared = source.convert(first, 0)  # What the loss cannot take is said before the first step.
-    validation = _open_validation(validation_data, None, bound, settings, columns, dtype)
-    return Opened(source, validation, inputs, bound.objective, prepared.weights is not None)
+    def open_arrays(self, data: Any, validation_data: Any) -> Opened:
+        """Open rows in memory."""
+        given = check_dataset(data, self.dtype, columns=self.columns)
+        training, held = self._hold_back(given)
+        bound = self._bind(given.inputs, given.targets)
+        prepared = bound.prepare(training)
+        source, validation = self._serve(given, prepared), self._open_validation(validation_data, held, bound)
+        return Opened(source, validation, given.inputs, bound.objective, prepared.weights is not None)
 
+    def open_batches(self, data: Any, validation_data: Any) -> Opened:
+        """Open a loader or a stream."""
+        source = self._read(data, self.columns)
+        first = source.sample
+        inputs = check_inputs(first.inputs, self.dtype, source=f"the {name_kind(data)}")
+        bound = self._bind(inputs, None)
+        source.prepare(bound.prepare, self.dtype, bound.bounds)
+        prepared = source.convert(first, 0)  # What the loss cannot take is said before the first step.
+        validation = self._open_validation(validation_data, None, bound)
+        return Opened(source, validation, inputs, bound.objective, prepared.weights is not None)
 
-def _make_source(data: Any, columns: Columns, settings: Settings, dtype: np.dtype[Any]) -> LoaderSource | StreamSource:
-    owner = loader_framework(data)
-    if owner is not None:
-        return LoaderSource(data, owner, columns, settings.seed)
-    batch_size = settings.batch_size or _VALIDATION_ROWS
-    return StreamSource(data.open_source(batch_size=batch_size, shuffle=settings.shuffle, seed=settings.seed), dtype=dtype)
+    def open_raw(self, data: Any, validation_data: Any) -> Opened:
+        """Open any data as it is, for a step of the user's own."""
+        sample, held = None, None
+        if _gives_batches(data):
+            source: Source = self._read(data, self.columns, is_raw=True)
+        else:
+            rows = map_tree(lambda leaf: _narrow(leaf, self.dtype), to_arrays(_as_tuple(data), is_given=True))
+            count_rows(rows)
+            training, held = self._hold_back(Batch(rows))
+            source, sample = self._serve(training, training), _find_inputs(training.inputs)
+        validation_data = validation_data if held is None else held.inputs
+        if validation_data is None:
+            return Opened(source, None, sample, self.objective, False)
+        known = self._sample_validation(validation_data)
+        bound = self._bind(known.inputs, known.targets)
+        return Opened(source, self._open_validation(validation_data, None, bound), sample, bound.objective, False)
 
+    def _bind(self, inputs: Tree, targets: Tree) -> _Bound:
+        outputs = self.framework.predict(self.model, take_rows(inputs, slice(0, 1)))
+        return _Bound(self.objective.bind(outputs, targets), outputs, self.dtype)
 
-def _open_validation(
-    data: Any, kept: Batch | None, bound: _Bound, settings: Settings, columns: Columns, dtype: np.dtype[Any]
-) -> Validation | None:
-    """Give what is measured after each epoch: data of the user's, or rows that were kept from training."""
-    if data is None and kept is None:
-        return None
-    objective, columns = bound.objective, replace(columns, is_strict=False)
-    if objective.criteria is None and not objective.metrics.own:
-        expected = "None, or with a `loss` or `metrics` to measure it by, beside a step of one's own"
-        raise InputError("bad_option", option="validation_data", got=name_kind(data), expected=expected)
-    if data is not None and (loader_framework(data) is not None or is_stream(data)):
-        source = _make_source(data, columns, settings, dtype)
-        source.prepare(bound.prepare_plain, dtype, bound.bounds)
-        source.convert(source.sample, 0)
-        return Validation(lambda: source.iterate(0, 0))
-    batch = bound.prepare_plain(check_dataset(data, dtype, columns=columns) if kept is None else kept)
+    def _hold_back(self, rows: Batch) -> tuple[Batch, Batch | None]:
+        """Give what to train on, and what is kept from it for validation."""
+        split = self.settings.validation_split
+        return split_rows(rows, split, self.settings.seed) if split else (rows, None)
 
-    def read() -> Iterator[Batch]:
-        yield batch
-
-    return Validation(read)
-
-
-def _open_raw(
-    framework: Framework,
-    model: Any,
-    data: Any,
-    validation_data: Any,
-    objective: Objective,
-    settings: Settings,
-    columns: Columns,
-    dtype: np.dtype[Any],
-) -> Opened:
-    """Give the data as it is, for a step of the user's own."""
-    owner = loader_framework(data)
-    source: Source
-    if owner is not None:
-        source = LoaderSource(data, owner, columns, settings.seed, is_raw=True)
-        sample = None
-    elif is_stream(data):
-        opened = data.open_source(batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
-        source = StreamSource(opened, dtype=dtype, is_raw=True)
-        sample = None
-    else:
-        rows = map_tree(lambda leaf: _narrow(leaf, dtype), to_arrays(_as_tuple(data), is_given=True))
-        count_rows(rows)
-        held = None
-        if settings.validation_split:
-            whole, held = split_rows(Batch(rows), settings.validation_split, settings.seed)
-            rows = whole.inputs
+    def _serve(self, given: Batch, prepared: Batch) -> ArraySource:
+        settings = self.settings
         assert settings.batch_size is not None
-        batch = Batch(rows)
-        source = ArraySource(batch, batch, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
-        sample = _find_inputs(rows)
-        if held is not None:
-            validation_data = held.inputs
-    validation = None
-    if validation_data is not None:
-        known = _sample_validation(validation_data, columns, settings, dtype)
-        bound = _bind(framework, model, take_rows(known.inputs, slice(0, 1)), objective, known.targets, dtype)
+        return ArraySource(given, prepared, batch_size=settings.batch_size, shuffle=settings.shuffle, seed=settings.seed)
+
+    def _read(self, data: Any, columns: Columns, *, is_raw: bool = False) -> LoaderSource | StreamSource:
+        settings, owner = self.settings, loader_framework(data)
+        if owner is not None:
+            return LoaderSource(data, owner, columns, settings.seed, is_raw=is_raw)
+        batch_size = settings.batch_size or _VALIDATION_ROWS
+        opened = data.open_source(batch_size=batch_size, shuffle=settings.shuffle, seed=settings.seed)
+        return StreamSource(opened, dtype=self.dtype, is_raw=is_raw)
+
+    def _open_validation(self, data: Any, held: Batch | None, bound: _Bound) -> Validation | None:
+        """Give what is measured after each epoch: data of the user's, or rows that were held back."""
+        if data is None and held is None:
+            return None
         objective = bound.objective
-        validation = _open_validation(validation_data, None, bound, settings, columns, dtype)
-    return Opened(source, validation, sample, objective, False)
+        if objective.criteria is None and not objective.metrics.own:
+            expected = "None, or with a `loss` or `metrics` to measure it by, beside a step of one's own"
+            raise InputError("bad_option", option="validation_data", got=name_kind(data), expected=expected)
+        if _gives_batches(data):
+            source = self._read(data, self._lenient)
+            source.prepare(bound.prepare_plain, self.dtype, bound.bounds)
+            source.convert(source.sample, 0)
+            return Validation(lambda: source.iterate(0, 0))
+        batch = bound.prepare_plain(check_dataset(data, self.dtype, columns=self._lenient) if held is None else held)
+        return Validation(lambda: iter([batch]))
+
+    def _sample_validation(self, data: Any) -> Batch:
+        """Give rows of validation data, to see what the model makes of them."""
+        if not _gives_batches(data):
+            return check_dataset(data, self.dtype, columns=self._lenient)
+        first = self._read(data, self._lenient).sample
+        return first._replace(inputs=check_inputs(first.inputs, self.dtype, source="validation_data"), targets=None)
+
+    @property
+    def _lenient(self) -> Columns:
+        """Of validation data, which need not be by column where the data is."""
+        return replace(self.columns, is_strict=False)
 
 
-def _sample_validation(data: Any, columns: Columns, settings: Settings, dtype: np.dtype[Any]) -> Batch:
-    """Give rows of validation data, to see what the model makes of them."""
-    columns = replace(columns, is_strict=False)
-    if loader_framework(data) is None and not is_stream(data):
-        return check_dataset(data, dtype, columns=columns)
-    first = _make_source(data, columns, settings, dtype).sample
-    return first._replace(inputs=check_inputs(first.inputs, dtype, source="validation_data"), targets=None)
+def _gives_batches(data: Any) -> bool:
+    """Whether data is a loader or a stream."""
+    return loader_framework(data) is not None or is_stream(data)
 
 
 def _as_tuple(data: Any) -> Any:

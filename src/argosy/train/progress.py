@@ -61,7 +61,7 @@ def describe_epoch(epoch: Epoch, num_epochs: int | None) -> str:
     values = {"loss": epoch.loss, **epoch.metrics}
     if epoch.validation_loss is not None:
         values["validation loss"] = epoch.validation_loss
-        values |= {f"validation {name}": value for name, value in epoch.validation_metrics.items()}
+    values |= {f"validation {name}": value for name, value in epoch.validation_metrics.items()}
     shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
     number = f"{epoch.number:>{len(str(num_epochs))}}/{num_epochs}" if num_epochs else str(epoch.number)
     return f"epoch {number}  {shown}  {epoch.duration_s:.1f} s"

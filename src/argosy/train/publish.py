@@ -16,7 +16,7 @@ from argosy.frameworks.agreement import Fails, Run
 from argosy.frameworks.base import Framework, count_weights, framework_of
 from argosy.frameworks.onnx import OnnxModel, check_export, declare_shapes
 from argosy.frameworks.ports import Ports
-from argosy.frameworks.trees import unpack
+from argosy.frameworks.trees import Tree, unpack
 from argosy.rows.axis import judge_file
 from argosy.signature import Arrays, JoinVerdict, Preprocess, Ragged, Signature, TensorSpec, datatype_of
 from argosy.store.golden import Golden
@@ -26,6 +26,7 @@ from argosy.store.preprocess import Steps, add_steps
 from argosy.store.temporary import work_folder
 from argosy.train.kept import write_kept
 from argosy.train.lineage import describe_code, describe_environment
+from argosy.train.places import Place, get_part
 from argosy.train.ports import Names, find_ports, read_sample
 
 __all__ = ["NUM_GOLDEN", "Labels", "Made", "pick_sample", "publish", "write_files"]
@@ -37,8 +38,8 @@ _NUM_TRIED: Final = 64
 """Rows of a sample that are looked at: they show the spread of the data."""
 _MODEL_FILE: Final = "model.onnx"
 
-Labels = Sequence[str] | Mapping[str, Sequence[str]] | None
-"""Of the only output, or by output."""
+Labels = Sequence[str] | Mapping[str, Sequence[str]] | Mapping[Place, Sequence[str]] | None
+"""Of the only output; or by output, by its name or by where it stands in what the model gives."""
 
 
 def publish(
@@ -109,7 +110,7 @@ def publish(
     names: dict[str, Names] = {"input_name": input_name, "output_name": output_name}
     ports, outputs = find_ports(framework, model, tree, **names, dynamic=dynamic, ragged=ragged)
     inputs = ports.take_rows(unpack(tree, ports.inputs), slice(_NUM_TRIED))
-    told = _check_labels(labels, outputs)
+    told = _check_labels(labels, outputs, ports.outputs)
     if ragged is not None:
         _check_ragged(ragged, ports.run(partial(framework.answer, model)), ports.take_rows(inputs, slice(NUM_GOLDEN)))
     store = store or Store()
@@ -127,7 +128,7 @@ def publish(
             raise ModelError("save_failed", detail=str(error)) from error
         signature, step_files = add_steps(signature, preprocess)
         kept = Path(folder, WEIGHTS_FILE)
-        write_kept(framework.get_weights(model), kept, made.files[0] if made.runtime == "onnx" else None)
+        write_kept(framework.get_weights(model), kept, made.files)
         return store.publish(
             name,
             {path.name: path for path in (*made.files, kept)} | step_files,
@@ -244,8 +245,8 @@ def _make_golden(answer: Run, inputs: Arrays, *, has_rows: bool) -> Golden:
     )
 
 
-def _check_labels(labels: Labels, outputs: Arrays) -> dict[str, tuple[str, ...]]:
-    """Give the labels by output.
+def _check_labels(labels: Labels, outputs: Arrays, tree: Tree) -> dict[str, tuple[str, ...]]:
+    """Give the labels by output; `tree` has the names of the outputs where these stand.
 
     Raises:
         InputError: `bad_option`, there is no such output, or it has another number of entries.
@@ -257,14 +258,15 @@ def _check_labels(labels: Labels, outputs: Arrays) -> dict[str, tuple[str, ...]]
             expected = f"a dict of labels by output, of {list_choices(outputs)}"
             raise InputError("bad_option", option="labels", got=labels, expected=expected)
         labels = dict.fromkeys(outputs, labels)
-    for name, words in labels.items():
+    named = {(get_part(tree, key) if isinstance(key, tuple) else key): words for key, words in labels.items()}
+    for name, words in named.items():
         if name not in outputs:
             raise InputError("bad_option", option="labels", got=name, expected=f"outputs of {list_choices(outputs)}")
         length = outputs[name].shape[-1] if outputs[name].ndim else 0
         if isinstance(words, str) or len(words) != length:
             expected = f"{length} names, one for each entry of the last axis of the output {name!r}"
             raise InputError("bad_option", option="labels", got=words, expected=expected)
-    return {name: tuple(words) for name, words in labels.items()}
+    return {name: tuple(words) for name, words in named.items()}
 
 
 def _derive_signature(

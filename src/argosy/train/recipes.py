@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError, list_choices
 from argosy.frameworks.base import get_framework
+from argosy.frameworks.describe import digest_arrays
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, draw_weights
 from argosy.optim import GradientOptimizer, LinearDecay, Optimizer, get_optimizer
 from argosy.optim.base import Form
 from argosy.store.local import Store
 from argosy.store.manifest import Version
-from argosy.train.data import Dataset, digest_arrays, load_digits, load_mnist
+from argosy.train.datasets import Dataset, load_digits, load_mnist
 from argosy.train.result import TrainResult
 from argosy.train.run import count_steps, train
 

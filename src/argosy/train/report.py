@@ -209,13 +209,14 @@ def _write(file: OutputFile, title: str, lead: str, parts: Sequence[str]) -> Non
 
 def _render_curve(history: Sequence[Epoch]) -> str:
     """Draw loss, and beside it the first metric, over the epochs."""
-    names = ["loss", *list(history[-1].metrics)[:1]]
+    # What a step of one's own logs may be missing in some epochs.
+    names = ["loss", *[name for name in history[-1].metrics if all(name in e.metrics for e in history)][:1]]
     training = {"loss": [e.loss for e in history]} | {name: [e.metrics[name] for e in history] for name in names[1:]}
-    validation: dict[str, list[float]] = {}
-    has_validation = history[-1].validation_loss is not None
-    if has_validation:
-        validation = {name: [e.validation_metrics[name] for e in history] for name in names[1:]}
-        validation["loss"] = [e.validation_loss for e in history if e.validation_loss is not None]
+    known = [name for name in names[1:] if all(name in e.validation_metrics for e in history)]
+    validation = {name: [e.validation_metrics[name] for e in history] for name in known}
+    losses = [e.validation_loss for e in history if e.validation_loss is not None]
+    if len(losses) == len(history):
+        validation["loss"] = losses
     with open_style():
         figure = new_figure(9.0, 3.6)
         figure.get_layout_engine().set(wspace=0.06)
@@ -225,7 +226,7 @@ def _render_curve(history: Sequence[Epoch]) -> str:
         drawing = save_svg(figure)
     text = f"{len(history)} epochs in {sum(e.duration_s for e in history):.1f} s. Training values are means over an epoch, "
     text += "taken while the weights change, with dropout where there is any"
-    text += "; validation values are those of the model after the epoch." if has_validation else "."
+    text += "; validation values are those of the model after the epoch." if validation else "."
     return _wrap("Training curve", f"<p>{html.escape(text)}</p><figure>{drawing}</figure>")
 
 

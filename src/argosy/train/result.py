@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-import numpy as np
-
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Precision
-from argosy.frameworks.trees import Tree, map_tree, take_rows
+from argosy.frameworks.trees import Tree, is_array, map_tree, take_rows
 from argosy.optim.schedules import check_count, check_number
 from argosy.signature import Ragged
 from argosy.store.local import Store
@@ -21,6 +19,7 @@ from argosy.store.preprocess import Steps
 from argosy.train.data import check_dataset, check_rows
 from argosy.train.elements import to_arrays
 from argosy.train.objective import Objective
+from argosy.train.places import Place, get_part
 from argosy.train.ports import Names
 from argosy.train.publish import Labels, publish
 from argosy.train.rescue import Skip
@@ -247,13 +246,15 @@ class TrainResult:
         )
 
     def _find_labels(self) -> Labels:
-        """Give the names of classes, of the targets or of the stream, if these are those of the output."""
+        """Give the names of classes, of the targets or of the stream, for the outputs that have as many entries."""
         classes = self.data.get("classes")
-        if self.labels is not None or not isinstance(classes, list) or self.sample is None:
+        known = dict(self.objective.labels)
+        if not known and isinstance(classes, list):
+            known = {(): tuple(cast("list[str]", classes))}
+        if not known or self.sample is None:
             return self.labels
-        names = cast("list[str]", classes)
-        outputs: Any = self.framework.predict(self.model, take_rows(self.sample, slice(1)))
-        return names if isinstance(outputs, np.ndarray) and outputs.shape[-1:] == (len(names),) else None  # pyright: ignore[reportUnknownMemberType]
+        outputs = self.framework.predict(self.model, take_rows(self.sample, slice(1)))
+        return {place: names for place, names in known.items() if _count_entries(outputs, place) == len(names)}
 
     def describe_lineage(self) -> dict[str, Any]:
         """Give what the run knows of itself, as JSON data."""
@@ -269,3 +270,9 @@ class TrainResult:
         known = last.list_values()
         values = {name if name.startswith("validation_") else f"train_{name}": value for name, value in known.items()}
         return values | {"train_s": sum(epoch.duration_s for epoch in self.history)}
+
+
+def _count_entries(outputs: Tree, place: Place) -> int:
+    """Count the entries of the last axis of an output; 0 where there are several, or where it is a number."""
+    part = get_part(outputs, place)
+    return part.shape[-1] if is_array(part) and part.ndim else 0

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Precision, framework_of, loader_framework, name_kind
+from argosy.frameworks.base import Framework, Precision, framework_of, get_framework, loader_framework, name_kind
 from argosy.frameworks.own_training import check_training
+from argosy.group.ship import pack
+from argosy.optim import GradientFreeOptimizer
+from argosy.optim.schedules import check_count
 from argosy.train.average import Ema
 from argosy.train.checkpoint import Checkpoints
+from argosy.train.crew import Crew
 from argosy.train.data import count_taken
 from argosy.train.elements import Columns
-from argosy.train.listening import check_callbacks, describe_callbacks
-from argosy.train.loop import Hooks, Taken
+from argosy.train.listening import Hooks, Taken, check_callbacks, describe_callbacks
+from argosy.train.member import Shipment
 from argosy.train.moving import describe_optimizers, find_frozen, resolve_optimizers
 from argosy.train.objective import describe_function, open_objective
-from argosy.train.opening import open_data
+from argosy.train.opening import Opened, open_data
 from argosy.train.result import Epoch, Settings, TrainResult
 from argosy.train.source import is_stream, keep_numbers
 from argosy.train.start import Start, read_start
@@ -127,9 +132,10 @@ def train(
             another run as its parent.
         resume: go on from the newest checkpoint of the folder, if it has one. `"restart"`: begin anew, and remove them.
         tensorboard: a folder for TensorBoard's event files.
-        workers: training processes; one, here.
-        num_threads: of the framework; default: its own choice. Small models train best with one: with more,
-            each step waits for the slowest core (7 s became 37 s on two cores with other work on them).
+        workers: processes that share the rows of each batch, and so take the steps of one; the first is this one.
+        num_threads: of the framework, in each worker; default: its own choice, and of several workers a share of the cores. Small
+            models train best with one: with more, each step waits for the slowest core (7 s became 37 s on two cores with
+            other work on them).
         progress: False shows nothing; else a bar on a terminal and a line an epoch elsewhere, on stderr.
         on_step: is called with each `Taken` step; where it gives True, the run ends there.
         on_epoch: is called with each `Epoch` once it is measured; where it gives True, the run ends there.
@@ -144,10 +150,10 @@ def train(
             model says itself how it is trained; the model is as it was.
         ConflictError: `checkpoints_exist`, `run_active`.
         ModelError: `not_finite`, a loss, a gradient or a weight; names the step and the layer; `loss_rose`.
+        FaultError: `worker_lost`, `worker_failed`, `group_differs`, one of several workers.
         StoreError: `disk_full`, `write_failed`, a checkpoint.
     """
-    if workers != 1:
-        raise InputError("bad_option", option="workers", got=workers, expected="1")
+    check_count("workers", workers)
     functions = {"step": step, "on_step": on_step, "on_epoch": on_epoch, "on_end": on_end}
     _check_functions(functions, average)
     framework = framework_of(model)
@@ -164,6 +170,8 @@ def train(
     )
     rule = resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
     heard = check_callbacks(framework, callbacks)
+    if workers > 1:
+        _check_shareable(rule, heard)
     columns = Columns.read(targets, weights)
     beginning = None if start is None else read_start(framework, model, start)
     task = Task(
@@ -205,9 +213,10 @@ def train(
         rescue=rescue,
         callbacks=describe_callbacks(framework, heard),
     )
-    with keep_numbers(), framework.session(seed, num_threads):
+    share = _share_threads(num_threads, workers)
+    with keep_numbers(), _open_session(framework, seed, num_threads, share):
         opened = open_data(framework, model, data, validation_data, objective, settings, columns, is_raw=step is not None)
-        result = task.run(opened, settings)
+        result = _run(task, opened, settings, workers, share)
     if is_stream(data):
         result = replace(result, preprocess=tuple(getattr(data, "preprocess", ())))
     if on_end is not None:
@@ -220,10 +229,51 @@ def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split
     return epochs * math.ceil((num_rows - count_taken(num_rows, validation_split)) / batch_size)
 
 
+def _share_threads(num_threads: int | None, workers: int) -> int | None:
+    """Give the threads of each worker."""
+    return num_threads if num_threads is not None or workers == 1 else max(len(os.sched_getaffinity(0)) // workers, 1)
+
+
+@contextmanager
+def _open_session(framework: Framework, seed: int, num_threads: int | None, share: int | None) -> Generator[None]:
+    """Open a session with the threads that the user wants, or else a share of the cores, if they can still be changed."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(framework.session(seed, share))
+        except InputError:
+            if num_threads is not None:
+                raise
+            stack.enter_context(framework.session(seed, None))
+        yield
+
+
+def _run(task: Task, opened: Opened, settings: Settings, workers: int, num_threads: int | None) -> TrainResult:
+    if workers == 1:
+        return task.run(opened, settings)
+
+    def write(path: Path) -> None:
+        pack(Shipment.of(task, opened, settings), path, [name_framework, task.framework.reduce])
+
+    def name_framework(part: Any) -> Any:
+        """Let every process have its own."""
+        return (get_framework, (task.framework.name,)) if part is task.framework else None
+
+    with Crew(workers, write, num_threads) as crew:
+        return task.run(opened, settings, crew)
+
+
 def _choose(given: Any, own: Any, default: Any) -> Any:
     if given is not None:
         return given
     return default if own is None else own
+
+
+def _check_shareable(rule: Any, callbacks: Sequence[Any]) -> None:
+    if callbacks:
+        expected = "none with several workers; on_step and on_epoch are called in the first"
+        raise InputError("bad_option", option="callbacks", got=name_kind(callbacks[0]), expected=expected)
+    if isinstance(rule, GradientFreeOptimizer):
+        raise InputError("bad_option", option="workers", got="several", expected=f"1 with {rule.name}, which has no gradients")
 
 
 def _check_functions(functions: Mapping[str, object], average: object) -> None:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, Framework, derive_seed, name_kind
-from argosy.frameworks.trees import count_rows, take_rows
-from argosy.train.data import iterate_batches, take_batch
+from argosy.train.data import iterate_batches
 from argosy.train.elements import (
     Columns,
     check_counts,
@@ -34,14 +34,9 @@ __all__ = [
     "Source",
     "Stream",
     "StreamSource",
-    "find_share",
     "is_stream",
     "keep_numbers",
 ]
-
-Part = tuple[int, int]
-"""Which worker, counted from 0, and how many there are."""
-WHOLE: Final[Part] = (0, 1)
 
 Prepare = Callable[[Batch], Batch]
 """Brings targets and weights into the form that the losses take; inputs stay."""
@@ -57,15 +52,14 @@ class Source(Protocol):
         """Of an epoch; None where only the end tells."""
         ...
 
-    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
+    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
         """Give the mini-batches of an epoch (counted from 1), from number `start` (counted from 0) on.
 
-        Called again for the epoch that was begun last, it gives the same ones. Their order depends on no number of workers.
+        Called again for the epoch that was begun last, it gives the same ones.
 
         Args:
             epoch: counted from 1; 0 where there are none.
             start: the batch to begin with.
-            part: of each batch, the rows of one worker; none where a batch has fewer rows than there are workers.
         """
         ...
 
@@ -108,16 +102,22 @@ class ArraySource:
         self._is_simple = isinstance(prepared.inputs, np.ndarray) and isinstance(prepared.targets, np.ndarray)
         self.num_batches = -(-prepared.num_rows // batch_size)
 
-    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
+    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
+        for order in self.list_orders(epoch, start):
+            yield self.take(order)
+
+    def list_orders(self, epoch: int, start: int) -> Iterator[NDArray[Any]]:
+        """Give the numbers of the rows of each mini-batch."""
+        orders = iterate_batches(self._data.num_rows, self._batch_size, shuffle=self._shuffle, seed=self._seed, epoch=epoch)
+        return itertools.islice(orders, start, None)
+
+    def take(self, rows: NDArray[Any]) -> Batch:
+        """Give some rows by their numbers."""
         data = self._data
-        orders = iterate_batches(data.num_rows, self._batch_size, shuffle=self._shuffle, seed=self._seed, epoch=epoch)
-        for order in itertools.islice(orders, start, None):
-            rows = order if part == WHOLE else order[find_share(len(order), part)]
-            if self._is_simple:
-                weights = None if data.weights is None else data.weights[rows]
-                yield Batch(data.inputs[rows], data.targets[rows], weights)
-            else:
-                yield take_batch(data, rows)
+        if not self._is_simple:
+            return data.take(rows)
+        weights = None if data.weights is None else data.weights[rows]
+        return Batch(data.inputs[rows], data.targets[rows], weights)
 
     def describe(self) -> dict[str, Any]:
         return describe_data(self._given)
@@ -182,7 +182,7 @@ class LoaderSource:
         batch = self.convert(self.sample, 0)
         self._plain = None if self._columns.are_named else Plain.learn(self._first, batch, bounds)
 
-    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
+    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
         framework = self._framework
         seed_batch = framework.find_seeder(self._loader)
         opened = self._open(epoch)
@@ -190,7 +190,7 @@ class LoaderSource:
         for number, element in enumerate(framework.read_loader(opened)):
             if number >= start:
                 batch = (self._plain and self._plain.take(element)) or self._take(element, number)
-                yield batch if part == WHOLE else self._share(batch, part)
+                yield batch
             if seed_batch is not None:
                 seed_batch(derive_seed(self._seed, epoch, number))
 
@@ -205,12 +205,6 @@ class LoaderSource:
     def _take(self, element: Any, number: int) -> Batch:
         batch = self._read(element)
         return batch if self._is_raw else self.convert(batch, number)
-
-    def _share(self, batch: Batch, part: Part) -> Batch:
-        """Give the rows of one worker."""
-        if not self._is_raw:
-            return take_batch(batch, find_share(batch.num_rows, part))
-        return Batch(take_rows(batch.inputs, find_share(count_rows(batch.inputs), part)))
 
     def _read(self, element: Any) -> Batch:
         """Tell the parts of an element apart, as arrays."""
@@ -270,8 +264,8 @@ class StreamSource:
         locate = getattr(self._source, "locate", None)
         return None if locate is None else locate(epoch, batch)
 
-    def iterate(self, epoch: int, start: int, part: Part = WHOLE) -> Iterator[Batch]:
-        for batch in self._source.iterate(epoch, start, part):
+    def iterate(self, epoch: int, start: int) -> Iterator[Batch]:
+        for batch in self._source.iterate(epoch, start):
             yield _make_element(batch) if self._is_raw else self.convert(batch, start)
 
     def convert(self, batch: Batch, number: int) -> Batch:
@@ -301,12 +295,6 @@ def keep_numbers() -> Generator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def find_share(num_rows: int, part: Part) -> slice:
-    """Say which rows of a batch fall to a worker: as many to each as to any other, or one more."""
-    index, count = part
-    return slice(num_rows * index // count, num_rows * (index + 1) // count)
 
 
 def _keep(batch: Batch) -> Batch:

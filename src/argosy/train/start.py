@@ -83,6 +83,7 @@ def read_start(framework: Framework, model: Any, start: Start | str) -> Beginnin
         InputError: `bad_start`, the version keeps no weights by name, or names, shapes or types differ; `bad_option`, a part;
             `bad_reference`.
         NotFoundError: there is no such version.
+        StoreError: its files are damaged; `temp_full`.
     """
     if isinstance(start, str):
         start = Start(start)
@@ -93,12 +94,13 @@ def read_start(framework: Framework, model: Any, start: Start | str) -> Beginnin
     version = store.get_version(start.version)
     reference = f"{version.name}@{version.number}"
     try:
-        kept = open_kept(store.open_artifact(version), version.manifest.entry, is_onnx=version.manifest.runtime == "onnx")
-        own = framework.get_weights(model)
-        plain = name_plainly(model, own)
-        wanted = _find_wanted(plain, start.parts)
-        _check(kept, own, {name: plain[name] for name in wanted}, reference, is_whole=not start.parts)
-        weights = {name: kept.read(plain[name], own[name]) for name in wanted}
+        folder, entry = store.open_artifact(version), version.manifest.entry
+        with open_kept(folder, entry, is_onnx=version.manifest.runtime == "onnx") as kept:
+            own = framework.get_weights(model)
+            plain = name_plainly(model, own)
+            wanted = _find_wanted(plain, start.parts)
+            _check(kept, own, {name: plain[name] for name in wanted}, reference, is_whole=not start.parts)
+            weights = {name: kept.read(plain[name], own[name]) for name in wanted}
     except (ValueError, OSError) as error:
         raise InputError("bad_start", version=reference, detail=str(error)) from error
     return Beginning(version, start.parts, weights)

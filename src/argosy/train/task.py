@@ -14,13 +14,15 @@ from argosy.errors import ConflictError, InputError
 from argosy.frameworks.base import FitOptions, Framework, Step, count_weights
 from argosy.frameworks.fitting import Journal, Listener, fail_not_finite
 from argosy.frameworks.trees import is_ordered, map_tree
+from argosy.group.exchange import Ended, Follower, Group
 from argosy.optim import GradientFreeOptimizer
 from argosy.train.average import Average, Ema
 from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
+from argosy.train.crew import Crew
 from argosy.train.free import FreeStep
 from argosy.train.lineage import describe_weights
-from argosy.train.listening import open_listener
-from argosy.train.loop import Hooks, Loop, Program
+from argosy.train.listening import Hooks, open_listener
+from argosy.train.loop import Loop, Program
 from argosy.train.moving import is_own
 from argosy.train.opening import Opened
 from argosy.train.pace import Pace
@@ -28,7 +30,8 @@ from argosy.train.progress import Progress, open_progress
 from argosy.train.publish import pick_sample
 from argosy.train.rescue import Rescue
 from argosy.train.result import Settings, TrainResult
-from argosy.train.source import Source
+from argosy.train.sharing import FedSource, Feeder, SharedArrays
+from argosy.train.source import ArraySource, Source
 from argosy.train.start import Beginning
 from argosy.train.tensorboard import open_tensorboard
 
@@ -58,12 +61,30 @@ class Task:
     callbacks: tuple[Any, ...]
     """Of the framework's own."""
 
-    def run(self, opened: Opened, settings: Settings) -> TrainResult:
+    @property
+    def is_led(self) -> bool:
+        """Functions or callbacks may end the run after any step."""
+        return self.hooks.on_step is not None or bool(self.callbacks)
+
+    def follow(self, opened: Opened, settings: Settings, follower: Follower, *, is_led: bool) -> None:
+        """Be another worker of a run that is led elsewhere, until it is over.
+
+        Raises:
+            Ended: one of the workers failed, or the leader is gone.
+        """
+        pace = Pace(self.framework, self.rule)
+        program = self._write_program(opened, settings, pace, follower)
+        loop = self._build_loop(program, settings, None, [], pace, None, follower, is_led=is_led)
+        follower.say_ready()
+        loop.run(SharedArrays(opened.source, follower) if isinstance(opened.source, ArraySource) else FedSource(follower), None)
+
+    def run(self, opened: Opened, settings: Settings, crew: Crew | None = None) -> TrainResult:
         """Fit the model.
 
         Args:
             opened: the data.
             settings: as far as they were known before.
+            crew: the other workers.
 
         Raises:
             InputError, ConflictError, ModelError, StoreError: see `run.train`.
@@ -76,7 +97,7 @@ class Task:
             keeper = stack.enter_context(open_checkpoints(self.plan, run))
             self._check_folder(keeper)
             with contextlib.nullcontext() if self.beginning is None else self.beginning.give(self.framework, self.model):
-                program = self._write_program(opened, settings, pace)
+                program = self._write_program(opened, settings, pace, crew)
             num_batches = opened.source.num_batches
             num_steps = None if num_batches is None or settings.epochs is None else num_batches * settings.epochs
             shown = stack.enter_context(open_progress(self.is_shown, settings.epochs, num_steps))
@@ -90,10 +111,15 @@ class Task:
                 num_batches=num_batches,
                 measured=None if self.step is not None else _list_measured(opened),
             )
-            loop = self._build_loop(program, settings, keeper, [shown, logged] if logged else [shown], pace, listener)
+            loop = self._build_loop(program, settings, keeper, [shown, logged] if logged else [shown], pace, listener, crew)
             if self.resume is True or (self.plan is not None and self.plan.parent is not None):
                 loop.resume()
-            history = loop.run(opened.source, opened.validation)
+            source = opened.source if crew is None else self._share(opened.source, crew)
+            try:
+                history = loop.run(source, opened.validation)
+            except Ended as ended:
+                assert ended.error is not None
+                raise ended.error from None
         self._check_weights(loop.num_steps)
         return TrainResult(
             self.model,
@@ -109,6 +135,11 @@ class Task:
             describe_weights(self.framework, self.model, self.frozen),
         )
 
+    def _share(self, source: Source, crew: Crew) -> Source:
+        if isinstance(source, ArraySource):
+            return SharedArrays(source, crew)
+        return Feeder(source, crew, is_raw=self.step is not None)
+
     def _check_folder(self, keeper: Keeper | None) -> None:
         resume = self.resume
         if resume not in (True, False, "restart"):
@@ -122,7 +153,7 @@ class Task:
         elif not resume and not keeper.is_empty:
             raise ConflictError("checkpoints_exist", folder=self.plan.folder)
 
-    def _write_program(self, opened: Opened, settings: Settings, pace: Pace) -> Program:
+    def _write_program(self, opened: Opened, settings: Settings, pace: Pace, group: Group | None) -> Program:
         journal = Journal()
         options = FitOptions(
             seed=settings.seed,
@@ -133,6 +164,7 @@ class Task:
             step=self.step,
             journal=journal,
             frozen=self.frozen,
+            exchange=group,
         )
         step = self._build_step(opened, pace.optimizer, options)
         objective = opened.objective
@@ -159,6 +191,9 @@ class Task:
         watchers: Sequence[Progress],
         pace: Pace,
         listener: Listener | None,
+        group: Group | None,
+        *,
+        is_led: bool | None = None,
     ) -> Loop:
         has_rescue = settings.rescue and not isinstance(self.rule, GradientFreeOptimizer)
         return Loop(
@@ -171,6 +206,8 @@ class Task:
             listener=listener,
             average=None if self.average is None else Average(self.average, self.framework, self.model),
             rescue=Rescue() if has_rescue else None,
+            group=group,
+            is_led=self.is_led if is_led is None else is_led,
         )
 
     def _check_weights(self, num_steps: int) -> None:

@@ -27,10 +27,7 @@ class TensorBoard:
             self._writer.add_scalar("step/loss", loss, step)
 
     def end_epoch(self, epoch: Epoch) -> None:
-        values = {"loss": epoch.loss, **epoch.metrics, "duration_s": epoch.duration_s}
-        if epoch.validation_loss is not None:
-            values["validation_loss"] = epoch.validation_loss
-            values |= {f"validation_{name}": value for name, value in epoch.validation_metrics.items()}
+        values = {**epoch.list_values(), "duration_s": epoch.duration_s}
         for name, value in values.items():
             self._writer.add_scalar(f"epoch/{name}", value, epoch.number)
         self._writer.flush()

@@ -191,8 +191,10 @@ def test_floats_that_are_not_numbers_travel_as_binary(client: httpx.Client) -> N
         ("FP32", "[NaN]", "not valid"),
         ("BOOL", "[1]", "Expected `bool`, got `int`"),
         ("BOOL", '["true"]', "Expected `bool`, got `str`"),
-        ("BYTES", "[1]", "Expected `str`, got `int`"),
-        ("BYTES", "[null]", "Expected `str`, got `null`"),
+        ("BYTES", "[1]", "one of its elements is a number, expected text"),
+        ("BYTES", "[null]", "one of its elements is null, expected text"),
+        ("BYTES", '[{"age": 3}]', "a line of CSV, or its JSON object as a string, json.dumps(row)"),
+        ("BYTES", '{"age": 3}', "a line of CSV, or its JSON object as a string, json.dumps(row)"),
         ("BYTES", '["\\ud800"]', "not valid"),
     ],
 )

@@ -6,7 +6,7 @@ Their types are partial, so the modules are taken as `Any`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, name_kind
+from argosy.frameworks.defaults import FrameworkDefaults
 from argosy.frameworks.jax.describe import describe_loss, describe_metric, describe_optimizer, describe_program
 from argosy.frameworks.jax.export import export_onnx, save_native
 from argosy.frameworks.jax.losses import open_loss
@@ -38,7 +39,7 @@ nnx: Any = importlib.import_module("flax.nnx")
 optax: Any = importlib.import_module("optax")
 
 
-class JaxFramework:
+class JaxFramework(FrameworkDefaults):
     """See `base.Framework`. Models are `flax.nnx.Module`s of any inputs and outputs, on the CPU.
 
     Losses are functions of outputs and targets, such as those of `optax.losses`; what they give for rows is averaged.
@@ -48,7 +49,6 @@ class JaxFramework:
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax", "optax")
-    training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
         return isinstance(model, nnx.Module)
@@ -56,20 +56,8 @@ class JaxFramework:
     def is_loader(self, data: object) -> bool:
         return False
 
-    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
-        return None
-
     def read_loader(self, data: Any) -> Iterator[Any]:
         raise InputError("bad_data", detail=f"JAX has no loaders; {name_kind(data)} is none")
-
-    def get_compiled(self, model: Any) -> tuple[object, object]:
-        return None, None
-
-    def get_compiled_weights(self, model: Any) -> Tree:
-        return None
-
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
-        return ()
 
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)
@@ -108,11 +96,11 @@ class JaxFramework:
     def seed(self, seed: int) -> None:
         """Do nothing: JAX has no random numbers but those that a model or a program asks of a key of its own."""
 
-    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
-        return None  # Steps draw from a seed of their own.
-
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return scale_rate(optimizer, factor)
+
+    def reduce(self, part: Any) -> Any:
+        return None
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)
@@ -137,9 +125,6 @@ class JaxFramework:
 
     def list_arguments(self, model: Any) -> tuple[str, ...]:
         return name_arguments(model.__call__)
-
-    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
-        return [() for _ in list_leaves(inputs)]
 
     def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
         export_onnx(model, inputs, path, ports)

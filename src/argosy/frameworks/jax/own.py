@@ -10,7 +10,9 @@ import numpy as np
 
 from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.fitting import Journal, fail_loss
+from argosy.frameworks.jax.exchange import share_gradients
 from argosy.frameworks.jax.losses import check_scalar, has_gradient
 from argosy.frameworks.jax.movers import Mover
 from argosy.frameworks.jax.optimizer import measure_norm
@@ -52,8 +54,16 @@ class Taken(NamedTuple):
 class _Engine:
     """Makes losses small on a model whose arrays belong to the function that is running; see `own_step.Engine`."""
 
-    def __init__(self, model: Any, movers: Mapping[str | None, Mover], memories: list[Leaves], numbers: Numbers) -> None:
+    def __init__(
+        self,
+        model: Any,
+        movers: Mapping[str | None, Mover],
+        memories: list[Leaves],
+        numbers: Numbers,
+        exchange: Exchange | None,
+    ) -> None:
         self.model = model
+        self._exchange = exchange
         self.journal = Journal(numbers.epoch)
         self.norms: list[Any] = []
         self.memories = dict(zip(movers.values(), memories, strict=True))
@@ -86,6 +96,10 @@ class _Engine:
             raise fail_loss("a number without a gradient")
         (value, (after, logged)), gradients = jax.value_and_grad(measure, has_aux=True)(weights)
         self.journal.logged.update(logged)
+        if self._exchange is not None:
+            others_after, form = jax.tree.flatten(after)
+            gradients, others_after = share_gradients(self._exchange, value, gradients, others_after)
+            after = jax.tree.unflatten(form, others_after)
         norm = measure_norm(gradients)
         self.norms.append(norm)
         scalars = self._scalars.pop(mover, None) if mover.rule else self._scalars[mover]
@@ -113,6 +127,7 @@ def take_own(
     memories: list[Leaves],
     batch: Any,
     numbers: Numbers,
+    exchange: Exchange | None,
 ) -> Taken:
     """Take a step.
 
@@ -125,11 +140,12 @@ def take_own(
         memories: what they remember, in their order.
         batch: what the step is given.
         numbers: see there.
+        exchange: where the workers of a run meet; None for one alone.
 
     Raises:
         InputError: `bad_loss`, `bad_option`.
     """
-    engine = _Engine(build(), movers, memories, numbers)
+    engine = _Engine(build(), movers, memories, numbers, exchange)
     fit = OwnFit(engine, movers, engine.journal, numbers.number, numbers.seed)
     returned = step(engine.model, batch, fit)
     if fit.value is None:
@@ -139,7 +155,7 @@ def take_own(
             expected = "a step that calls fit.minimize with the name of an optimizer"
             raise InputError("bad_option", option="step", got="no call of fit.minimize", expected=expected)
         # Once more, to be differentiated: what the first pass computed falls away when this is compiled.
-        engine = _Engine(build(), movers, memories, numbers)
+        engine = _Engine(build(), movers, memories, numbers, exchange)
         fit = OwnFit(engine, movers, engine.journal, numbers.number, numbers.seed)
         fit.minimize(_call(step, batch, fit), next(iter(movers)))
         returned = None

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, fail_not_finite
 from argosy.frameworks.fitting import fail_loss, read_scalars
+from argosy.frameworks.jax.exchange import share_gradients
 from argosy.frameworks.jax.losses import has_gradient, has_own_code, open_loss
 from argosy.frameworks.jax.movers import Mover, open_movers
 from argosy.frameworks.jax.optimizer import measure_norm, sum_squares
@@ -78,7 +79,7 @@ class JaxStep:
 
     def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
         with self._open_precision():
-            seed = np.uint32(derive_seed(self._options.seed, number))
+            seed = np.uint32(self._options.derive_seed(number))
             if self._options.step is not None:
                 return self._run_own(batch.inputs, number, seed), None
             rows = _prepare(batch.inputs, "x"), _prepare(batch.targets, "y"), batch.weights
@@ -180,9 +181,14 @@ class JaxStep:
     def _compute(self, spare: State, now: State, rows: Rows, seed: Any, scalars: Any) -> tuple[State, Any, Any]:
         """Give what the next step begins with, in the memory of `spare`; (loss, norm of the gradients); and the outputs."""
         loss, outputs, gradients, rest = self._differentiate(*now[:2], rows, seed)
+        gradients, rest = self._share(loss, gradients, rest)
         # Overflows for huge gradients; a norm that does not would take another pass over all of them.
         norm = jnp.sqrt(sum_squares(gradients))
         return self._move(now, loss, gradients, rest, norm, scalars), jnp.stack([loss.astype(norm.dtype), norm]), outputs
+
+    def _share(self, loss: Any, gradients: Leaves, rest: Leaves) -> tuple[Leaves, Leaves]:
+        exchange = self._options.exchange
+        return (gradients, rest) if exchange is None else share_gradients(exchange, loss, gradients, rest)
 
     def _move(self, now: State, loss: Any, gradients: Leaves, rest: Leaves, norm: Any, scalars: Any) -> State:
         """Let the optimizer move the weights; give them, `rest`, and what it remembers."""
@@ -197,7 +203,9 @@ class JaxStep:
         def build() -> Any:
             return parts.structure.build(trained, self._draw_random(numbers.seed, 0), rest)
 
-        taken = take_own(self._options.step, build, parts, rest, self._movers, self._split(memory), batch, numbers)
+        taken = take_own(
+            self._options.step, build, parts, rest, self._movers, self._split(memory), batch, numbers, self._options.exchange
+        )
         return (taken.trained, taken.rest, [leaf for one in taken.memories for leaf in one]), taken.measured, taken.logged
 
     def _differentiate(self, trained: Leaves, rest: Leaves, rows: Rows, seed: Any) -> tuple[Any, Any, Leaves, Leaves]:
@@ -286,6 +294,7 @@ class JaxStep:
     def _move_far(self, rows: Rows, seed: Any, scalars: Any, number: int) -> State:
         """Take a step whose gradients are huge, if they are finite."""
         loss, _, gradients, rest = self._take_gradient(*self._now[:2], rows, seed)
+        gradients, rest = self._share(loss, gradients, rest)
         norm = measure_norm(gradients)
         if not bool(jnp.isfinite(norm)):
             raise self._fail(number, "gradient", self._find_bad_gradient(gradients))

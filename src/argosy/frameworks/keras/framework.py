@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from argosy.frameworks.base import (
     Step,
     derive_seed,
 )
+from argosy.frameworks.defaults import FrameworkDefaults
 from argosy.frameworks.fitting import Listener
 from argosy.frameworks.keras.arrays import name_weights, narrow_integers, to_numpy, to_tensors
 from argosy.frameworks.keras.callbacks import open_callbacks
@@ -41,11 +42,13 @@ from argosy.frameworks.keras.describe import (
 from argosy.frameworks.keras.files import export_onnx, save_native
 from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.network import build_network, check_precision
-from argosy.frameworks.keras.session import bind_backend
+from argosy.frameworks.keras.session import bind_backend, keep_generator
+from argosy.frameworks.keras.ship import reduce_model
 from argosy.frameworks.keras.step import KerasStep
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
-from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
+from argosy.frameworks.schedules import release_schedules, scale_rate
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "KerasFramework"]
@@ -53,7 +56,7 @@ __all__ = ["FRAMEWORK", "KerasFramework"]
 keras: Any = importlib.import_module("keras")
 
 
-class KerasFramework:
+class KerasFramework(FrameworkDefaults):
     """See `base.Framework`. Models are `keras.Model`s on the CPU.
 
     Random numbers of layers follow from a step's number if they are drawn with a `keras.random.SeedGenerator` of the
@@ -82,9 +85,6 @@ class KerasFramework:
 
     def is_loader(self, data: object) -> bool:
         return isinstance(data, keras.utils.PyDataset)
-
-    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
-        return None
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         num_batches = data.num_batches
@@ -137,11 +137,12 @@ class KerasFramework:
     def session(self, seed: int, num_threads: int | None) -> Generator[None]:
         # Layers draw their first seeds from Python's generator, and datasets what they like from NumPy's.
         before = random.getstate(), np.random.get_state()
-        with bind_backend(seed, num_threads):
+        with keep_generator(), bind_backend(seed, num_threads):
             try:
                 self.seed(seed)
                 yield
             finally:
+                release_schedules()
                 random.setstate(before[0])
                 np.random.set_state(before[1])
 
@@ -149,11 +150,11 @@ class KerasFramework:
         random.seed(seed)
         np.random.seed(derive_seed(seed))
 
-    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
-        return None  # Steps draw from a seed of their own.
-
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        return _scale_rate(optimizer, factor)
+        return scale_rate(optimizer, factor)
+
+    def reduce(self, part: Any) -> Any:
+        return reduce_model(part) if isinstance(part, keras.Model) else None
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return KerasStep(model, loss, optimizer, options)
@@ -169,9 +170,6 @@ class KerasFramework:
             raise fail_rows(inputs, error) from error
         check_answer(outputs)
         return outputs
-
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         kinds = [variable.dtype for variable in model.weights] or [layer.variable_dtype for layer in model.layers]
@@ -205,14 +203,6 @@ class KerasFramework:
 
     def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
         return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))
-
-
-def _scale_rate(optimizer: Any, factor: float) -> bool:
-    try:
-        optimizer.learning_rate = float(optimizer.learning_rate) * factor
-    except TypeError:
-        return False  # A schedule of its own.
-    return True
 
 
 FRAMEWORK: Final[Framework] = KerasFramework()

@@ -10,6 +10,7 @@ from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
 from argosy.frameworks.keras.optimizer import RuleOptimizer
 from argosy.frameworks.own_step import open_shares
+from argosy.frameworks.schedules import hold_schedule
 from argosy.optim import GradientOptimizer
 
 __all__ = ["Mover", "open_movers"]
@@ -32,6 +33,8 @@ class Mover:
             optimizer.names = self.names
         self.rule: GradientOptimizer | None = getattr(self.optimizer, "rule", None)
         _prepare_optimizer(self.optimizer, self.variables)
+        self.lowered = None if self.rule else hold_schedule(self.optimizer)
+        """By what a rescue multiplies the rate that a schedule of Keras' says."""
         self._prefix = "optimizer" if key is None else f"optimizer/{key}"
 
     def move(self, gradients: Sequence[Any], norm: Any) -> None:
@@ -54,7 +57,11 @@ class Mover:
     def name_state(self) -> dict[str, Any]:
         """Give the variables in which it remembers, by name."""
         # Their own names hold counters of the process.
-        return {f"{self._prefix}/{index}": variable for index, variable in enumerate(self.optimizer.variables)}
+        return {f"{self._prefix}/{index}": variable for index, variable in enumerate(self.list_slots())}
+
+    def list_slots(self) -> list[Any]:
+        """Give these variables."""
+        return [*self.optimizer.variables, *([] if self.lowered is None else [self.lowered])]
 
 
 def open_movers(optimizer: Any, named: Mapping[str, Any], *, has_step: bool) -> dict[str | None, Mover]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Batch, FitOptions, derive_seed, name_kind
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.fitting import fail_loss, fail_not_finite
 from argosy.frameworks.keras.arrays import to_numpy, to_tensors
 from argosy.frameworks.keras.movers import Mover
@@ -43,13 +44,13 @@ class OwnStep:
         self._movers = movers
         self._options = options
         self._fitted = fitted
-        self._engine: Any = _ENGINES[keras.backend.backend()](model, movers)
+        self._engine: Any = _ENGINES[keras.backend.backend()](model, movers, options.exchange)
 
     def take(self, batch: Batch, number: int) -> float:
         """Take one step, and give its loss."""
         function = self._options.step
         assert function is not None
-        seed = derive_seed(self._options.seed, number)
+        seed = self._options.derive_seed(number)
         fit = OwnFit(self._engine, self._movers, self._options.journal, number, seed)
         given = to_tensors(batch.inputs)
 
@@ -86,9 +87,11 @@ def find_global_state() -> Any:
 class _TensorFlowEngine:
     """See `own_step.Engine`: by TensorFlow's own, on the variables of the backend."""
 
-    def __init__(self, model: Any, movers: Mapping[str | None, Mover]) -> None:
+    def __init__(self, model: Any, movers: Mapping[str | None, Mover], exchange: Exchange | None) -> None:
         movements: Any = importlib.import_module("argosy.frameworks.tensorflow.movers")
-        self._tape: Any = movements.TapeEngine(model, [weight for mover in movers.values() for weight in mover.weights])
+        weights = [weight for mover in movers.values() for weight in mover.weights]
+        beside = [variable.value for variable in model.non_trainable_variables]
+        self._tape: Any = movements.TapeEngine(model, weights, exchange, beside)
 
     def run(self, call: Callable[[Any], Any], fit: OwnFit, begin: Callable[[], None]) -> Any:
         """Call the step."""
@@ -107,9 +110,10 @@ class _TensorFlowEngine:
 class _TorchEngine:
     """See `own_step.Engine`."""
 
-    def __init__(self, model: Any, movers: Mapping[str | None, Mover]) -> None:
+    def __init__(self, model: Any, movers: Mapping[str | None, Mover], exchange: Exchange | None) -> None:
         self._torch: Any = importlib.import_module("torch")
         self._model = model
+        self._exchange = exchange
 
     def run(self, call: Callable[[Any], Any], fit: OwnFit, begin: Callable[[], None]) -> Any:
         """Call the step."""
@@ -133,6 +137,11 @@ class _TorchEngine:
         for weight in mover.weights:
             weight.grad = None
         mover.scale_loss(scalar).backward(inputs=mover.weights)
+        if self._exchange is not None:
+            share: Any = importlib.import_module("argosy.frameworks.torch.exchange")
+            share.share_gradients(
+                self._exchange, value, mover.weights, [own.value for own in self._model.non_trainable_variables]
+            )
         gradients = [weight.grad for weight in mover.weights]
         with torch.no_grad():
             _move(mover, gradients, number)
@@ -149,9 +158,10 @@ class _JaxEngine:
     A step that returns its loss is such a function itself. That it is, its first call tells, whose effects are undone.
     """
 
-    def __init__(self, model: Any, movers: Mapping[str | None, Mover]) -> None:
+    def __init__(self, model: Any, movers: Mapping[str | None, Mover], exchange: Exchange | None) -> None:
         self._jax: Any = importlib.import_module("jax")
         self._model = model
+        self._exchange = exchange
         self._returns_loss = False
         self._is_tracing = False
 
@@ -195,6 +205,12 @@ class _JaxEngine:
         for variable in others:
             if id(variable) in after and id(variable) not in moved:
                 variable.assign(after[id(variable)])
+        if self._exchange is not None:
+            share: Any = importlib.import_module("argosy.frameworks.jax.exchange")
+            buffers = self._model.non_trainable_variables
+            gradients, means = share.share_gradients(self._exchange, scalar, gradients, [own.value for own in buffers])
+            for buffer, mean in zip(buffers, means, strict=True):
+                buffer.assign(mean)
         _move(mover, gradients, number)
         return value
 

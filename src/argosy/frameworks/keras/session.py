@@ -9,8 +9,9 @@ from typing import Any
 
 from argosy.errors import InputError
 from argosy.frameworks.base import get_framework
+from argosy.frameworks.keras.arrays import to_numpy
 
-__all__ = ["bind_backend"]
+__all__ = ["bind_backend", "keep_generator"]
 
 keras: Any = importlib.import_module("keras")
 
@@ -31,6 +32,21 @@ def bind_backend(seed: int, num_threads: int | None) -> Generator[None]:
         session: AbstractContextManager[None] = get_framework(backend).session(seed, num_threads)
         with session:
             yield
+
+
+@contextmanager
+def keep_generator() -> Generator[None]:
+    """Give the generator from which `keras.random` draws that is told none back as it was."""
+    common: Any = importlib.import_module("keras.src.backend.common.global_state")
+    name: str = importlib.import_module("keras.src.random.seed_generator").GLOBAL_SEED_GENERATOR
+    generator: Any = common.get_global_attribute(name)
+    state = None if generator is None else to_numpy(generator.state)
+    try:
+        yield
+    finally:
+        common.set_global_attribute(name, generator)
+        if generator is not None:
+            generator.state.assign(state)
 
 
 def _bound_jax(num_threads: int | None) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, fail_not_finite
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.keras.arrays import name_weights, to_numpy, to_tensors
 from argosy.frameworks.keras.calling import call_model
 from argosy.frameworks.keras.faults import find_bad_layer, name_layer
@@ -22,7 +23,7 @@ from argosy.frameworks.keras.losses import open_loss
 from argosy.frameworks.keras.movers import Mover, open_movers
 from argosy.frameworks.keras.own import OwnStep
 from argosy.frameworks.loss_trees import Compute
-from argosy.frameworks.trees import Tree, join_rows, map_tree, take_rows
+from argosy.frameworks.trees import Tree, join_rows, map_tree
 from argosy.signature import Arrays
 
 __all__ = ["Engine", "Fit", "KerasStep"]
@@ -41,11 +42,19 @@ _DRAWS: Final = 1 << 16
 class Fit:
     """What is fitted, and how."""
 
-    def __init__(self, model: Any, loss: Compute | None, mover: Mover, frozen: frozenset[str]) -> None:
+    def __init__(
+        self, model: Any, loss: Compute | None, mover: Mover, frozen: frozenset[str], exchange: Exchange | None = None
+    ) -> None:
         self.model = model
         self.loss = loss
         """Of outputs, targets and weights of the rows; None with a step of the user's own."""
+        self.exchange = exchange
+        """Where the workers of a run meet in each step; None for one alone."""
         self.optimizer = mover.optimizer
+        self.slots = mover.list_slots()
+        """The variables in which it remembers."""
+        self.rate: Any = mover.lowered if mover.lowered is not None else getattr(mover.optimizer, "_learning_rate", None)
+        """The variable of them that sets its rate, or anything."""
         self.is_rule = mover.rule is not None
         """The optimizer is a `RuleOptimizer`."""
         self.weights = mover.variables
@@ -165,7 +174,7 @@ class KerasStep:
         self._movers = open_movers(optimizer, named, has_step=options.step is not None)
         self._mover = mover = next(iter(self._movers.values()))
         compute = open_loss(loss, options) if options.step is None else None
-        self._fitted = fit = Fit(model, compute, mover, options.frozen)
+        self._fitted = fit = Fit(model, compute, mover, options.frozen, options.exchange)
         backend = importlib.import_module(f"argosy.frameworks.keras.step_{keras.backend.backend()}")
         self._engine: Engine | None = backend.ENGINE(fit) if options.step is None else None
         self._own = OwnStep(model, self._movers, options, fit) if options.step is not None else None
@@ -216,14 +225,14 @@ class KerasStep:
         return named
 
     def _make_seed(self, number: int, piece: int) -> NDArray[np.int32]:
-        return np.array([derive_seed(self._options.seed, number, piece), 0], np.int32)
+        return np.array([self._options.derive_seed(number, piece), 0], np.int32)
 
     def _fit_pieces(self, batch: Batch, number: int) -> tuple[Any, Any, Any]:
         """Go through the batch in pieces; once the loss of one is not finite, the rest is not looked at."""
         assert self._engine is not None
         value, parts = 0.0, list[Any]()
         total: list[Any] = []
-        for piece, (rows, share) in enumerate(self._cut(batch)):
+        for piece, (rows, share) in enumerate(batch.cut(self._options.micro_batch_size)):
             loss, outputs, gradients = self._engine.differentiate(rows, self._make_seed(number, piece))
             value += share * float(loss)
             parts.append(_to_arrays(outputs))
@@ -233,22 +242,12 @@ class KerasStep:
             total = [a if b is None else a + b for a, b in zip(total, shared, strict=True)] if total else shared
         return value, join_rows(parts), self._engine.move(total, number)
 
-    def _cut(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """Give the pieces of a batch, with their shares of its rows."""
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        pieces = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-        return [
-            (Batch(*(None if part is None else take_rows(part, rows) for part in batch)), (rows.stop - rows.start) / num_rows)
-            for rows in pieces
-        ]
-
     def _fail(self, batch: Batch, number: int) -> ModelError:
         """Go through the batch again and find the first layer or gradient at fault."""
         assert self._engine is not None
         self._engine.write()
         what, layer = "gradient", None
-        for piece, (rows, _) in enumerate(self._cut(batch)):
+        for piece, (rows, _) in enumerate(batch.cut(self._options.micro_batch_size)):
             seed = self._make_seed(number, piece)
             loss, _, gradients = self._engine.differentiate(rows, seed)
             if not math.isfinite(float(loss)):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from argosy.frameworks.base import Batch
 from argosy.frameworks.fitting import fail_loss
+from argosy.frameworks.jax.exchange import share_gradients
 from argosy.frameworks.keras.arrays import narrow_integers
 from argosy.frameworks.keras.optimizer import measure_norm
 from argosy.frameworks.keras.step import Fit
@@ -30,7 +31,7 @@ class _State(NamedTuple):
     buffers: list[Any]
     """Running means and the like, and what random numbers follow from."""
     slots: list[Any]
-    """The optimizer's variables."""
+    """What the optimizer remembers."""
 
 
 class JaxEngine:
@@ -38,8 +39,7 @@ class JaxEngine:
 
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
-        rate = getattr(fit.optimizer, "_learning_rate", None)
-        self._rate: Any = rate if isinstance(rate, keras.Variable) else None
+        self._rate: Any = fit.rate if isinstance(fit.rate, keras.Variable) else None
         self._known_rate: Any = None
         self._known: list[Any] = []
         # The old state's memory becomes the new one's; so it must be nobody else's.
@@ -103,12 +103,12 @@ class JaxEngine:
         self._known_rate = self._rate.value
         slots = [
             jax.numpy.copy(self._known_rate) if variable is self._rate else value
-            for variable, value in zip(self._fit.optimizer.variables, self._state.slots, strict=True)
+            for variable, value in zip(self._fit.slots, self._state.slots, strict=True)
         ]
         self._state = self._state._replace(slots=slots)
 
     def _list_variables(self) -> tuple[list[Any], list[Any], list[Any]]:
-        return self._fit.weights, self._fit.buffers, self._fit.optimizer.variables
+        return self._fit.weights, self._fit.buffers, self._fit.slots
 
     def _forward(self, weights: list[Any], buffers: list[Any], batch: Batch, seed: Any) -> tuple[Any, tuple[Any, Any, Any]]:
         fit = self._fit
@@ -125,12 +125,19 @@ class JaxEngine:
     def _fit_state(self, state: _State, batch: Batch, seed: Any, scalars: Any) -> tuple[_State, Any, Any, Any]:
         differentiate = jax.value_and_grad(self._forward, has_aux=True)
         (_, (loss, outputs, buffers)), gradients = differentiate(state.weights, state.buffers, batch, seed)
+        gradients, buffers = self._share(loss, gradients, buffers)
         state = state._replace(buffers=buffers)
         state, is_finite = self._move_if(jax.numpy.isfinite(loss), state, gradients, scalars)
         return state, loss, outputs, is_finite
 
     def _move_state(self, state: _State, gradients: list[Any], scalars: Any) -> tuple[_State, Any]:
-        return self._move_if(True, state, gradients, scalars)
+        gradients, buffers = self._share(jax.numpy.zeros(()), gradients, state.buffers)
+        return self._move_if(True, state._replace(buffers=buffers), gradients, scalars)
+
+    def _share(self, loss: Any, gradients: list[Any], buffers: list[Any]) -> tuple[list[Any], list[Any]]:
+        if self._fit.exchange is None:
+            return gradients, buffers
+        return share_gradients(self._fit.exchange, loss, gradients, buffers)
 
     def _move_if(self, is_finite: Any, state: _State, gradients: list[Any], scalars: Any) -> tuple[_State, Any]:
         norm = measure_norm(gradients)
@@ -138,7 +145,7 @@ class JaxEngine:
 
         def move() -> _State:
             fit = self._fit
-            slots = fit.optimizer.variables
+            slots = fit.slots
             mapping = [*zip(fit.weights, state.weights, strict=True), *zip(slots, state.slots, strict=True)]
             place = fit.optimizer.at(scalars, norm) if fit.is_rule else nullcontext()
             with place, keras.StatelessScope(state_mapping=mapping) as scope:

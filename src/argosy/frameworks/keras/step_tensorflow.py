@@ -28,7 +28,15 @@ class TensorFlowEngine:
         # As in `tensorflow.optimizer`: unfused, the operators of a rule each read and write all weights.
         self._move_compiled = tf.function(self._move, jit_compile=True)
         variables = [weight.value for weight in self._weights]
-        self._graph = Graph(variables, self._forward, self._update, is_dense=fit.is_rule, scale_loss=fit.optimizer.scale_loss)
+        self._graph = Graph(
+            variables,
+            self._forward,
+            self._update,
+            is_dense=fit.is_rule,
+            scale_loss=fit.optimizer.scale_loss,
+            exchange=fit.exchange,
+            beside=[buffer.value for buffer in fit.buffers],
+        )
 
     def fit(self, batch: Batch, seed: Array, number: int) -> tuple[Any, Any, Any]:
         """Take one step."""

@@ -14,6 +14,7 @@ from argosy.frameworks.fitting import fail_loss
 from argosy.frameworks.keras.arrays import to_tensors
 from argosy.frameworks.keras.step import Fit
 from argosy.frameworks.torch import RuleOptimizer
+from argosy.frameworks.torch.exchange import share_gradients
 from argosy.frameworks.trees import map_tree
 
 __all__ = ["ENGINE", "TorchEngine"]
@@ -62,6 +63,10 @@ class TorchEngine:
 
     def move(self, gradients: Sequence[Any], number: int) -> bool:
         """Move the weights."""
+        if self._fit.exchange is not None:
+            # With the loss of the rows, `move` is not called unless it is finite.
+            share_gradients(self._fit.exchange, 0.0, self._inputs, [buffer.value for buffer in self._fit.buffers])
+            gradients = [weight.grad for weight in self._inputs]
         given = [(g, weight) for g, weight in zip(gradients, self._weights, strict=True) if g is not None]
         with torch.no_grad():
             norm = _measure_norm([g for g, _ in given])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from argosy.errors import InputError
 from argosy.frameworks.agreement import Saved
 from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, derive_seed
+from argosy.frameworks.defaults import FrameworkDefaults
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.mxnet.describe import describe_loss, describe_metric, describe_optimizer, describe_program
 from argosy.frameworks.mxnet.graph import call_block, list_arguments
@@ -24,21 +25,22 @@ from argosy.frameworks.mxnet.library import count_threads, explain, mx, set_thre
 from argosy.frameworks.mxnet.losses import open_loss
 from argosy.frameworks.mxnet.native import save_native
 from argosy.frameworks.mxnet.network import build_network
+from argosy.frameworks.mxnet.ship import reduce_part
 from argosy.frameworks.mxnet.step import MxnetStep, to_tensors
+from argosy.frameworks.mxnet.trainer import scale_rate
 from argosy.frameworks.mxnet.weights import get_weights, list_parameters, set_weights
 from argosy.frameworks.ports import Ports
-from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, predict_rows
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, map_tree
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "MxnetFramework"]
 
 
-class MxnetFramework:
+class MxnetFramework(FrameworkDefaults):
     """See `base.Framework`. Models are `gluon.Block`s of any inputs and outputs, on the CPU."""
 
     name = "mxnet"
     packages = ("mxnet",)
-    training_methods = ("train_step", "training_step")
 
     def __init__(self) -> None:
         self._first: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -49,9 +51,6 @@ class MxnetFramework:
 
     def is_loader(self, data: object) -> bool:
         return isinstance(data, mx.io.DataIter | mx.gluon.data.DataLoader)
-
-    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
-        return None
 
     def read_loader(self, data: Any) -> Iterator[Any]:
         if not isinstance(data, mx.io.DataIter):
@@ -64,15 +63,6 @@ class MxnetFramework:
             parts = [[part[:num_rows] for part in given] if batch.pad else given for given in (batch.data, batch.label)]
             inputs, targets = (part[0] if len(part) == 1 else tuple(part) for part in parts)
             yield (inputs, targets) if batch.label else inputs
-
-    def get_compiled(self, model: Any) -> tuple[object, object]:
-        return None, None
-
-    def get_compiled_weights(self, model: Any) -> Tree:
-        return None
-
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
-        return ()
 
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)
@@ -126,11 +116,10 @@ class MxnetFramework:
         return self.seed if _draws_rows(data) else None
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        own = optimizer.optimizer if isinstance(optimizer, mx.gluon.Trainer) else optimizer
-        if own.lr_scheduler is not None:
-            return False
-        own.set_learning_rate(own.learning_rate * factor)
-        return True
+        return scale_rate(optimizer, factor)
+
+    def reduce(self, part: Any) -> Any:
+        return reduce_part(part)
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return MxnetStep(model, loss, optimizer, options)
@@ -147,9 +136,6 @@ class MxnetFramework:
         check_answer(outputs)
         return outputs
 
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        return predict_rows(inputs, partial(self.answer, model))
-
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(np.dtype(own.dtype) == np.float64 for own in list_parameters(model).values())
         return np.dtype(np.float64 if is_double else np.float32)
@@ -165,9 +151,6 @@ class MxnetFramework:
 
     def list_arguments(self, model: Any) -> tuple[str, ...]:
         return list_arguments(model)
-
-    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
-        return [() for _ in list_leaves(inputs)]
 
     def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
         # Imported here: training needs no onnx.

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.fitting import fail_loss, fail_not_finite
+from argosy.frameworks.mxnet.exchange import share_gradients
 from argosy.frameworks.mxnet.library import mx
 from argosy.frameworks.mxnet.losses import backpropagate, check_scalar
 from argosy.frameworks.mxnet.optimizer import measure_norm
 from argosy.frameworks.mxnet.trainer import KeptTrainer
+from argosy.frameworks.mxnet.weights import list_parameters
 from argosy.frameworks.own_step import open_shares
 
 __all__ = ["Mover", "TapeEngine", "open_movers"]
@@ -73,8 +76,9 @@ def open_movers(optimizer: Any, named: Mapping[str, Any], frozen: list[Any], *, 
 class TapeEngine:
     """Makes losses of a step of the user's own small; see `own_step.Engine`. What the step computes, MXNet records."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, exchange: Exchange | None = None) -> None:
         self._model = model
+        self._exchange = exchange
 
     def minimize(self, loss: Any, mover: Mover, number: int) -> float:
         """See `own_step.Engine`."""
@@ -86,6 +90,9 @@ class TapeEngine:
             raise fail_not_finite(step=number, what="loss", layer=None, learning_rate=mover.rate_at(number))
         mover.clear()
         backpropagate(loss)
+        if self._exchange is not None:
+            others = list_parameters(self._model).values()
+            share_gradients(self._exchange, value, [*mover.named.values()], others)
         fresh = mover.list_fresh()
         if not fresh:
             raise fail_loss("one that depends on no weight which is trained")

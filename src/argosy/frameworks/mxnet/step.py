@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, fail_not_finite
 from argosy.frameworks.fitting import fail_loss
+from argosy.frameworks.mxnet.exchange import share_gradients
 from argosy.frameworks.mxnet.graph import call_block, draws_random, mix_precision
 from argosy.frameworks.mxnet.library import FAILURES, explain, mx, to_tensor
 from argosy.frameworks.mxnet.losses import backpropagate, open_loss
@@ -20,7 +21,7 @@ from argosy.frameworks.mxnet.optimizer import RuleOptimizer, measure_norm
 from argosy.frameworks.mxnet.still import Still
 from argosy.frameworks.mxnet.weights import check_initialized, get_weights, list_parameters, set_weights
 from argosy.frameworks.own_step import OwnFit, take_own_step
-from argosy.frameworks.trees import Tree, is_array, join_rows, list_leaves, map_tree, take_rows
+from argosy.frameworks.trees import Tree, is_array, join_rows, list_leaves, map_tree
 from argosy.signature import Arrays
 
 __all__ = ["MxnetStep", "to_tensors"]
@@ -43,7 +44,7 @@ class MxnetStep:
         self._forward = partial(call_block, model) if options.precision is None else self._mix(model)
         self._movers = open_movers(optimizer, self._trained, frozen, has_step=options.step is not None)
         self._mover = next(iter(self._movers.values()))
-        self._engine = TapeEngine(model)
+        self._engine = TapeEngine(model, options.exchange)
         parts = (*list_leaves(loss), *(mover.trainer.optimizer for mover in self._movers.values()))
         self._is_random = options.step is not None or draws_random(model) or any(map(_may_draw, parts))
 
@@ -69,6 +70,8 @@ class MxnetStep:
         given = Batch(*(None if part is None else to_tensors(part) for part in batch))
         try:
             value, outputs = self._differentiate(given)
+            if self._options.exchange is not None and math.isfinite(value):
+                share_gradients(self._options.exchange, value, [*self._trained.values()], list_parameters(self._model).values())
             fresh = self._mover.list_fresh()
             if not fresh:
                 raise fail_loss("one that depends on no weight which is trained")
@@ -87,7 +90,7 @@ class MxnetStep:
     def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int) -> float:
         """Take a step of the user's own."""
         self._seed(number)
-        fit = OwnFit(self._engine, self._movers, self._options.journal, number, derive_seed(self._options.seed, number))
+        fit = OwnFit(self._engine, self._movers, self._options.journal, number, self._options.derive_seed(number))
 
         def run() -> Any:
             with mx.autograd.record():
@@ -115,21 +118,18 @@ class MxnetStep:
     def _seed(self, number: int) -> None:
         # Seeding takes 1.5 ms, longer than the whole step of a small model.
         if self._is_random:
-            mx.random.seed(derive_seed(self._options.seed, number))
+            mx.random.seed(self._options.derive_seed(number))
 
     def _differentiate(self, batch: Batch) -> tuple[float, Tree]:
         """Leave the gradients of the mean loss in the parameters; give that loss, and the outputs."""
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        if size >= num_rows:
+        size = self._options.micro_batch_size
+        if size is None or size >= batch.num_rows:
             loss, outputs = self._pass(batch, 1.0)
             return float(loss.asscalar()), map_tree(_to_array, outputs)
         value, parts = 0.0, list[Tree]()
         totals: dict[str, Any] = {}
-        for start in range(0, num_rows, size):
-            rows = slice(start, min(start + size, num_rows))
-            piece = Batch(*(None if part is None else take_rows(part, rows) for part in batch))
-            loss, outputs = self._pass(piece, (rows.stop - start) / num_rows)
+        for piece, share in batch.cut(size):
+            loss, outputs = self._pass(piece, share)
             value += float(loss.asscalar())
             parts.append(map_tree(_to_array, outputs))
             for name, own in self._trained.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -14,7 +15,20 @@ from argosy.frameworks.mxnet.optimizer import RuleOptimizer
 from argosy.optim import GradientOptimizer, Momentum
 from argosy.signature import Arrays
 
-__all__ = ["KeptTrainer"]
+__all__ = ["KeptTrainer", "scale_rate"]
+
+_LOWERED: Final[weakref.WeakKeyDictionary[Any, float]] = weakref.WeakKeyDictionary()
+"""MXNet's own optimizer -> by what the rates of its schedule are multiplied, in the steps of a run alone."""
+
+
+def scale_rate(optimizer: Any, factor: float) -> bool:
+    """See `base.Framework.scale_rate`; what a schedule says is multiplied as a step asks for it."""
+    own = optimizer.optimizer if isinstance(optimizer, mx.gluon.Trainer) else optimizer
+    if own.lr_scheduler is None:
+        own.set_learning_rate(own.learning_rate * factor)
+    else:
+        _LOWERED[own] = _LOWERED.get(own, 1.0) * factor
+    return True
 
 
 class KeptTrainer:
@@ -44,6 +58,7 @@ class KeptTrainer:
             raise InputError("bad_option", option="optimizer", got=name_kind(optimizer), expected=expected)
         self._trainer = optimizer
         self.optimizer = optimizer.optimizer
+        _LOWERED.pop(self.optimizer, None)  # of a run that ended within an epoch
         places = {id(own): name for name, own in parameters.items()}
         self._names = {
             index: f"optimizer/{places.get(id(own), own.name)}"
@@ -56,7 +71,16 @@ class KeptTrainer:
 
     def step(self) -> None:
         """Move every weight that the last pass went through, by the gradient that stands there."""
-        self._trainer.step(1, ignore_stale_grad=True)
+        schedule, factor = self.optimizer.lr_scheduler, _LOWERED.get(self.optimizer, 1.0)
+        if factor == 1.0:
+            self._trainer.step(1, ignore_stale_grad=True)
+            return
+        # In its place for this step alone: the user's optimizer stays what it is.
+        self.optimizer.lr_scheduler = _lower(schedule, factor)
+        try:
+            self._trainer.step(1, ignore_stale_grad=True)
+        finally:
+            self.optimizer.lr_scheduler = schedule
 
     def rate_at(self, number: int) -> float:
         """Give the learning rate of a step, counted from 1; of MXNet's own optimizers that of now."""
@@ -72,6 +96,8 @@ class KeptTrainer:
                 state[f"{name}/rate"] = np.array(self.optimizer.rates.get(index, 0.0))
         for name, _, _, value in self._list_numbers():
             state[name] = np.array(float(value))
+        if self.optimizer.lr_scheduler is not None:
+            state[f"{self._prefix}/lowered"] = np.array(_LOWERED.get(self.optimizer, 1.0))
         return state
 
     def set_state(self, state: Arrays) -> None:
@@ -85,6 +111,8 @@ class KeptTrainer:
         for name, owner, attribute, value in self._list_numbers():
             number = float(state[name])
             setattr(owner, attribute, int(number) if isinstance(value, int) and number.is_integer() else number)
+        if self.optimizer.lr_scheduler is not None:
+            _LOWERED[self.optimizer] = float(state[f"{self._prefix}/lowered"])
 
     def _create_slots(self) -> None:
         """Make what the optimizer remembers now rather than in the first step, so that there is something to restore into."""
@@ -107,6 +135,10 @@ class KeptTrainer:
             for attribute, value in getattr(owner, "__dict__", {}).items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         ]
+
+
+def _lower(schedule: Callable[[int], float], factor: float) -> Callable[[int], float]:
+    return lambda number: factor * schedule(number)
 
 
 def _adapt(rule: GradientOptimizer, parameters: Mapping[str, Any]) -> RuleOptimizer:

@@ -23,19 +23,20 @@ from argosy.frameworks.base import (
     FitOptions,
     Framework,
     LossPart,
-    MetricPart,
     Step,
     derive_seed,
 )
+from argosy.frameworks.defaults import FrameworkDefaults
 from argosy.frameworks.layers import Layer
 from argosy.frameworks.ports import Ports
+from argosy.frameworks.schedules import release_schedules, scale_rate
 from argosy.frameworks.tensorflow.datasets import Epochs, read_dataset
 from argosy.frameworks.tensorflow.describe import describe_loss, describe_optimizer, describe_program
 from argosy.frameworks.tensorflow.files import SAVED_MODEL, export_graph, save_graph
 from argosy.frameworks.tensorflow.losses import open_loss
 from argosy.frameworks.tensorflow.network import Network
 from argosy.frameworks.tensorflow.step import ModuleStep, call_module, name_variables, to_tensors
-from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, name_arguments, predict_rows
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, map_tree, name_arguments
 from argosy.runtimes.tensorflow import TensorFlowRuntime
 from argosy.signature import Arrays
 
@@ -47,7 +48,7 @@ _SAVED_TOLERANCE: Final = 1e-4
 """Largest difference of a saved model's answers, relative to their largest magnitude; rounding is 1e-7 to 1e-6."""
 
 
-class TensorFlowFramework:
+class TensorFlowFramework(FrameworkDefaults):
     """See `base.Framework`. Models are `tf.Module`s with any inputs and outputs of `__call__`, on the CPU.
 
     `__call__` may take `training`, a boolean, and `seed`, two integers for the operators of `tf.random` whose names
@@ -58,7 +59,6 @@ class TensorFlowFramework:
 
     name = "tensorflow"
     packages = ("tensorflow", "tensorflow-cpu")
-    training_methods = ("train_step", "training_step")
 
     def is_model(self, model: object) -> bool:
         return isinstance(model, tf.Module) and callable(model)
@@ -72,20 +72,8 @@ class TensorFlowFramework:
     def read_loader(self, data: Any) -> Iterator[Any]:
         return read_dataset(data)
 
-    def get_compiled(self, model: Any) -> tuple[object, object]:
-        return None, None
-
-    def get_compiled_weights(self, model: Any) -> Tree:
-        return None
-
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
-        return ()
-
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)
-
-    def describe_metric(self, metric: object) -> MetricPart | None:
-        return None
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         return describe_optimizer(optimizer)
@@ -106,7 +94,10 @@ class TensorFlowFramework:
         # nothing (convolutions, normalisation, embeddings and recurrent layers gave the same bits in every run without it).
         bound_threads(num_threads)
         with seed_graphs(seed):
-            yield
+            try:
+                yield
+            finally:
+                release_schedules()
 
     def seed(self, seed: int) -> None:
         """Seed what generators draw from: the seeds of a dataset's own operations are set when it is made.
@@ -117,11 +108,11 @@ class TensorFlowFramework:
         random.seed(seed)
         np.random.seed(derive_seed(seed))
 
-    def find_seeder(self, data: Any) -> Callable[[int], None] | None:
-        return None  # Steps draw from a seed of their own.
-
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
-        return _scale_rate(optimizer, factor)
+        return scale_rate(optimizer, factor)
+
+    def reduce(self, part: Any) -> Any:
+        return None
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
@@ -134,9 +125,6 @@ class TensorFlowFramework:
             raise fail_rows(inputs, error) from error
         check_answer(outputs)
         return outputs
-
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(variable.dtype == tf.float64 for variable in model.variables)
@@ -155,9 +143,6 @@ class TensorFlowFramework:
 
     def list_arguments(self, model: Any) -> tuple[str, ...]:
         return name_arguments(model.__call__, but=("training", "seed"))
-
-    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
-        return [() for _ in list_leaves(inputs)]
 
     def export_onnx(self, model: Any, inputs: Arrays, path: Path, ports: Ports) -> None:
         export_graph(lambda tree: call_module(model, tree, training=False), inputs, path, ports)
@@ -211,14 +196,6 @@ def seed_graphs(seed: int) -> Generator[None]:
         yield
     finally:
         tf.random.set_seed(after)
-
-
-def _scale_rate(optimizer: Any, factor: float) -> bool:
-    try:
-        optimizer.learning_rate = float(optimizer.learning_rate) * factor
-    except TypeError:
-        return False  # A schedule of its own.
-    return True
 
 
 FRAMEWORK: Final[Framework] = TensorFlowFramework()

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from argosy.errors import ArgosyError
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.fitting import Batch, fail_loss
+from argosy.frameworks.tensorflow.exchange import share_gradients
 from argosy.frameworks.tensorflow.optimizer import make_dense, measure_norm
 from argosy.frameworks.trees import Tree, list_leaves, map_tree
 
@@ -50,6 +52,8 @@ class Graph:
         *,
         is_dense: bool,
         scale_loss: Callable[[Any], Any] = lambda loss: loss,
+        exchange: Exchange | None = None,
+        beside: Sequence[Any] = (),
     ) -> None:
         """Say what is fitted.
 
@@ -59,12 +63,16 @@ class Graph:
             update: moves the weights by gradients, the step's scalars (three float64) and the gradients' norm.
             is_dense: give the gradients of embeddings to `update` as tensors; optimizers of TensorFlow's own take IndexedSlices.
             scale_loss: what an optimizer asks to be differentiated instead of the loss.
+            exchange: where the workers of a run meet in each step; None for one alone.
+            beside: variables that a pass may change, such as running statistics.
         """
         self._weights = list(weights)
         self._forward = forward
         self._update = update
         self._is_dense = is_dense
         self._scale_loss = scale_loss
+        self._exchange = exchange
+        self._beside = list(beside)
         self._fit_graph = _Compiled(self._fit)
         self._differentiate_graph = _Compiled(self._differentiate)
         self._move_graph = tf.function(self._move, reduce_retracing=True)
@@ -85,14 +93,20 @@ class Graph:
         loss, outputs, gradients = self._pass(batch, seed)
         if self._is_dense:
             gradients = [make_dense(gradient) for gradient in gradients]
-        return loss, outputs, self._move_if(tf.math.is_finite(loss), gradients, scalars)
+        return loss, outputs, self._move_if(tf.math.is_finite(loss), self._share(loss, gradients), scalars)
 
     def _differentiate(self, batch: Batch, seed: Any) -> tuple[Any, Any, list[Any]]:
         loss, outputs, gradients = self._pass(batch, seed)
         return loss, outputs, [make_dense(gradient) for gradient in gradients]
 
     def _move(self, gradients: list[Any], scalars: Any) -> Any:
-        return self._move_if(tf.constant(True), gradients, scalars)
+        return self._move_if(tf.constant(True), self._share(tf.constant(0.0), gradients), scalars)
+
+    @tf.autograph.experimental.do_not_convert
+    def _share(self, loss: Any, gradients: list[Any]) -> list[Any]:
+        if self._exchange is None:
+            return gradients
+        return share_gradients(self._exchange, loss, gradients, self._weights, self._beside)
 
     def _pass(self, batch: Batch, seed: Any) -> tuple[Any, Any, list[Any]]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:

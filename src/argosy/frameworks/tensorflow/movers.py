@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from argosy.errors import InputError
 from argosy.frameworks.base import name_kind
+from argosy.frameworks.exchange import Exchange
 from argosy.frameworks.fitting import fail_loss, fail_not_finite
 from argosy.frameworks.own_step import open_shares
+from argosy.frameworks.schedules import hold_schedule
+from argosy.frameworks.tensorflow.exchange import share_gradients
 from argosy.frameworks.tensorflow.optimizer import RuleOptimizer, make_dense, measure_norm
 from argosy.optim import GradientOptimizer
 
@@ -35,6 +38,7 @@ class Mover:
         self.optimizer: Any = (
             RuleOptimizer(self.weights, self.rule, [*named]) if self.rule else _take_over(optimizer, self.weights)
         )
+        self._lowered = None if self.rule else hold_schedule(self.optimizer)
         self._prefix = "optimizer" if key is None else f"optimizer/{key}"
         self._move_graph = tf.function(self.update, reduce_retracing=True)
 
@@ -68,7 +72,8 @@ class Mover:
         """Give the variables in which it remembers, by name."""
         if not self.rule:
             # Their names hold counters of the process.
-            return {f"{self._prefix}/{index}": variable for index, variable in enumerate(self.optimizer.variables)}
+            own = [*self.optimizer.variables, *([] if self._lowered is None else [self._lowered])]
+            return {f"{self._prefix}/{index}": variable for index, variable in enumerate(own)}
         named = {f"{self._prefix}/taken": self.optimizer.taken}
         for name, memory in zip(self.named, self.optimizer.memory, strict=True):
             named |= {f"optimizer/{name}/{slot}": v for slot, v in zip(self.rule.slots, memory, strict=True)}
@@ -88,8 +93,10 @@ def open_movers(optimizer: Any, named: Mapping[str, Any], *, has_step: bool) -> 
 class TapeEngine:
     """Makes losses of a step of the user's own small; see `own_step.Engine`. What the step computes, a tape records."""
 
-    def __init__(self, model: Any, weights: Sequence[Any]) -> None:
+    def __init__(self, model: Any, weights: Sequence[Any], exchange: Exchange | None = None, beside: Sequence[Any] = ()) -> None:
         self.model = model
+        self._exchange = exchange
+        self._beside = list(beside)
         self._weights = list(weights)
         self._tape: Any = None
         self._is_recording = False
@@ -119,6 +126,8 @@ class TapeEngine:
             gradients = tape.gradient(loss, mover.weights, output_gradients=mover.scale_loss(tf.ones_like(loss)))
             if all(gradient is None for gradient in gradients):
                 raise fail_loss("a number without a gradient")
+            if self._exchange is not None:
+                gradients = share_gradients(self._exchange, loss, gradients, mover.weights, self._beside)
             norm = measure_norm(gradients)  # As a tensor: of a number, the graph that moves would be traced anew for each.
             if not math.isfinite(float(norm)):
                 raise fail_not_finite(step=number, what="gradient", layer=None, learning_rate=mover.rate_at(number))

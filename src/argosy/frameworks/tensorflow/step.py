@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import InputError, ModelError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed, fail_not_finite
+from argosy.frameworks.base import Batch, FitOptions, check_state, fail_not_finite
 from argosy.frameworks.own_step import OwnFit, take_own_step
 from argosy.frameworks.tensorflow.graph import Graph
 from argosy.frameworks.tensorflow.losses import open_loss
 from argosy.frameworks.tensorflow.movers import TapeEngine, open_movers
-from argosy.frameworks.trees import Tree, join_rows, list_leaves, map_tree, spread, take_rows
+from argosy.frameworks.trees import Tree, join_rows, list_leaves, map_tree, spread
 from argosy.signature import Arrays
 
 __all__ = ["ModuleStep", "call_module", "is_optimizer", "name_variables", "to_tensors"]
@@ -63,9 +63,16 @@ class ModuleStep:
         self._still = _list_still(model, options.frozen)
         self._movers = open_movers(optimizer, named, has_step=options.step is not None)
         self._mover = mover = next(iter(self._movers.values()))
-        self._engine = TapeEngine(model, list(named.values()))
+        beside = [variable for name, variable in name_variables(model).items() if name not in named]
+        self._engine = TapeEngine(model, list(named.values()), options.exchange, beside)
         self._graph = Graph(
-            mover.weights, self._forward, mover.update, is_dense=mover.rule is not None, scale_loss=mover.scale_loss
+            mover.weights,
+            self._forward,
+            mover.update,
+            is_dense=mover.rule is not None,
+            scale_loss=mover.scale_loss,
+            exchange=options.exchange,
+            beside=beside,
         )
 
     def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
@@ -86,7 +93,7 @@ class ModuleStep:
 
     def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int) -> float:
         """Take a step of the user's own."""
-        seed = derive_seed(self._options.seed, number)
+        seed = self._options.derive_seed(number)
         tf.random.set_seed(seed)
         fit = OwnFit(self._engine, self._movers, self._options.journal, number, seed)
 
@@ -115,7 +122,7 @@ class ModuleStep:
         return named
 
     def _make_seed(self, number: int, piece: int) -> NDArray[np.int32]:
-        return np.array([derive_seed(self._options.seed, number), piece], np.int32)
+        return np.array([self._options.derive_seed(number), piece], np.int32)
 
     def _forward(self, batch: Batch, seed: Any) -> tuple[Any, Any]:
         assert self._loss is not None
@@ -132,7 +139,7 @@ class ModuleStep:
         """Go through the batch in pieces; once the loss of one is not finite, the rest is not looked at."""
         value, parts = 0.0, list[Any]()
         total: list[Any] = []
-        for piece, (rows, share) in enumerate(self._cut(batch)):
+        for piece, (rows, share) in enumerate(batch.cut(self._options.micro_batch_size)):
             passed = self._graph.differentiate(rows, self._make_seed(number, piece))
             value += share * float(passed.loss)
             parts.append(map_tree(_to_array, passed.outputs))
@@ -142,20 +149,10 @@ class ModuleStep:
             total = [a if b is None else a + b for a, b in zip(total, shared, strict=True)] if total else shared
         return value, join_rows(parts), self._graph.move(total, scalars)
 
-    def _cut(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """Give the pieces of a batch, with their shares of its rows."""
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        pieces = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-        return [
-            (Batch(*(None if part is None else take_rows(part, rows) for part in batch)), (rows.stop - rows.start) / num_rows)
-            for rows in pieces
-        ]
-
     def _fail(self, batch: Batch, number: int) -> ModelError:
         """Go through the batch again and find the first layer or gradient at fault."""
         what, layer = "gradient", None
-        for piece, (rows, _) in enumerate(self._cut(batch)):
+        for piece, (rows, _) in enumerate(batch.cut(self._options.micro_batch_size)):
             seed = self._make_seed(number, piece)
             passed = self._graph.differentiate(rows, seed)
             if not math.isfinite(float(passed.loss)):

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.frameworks.agreement import Saved
-from argosy.frameworks.base import FitOptions, Framework, LossPart, MetricPart, Step, derive_seed
+from argosy.frameworks.base import FitOptions, Framework, LossPart, Step, derive_seed
+from argosy.frameworks.defaults import FrameworkDefaults
 from argosy.frameworks.layers import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Relu, list_shapes, name_layers
 from argosy.frameworks.ports import Ports
 from argosy.frameworks.torch.describe import describe_loss, describe_optimizer, describe_program
@@ -25,7 +26,7 @@ from argosy.frameworks.torch.files import export_onnx, save_native
 from argosy.frameworks.torch.losses import open_loss
 from argosy.frameworks.torch.movers import scale_rate
 from argosy.frameworks.torch.step import TorchStep, get_weights, set_weights
-from argosy.frameworks.trees import Tree, check_answer, fail_rows, list_leaves, map_tree, name_arguments, predict_rows, spread
+from argosy.frameworks.trees import Tree, check_answer, fail_rows, map_tree, name_arguments, spread
 from argosy.signature import Arrays
 
 __all__ = ["FRAMEWORK", "TorchFramework"]
@@ -36,7 +37,7 @@ _DEFAULT_COLLATE: Final = torch.utils.data.default_collate
 _SAMPLERS: Final = (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler)
 
 
-class TorchFramework:
+class TorchFramework(FrameworkDefaults):
     """See `base.Framework`. Models are `torch.nn.Module`s on the CPU."""
 
     name = "torch"
@@ -50,32 +51,17 @@ class TorchFramework:
     def is_loader(self, data: object) -> bool:
         return isinstance(data, torch.utils.data.DataLoader)
 
-    def find_opener(self, data: Any) -> Callable[[int], Any] | None:
-        return None
-
     def read_loader(self, data: Any) -> Iterator[Any]:
         return iter(data)
 
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return scale_rate(optimizer, factor)
 
-    def get_compiled(self, model: Any) -> tuple[object, object]:
-        return None, None
-
-    def get_compiled_weights(self, model: Any) -> Tree:
-        return None
-
-    def list_compiled_metrics(self, model: Any) -> tuple[object, ...]:
-        return ()
-
     def describe_loss(self, loss: object) -> LossPart | None:
         return describe_loss(loss)
 
     def describe_optimizer(self, optimizer: object) -> dict[str, Any] | None:
         return describe_optimizer(optimizer)
-
-    def describe_metric(self, metric: object) -> MetricPart | None:
-        return None
 
     def describe_program(self, model: Any) -> Any:
         return describe_program(model)
@@ -125,6 +111,9 @@ class TorchFramework:
         is_still = type(data.dataset) is torch.utils.data.TensorDataset and data.collate_fn is _DEFAULT_COLLATE
         return None if is_still and type(data.sampler) in _SAMPLERS else torch.default_generator.manual_seed
 
+    def reduce(self, part: Any) -> Any:
+        return None
+
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return TorchStep(model, loss, optimizer, options)
 
@@ -139,9 +128,6 @@ class TorchFramework:
             raise fail_rows(inputs, error) from error
         check_answer(outputs)
         return outputs
-
-    def predict(self, model: Any, inputs: Tree) -> Tree:
-        return predict_rows(inputs, partial(self.answer, model))
 
     def float_dtype(self, model: Any) -> np.dtype[Any]:
         is_double = any(weight.dtype == torch.float64 for weight in model.parameters())
@@ -158,9 +144,6 @@ class TorchFramework:
 
     def list_arguments(self, model: Any) -> tuple[str, ...]:
         return name_arguments(model.forward)
-
-    def list_free_axes(self, model: Any, inputs: Tree) -> list[tuple[int, ...]]:
-        return [() for _ in list_leaves(inputs)]
 
     def save_native(self, model: Any, inputs: Arrays, folder: Path, ports: Ports) -> Saved:
         return save_native(model, inputs, folder, ports, ports.run(partial(self.answer, model)))

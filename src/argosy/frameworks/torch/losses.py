@@ -15,7 +15,7 @@ from argosy.frameworks.fitting import fail_loss
 from argosy.frameworks.loss_trees import Compute, fail_unweighable, open_losses, takes_weights
 from argosy.frameworks.trees import Tree
 
-__all__ = ["open_loss"]
+__all__ = ["check_scalar", "open_loss"]
 
 torch: Any = importlib.import_module("torch")
 
@@ -45,6 +45,21 @@ def open_loss(loss: Tree, options: FitOptions) -> Compute:
         InputError: `bad_option`, a loss that cannot be weighted by rows, or passed in pieces.
     """
     return open_losses(loss, options.loss_weights, partial(_open_leaf, options=options))
+
+
+def check_scalar(loss: Any) -> Any:
+    """Give a loss, if it is one number with a gradient.
+
+    Raises:
+        InputError: `bad_loss`.
+    """
+    if not torch.is_tensor(loss):
+        raise fail_loss(name_kind(loss))
+    if loss.numel() != 1:
+        raise fail_loss(f"a tensor of shape {tuple(loss.shape)}")
+    if not loss.requires_grad:
+        raise fail_loss("a number without a gradient")
+    return loss.reshape(())
 
 
 def _open_leaf(loss: Any, *, options: FitOptions) -> Compute:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from argosy.errors import InputError
-from argosy.frameworks.base import Batch, FitOptions, check_state, derive_seed
-from argosy.frameworks.fitting import fail_loss, fail_not_finite
-from argosy.frameworks.torch.fit import TorchFit, backpropagate, check_scalar
+from argosy.frameworks.base import Batch, FitOptions, check_state
+from argosy.frameworks.fitting import fail_loss
+from argosy.frameworks.own_step import OwnFit, take_own_step
+from argosy.frameworks.torch.exchange import open_share
 from argosy.frameworks.torch.losses import open_loss
-from argosy.frameworks.torch.movers import Mover, open_movers
-from argosy.frameworks.trees import Tree, is_array, list_leaves, map_tree, spread, take_rows
+from argosy.frameworks.torch.movers import TapeEngine, open_movers
+from argosy.frameworks.trees import Tree, is_array, join_rows, list_leaves, map_tree, spread
 from argosy.signature import Arrays
 
 __all__ = ["TorchStep", "get_weights", "set_weights"]
@@ -47,17 +47,16 @@ class TorchStep:
         self._model = model
         self._options = options
         self._loss = open_loss(loss, options) if options.step is None else None
-        self._movers = open_movers(optimizer, named)
+        has_step = options.step is not None
+        share = open_share(options.exchange, model)
+        self._movers = open_movers(optimizer, named, has_frozen=bool(options.frozen), has_step=has_step, share=share)
         self._mover = next(iter(self._movers.values()))
-        if len(self._movers) > 1 and options.step is None:
-            expected = "one, or several with a step of one's own that says which to use"
-            raise InputError("bad_option", option="optimizer", got=[*self._movers], expected=expected)
-        self._is_alone = not options.frozen and len(self._movers) == 1
+        self._engine = TapeEngine(model)
         self._still = _list_still(model, options.frozen)
         self._generator = torch.default_generator
 
     def __call__(self, batch: Batch, number: int) -> tuple[float, Tree]:
-        seed = derive_seed(self._options.seed, number)
+        seed = self._options.derive_seed(number)
         self._generator.manual_seed(seed)
         if not self._model.training or self._still:
             self._model.train()
@@ -68,25 +67,21 @@ class TorchStep:
         mover = self._mover
         mover.clear()
         batch = Batch(*(_to_tensors(part) for part in batch))
-        num_rows = batch.num_rows
-        size = self._options.micro_batch_size or num_rows
-        if size >= num_rows:
+        size = self._options.micro_batch_size
+        if size is None or size >= batch.num_rows:
             value, outputs = self._pass(batch, 1.0, number)
         else:
-            value, outputs = self._fit_pieces(batch, num_rows, size, number)
-        self._move(mover, number)
+            value, outputs = self._fit_pieces(batch, size, number)
+        mover.move(number, value)
         return value, outputs
 
-    def _fit_pieces(self, batch: Batch, num_rows: int, size: int, number: int) -> tuple[float, Tree]:
+    def _fit_pieces(self, batch: Batch, size: int, number: int) -> tuple[float, Tree]:
         value, parts = 0.0, list[Any]()
-        for start in range(0, num_rows, size):
-            rows = slice(start, start + size)
-            piece = Batch(*(None if part is None else take_rows(part, rows) for part in batch))
-            part_value, outputs = self._pass(piece, min(size, num_rows - start) / num_rows, number)
+        for piece, share in batch.cut(size):
+            part_value, outputs = self._pass(piece, share, number)
             value += part_value
             parts.append(outputs)
-        columns = iter([np.concatenate(column) for column in zip(*(list_leaves(part) for part in parts), strict=True)])
-        return value, map_tree(lambda leaf: next(columns), parts[0])
+        return value, join_rows(parts)
 
     def _pass(self, batch: Batch, share: float, number: int) -> tuple[float, Tree]:
         """Go forward and back with some rows; give their share of the loss, and their outputs."""
@@ -102,9 +97,7 @@ class TorchStep:
             raise fail_loss("a number without a gradient")
         if share != 1.0:
             loss = loss * share
-        value = backpropagate(
-            loss, self._mover, number, is_alone=self._is_alone, find_layer=lambda: self._find_bad_layer(batch.inputs)
-        )
+        value = self._mover.backpropagate(loss, number, lambda: self._find_bad_layer(batch.inputs))
         if torch.is_tensor(outputs):
             return value, outputs.detach().numpy()
         return value, map_tree(lambda leaf: leaf.detach().numpy() if torch.is_tensor(leaf) else leaf, outputs)
@@ -117,32 +110,14 @@ class TorchStep:
 
     def _take_own(self, function: Callable[[Any, Any, Any], Any], batch: Batch, number: int, seed: int) -> float:
         """Take a step of the user's own."""
-        fit = TorchFit(self._model, self._movers, self._options.journal, number, seed)
+        fit = OwnFit(self._engine, self._movers, self._options.journal, number, seed)
         is_mixed = self._options.precision is not None
-        with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
-            loss = function(self._model, _to_tensors(batch.inputs), fit)
-        if fit.value is not None:
-            value = fit.value if loss is None else _read_loss(loss)
-            if not math.isfinite(value):
-                raise fail_not_finite(step=number, what="loss", layer=None, learning_rate=self._mover.rate_at(number))
-            return value
-        scalar = check_scalar(loss)
-        if len(self._movers) > 1:
-            expected = "a step that calls fit.minimize with the name of an optimizer"
-            raise InputError("bad_option", option="step", got="no call of fit.minimize", expected=expected)
-        self._mover.clear()
-        value = backpropagate(scalar, self._mover, number, is_alone=self._is_alone)
-        self._move(self._mover, number)
-        return value
 
-    def _move(self, mover: Mover, number: int) -> None:
-        if mover.weights[0].grad is None and all(weight.grad is None for weight in mover.weights):
-            raise fail_loss("one that depends on no weight which is trained")
-        norm = mover.measure_norm()
-        if not math.isfinite(norm):
-            found = mover.find_bad_gradient()
-            raise fail_not_finite(step=number, what="gradient", layer=found, learning_rate=mover.rate_at(number))
-        mover.step(norm)
+        def run() -> Any:
+            with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
+                return function(self._model, _to_tensors(batch.inputs), fit)
+
+        return take_own_step(fit, self._engine, self._movers, run)
 
     def sync(self) -> None:
         """Do nothing: the model itself is fitted."""
@@ -203,15 +178,6 @@ def _to_tensors(tree: Tree) -> Any:
 
 def _to_tensor(leaf: Any) -> Any:
     return torch.from_numpy(leaf) if is_array(leaf) and leaf.dtype.kind in "fiubc" else leaf
-
-
-def _read_loss(loss: Any) -> float:
-    if torch.is_tensor(loss) and loss.numel() != 1:
-        raise fail_loss(f"a tensor of shape {tuple(loss.shape)}")
-    try:
-        return float(loss.detach() if torch.is_tensor(loss) else loss)
-    except (TypeError, ValueError) as error:
-        raise fail_loss(type(loss).__qualname__) from error
 
 
 def _list_still(model: Any, frozen: frozenset[str]) -> list[Any]:

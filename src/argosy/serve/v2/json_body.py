@@ -221,12 +221,24 @@ def _make_checked(values: list[Any], dtype: np.dtype[Any], count: int) -> NDArra
 _make_array = np.fromiter if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else _make_checked
 
 
+_NAMES: Final[dict[type[object], str]] = {
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+"""Of values as JSON has them."""
+
+
 def _flatten(spec: TensorSpec, item: _InputJson) -> list[Any]:
     """Read data whose nesting follows the shape; or say what is wrong with it."""
     try:
         level: Any = _decode_any(item.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("bad_json", detail=str(error)) from None
+    if isinstance(level, dict) and spec.dtype.kind == "O":
+        raise InputError("needs_text", tensor=item.name, got=_NAMES[dict])
     if not isinstance(level, list):
         raise InputError("bad_json", detail=f"data of input `{item.name}` is not a list")
     values = cast(list[Any], level)
@@ -240,6 +252,9 @@ def _flatten(spec: TensorSpec, item: _InputJson) -> list[Any]:
     try:
         return msgspec.convert(values, _LISTS[spec.dtype.kind], strict=True)
     except msgspec.ValidationError as error:
+        if spec.dtype.kind == "O":
+            kinds = {cast("type[object]", type(value)) for value in values} - {str}
+            raise InputError("needs_text", tensor=item.name, got=_NAMES.get(kinds.pop(), "null")) from None
         raise InputError("bad_value", tensor=item.name, datatype=spec.datatype, detail=str(error)) from None
 
 
