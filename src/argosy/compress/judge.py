@@ -41,6 +41,8 @@ _SEEN: Final = 2.0
 """So many times what a guard allows must be lost by one answer for all rows: else it sees too little to be all that is asked."""
 _NEAR: Final = 0.95
 """Fidelity that is asked for there: five times the default guard, as rounding of values to 8 bits may lose that."""
+_OWN_UNITS: Final = ("mae", "mse")
+"""Metrics of which nobody names a number without knowing what it is worth."""
 _PARTS: Final = ("accuracy", "agreement", "r2", "fidelity")
 """Metrics that say what part of all is lost, so that who allows much of it knows: unless one answer for all rows is as good."""
 
@@ -346,7 +348,8 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     least = 0.0 if metric in _PARTS else _SEEN * max_loss
     if not ruin and loss <= max_loss and measure_blank(choice.metric, before, targets, choice.meaning) <= least:
         found = find_ruin(before, after, choice.meaning, "", min(max_loss, Guard.max_loss), kept)
-        found = found or ("" if kept is not None else _compare_closely(before, after))
+        is_chosen = kept is not None or metric in _OWN_UNITS
+        found = found or ("" if is_chosen else _compare_closely(before, after))
         ruin = found and f"{found}; and a guard of {metric} within {max_loss:g} takes one answer for all rows, or nearly"
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)
 
