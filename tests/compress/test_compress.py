@@ -131,7 +131,7 @@ def test_failed_guard_publishes_nothing(digits, store):
     assert "nothing was published" in caught.value.hint
     assert [v.number for v in store.list_versions("copy")] == [1]
     options = {"method": "int8", "guard": Guard("accuracy", max_loss=0.99), "evaluation": digits.testing, "store": store}
-    with pytest.raises(ConflictError, match="ruined the answers: it gives all 359 rows the answer"):
+    with pytest.raises(ConflictError, match="Compression ruined the answers"):
         compress(version, calibration=digits.training.x / 100, **options, **ANY_SPEED)
     wide = compress(version, calibration=digits.training.x / 4, **options, **ANY_SPEED)
     assert wide.version.number == 2

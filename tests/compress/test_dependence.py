@@ -90,6 +90,18 @@ def test_guard_under_which_one_answer_for_all_rows_passes_gives_way_to_how_far_a
     assert not is_accepted and f"a guard of {metric} within 100 takes one answer for all rows" in score.ruin
     noise = 0.1 * vectors.std(axis=0) * np.asarray(np.random.default_rng(1).normal(size=vectors.shape), np.float32)
     assert judge(vectors, vectors + noise, Guard(metric, 100.0))[1]
+    score, is_accepted = judge(vectors, vectors + np.float32(2.5) * noise, Guard(metric, 100.0))
+    assert is_accepted if metric in ("mae", "mse") else "fidelity to the original is 0.9" in score.ruin
+
+
+def test_metric_by_which_one_answer_is_better_than_the_original_gives_way() -> None:
+    random = np.random.default_rng(9)
+    scores = random.normal(size=(COUNT, 1)).astype(np.float32) * 8
+    right = (scores + random.normal(size=scores.shape) > 0).astype(np.float32)
+    # R2 of logits, with 0 and 1 as targets: the smaller they are, the better.
+    assert judge(scores, scores * np.float32(0.98), Guard("r2", 0.1), "yes_no", right)[1]
+    score, is_accepted = judge(scores, scores * np.float32(0.5), Guard("r2", 0.1), "yes_no", right)
+    assert score.loss < 0 and not is_accepted and "a guard of r2 within 0.1 takes one answer for all rows" in score.ruin
 
 
 def test_what_is_lost_is_named() -> None:

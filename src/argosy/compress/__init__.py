@@ -7,7 +7,7 @@ recipe.py      recipes as data, carried out; steps/: what they are made of
 step_process.py    the confined process in which steps work; step_child.py: the process itself
 retrain.py     what steps that train share; student.py: models that the user gives; channels/: of an ONNX graph
 sample.py      rows to calibrate with and rows to judge on, never the same
-jury.py        candidates beside their original, each in a process of its own
+jury.py        candidates beside their original, each in a process of its own; answers.py: what these must be
 judge.py       the guard; metrics.py, fidelity.py, spread.py, interval.py, kind.py: its measures; ruin.py, dependence.py: what
                none of them counts
 measure.py     bytes, seconds, memory; served.py: what clients see of it

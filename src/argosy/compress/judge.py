@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.bench.rows import stack_answers
+from argosy.compress.answers import check_shapes
 from argosy.compress.fidelity import FIDELITIES
 from argosy.compress.interval import find_interval
 from argosy.compress.kind import Meaning
@@ -26,20 +27,24 @@ from argosy.compress.metrics import (
     tell_right,
 )
 from argosy.compress.ruin import find_ruin
-from argosy.compress.spread import is_uneven
+from argosy.compress.spread import is_uneven, measure_r2
 from argosy.datatypes import is_float
-from argosy.errors import FaultError, InputError, list_choices
+from argosy.errors import InputError, list_choices
 from argosy.optim.schedules import check_number
 from argosy.signature import Arrays
 
-__all__ = ["Evidence", "Guard", "Score", "check_shapes", "count_lost", "judge_outputs"]
+__all__ = ["Evidence", "Guard", "Score", "judge_outputs"]
 
 Array = NDArray[Any]
 
 _SEEN: Final = 2.0
 """So many times what a guard allows must be lost by one answer for all rows: else it sees too little to be all that is asked."""
+_NEAR: Final = 0.95
+"""Fidelity that is asked for there: five times the default guard, as rounding of values to 8 bits may lose that."""
+_OWN_UNITS: Final = ("mae", "mse")
+"""Metrics of which nobody names a number without knowing what it is worth."""
 _PARTS: Final = ("accuracy", "agreement", "r2", "fidelity")
-"""Metrics that say what part of all is lost, so that who allows much of it knows."""
+"""Metrics that say what part of all is lost, so that who allows much of it knows: unless one answer for all rows is as good."""
 
 
 @dataclass(frozen=True)
@@ -191,36 +196,6 @@ def _holds_no_number(outputs: Array) -> bool:
     return bool(numbers) and not any(np.isfinite(row).any() for row in numbers)
 
 
-def check_shapes(before: Sequence[Arrays], after: Sequence[Arrays], title: str, kind: str) -> None:
-    """See that answers have the shapes that the original's have: of lengths that no one tried, runtimes may make something else.
-
-    Args:
-        before: the original's.
-        after: another model's, to the same requests.
-        title: of that model.
-        kind: of request, such as `golden example`.
-
-    Raises:
-        FaultError: `other_shape`.
-    """
-    for place, (old, new) in enumerate(zip(before, after, strict=True)):
-        for name, array in old.items():
-            if name not in new or new[name].shape != array.shape:
-                got = f"shape {new[name].shape}" if name in new else "no shape, as it is missing"
-                raise FaultError("other_shape", engine=title, output=name, kind=kind, place=place, got=got, expected=array.shape)
-
-
-def count_lost(before: Sequence[Arrays], after: Sequence[Arrays]) -> int:
-    """Count the requests that the original answers with numbers, and another model with what is none."""
-
-    def is_lost(old: Array, new: Array) -> bool:
-        if not is_float(old.dtype):
-            return False
-        return bool((np.isfinite(old.astype(np.float64)) & ~np.isfinite(new.astype(np.float64))).any())
-
-    return sum(any(is_lost(array, new[name]) for name, array in old.items()) for old, new in zip(before, after, strict=True))
-
-
 def _are_alike(outputs: Array) -> bool:
     """Say whether these are labels, all of them equal; numbers with a fraction show how far a version is from them."""
     return not is_uneven(outputs) and not is_float(outputs.dtype) and bool((outputs == outputs[:1]).all())
@@ -370,11 +345,19 @@ def _score(name: str, choice: _Choice, before: Array, after: Array, evidence: Ev
     interval = None if metric == "max_difference" else find_interval(evidence.add_copies(values.losses), is_rate=metric in RATES)
     kept = _find_kept(before, targets, choice.meaning) if evidence.is_retrained else None
     ruin = find_ruin(before, after, choice.meaning, metric, max_loss, kept)
-    is_seen = metric in _PARTS or ruin or loss > max_loss
-    if not is_seen and measure_blank(metric, before, targets, choice.meaning) <= _SEEN * max_loss:
+    least = 0.0 if metric in _PARTS else _SEEN * max_loss
+    if not ruin and loss <= max_loss and measure_blank(choice.metric, before, targets, choice.meaning) <= least:
         found = find_ruin(before, after, choice.meaning, "", min(max_loss, Guard.max_loss), kept)
+        is_chosen = kept is not None or metric in _OWN_UNITS
+        found = found or ("" if is_chosen else _compare_closely(before, after))
         ruin = found and f"{found}; and a guard of {metric} within {max_loss:g} takes one answer for all rows, or nearly"
     return Score(metric, values.before, values.after, loss, evidence.basis, len(before), name, reason, interval, ruin)
+
+
+def _compare_closely(before: Array, after: Array) -> str:
+    """Say how far answers are from the original's where nothing else looks at that; "" if they are near."""
+    kept = measure_r2(before, after, None).after
+    return "" if kept >= _NEAR else f"fidelity to the original is {kept:.3f}, below {_NEAR:g}"
 
 
 def _find_kept(before: Array, targets: Array | None, meaning: Meaning) -> Array | None:

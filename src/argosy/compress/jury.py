@@ -13,8 +13,9 @@ import numpy as np
 from argosy.bench.artifact import Artifact
 from argosy.bench.probe import Probe
 from argosy.bench.rows import RowFiles, Rows, write_rows
+from argosy.compress.answers import check_shapes, count_lost
 from argosy.compress.examples import Example, find_examples
-from argosy.compress.judge import Evidence, Guard, Score, check_shapes, count_lost, judge_outputs
+from argosy.compress.judge import Evidence, Guard, Score, judge_outputs
 from argosy.compress.kind import Meaning
 from argosy.compress.measure import Cost, Timing, measure_costs
 from argosy.compress.sample import Sample, group_rows, thin_rows
