@@ -12,9 +12,17 @@ from typing import Any
 import pytest
 
 from argosy.environment import find_interpreter, lives_apart
-from tests.frameworks.test_trajectories import BACKENDS
 from tests.scripts import ROOT
 
+NEEDS_TENSORFLOW = pytest.mark.needs("tensorflow")
+CASES = [
+    pytest.param("torch", None, id="torch"),
+    pytest.param("tensorflow", None, id="tensorflow", marks=NEEDS_TENSORFLOW),
+    pytest.param("keras", "tensorflow", id="keras-on-tensorflow", marks=NEEDS_TENSORFLOW),
+    pytest.param("mxnet", None, id="mxnet"),
+    pytest.param("jax", None, id="jax"),
+]
+OTHERS = [pytest.param("keras", "jax", id="keras-on-jax"), pytest.param("keras", "torch", id="keras-on-torch")]
 WITHIN = 1e-5
 """Of weights of the order of one."""
 
@@ -30,16 +38,14 @@ def run(framework: str, backend: str | None, folder: Path, *more: str) -> dict[s
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    ("framework", "backend"), [case for case in BACKENDS if case.id not in ("keras-on-jax", "keras-on-torch")]
-)
+@pytest.mark.parametrize(("framework", "backend"), CASES)
 def test_two_workers_take_the_steps_of_one_and_go_on_where_they_were(framework: str, backend: str | None, tmp_path: Path) -> None:
     assert run(framework, backend, tmp_path)["apart"] <= WITHIN
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("framework", "backend"), BACKENDS)
+@pytest.mark.parametrize(("framework", "backend"), [*CASES, *OTHERS])
 def test_workers_take_a_hundred_steps_of_one_and_are_resumed_bit_for_bit(
     framework: str, backend: str | None, tmp_path: Path
 ) -> None:

@@ -661,7 +661,7 @@ def test_compressed_version_keeps_its_tokenizer(home: Home) -> None:
     import_onnx(home.store, path, "dense", preprocess=[step])
     rows = {"ids": np.arange(256).reshape(4, 64) % 16}
     child = compress(
-        "dense", method="int8", calibration=rows, guard=Guard("mse", 1e6), needs_gain=False, store=home.store
+        "dense", method="weights", calibration=rows, guard=Guard("mse", 1e6), needs_gain=False, store=home.store
     ).version
     assert child is not None
     assert child.manifest.signature.preprocess == home.store.get_version("dense@1").manifest.signature.preprocess

@@ -88,7 +88,7 @@ ATTACKS = {
     "number": (say("1"), "no JSON object"),
     "cut": (say("{"), "no JSON"),
     "bytes": ("channel.send(bytes(range(256)))", "no JSON"),
-    "surrogate": (say('{"op":"refused","error":"\\ud800","tensor":null,"got":null,"allowed":null}'), "Refused.error"),
+    "surrogate": (say('{"op":"refused","error":"\\ud800","tensor":null,"got":null,"allowed":null,"how":null}'), "Refused.error"),
     "large": (LARGE, "longer than"),
     "deep": ("channel.send(b'[' * 100_000)", "nested too deep"),
     "nan": (ready("NaN"), "NaN"),
