@@ -38,6 +38,7 @@ def run(framework: str, backend: str | None, folder: Path, *more: str) -> dict[s
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("framework", "backend"), CASES)
 def test_two_workers_take_the_steps_of_one_and_go_on_where_they_were(framework: str, backend: str | None, tmp_path: Path) -> None:
     assert run(framework, backend, tmp_path)["apart"] <= WITHIN
