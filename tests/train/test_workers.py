@@ -62,6 +62,7 @@ def test_workers_take_the_steps_of_one(workers: int) -> None:
     # The last batch has 3 rows, of which nothing falls to most workers.
     together, found = fit(workers, **options)
     assert np.abs(found - expected).max() <= WITHIN
+    assert (alone.settings.workers, together.settings.workers) == (None, workers)
     assert [epoch.list_values() for epoch in together.history] == [
         pytest.approx(epoch.list_values(), rel=1e-5) for epoch in alone.history
     ]

@@ -62,6 +62,7 @@ _LATER: Final = (
     "average",
     "rescue",
     "callbacks",
+    "workers",
 )
 """Settings that a description leaves out where they are not set."""
 
@@ -104,6 +105,8 @@ class Settings:
     rescue: bool = True
     callbacks: tuple[dict[str, Any], ...] | None = None
     """Of the framework's own: their settings and code."""
+    workers: int | None = None
+    """That shared the rows of each batch; None for one."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:

@@ -212,6 +212,7 @@ def train(
         start=None if beginning is None else beginning.describe(),
         rescue=rescue,
         callbacks=describe_callbacks(framework, heard),
+        workers=workers if workers > 1 else None,
     )
     share = _share_threads(num_threads, workers)
     with keep_numbers(), _open_session(framework, seed, num_threads, share):

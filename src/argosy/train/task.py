@@ -240,7 +240,7 @@ def _list_measured(opened: Opened) -> list[str]:
 def _describe_run(framework: Framework, model: Any, source: Source, settings: Settings) -> dict[str, Any]:
     """Say what a run must have in common with the one whose checkpoint it goes on from; it may be longer."""
     described = settings.describe()
-    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue", "callbacks"):
+    for free in ("epochs", "tolerance", "patience", "num_threads", "metrics", "own_metrics", "rescue", "callbacks", "workers"):
         described.pop(free, None)
     data = source.describe()
     if "max_bad_rows" in data:
