@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
+def read_workers(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """Take a number of workers, or `auto`."""
+    return value if value in (None, "auto") else click.IntRange(min=1).convert(value, option, context)
+
+
 @command("train")
 @click.argument("target", metavar="recipe:NAME|FILE.py:FUNCTION")
 @click.option("--from", "start", metavar="NAME@V", help="Version of the store whose weights the model begins with, by name.")
@@ -32,7 +37,7 @@ __all__ = ["train"]
 @click.option("--patience", type=int, help="End after so many epochs without a better validation loss, with the best weights.")
 @click.option("--tolerance", type=float, help="End when the training loss has settled to this part of itself.")
 @click.option("--micro-batch-size", type=int, help="Rows of one forward and backward pass; needs less memory.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that share each batch.  [default: 1]")
+@click.option("--workers", callback=read_workers, metavar="N|auto", help="Processes that share each batch.  [default: 1]")
 @click.option("--num-threads", type=int, help="Of the framework in each, for a program.")
 @click.option("--seed", type=int, help="Of the first weights and the order of the rows.  [default: 0]")
 @click.option("--precision", type=click.Choice(["bfloat16"]), help="Mixed precision, where the framework has it.")

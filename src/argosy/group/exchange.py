@@ -129,6 +129,8 @@ class Group(ABC):
             Which of them there are in any worker.
         """
         if self._trouble is None:
+            if self.size == 1:
+                return has
             try:
                 return self._average(loss, [*gradients, *beside], has)
             except _TroubleError as error:
@@ -165,6 +167,11 @@ class Group(ABC):
     def end_step(self, number: int) -> None:
         """Know that the step of a number was taken."""
         del number
+
+    @property
+    def is_changing(self) -> bool:
+        """The next round forms the group anew, because its leader wants other workers."""
+        return False
 
     def fail(self, error: BaseException) -> NoReturn:
         """Tell the others that this worker failed in a step, and raise what follows from it for all.
@@ -321,7 +328,7 @@ class Leader(Group):
                 heard.append(self._hear(peer, f"worker {rank + 1} of {self.size}"))
             except (EOFError, OSError):
                 self.lost.append(peer)
-        verdict = _Heard("changed", None) if self.lost else self._judge(heard)
+        verdict = _Heard("changed", None) if self.lost or self.is_changing else self._judge(heard)
         for peer in self.peers:
             if peer not in self.lost:
                 self._send(peer, verdict)

@@ -14,6 +14,7 @@ from argosy.errors import FaultError, StoreError
 from argosy.group.exchange import Leader
 from argosy.group.wire import Process
 from argosy.store.temporary import explain_write, find_private_folder, remove_dead, temp_folder
+from argosy.train.tuner import Tuner
 
 __all__ = ["Crew"]
 
@@ -32,16 +33,22 @@ class Crew(Leader):
         num_workers: with this process.
         pack: writes the run to a file for the others.
         num_threads: that each worker's libraries may use.
+        tuner: says how many workers there are to be; then a worker that dies is not waited for.
     """
 
-    def __init__(self, num_workers: int, pack: Callable[[Path], None], num_threads: int | None) -> None:
+    def __init__(
+        self, num_workers: int, pack: Callable[[Path], None], num_threads: int | None, tuner: Tuner | None = None
+    ) -> None:
         super().__init__()
         self._num_workers = num_workers
         self._pack = pack
         self._num_threads = num_threads
+        self._tuner = tuner
         self._home: Path | None = None
         self._stack = contextlib.ExitStack()
         self._alive: list[Process] = []
+        self._coming: list[Process] = []
+        """Those that start while the others go on."""
         self._num_started = 0
         self._num_lost = 0
         self._furthest = 0
@@ -50,36 +57,62 @@ class Crew(Leader):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for worker in self._alive:
+        for worker in (*self._alive, *self._coming):
             worker.end()
         self.close()
         self._stack.close()
 
     def begin(self, start: Any) -> Any:
-        """See `Group.begin`; starts what workers are missing."""
+        """See `Group.begin`; starts what workers are missing, and ends those that are too many."""
         self._bury()
-        home = self._home = self._home or self._write_run()
-        new: list[Process] = []
-        for _ in range(self._num_workers - 1 - len(self._alive)):
-            self._num_started += 1
-            worker = Process(_MEMBER, [str(home / "run")], home / f"{self._num_started}.log", self._num_threads)
-            self._alive.append(worker)
-            worker.wire.send(sys.path)
-            new.append(worker)
-        for worker in new:
-            try:
-                self.hear_ready(worker)
-            except (EOFError, OSError):
-                self.lost.append(worker)
+        while len(self._alive) > self._num_workers - 1:
+            self._alive.pop().end()
+        self._admit()
+        if self._tuner is None:
+            self._start(self._num_workers - 1 - len(self._alive))
+            self._admit(is_awaited=True)
         if self.lost:
             return self.begin(start)
         self.form(self._alive, start)
+        if self._tuner is not None:
+            self._tuner.begin(self.size)
         return start
+
+    @property
+    def is_changing(self) -> bool:
+        """Those that were to come are ready, or some are too many."""
+        is_complete = bool(self._coming) and all(worker.wire.poll(0.0) for worker in self._coming)
+        return is_complete or len(self._alive) > self._num_workers - 1
 
     def end_step(self, number: int) -> None:
         """Know that a step was taken; only one that was never taken before says that the run goes on."""
         if number > self._furthest:
             self._furthest, self._num_lost = number, 0
+        if self._tuner is None:
+            return
+        self._num_workers = self._tuner.end_step()
+        if not self._coming:
+            self._start(self._num_workers - 1 - len(self._alive))
+
+    def _start(self, count: int) -> None:
+        """Start some more."""
+        home = self._home = self._home or self._write_run()
+        for _ in range(count):
+            self._num_started += 1
+            worker = Process(_MEMBER, [str(home / "run")], home / f"{self._num_started}.log", self._num_threads)
+            worker.wire.send(sys.path)
+            self._coming.append(worker)
+
+    def _admit(self, *, is_awaited: bool = False) -> None:
+        """Take in those that are ready; or all, when they are."""
+        for worker in list(self._coming):
+            if is_awaited or worker.wire.poll(0.0):
+                self._coming.remove(worker)
+                self._alive.append(worker)
+                try:
+                    self.hear_ready(worker)
+                except (EOFError, OSError):
+                    self.lost.append(worker)
 
     def _bury(self) -> None:
         """Take leave of those that are lost."""

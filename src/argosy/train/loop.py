@@ -326,6 +326,8 @@ class Loop:
         if self._group is not None:
             self._group.end_step(standing.step)
             if self._is_led:
+                if self._group.is_changing:
+                    self._keep()
                 self._is_ended = self._group.follow(self._is_ended)
 
     def _go_back(self, rescue: Rescue, loss: float, error: ModelError | None, source: Source) -> None:

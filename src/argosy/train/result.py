@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from argosy.errors import InputError
 from argosy.frameworks.base import Framework, Precision
@@ -105,7 +105,7 @@ class Settings:
     rescue: bool = True
     callbacks: tuple[dict[str, Any], ...] | None = None
     """Of the framework's own: their settings and code."""
-    workers: int | None = None
+    workers: int | Literal["auto"] | None = None
     """That shared the rows of each batch; None for one."""
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from argosy.train.result import Epoch, Settings, TrainResult
 from argosy.train.source import is_stream, keep_numbers
 from argosy.train.start import Start, read_start
 from argosy.train.task import Task
+from argosy.train.tuner import Tuner
 
 __all__ = ["count_steps", "train"]
 
@@ -66,7 +67,7 @@ def train(
     checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
     resume: bool | Literal["restart"] = False,
     tensorboard: str | os.PathLike[str] | None = None,
-    workers: int = 1,
+    workers: int | Literal["auto"] = 1,
     num_threads: int | None = None,
     progress: bool | None = None,
     on_step: Callable[[Taken], bool | None] | None = None,
@@ -132,7 +133,8 @@ def train(
             another run as its parent.
         resume: go on from the newest checkpoint of the folder, if it has one. `"restart"`: begin anew, and remove them.
         tensorboard: a folder for TensorBoard's event files.
-        workers: processes that share the rows of each batch, and so take the steps of one; the first is this one.
+        workers: processes that share the rows of each batch, and so take the steps of one; the first is this one. `auto`: as many
+            as make the steps fastest, found out by the first ones, which count.
         num_threads: of the framework, in each worker; default: its own choice, and of several workers a share of the cores. Small
             models train best with one: with more, each step waits for the slowest core (7 s became 37 s on two cores with
             other work on them).
@@ -153,7 +155,8 @@ def train(
         FaultError: `worker_lost`, `worker_failed`, `group_differs`, one of several workers.
         StoreError: `disk_full`, `write_failed`, a checkpoint.
     """
-    check_count("workers", workers)
+    if workers != "auto":
+        check_count("workers", workers)
     functions = {"step": step, "on_step": on_step, "on_epoch": on_epoch, "on_end": on_end}
     _check_functions(functions, average)
     framework = framework_of(model)
@@ -170,7 +173,7 @@ def train(
     )
     rule = resolve_optimizers(_choose(optimizer, own_optimizer, "adam"), framework)
     heard = check_callbacks(framework, callbacks)
-    if workers > 1:
+    if workers != 1:
         _check_shareable(rule, heard)
     columns = Columns.read(targets, weights)
     beginning = None if start is None else read_start(framework, model, start)
@@ -188,6 +191,7 @@ def train(
         is_shown=progress is not False,
         hooks=Hooks(on_step, on_epoch),
         callbacks=heard,
+        is_tuned=workers == "auto",
     )
     settings = Settings(
         loss=objective.describe(),
@@ -212,7 +216,7 @@ def train(
         start=None if beginning is None else beginning.describe(),
         rescue=rescue,
         callbacks=describe_callbacks(framework, heard),
-        workers=workers if workers > 1 else None,
+        workers=None if workers == 1 else workers,
     )
     share = _share_threads(num_threads, workers)
     with keep_numbers(), _open_session(framework, seed, num_threads, share):
@@ -230,9 +234,15 @@ def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split
     return epochs * math.ceil((num_rows - count_taken(num_rows, validation_split)) / batch_size)
 
 
-def _share_threads(num_threads: int | None, workers: int) -> int | None:
+def _share_threads(num_threads: int | None, workers: int | Literal["auto"]) -> int | None:
     """Give the threads of each worker."""
-    return num_threads if num_threads is not None or workers == 1 else max(len(os.sched_getaffinity(0)) // workers, 1)
+    if num_threads is not None or workers == 1:
+        return num_threads
+    return 1 if workers == "auto" else max(_count_cores() // workers, 1)
+
+
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 @contextmanager
@@ -248,7 +258,7 @@ def _open_session(framework: Framework, seed: int, num_threads: int | None, shar
         yield
 
 
-def _run(task: Task, opened: Opened, settings: Settings, workers: int, num_threads: int | None) -> TrainResult:
+def _run(task: Task, opened: Opened, settings: Settings, workers: int | Literal["auto"], num_threads: int | None) -> TrainResult:
     if workers == 1:
         return task.run(opened, settings)
 
@@ -259,7 +269,8 @@ def _run(task: Task, opened: Opened, settings: Settings, workers: int, num_threa
         """Let every process have its own."""
         return (get_framework, (task.framework.name,)) if part is task.framework else None
 
-    with Crew(workers, write, num_threads) as crew:
+    tuner = Tuner(max(_count_cores() // (num_threads or 1), 1)) if workers == "auto" else None
+    with Crew(1 if workers == "auto" else workers, write, num_threads, tuner) as crew:
         return task.run(opened, settings, crew)
 
 

@@ -60,11 +60,13 @@ class Task:
     hooks: Hooks
     callbacks: tuple[Any, ...]
     """Of the framework's own."""
+    is_tuned: bool = False
+    """The number of workers is found out on the way."""
 
     @property
     def is_led(self) -> bool:
-        """Functions or callbacks may end the run after any step."""
-        return self.hooks.on_step is not None or bool(self.callbacks)
+        """After any step, functions or callbacks may end the run, or the group of workers may change."""
+        return self.is_tuned or self.hooks.on_step is not None or bool(self.callbacks)
 
     def follow(self, opened: Opened, settings: Settings, follower: Follower, *, is_led: bool) -> None:
         """Be another worker of a run that is led elsewhere, until it is over.
