@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def find_workers() -> list[int]:
     return [pid for pid in found if is_alive(pid)]
 
 
-def fit(workers: int, data: Any = None, **options: Any) -> tuple[Any, Any]:
+def fit(workers: Any, data: Any = None, **options: Any) -> tuple[Any, Any]:
     model = options.pop("model", None) or make_model()
     options = {"epochs": 3, "batch_size": 20, "num_threads": 1, "progress": False, **options}
     if data is not None and not isinstance(data, tuple | dict):
@@ -200,3 +201,14 @@ def test_number_of_workers_is_checked(workers: Any) -> None:
 def test_rule_without_gradients_has_one_worker() -> None:
     with pytest.raises(InputError, match="`workers` is 'several', expected 1 with genetic, which has no gradients"):
         fit(2, optimizer="genetic")
+
+
+def test_number_of_workers_is_found_out_on_the_way(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    x, y = make_data()
+    options = {"epochs": 6, "on_step": lambda taken: time.sleep(0.1)}  # Long enough for a worker to come.
+    _, expected = fit(1, (x, y), epochs=6)
+    result, found = fit("auto", (x, y), **options)
+    assert np.abs(found - expected).max() <= WITHIN
+    assert len(result.history) == 6
+    assert [record.getMessage() for record in caplog.records if "ms a step" in record.getMessage()] != []

@@ -22,7 +22,8 @@ __all__ = ["train"]
 
 def read_workers(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
     """Take a number of workers, or `auto`."""
-    return value if value in (None, "auto") else click.IntRange(min=1).convert(value, option, context)
+    number: Any = click.IntRange(min=1)
+    return value if value in (None, "auto") else number.convert(value, option, context)
 
 
 @command("train")
