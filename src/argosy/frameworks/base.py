@@ -192,6 +192,10 @@ class Framework(Protocol):
         """Multiply the learning rate of an optimizer of the framework's own; False if it has none to set."""
         ...
 
+    def set_threads(self, num_threads: int) -> bool:
+        """Compute with so many threads from now on, in a session; False where their number cannot be changed any more."""
+        ...
+
     def reduce(self, part: Any) -> Any:
         """Say how an object of the framework's is pickled for another worker, as `__reduce__` does; None: as it says itself."""
         ...

@@ -36,6 +36,12 @@ class FrameworkDefaults(ABC):
     def find_seeder(self, data: Any) -> Callable[[int], None] | None:
         return None  # Steps draw from a seed of their own.
 
+    def set_threads(self, num_threads: int) -> bool:
+        return False  # Their number is fixed when the library starts.
+
+    def reduce(self, part: Any) -> Any:
+        return None
+
     @abstractmethod
     def answer(self, model: Any, inputs: Tree) -> Tree: ...
 

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol
 
@@ -56,6 +56,8 @@ class Formation(NamedTuple):
     """Number of workers."""
     folder: str
     """In which they share memory."""
+    num_threads: int | None
+    """That each worker computes with from now on; None: as many as before."""
     start: Any
     """What they begin with."""
 
@@ -99,6 +101,8 @@ class Group(ABC):
         self._begun_s = 0.0
         self.folder = ""
         """In which workers share memory; the leader is told before it forms the group."""
+        self.set_threads: Callable[[int], object] = bool
+        """Called with the number of threads of a new formation."""
         self._regions: dict[Layout, Region] = {}
         self._trouble: _Heard | None = None
 
@@ -228,6 +232,8 @@ class Group(ABC):
         self.rank, self.size, self.folder = formation.rank, formation.size, formation.folder
         self._regions.clear()
         self._trouble = None
+        if formation.num_threads is not None:
+            self.set_threads(formation.num_threads)
 
 
 class Follower(Group):
@@ -296,15 +302,15 @@ class Leader(Group):
         if said.kind != READY:
             raise Ended(said.value)
 
-    def form(self, peers: Sequence[Peer], start: Any) -> None:
+    def form(self, peers: Sequence[Peer], start: Any, num_threads: int | None = None) -> None:
         """Form the group of this worker and some peers, all of whom wait for it."""
         self._number += 1
         self._remove_files()
         self.peers, self.lost = [*peers], []
         self._worked_s, self._num_watched = [0.0] * (len(peers) + 1), 0
         for rank, peer in enumerate(peers, 1):
-            self._send(peer, Formation(rank, len(peers) + 1, self.folder, start))
-        self._take_place(Formation(0, len(peers) + 1, self.folder, None))
+            self._send(peer, Formation(rank, len(peers) + 1, self.folder, num_threads, start))
+        self._take_place(Formation(0, len(peers) + 1, self.folder, num_threads, None))
 
     def feed(self, shares: Sequence[Any]) -> None:
         """Give each worker something of its own, in the order of their ranks; the first is this worker's."""

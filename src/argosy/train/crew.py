@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from argosy.group.wire import Process
 from argosy.store.temporary import explain_write, find_private_folder, remove_dead, temp_folder
 from argosy.train.tuner import Tuner
 
-__all__ = ["Crew"]
+__all__ = ["Crew", "count_cores"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,13 +27,18 @@ _MOST_LOST: Final = 3
 """Workers that are lost without a new step between them: it is no accident."""
 
 
+def count_cores() -> int:
+    """Give how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 class Crew(Leader):
     """A context: the leader of a run's workers.
 
     Args:
         num_workers: with this process.
         pack: writes the run to a file for the others.
-        num_threads: that each worker's libraries may use.
+        num_threads: that each worker's libraries may use; with a tuner None, if workers are to share the cores.
         tuner: says how many workers there are to be; then a worker that dies is not waited for.
     """
 
@@ -73,10 +79,14 @@ class Crew(Leader):
             self._admit(is_awaited=True)
         if self.lost:
             return self.begin(start)
-        self.form(self._alive, start)
+        self.form(self._alive, start, self._share_cores(len(self._alive) + 1) if self._num_threads is None else None)
         if self._tuner is not None:
             self._tuner.begin(self.size)
         return start
+
+    @staticmethod
+    def _share_cores(num_workers: int) -> int:
+        return max(count_cores() // num_workers, 1)
 
     @property
     def is_changing(self) -> bool:
@@ -99,7 +109,8 @@ class Crew(Leader):
         home = self._home = self._home or self._write_run()
         for _ in range(count):
             self._num_started += 1
-            worker = Process(_MEMBER, [str(home / "run")], home / f"{self._num_started}.log", self._num_threads)
+            num_threads = self._num_threads or self._share_cores(self._num_workers)
+            worker = Process(_MEMBER, [str(home / "run")], home / f"{self._num_started}.log", num_threads)
             worker.wire.send(sys.path)
             self._coming.append(worker)
 

@@ -51,6 +51,7 @@ def work(follower: Follower, path: Path) -> None:
     """Be one worker of a run, until it is over or its leader is gone."""
     shipment: Shipment = unpack(path)
     task, settings = shipment.task, shipment.settings
+    follower.set_threads = task.framework.set_threads
     with keep_numbers(), task.framework.session(settings.seed, settings.num_threads):
         task.follow(shipment.opened, settings, follower, is_led=shipment.is_led)
 

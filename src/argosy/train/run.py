@@ -18,7 +18,7 @@ from argosy.optim import GradientFreeOptimizer
 from argosy.optim.schedules import check_count
 from argosy.train.average import Ema
 from argosy.train.checkpoint import Checkpoints
-from argosy.train.crew import Crew
+from argosy.train.crew import Crew, count_cores
 from argosy.train.data import count_taken
 from argosy.train.elements import Columns
 from argosy.train.listening import Hooks, Taken, check_callbacks, describe_callbacks
@@ -235,14 +235,10 @@ def count_steps(num_rows: int, *, batch_size: int, epochs: int, validation_split
 
 
 def _share_threads(num_threads: int | None, workers: int | Literal["auto"]) -> int | None:
-    """Give the threads of each worker."""
-    if num_threads is not None or workers == 1:
+    """Give the threads of each worker; None where that is not fixed before."""
+    if num_threads is not None or workers in (1, "auto"):
         return num_threads
-    return 1 if workers == "auto" else max(_count_cores() // workers, 1)
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return max(count_cores() // workers, 1)
 
 
 @contextmanager
@@ -269,8 +265,9 @@ def _run(task: Task, opened: Opened, settings: Settings, workers: int | Literal[
         """Let every process have its own."""
         return (get_framework, (task.framework.name,)) if part is task.framework else None
 
-    tuner = Tuner(max(_count_cores() // (num_threads or 1), 1)) if workers == "auto" else None
+    tuner = Tuner(max(count_cores() // (num_threads or 1), 1)) if workers == "auto" else None
     with Crew(1 if workers == "auto" else workers, write, num_threads, tuner) as crew:
+        crew.set_threads = task.framework.set_threads
         return task.run(opened, settings, crew)
 
 

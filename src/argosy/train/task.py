@@ -123,6 +123,8 @@ class Task:
                 assert ended.error is not None
                 raise ended.error from None
         self._check_weights(loop.num_steps)
+        if crew is not None:
+            settings = replace(settings, workers=crew.size)
         return TrainResult(
             self.model,
             self.framework,

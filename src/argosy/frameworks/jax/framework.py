@@ -99,9 +99,6 @@ class JaxFramework(FrameworkDefaults):
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return scale_rate(optimizer, factor)
 
-    def reduce(self, part: Any) -> Any:
-        return None
-
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return JaxStep(model, loss, optimizer, options)
 

@@ -153,6 +153,12 @@ class KerasFramework(FrameworkDefaults):
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return scale_rate(optimizer, factor)
 
+    def set_threads(self, num_threads: int) -> bool:
+        if keras.backend.backend() != "torch":
+            return False
+        importlib.import_module("torch").set_num_threads(num_threads)
+        return True
+
     def reduce(self, part: Any) -> Any:
         return reduce_model(part) if isinstance(part, keras.Model) else None
 

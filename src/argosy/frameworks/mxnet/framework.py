@@ -118,6 +118,10 @@ class MxnetFramework(FrameworkDefaults):
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return scale_rate(optimizer, factor)
 
+    def set_threads(self, num_threads: int) -> bool:
+        set_threads(num_threads)
+        return True
+
     def reduce(self, part: Any) -> Any:
         return reduce_part(part)
 

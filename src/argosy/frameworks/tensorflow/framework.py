@@ -111,9 +111,6 @@ class TensorFlowFramework(FrameworkDefaults):
     def scale_rate(self, optimizer: Any, factor: float) -> bool:
         return scale_rate(optimizer, factor)
 
-    def reduce(self, part: Any) -> Any:
-        return None
-
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return ModuleStep(model, loss, optimizer, options)
 

@@ -111,8 +111,9 @@ class TorchFramework(FrameworkDefaults):
         is_still = type(data.dataset) is torch.utils.data.TensorDataset and data.collate_fn is _DEFAULT_COLLATE
         return None if is_still and type(data.sampler) in _SAMPLERS else torch.default_generator.manual_seed
 
-    def reduce(self, part: Any) -> Any:
-        return None
+    def set_threads(self, num_threads: int) -> bool:
+        torch.set_num_threads(num_threads)
+        return True
 
     def build_step(self, model: Any, loss: Any, optimizer: Any, options: FitOptions) -> Step:
         return TorchStep(model, loss, optimizer, options)
