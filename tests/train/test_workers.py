@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -203,12 +204,12 @@ def test_rule_without_gradients_has_one_worker() -> None:
         fit(2, optimizer="genetic")
 
 
-def test_number_of_workers_is_found_out_on_the_way(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    x, y = make_data()
-    options = {"epochs": 6, "on_step": lambda taken: time.sleep(0.1)}  # Long enough for a worker to come.
-    _, expected = fit(1, (x, y), epochs=6)
-    result, found = fit("auto", (x, y), **options)
+def test_number_of_workers_is_found_out_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    _, expected = fit(1, epochs=6)
+    # Steps are long enough for a worker to come.
+    result, found = fit("auto", epochs=6, num_threads=None, progress=True, on_step=lambda taken: time.sleep(0.1))
     assert np.abs(found - expected).max() <= WITHIN
     assert len(result.history) == 6
-    assert [record.getMessage() for record in caplog.records if "ms a step" in record.getMessage()] != []
+    told = re.search(r"^workers: (\d) \(a step takes \d+ ms with 1(?:, \d+ ms with 2)?\)$", capsys.readouterr().err, re.MULTILINE)
+    assert told is not None
+    assert result.settings.workers == int(told[1])

@@ -49,7 +49,7 @@ class Crew(Leader):
         self._num_workers = num_workers
         self._pack = pack
         self._num_threads = num_threads
-        self._tuner = tuner
+        self.tuner = tuner
         self._home: Path | None = None
         self._stack = contextlib.ExitStack()
         self._alive: list[Process] = []
@@ -74,14 +74,14 @@ class Crew(Leader):
         while len(self._alive) > self._num_workers - 1:
             self._alive.pop().end()
         self._admit()
-        if self._tuner is None:
+        if self.tuner is None:
             self._start(self._num_workers - 1 - len(self._alive))
             self._admit(is_awaited=True)
         if self.lost:
             return self.begin(start)
         self.form(self._alive, start, self._share_cores(len(self._alive) + 1) if self._num_threads is None else None)
-        if self._tuner is not None:
-            self._tuner.begin(self.size)
+        if self.tuner is not None:
+            self.tuner.begin(self.size)
         return start
 
     @staticmethod
@@ -98,9 +98,9 @@ class Crew(Leader):
         """Know that a step was taken; only one that was never taken before says that the run goes on."""
         if number > self._furthest:
             self._furthest, self._num_lost = number, 0
-        if self._tuner is None:
+        if self.tuner is None:
             return
-        self._num_workers = self._tuner.end_step()
+        self._num_workers = self.tuner.end_step()
         if not self._coming:
             self._start(self._num_workers - 1 - len(self._alive))
 

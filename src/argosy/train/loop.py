@@ -18,7 +18,7 @@ from argosy.train.listening import Hooks, Taken
 from argosy.train.measures import Measure
 from argosy.train.objective import Objective
 from argosy.train.pace import Pace
-from argosy.train.progress import Progress
+from argosy.train.progress import Watcher
 from argosy.train.rescue import Kept, Rescue, Skip, Verdict, is_due
 from argosy.train.result import Epoch, Settings
 from argosy.train.sharing import Spare
@@ -53,7 +53,7 @@ class Loop:
         program: Program,
         settings: Settings,
         keeper: Keeper | None,
-        watchers: Sequence[Progress],
+        watchers: Sequence[Watcher],
         pace: Pace,
         *,
         hooks: Hooks = _NO_HOOKS,

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from argosy.train.result import Epoch
 
-__all__ = ["Progress", "describe_epoch", "open_progress"]
+__all__ = ["Progress", "Watcher", "describe_epoch", "open_progress"]
 
 
-class Progress(Protocol):
+class Watcher(Protocol):
     """Told by the training loop how far it is."""
 
     def end_step(self, step: int, loss: float) -> None:
@@ -24,6 +24,14 @@ class Progress(Protocol):
 
     def end_epoch(self, epoch: Epoch) -> None:
         """Show what an epoch came to."""
+        ...
+
+
+class Progress(Watcher, Protocol):
+    """Shows it to a person."""
+
+    def say(self, text: str) -> None:
+        """Show a line."""
         ...
 
 
@@ -74,13 +82,19 @@ class _Silence:
     def end_epoch(self, epoch: Epoch) -> None:
         pass
 
+    def say(self, text: str) -> None:
+        pass
+
 
 class _Lines(_Silence):
     def __init__(self, num_epochs: int | None) -> None:
         self._num_epochs = num_epochs
 
     def end_epoch(self, epoch: Epoch) -> None:
-        print(describe_epoch(epoch, self._num_epochs), file=sys.stderr, flush=True)
+        self.say(describe_epoch(epoch, self._num_epochs))
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 class _Bar(_Silence):
@@ -95,5 +109,8 @@ class _Bar(_Silence):
         self._bar.update(self._task, completed=step, description=f"epoch {self._epoch}{of_all}  loss {loss:.4f}")
 
     def end_epoch(self, epoch: Epoch) -> None:
-        self._bar.console.print(describe_epoch(epoch, self._num_epochs), highlight=False)
+        self.say(describe_epoch(epoch, self._num_epochs))
         self._epoch = epoch.number + 1
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)

@@ -26,7 +26,7 @@ from argosy.train.loop import Loop, Program
 from argosy.train.moving import is_own
 from argosy.train.opening import Opened
 from argosy.train.pace import Pace
-from argosy.train.progress import Progress, open_progress
+from argosy.train.progress import Watcher, open_progress
 from argosy.train.publish import pick_sample
 from argosy.train.rescue import Rescue
 from argosy.train.result import Settings, TrainResult
@@ -103,6 +103,8 @@ class Task:
             num_batches = opened.source.num_batches
             num_steps = None if num_batches is None or settings.epochs is None else num_batches * settings.epochs
             shown = stack.enter_context(open_progress(self.is_shown, settings.epochs, num_steps))
+            if crew is not None and crew.tuner is not None:
+                crew.tuner.say = shown.say
             logged = stack.enter_context(open_tensorboard(self.tensorboard))
             listener = open_listener(
                 self.framework,
@@ -192,7 +194,7 @@ class Task:
         program: Program,
         settings: Settings,
         keeper: Keeper | None,
-        watchers: Sequence[Progress],
+        watchers: Sequence[Watcher],
         pace: Pace,
         listener: Listener | None,
         group: Group | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections.abc import Callable
 from typing import Final
 
 __all__ = ["Tuner"]
@@ -28,6 +29,8 @@ class Tuner:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self.say: Callable[[str], object] = _LOG.info
+        """Is told what was found."""
         self._times: dict[int, float] = {}
         """Of a step, by number of workers."""
         self._size = 1
@@ -63,5 +66,5 @@ class Tuner:
             self._wanted = 2 * self._size
             return
         self._is_done = True
-        told = ", ".join(f"{size}: {1e3 * one:.3g} ms a step" for size, one in self._times.items())
-        _LOG.info("%d workers (%s)", self._wanted, told)
+        measured = ", ".join(f"{1e3 * one:.3g} ms with {size}" for size, one in self._times.items())
+        self.say(f"workers: {self._wanted} (a step takes {measured})")
