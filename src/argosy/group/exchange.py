@@ -101,6 +101,8 @@ class Group(ABC):
         self._begun_s = 0.0
         self.folder = ""
         """In which workers share memory; the leader is told before it forms the group."""
+        self.is_changing = False
+        """The next round forms the group anew, because its leader, who alone knows, wants other workers."""
         self.set_threads: Callable[[int], object] = bool
         """Called with the number of threads of a new formation."""
         self._regions: dict[Layout, Region] = {}
@@ -171,11 +173,6 @@ class Group(ABC):
     def end_step(self, number: int) -> None:
         """Know that the step of a number was taken."""
         del number
-
-    @property
-    def is_changing(self) -> bool:
-        """The next round forms the group anew, because its leader wants other workers."""
-        return False
 
     def fail(self, error: BaseException) -> NoReturn:
         """Tell the others that this worker failed in a step, and raise what follows from it for all.

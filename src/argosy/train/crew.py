@@ -70,6 +70,7 @@ class Crew(Leader):
 
     def begin(self, start: Any) -> Any:
         """See `Group.begin`; starts what workers are missing, and ends those that are too many."""
+        self.is_changing = False
         self._bury()
         while len(self._alive) > self._num_workers - 1:
             self._alive.pop().end()
@@ -88,12 +89,6 @@ class Crew(Leader):
     def _share_cores(num_workers: int) -> int:
         return max(count_cores() // num_workers, 1)
 
-    @property
-    def is_changing(self) -> bool:
-        """Those that were to come are ready, or some are too many."""
-        is_complete = bool(self._coming) and all(worker.wire.poll(0.0) for worker in self._coming)
-        return is_complete or len(self._alive) > self._num_workers - 1
-
     def end_step(self, number: int) -> None:
         """Know that a step was taken; only one that was never taken before says that the run goes on."""
         if number > self._furthest:
@@ -103,6 +98,8 @@ class Crew(Leader):
         self._num_workers = self.tuner.end_step()
         if not self._coming:
             self._start(self._num_workers - 1 - len(self._alive))
+        has_come = bool(self._coming) and all(worker.wire.poll(0.0) for worker in self._coming)
+        self.is_changing = has_come or len(self._alive) > self._num_workers - 1
 
     def _start(self, count: int) -> None:
         """Start some more."""
