@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from argosy.errors import FaultError, InputError, ModelError
+from argosy.errors import FaultError, InputError, ModelError, StoreError
 from argosy.train.checkpoint import Checkpoints
 from argosy.train.run import train
 from tests.processes import is_alive, list_children
@@ -202,6 +203,25 @@ def test_number_of_workers_is_checked(workers: Any) -> None:
 def test_rule_without_gradients_has_one_worker() -> None:
     with pytest.raises(InputError, match="`workers` is 'several', expected 1 with genetic, which has no gradients"):
         fit(2, optimizer="genetic")
+
+
+@pytest.mark.parametrize("is_all_full", [False, True])
+def test_what_memory_has_no_room_for_is_shared_on_a_disk(is_all_full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve = os.posix_fallocate
+
+    def refuse(handle: int, start: int, length: int) -> None:
+        if is_all_full or str(Path(f"/proc/self/fd/{handle}").readlink()).startswith("/dev/shm/"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(handle, start, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    if is_all_full:
+        with pytest.raises(StoreError, match="what the workers of a run share"):
+            fit(2, epochs=1)
+        return
+    _, found = fit(2, epochs=1)
+    _, expected = fit(1, epochs=1)
+    assert np.abs(found - expected).max() <= WITHIN
 
 
 def test_number_of_workers_is_found_out_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:

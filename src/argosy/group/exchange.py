@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import FaultError, ModelError, list_choices
+from argosy.errors import ArgosyError, FaultError, ModelError, list_choices
 from argosy.group.memory import Layout, Region, make_file
 from argosy.group.wire import Wire
 
@@ -362,13 +362,21 @@ class Leader(Group):
             return _Heard("ended", FaultError("group_differs", kinds="gradients of other shapes, or in another order"))
         try:
             return _Heard("ok", getattr(self, f"_judge_{kind}")(values))
-        except OSError as error:
+        except (OSError, ArgosyError) as error:
             return _Heard("ended", error)
 
     def _judge_open(self, values: list[Layout]) -> str:
         name = f"{self._number}-{len(self._files)}"
-        self._files.append(make_file(Path(self.folder), name, values[0], self.size))
-        return str(self._files[-1])
+        try:
+            path = make_file(Path(self.folder), name, values[0], self.size)
+        except OSError:
+            path = make_file(self.find_room(), name, values[0], self.size)
+        self._files.append(path)
+        return str(path)
+
+    def find_room(self) -> Path:
+        """Give another folder for what the first has no room for."""
+        return Path(self.folder)
 
     def _judge_average(self, values: list[_Offer]) -> tuple[list[float], float, list[bool]]:
         total = sum(offer.num_rows for offer in values)

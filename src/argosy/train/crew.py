@@ -136,6 +136,10 @@ class Crew(Leader):
                 raise FaultError("worker_lost", worker=number, size=size, detail=detail)
         self.lost = []
 
+    def find_room(self) -> Path:
+        """Give a folder on a disk: what all workers share may be larger than the memory that files may take."""
+        return self._stack.enter_context(temp_folder(find_private_folder()))
+
     def _write_run(self) -> Path:
         """Write the run to where there is room for it: in memory, or else on a disk."""
         for parent in (_MEMORY, None):

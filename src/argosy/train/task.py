@@ -16,6 +16,7 @@ from argosy.frameworks.fitting import Journal, Listener, fail_not_finite
 from argosy.frameworks.trees import is_ordered, map_tree
 from argosy.group.exchange import Ended, Follower, Group
 from argosy.optim import GradientFreeOptimizer
+from argosy.store.temporary import explain_write
 from argosy.train.average import Average, Ema
 from argosy.train.checkpoint import Checkpoints, Keeper, open_checkpoints
 from argosy.train.crew import Crew
@@ -123,6 +124,8 @@ class Task:
                 history = loop.run(source, opened.validation)
             except Ended as ended:
                 assert ended.error is not None
+                if isinstance(ended.error, OSError):
+                    raise explain_write("what the workers of a run share", ended.error) from ended.error
                 raise ended.error from None
         self._check_weights(loop.num_steps)
         if crew is not None:
